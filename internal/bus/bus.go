@@ -1,0 +1,83 @@
+// Package bus carries events as Watermill messages. Its sub-packages are the two buses: amqp, on RabbitMQ, and
+// inprocess, for the embedded default. Both deliver at least once and keep the order of each aggregate's events.
+package bus
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+
+	"github.com/healz/worker/internal/events"
+)
+
+// Metadata keys of a message that carries an event. On AMQP they are headers, and properties where AMQP has one.
+const (
+	EventTypeKey     = "event_type"
+	AggregateIDKey   = "aggregate_id"
+	CorrelationIDKey = "correlation_id" // the key that Watermill's own correlation middleware uses
+	CreatedAtKey     = "created_at"
+
+	// ReplayHandlerKey names the one handler that a replayed message is for; the others had succeeded.
+	ReplayHandlerKey = "replay_handler"
+)
+
+// BatchPublisher publishes messages, of any event types, in order. When it returns nil, the bus is responsible for
+// every one of them; on an error some may have been published, and the caller publishes all of them again.
+type BatchPublisher interface {
+	PublishBatch(ctx context.Context, batch []*message.Message) error
+}
+
+// Bus publishes events. It is safe for concurrent use if its publisher is.
+type Bus struct{ publisher BatchPublisher }
+
+// New returns a Bus over a publisher.
+func New(publisher BatchPublisher) *Bus { return &Bus{publisher: publisher} }
+
+// Publish publishes one event under its type.
+func (b *Bus) Publish(ctx context.Context, e events.Event) error {
+	return b.PublishMany(ctx, []events.Event{e})
+}
+
+// PublishMany publishes events in order. An invalid one is an *[events.InvalidError], and none is published. For
+// other errors see [BatchPublisher].
+func (b *Bus) PublishMany(ctx context.Context, batch []events.Event) error {
+	messages := make([]*message.Message, len(batch))
+	for i, e := range batch {
+		if err := e.Validate(); err != nil {
+			return fmt.Errorf("publish event %d of %d: %w", i+1, len(batch), err)
+		}
+		body, err := e.MarshalJSON()
+		if err != nil {
+			return fmt.Errorf("publish event %d of %d: %w", i+1, len(batch), err)
+		}
+		messages[i] = NewMessage(body)
+	}
+	return b.publisher.PublishBatch(ctx, messages)
+}
+
+// NewMessage wraps the JSON of an event, as it stands, in a message. It reads just what routing needs and does not
+// validate: what another program has put into the store is passed on for the consumer to judge.
+func NewMessage(body []byte) *message.Message {
+	var head struct {
+		ID            string `json:"event_id"`
+		Type          string `json:"event_type"`
+		AggregateID   string `json:"aggregate_id"`
+		CorrelationID string `json:"correlation_id"`
+		CreatedAt     string `json:"created_at"`
+	}
+	_ = json.Unmarshal(body, &head) // fields that cannot be read stay empty
+	m := message.NewMessage(head.ID, body)
+	for key, value := range map[string]string{
+		EventTypeKey:     head.Type,
+		AggregateIDKey:   head.AggregateID,
+		CorrelationIDKey: head.CorrelationID,
+		CreatedAtKey:     head.CreatedAt,
+	} {
+		if value != "" {
+			m.Metadata.Set(key, value)
+		}
+	}
+	return m
+}

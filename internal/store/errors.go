@@ -1,0 +1,68 @@
+package store
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/google/uuid"
+
+	"github.com/healz/worker/internal/events"
+)
+
+var (
+	// ErrHandled says that the handler has handled the event before; nothing was done.
+	ErrHandled = errors.New("already handled")
+	// ErrContradiction says that an event of the same id, saying something else, was handled before.
+	ErrContradiction = errors.New("event_id was handled before with other contents")
+	// ErrUnknownOutcome says that the connection broke after the append was sent: it may or may not have
+	// happened. Appending the same events again tells: a *[DuplicateError] means that it had.
+	ErrUnknownOutcome = errors.New("the connection broke and the outcome is unknown")
+	// ErrUnavailable says that the store could not be reached or could not serve: the fault is not the event's,
+	// and the same call can succeed later.
+	ErrUnavailable = errors.New("the store is unavailable")
+	// ErrNoSchema says that the database has no events table of this worker.
+	ErrNoSchema = errors.New("the database has no schema: run `worker migrate up`, or start with --migrate")
+	// ErrNewerSchema says that a newer version of the worker has migrated the database.
+	ErrNewerSchema = errors.New("the database has the schema of a newer version of the worker")
+)
+
+// ConflictError says that a version was taken: another writer was first. It wraps [events.ErrConflict].
+type ConflictError struct {
+	AggregateType string
+	AggregateID   uuid.UUID
+	// Wanted is the version that the append asked for, Found the version that the aggregate has.
+	Wanted, Found int
+}
+
+func (e *ConflictError) Error() string {
+	return fmt.Sprintf("%s: %s %s: version %d is taken, the aggregate is at version %d",
+		events.ErrConflict, e.AggregateType, e.AggregateID, e.Wanted, e.Found)
+}
+
+// Unwrap makes errors.Is(err, events.ErrConflict) true.
+func (e *ConflictError) Unwrap() error { return events.ErrConflict }
+
+// DuplicateError says that an event of the same id is in the store, or twice in the batch.
+type DuplicateError struct{ EventID uuid.UUID }
+
+func (e *DuplicateError) Error() string {
+	return fmt.Sprintf("duplicate event: event_id %s is already in the store", e.EventID)
+}
+
+// GapError says that a version does not follow the aggregate's last one.
+type GapError struct {
+	AggregateType string
+	AggregateID   uuid.UUID
+	// Wanted is the version that the append asked for, Found the version that the aggregate has.
+	Wanted, Found int
+}
+
+func (e *GapError) Error() string {
+	return fmt.Sprintf("gap in versions: %s %s: version %d does not follow version %d",
+		e.AggregateType, e.AggregateID, e.Wanted, e.Found)
+}
+
+// QueryError says what is wrong with a read's limit, offset, cursor or position.
+type QueryError struct{ Field, Problem string }
+
+func (e *QueryError) Error() string { return e.Field + " " + e.Problem }

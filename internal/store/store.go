@@ -1,0 +1,140 @@
+// Package store is the event store: the one place where events are kept for good, in order, and never changed.
+//
+// There are two stores of one interface, [postgres] and [sqlite], held to one conformance suite (storetest).
+// Appending is all there is to writing: the events table is also the outbox that the relay tails, so an append
+// that returned will reach the bus.
+//
+// [postgres]: https://pkg.go.dev/github.com/healz/worker/internal/store/postgres
+// [sqlite]: https://pkg.go.dev/github.com/healz/worker/internal/store/sqlite
+package store
+
+import (
+	"context"
+	"fmt"
+	"iter"
+	"strconv"
+	"strings"
+
+	"github.com/google/uuid"
+
+	"github.com/healz/worker/internal/events"
+)
+
+// Store is what both stores offer. All methods are safe for concurrent use.
+type Store interface {
+	// Append appends one event; it is AppendMany of one.
+	Append(ctx context.Context, e events.Event) error
+
+	// AppendMany appends all events or none, in one round trip; none is no error. The events may belong to
+	// several aggregates; within an aggregate they are in version order and continue what the store has.
+	//
+	// The error is, or wraps, one of: *[events.InvalidError], *[ConflictError], *[DuplicateError], *[GapError],
+	// [events.ErrOtherTenant], and, when the connection broke at the wrong moment, [ErrUnknownOutcome]. Whatever
+	// else it is, nothing was appended.
+	AppendMany(ctx context.Context, batch []events.Event) error
+
+	// Stream yields the events of an aggregate after the given version (0: all), by version ascending, without
+	// holding more than a page of them in memory. An unknown aggregate yields nothing.
+	Stream(ctx context.Context, aggregateType string, aggregateID uuid.UUID, afterVersion int) iter.Seq2[events.Event, error]
+
+	// Version is the version of the aggregate's last event, 0 when it has none.
+	Version(ctx context.Context, aggregateType string, aggregateID uuid.UUID) (int, error)
+
+	// ByAggregate reads a page of an aggregate's events, by version ascending. Of this and the three below: an
+	// unknown id or type is an empty page, not an error.
+	ByAggregate(ctx context.Context, aggregateType string, aggregateID uuid.UUID, q Query) (Page, error)
+	// ByCorrelation reads a page of a chain of causes, oldest first.
+	ByCorrelation(ctx context.Context, correlationID uuid.UUID, q Query) (Page, error)
+	// ByType reads a page of the events of a type, newest first.
+	ByType(ctx context.Context, eventType string, q Query) (Page, error)
+	// ByTenant reads a page of a tenant's events, newest first.
+	ByTenant(ctx context.Context, tenantID uuid.UUID, q Query) (Page, error)
+
+	// All yields the events after a position in commit order, which is the order in which the relay publishes
+	// them, and ends at the last that is certain to have no earlier one uncommitted before it.
+	All(ctx context.Context, after Position) iter.Seq2[Recorded, error]
+
+	// Handled returns the names of the handlers that have handled e. It is [ErrContradiction] when an event of
+	// the same id that said something else was handled.
+	Handled(ctx context.Context, e events.Event) ([]string, error)
+
+	// Record appends followUps together with the record that handler has handled e, in one transaction. It is
+	// [ErrHandled], and nothing is appended, when that is on record already. Otherwise errors are as of AppendMany.
+	Record(ctx context.Context, handler string, e events.Event, followUps []events.Event) error
+
+	// Ping says whether the store answers and has the schema that this version of the worker needs.
+	Ping(ctx context.Context) error
+
+	// Close releases what the store holds, after what is under way.
+	Close() error
+}
+
+// Bounds of a page.
+const (
+	DefaultLimit = 100
+	MaxLimit     = 10_000
+)
+
+// Query says which part of a result to read.
+type Query struct {
+	// Limit is the most events to read. 0 is [DefaultLimit]; below 0 or above [MaxLimit] is a *[QueryError].
+	Limit int
+	// Offset is how many events to pass over first, at the cost of reading them. Below 0 is a *[QueryError].
+	Offset int
+	// After continues behind an earlier page, at the same cost however far in. "" begins at the beginning.
+	After Cursor
+}
+
+// Cursor is the place behind the last event of a page. It is opaque, belongs to the read that gave it, and stays
+// valid: events appended meanwhile neither repeat nor hide others.
+type Cursor string
+
+// Page is part of a result.
+type Page struct {
+	Events []events.Event
+	// Next is the cursor to the page after this one, "" when there was no further event.
+	Next Cursor
+}
+
+// Recorded is an event with its place in the store.
+type Recorded struct {
+	events.Event
+	Position Position
+}
+
+// Position is a place in commit order. The zero value is before the first event.
+type Position struct {
+	// Transaction is the id of the transaction that wrote the event; 0 where the store has no need of it.
+	Transaction uint64
+	// ID is the event's id column.
+	ID int64
+}
+
+// String is the text that [ParsePosition] reads.
+func (p Position) String() string { return fmt.Sprintf("%d:%d", p.Transaction, p.ID) }
+
+// ParsePosition reads what [Position.String] wrote.
+func ParsePosition(s string) (Position, error) {
+	transaction, id, found := strings.Cut(s, ":")
+	var p Position
+	var errTransaction, errID error
+	p.Transaction, errTransaction = strconv.ParseUint(transaction, 10, 64)
+	p.ID, errID = strconv.ParseInt(id, 10, 64)
+	if !found || errTransaction != nil || errID != nil || p.ID < 0 {
+		return Position{}, &QueryError{Field: "position", Problem: `is not of the form "<transaction>:<id>"`}
+	}
+	return p, nil
+}
+
+// Check returns q with its defaults filled in, or a *[QueryError].
+func (q Query) Check() (Query, error) {
+	switch {
+	case q.Limit < 0 || q.Limit > MaxLimit:
+		return q, &QueryError{Field: "limit", Problem: fmt.Sprintf("must be from 0 (meaning %d) to %d, not %d", DefaultLimit, MaxLimit, q.Limit)}
+	case q.Offset < 0:
+		return q, &QueryError{Field: "offset", Problem: fmt.Sprintf("must not be negative, but is %d", q.Offset)}
+	case q.Limit == 0:
+		q.Limit = DefaultLimit
+	}
+	return q, nil
+}
