@@ -59,7 +59,8 @@ type Store interface {
 	Handled(ctx context.Context, e events.Event) ([]string, error)
 
 	// Record appends followUps together with the record that handler has handled e, in one transaction. It is
-	// [ErrHandled], and nothing is appended, when that is on record already. Otherwise errors are as of AppendMany.
+	// [ErrHandled], and nothing is appended, when that is on record already, and [ErrContradiction] when what is on
+	// record is an event of the same id that said something else. Otherwise errors are as of AppendMany.
 	Record(ctx context.Context, handler string, e events.Event, followUps []events.Event) error
 
 	// Ping says whether the store answers and has the schema that this version of the worker needs.

@@ -1,6 +1,8 @@
 package store
 
 import (
+	"errors"
+
 	wsql "github.com/ThreeDotsLabs/watermill-sql/v3/pkg/sql"
 )
 
@@ -27,6 +29,9 @@ const (
 	// StartEnd begins behind the last row there is.
 	StartEnd Start = "end"
 )
+
+// ErrNotLeader is what Tail.DB returns while another process gets the messages. It is no fault: the next poll may win.
+var ErrNotLeader = errors.New("another worker tails the store")
 
 // Tail is a store's side of the relay: the parts from which watermill-sql's subscriber is built. Each message that the
 // subscriber yields carries a batch: its payload is a JSON array of events as they go over the wire, in commit order, at
