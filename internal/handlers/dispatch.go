@@ -1,0 +1,182 @@
+package handlers
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	wmiddleware "github.com/ThreeDotsLabs/watermill/message/router/middleware"
+
+	"github.com/healz/worker/internal/bus"
+	"github.com/healz/worker/internal/deadletter"
+	"github.com/healz/worker/internal/events"
+	"github.com/healz/worker/internal/middleware"
+	"github.com/healz/worker/internal/store"
+)
+
+// Inbox records which handler has handled which event. Both stores are one.
+type Inbox interface {
+	// Handled returns the names of the handlers that have handled e, or [store.ErrContradiction].
+	Handled(ctx context.Context, e events.Event) ([]string, error)
+	// Record appends followUps together with the record that handler has handled e, or returns [store.ErrHandled].
+	Record(ctx context.Context, handler string, e events.Event, followUps []events.Event) error
+}
+
+// Dispatcher hands each message to the handlers registered for its event type. It is safe for concurrent use.
+type Dispatcher struct {
+	inbox   Inbox
+	runners []runner
+	retry   middleware.Retry
+	logger  *slog.Logger
+}
+
+// runner is a handler with its middleware around it.
+type runner struct {
+	handler
+	run message.HandlerFunc
+}
+
+// NewDispatcher returns the dispatcher of the handlers in reg. retry and timeout, which is that of one attempt, hold for
+// each of them. The error names all that is wrong with the registrations.
+func NewDispatcher(reg *Registry, inbox Inbox, retry middleware.Retry, timeout time.Duration, logger *slog.Logger) (*Dispatcher, error) {
+	if len(reg.problems) > 0 {
+		return nil, fmt.Errorf("register handlers: %w", errors.Join(reg.problems...))
+	}
+	d := &Dispatcher{inbox: inbox, retry: retry, logger: logger}
+	for _, h := range reg.handlers {
+		run := redact(logger.With("handler", h.name), wmiddleware.Recoverer(d.attempt(h)))
+		run = wmiddleware.Timeout(timeout)(run)
+		retry.Logger = logger.With("handler", h.name)
+		d.runners = append(d.runners, runner{handler: h, run: retry.Middleware(run)})
+	}
+	return d, nil
+}
+
+// Handle runs the handlers of the event in m, one after another, passing over those that have handled it before. The
+// error is a *[deadletter.FailedError] with the handlers that failed for good, or [middleware.ErrStopping].
+func (d *Dispatcher) Handle(m *message.Message) error {
+	ctx := m.Context()
+	e, err := events.Parse(m.Payload)
+	if err != nil {
+		return failedBefore(err)
+	}
+	chosen := d.choose(e, m.Metadata.Get(bus.ReplayHandlerKey))
+	if len(chosen) == 0 {
+		middleware.SetOutcome(ctx, middleware.Unhandled)
+		return nil
+	}
+	handled, err := d.handled(ctx, e)
+	if errors.Is(err, middleware.ErrStopping) {
+		return err
+	}
+	if err != nil {
+		return failedBefore(err)
+	}
+
+	var failed deadletter.FailedError
+	ctx = events.NewContext(ctx, e)
+	for _, r := range chosen {
+		if slices.Contains(handled, r.name) {
+			continue
+		}
+		m.SetContext(ctx)
+		_, err := r.run(m)
+		if errors.Is(err, middleware.ErrStopping) {
+			return err
+		}
+		if err != nil {
+			failed.Failures = append(failed.Failures, failureOf(r.name, err))
+		}
+	}
+	if len(failed.Failures) > 0 {
+		return &failed
+	}
+	return nil
+}
+
+// choose returns the handlers for e, or only the one of them that a replay is for.
+func (d *Dispatcher) choose(e events.Event, only string) []runner {
+	var chosen []runner
+	for _, r := range d.runners {
+		if (r.types == nil || slices.Contains(r.types, e.Type)) && (only == "" || only == r.name) {
+			chosen = append(chosen, r)
+		}
+	}
+	return chosen
+}
+
+// handled asks the inbox, through an outage if there is one.
+func (d *Dispatcher) handled(ctx context.Context, e events.Event) (names []string, err error) {
+	err = d.retry.Do(ctx, func() error {
+		names, err = d.inbox.Handled(ctx, e)
+		if errors.Is(err, store.ErrContradiction) {
+			return Permanent(err)
+		}
+		return err
+	})
+	return names, err
+}
+
+// attempt is one run of a handler, with what it leaves behind.
+func (d *Dispatcher) attempt(h handler) message.HandlerFunc {
+	return func(m *message.Message) ([]*message.Message, error) {
+		ctx := m.Context()
+		e, _ := events.FromContext(ctx) // Handle has put it there
+		followUps, err := h.call(ctx, e)
+		if err != nil {
+			return nil, err
+		}
+		if err := checkFollowUps(e, followUps); err != nil {
+			return nil, Permanent(err)
+		}
+		err = d.inbox.Record(ctx, h.name, e, followUps)
+		if errors.Is(err, store.ErrHandled) {
+			d.logger.DebugContext(ctx, "duplicate suppressed", "event_id", e.ID, "handler", h.name)
+			return nil, nil
+		}
+		if _, invalid := errors.AsType[*events.InvalidError](err); invalid {
+			return nil, Permanent(err)
+		}
+		return nil, err
+	}
+}
+
+// checkFollowUps refuses events that would mix tenants or break the chain of causes.
+func checkFollowUps(cause events.Event, followUps []events.Event) error {
+	for _, f := range followUps {
+		var field string
+		switch {
+		case f.TenantID != cause.TenantID:
+			field = "tenant_id"
+		case f.CorrelationID != cause.CorrelationID:
+			field = "correlation_id"
+		case !f.CausationID.Valid || f.CausationID.UUID != cause.ID:
+			field = "causation_id"
+		default:
+			continue
+		}
+		return fmt.Errorf("follow-up event %s has another %s than its cause: make it with events.Follow or events.CausedBy",
+			f.Type, field)
+	}
+	return nil
+}
+
+// failedBefore is the failure of a message that reached no handler.
+func failedBefore(err error) error {
+	return &deadletter.FailedError{Failures: []deadletter.Failure{failureOf("", err)}}
+}
+
+func failureOf(handler string, err error) deadletter.Failure {
+	now := time.Now().UTC()
+	f := deadletter.Failure{Handler: handler, Attempts: 1, FirstFailed: now, LastFailed: now}
+	if exhausted, ok := errors.AsType[*middleware.ExhaustedError](err); ok {
+		f.Attempts, f.FirstFailed, f.LastFailed = exhausted.Attempts, exhausted.FirstFailed, exhausted.LastFailed
+		err = exhausted.Err
+	}
+	f.Reason = deadletter.CutReason(err.Error())
+	return f
+}

@@ -1,0 +1,108 @@
+// Package handlers is where users say what happens when an event arrives: a handler is a name, the event types it is
+// for, and a function of the event and its decoded data that returns the events that follow.
+//
+//	handlers.On(reg, "PatientRegistered", "welcome-patient",
+//		func(ctx context.Context, e events.Event, p PatientRegistered) ([]events.Event, error) {
+//			if p.Name == "" {
+//				return nil, handlers.Permanent(errors.New("patient has no name"))
+//			}
+//			return events.Follow(e, WelcomeMessageRequested{…})
+//		})
+//
+// What the worker promises of it: the follow-up events are appended in one transaction with the record that this
+// handler has handled this event, so each (handler, event) takes effect in the store exactly once, however often the
+// event is delivered. Effects outside the store (an e-mail, say) happen at least once. The handlers of an event run one
+// after another in the order of their registration; one that fails neither stops the others nor makes them run again.
+package handlers
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/cenkalti/backoff/v5"
+
+	"github.com/healz/worker/internal/events"
+)
+
+// Registry holds the handlers of a worker, in the order of their registration. It is filled before the worker starts and
+// not safe for concurrent use until then. What is wrong with a registration is reported by [NewDispatcher].
+type Registry struct {
+	handlers []handler
+	problems []error
+}
+
+// handler is a registration without its data type.
+type handler struct {
+	name string
+	// types are the event types it is for; nil is all.
+	types []string
+	call  func(context.Context, events.Event) ([]events.Event, error)
+}
+
+// On registers a handler for one event type. name tells handlers apart, in the record of what was handled and in dead
+// letters: it must be unique, and renaming a handler makes it handle redelivered events again.
+//
+// Data that does not decode into a T is a permanent failure. The context ends with the handler's timeout and with the
+// worker's grace period. The returned events are made by [events.Follow] or by an aggregate; they must carry e's tenant
+// and correlation and have e as their cause.
+func On[T any](reg *Registry, eventType, name string, handle func(context.Context, events.Event, T) ([]events.Event, error)) {
+	OnEach(reg, []string{eventType}, name, handle)
+}
+
+// OnEach registers a handler for several event types whose data decodes into one type; see [On].
+func OnEach[T any](reg *Registry, eventTypes []string, name string, handle func(context.Context, events.Event, T) ([]events.Event, error)) {
+	if len(eventTypes) == 0 || slices.Contains(eventTypes, "") {
+		reg.problems = append(reg.problems, fmt.Errorf("handler %q: an event type is missing", name))
+	}
+	reg.add(handler{name: name, types: slices.Clone(eventTypes), call: typed(handle)}, handle == nil)
+}
+
+// OnAll registers a handler for the events of all types, with their data as it stands; see [On].
+func OnAll(reg *Registry, name string, handle func(context.Context, events.Event, json.RawMessage) ([]events.Event, error)) {
+	call := func(ctx context.Context, e events.Event) ([]events.Event, error) { return handle(ctx, e, e.Data) }
+	reg.add(handler{name: name, call: call}, handle == nil)
+}
+
+func typed[T any](handle func(context.Context, events.Event, T) ([]events.Event, error)) func(context.Context, events.Event) ([]events.Event, error) {
+	return func(ctx context.Context, e events.Event) ([]events.Event, error) {
+		data, err := events.DataOf[T](e)
+		if err != nil {
+			return nil, Permanent(err)
+		}
+		return handle(ctx, e, data)
+	}
+}
+
+func (reg *Registry) add(h handler, missing bool) {
+	switch {
+	case h.name == "":
+		reg.problems = append(reg.problems, errors.New("a handler has no name"))
+	case len(h.name) > maxNameLength:
+		reg.problems = append(reg.problems, fmt.Errorf("handler %q: its name is longer than %d bytes", h.name, maxNameLength))
+	case missing:
+		reg.problems = append(reg.problems, fmt.Errorf("handler %q: its function is nil", h.name))
+	case slices.ContainsFunc(reg.handlers, func(other handler) bool { return other.name == h.name }):
+		reg.problems = append(reg.problems, fmt.Errorf("handler %q: the name is registered twice", h.name))
+	}
+	reg.handlers = append(reg.handlers, h)
+}
+
+// maxNameLength is what the inbox's column holds.
+const maxNameLength = 200
+
+// Permanent marks an error that no retry will mend: the event goes to the dead letters at once. nil stays nil.
+func Permanent(err error) error {
+	if err == nil {
+		return nil
+	}
+	return backoff.Permanent(err)
+}
+
+// IsPermanent tells whether err is, or wraps, an error marked by [Permanent].
+func IsPermanent(err error) bool {
+	_, permanent := errors.AsType[*backoff.PermanentError](err)
+	return permanent
+}

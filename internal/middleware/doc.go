@@ -1,0 +1,16 @@
+// Package middleware is what a message passes through on its way to the handlers, one middleware a file.
+//
+// Around the whole message, outermost first, as the worker puts them:
+//
+//	Detach      the router's shutdown must not cancel what is in hand
+//	Observe     one log line and one count per outcome
+//	DeadLetter  what failed for good goes to the dead letters, and only then is the message acked
+//	Recoverer   (Watermill's) a panic is an error
+//	Correlation the correlation id is known from here on, also of a message that is no event
+//
+// and around each handler that the message is for:
+//
+//	Retry       tries again, unless the error is permanent or the worker stops
+//	Timeout     (Watermill's) bounds one attempt
+//	Recoverer   (Watermill's) a panicking handler has failed, no more
+package middleware

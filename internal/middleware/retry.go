@@ -1,0 +1,116 @@
+package middleware
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/cenkalti/backoff/v5"
+
+	"github.com/healz/worker/internal/store"
+)
+
+// Retry tries a handler again when it fails, with exponentially growing, jittered waits between the attempts.
+//
+// An error marked with [backoff.Permanent] is not tried again. An error that wraps [store.ErrUnavailable] is not the
+// event's fault: it is tried again for as long as the outage lasts and does not count as an attempt. When the worker
+// stops, the wait ends at once and the error is [ErrStopping].
+//
+// Watermill's own Retry knows none of these three, and does not tell when it first failed and how often it tried.
+type Retry struct {
+	// Attempts is how often a handler is tried at the most; at least 1.
+	Attempts int
+	// Initial is the first wait, Max the longest. Each wait is about twice the one before.
+	Initial, Max time.Duration
+	Lifetime     Lifetime
+	Logger       *slog.Logger
+}
+
+// ExhaustedError says that a handler failed for good.
+type ExhaustedError struct {
+	Attempts    int
+	FirstFailed time.Time
+	LastFailed  time.Time
+	// Err is the error of the last attempt.
+	Err error
+}
+
+func (e *ExhaustedError) Error() string {
+	return fmt.Sprintf("failed for good at attempt %d: %s", e.Attempts, e.Err)
+}
+
+func (e *ExhaustedError) Unwrap() error { return e.Err }
+
+// Middleware is the Retry as a Watermill middleware. The error is an *[ExhaustedError] or wraps [ErrStopping].
+func (r Retry) Middleware(next message.HandlerFunc) message.HandlerFunc {
+	return func(m *message.Message) (produced []*message.Message, err error) {
+		ctx := m.Context()
+		err = r.Do(ctx, func() error {
+			m.SetContext(ctx) // an attempt that timed out has left a cancelled one
+			produced, err = next(m)
+			return err
+		})
+		m.SetContext(ctx)
+		return produced, err
+	}
+}
+
+// Do is the Retry around any operation. The error is an *[ExhaustedError] or wraps [ErrStopping].
+func (r Retry) Do(ctx context.Context, operation func() error) error {
+	var failed ExhaustedError
+	waits, outageWaits := r.newWaits(), r.newWaits()
+	for {
+		err := operation()
+		if err == nil {
+			return nil
+		}
+		if ctx.Err() != nil {
+			return fmt.Errorf("%w: %w", ErrStopping, err)
+		}
+		wait := outageWaits
+		if !errors.Is(err, store.ErrUnavailable) {
+			now := time.Now().UTC()
+			if failed.Attempts++; failed.Attempts == 1 {
+				failed.FirstFailed = now
+			}
+			failed.LastFailed, failed.Err = now, err
+			if failed.Attempts >= r.Attempts || isPermanent(err) {
+				return &failed
+			}
+			wait = waits
+		}
+		delay := wait.NextBackOff()
+		r.Logger.WarnContext(ctx, "attempt failed, will retry", "attempt", failed.Attempts, "wait", delay, "error", err)
+		if err := r.wait(ctx, delay); err != nil {
+			return err
+		}
+	}
+}
+
+func (r Retry) newWaits() *backoff.ExponentialBackOff {
+	b := backoff.NewExponentialBackOff()
+	b.InitialInterval, b.MaxInterval, b.Multiplier = r.Initial, r.Max, 2
+	b.Reset()
+	return b
+}
+
+func (r Retry) wait(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-r.Lifetime.Stopping:
+		return ErrStopping
+	case <-ctx.Done():
+		return ErrStopping
+	}
+}
+
+func isPermanent(err error) bool {
+	_, permanent := errors.AsType[*backoff.PermanentError](err)
+	return permanent
+}
