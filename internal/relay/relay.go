@@ -1,0 +1,183 @@
+package relay
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill"
+	wsql "github.com/ThreeDotsLabs/watermill-sql/v3/pkg/sql"
+	"github.com/ThreeDotsLabs/watermill/message"
+
+	"github.com/healz/worker/internal/bus"
+	"github.com/healz/worker/internal/store"
+)
+
+const (
+	// handlerName and topic are the relay's in the router. The tail reads one table, whatever the topic.
+	handlerName = "relay"
+	topic       = "events"
+
+	// resendInterval is the wait before a batch that could not be published is tried again.
+	resendInterval = 500 * time.Millisecond
+	// ackDeadline bounds a batch in hand. On the in-process bus that is the time of all its handlers, retries and
+	// outages included, so the bound is there only because watermill-sql demands one.
+	ackDeadline = 24 * time.Hour
+)
+
+// State is what the relay does at the moment.
+type State string
+
+// The states of a relay.
+const (
+	// Starting: it has not looked at the store yet.
+	Starting State = "starting"
+	// Relaying: it has events in hand.
+	Relaying State = "relaying"
+	// Idle: all events are on the bus.
+	Idle State = "idle"
+	// Standby: another worker relays; this one takes over when that one dies.
+	Standby State = "standby"
+	// Failing: the store or the bus does not answer; it tries again by itself.
+	Failing State = "failing"
+	// Stopped: it relays no more.
+	Stopped State = "stopped"
+)
+
+// Relay tails a store and publishes its events, in commit order and at least once.
+type Relay struct {
+	tail      *store.Tail
+	publisher bus.BatchPublisher
+	poll      time.Duration
+	logger    *slog.Logger
+	handler   *message.Handler
+
+	// stopping is closed when no further batch may begin, rested when the last one is done with, and released when
+	// the subscription has been told to end.
+	stopping, rested, released chan struct{}
+	rest                       func()
+
+	mu    sync.Mutex
+	state State
+	err   error
+}
+
+// New returns a relay from tail to publisher that looks for new events at least once a poll interval.
+func New(tail *store.Tail, publisher bus.BatchPublisher, poll time.Duration, logger *slog.Logger) *Relay {
+	rested := make(chan struct{})
+	return &Relay{
+		tail: tail, publisher: publisher, poll: poll, logger: logger, state: Starting,
+		stopping: make(chan struct{}), rested: rested, released: make(chan struct{}),
+		rest: sync.OnceFunc(func() { close(rested) }),
+	}
+}
+
+// AddTo makes the relay a handler of the router. Publishing ends early with ended, which is done when a stop's grace
+// period is over. The bus must be ready to take messages when the router runs the handler.
+func (r *Relay) AddTo(router *message.Router, ended context.Context) error {
+	deadline := ackDeadline
+	subscriber, err := wsql.NewSubscriber(r.tail.DB, wsql.SubscriberConfig{
+		AckDeadline:    &deadline,
+		ResendInterval: resendInterval,
+		BackoffManager: &pacer{relay: r},
+		SchemaAdapter:  r.tail.Schema,
+		OffsetsAdapter: r.tail.Offsets,
+	}, watermill.NopLogger{}) // it adds each error to all its later lines; the pacer logs them
+	if err != nil {
+		return fmt.Errorf("build the relay's subscriber: %w", err)
+	}
+	r.handler = router.AddConsumerHandler(handlerName, topic, subscriber, func(m *message.Message) error {
+		return r.publish(ended, m)
+	})
+	return nil
+}
+
+// publish publishes the batch in m. An error makes the subscriber send it again.
+func (r *Relay) publish(ended context.Context, m *message.Message) error {
+	select {
+	case <-r.stopping:
+		r.rest()
+		return errStopping
+	default:
+	}
+	r.become(Relaying, nil)
+	ctx, cancel := context.WithCancel(context.WithoutCancel(m.Context()))
+	defer cancel()
+	defer context.AfterFunc(ended, cancel)()
+
+	var bodies []json.RawMessage
+	if err := json.Unmarshal(m.Payload, &bodies); err != nil {
+		return r.fail(fmt.Errorf("read a batch of the tail: %w", err))
+	}
+	batch := make([]*message.Message, len(bodies))
+	for i, body := range bodies {
+		batch[i] = bus.NewMessage(body)
+	}
+	if err := r.publisher.PublishBatch(ctx, batch); err != nil {
+		return r.fail(fmt.Errorf("publish %d events: %w", len(batch), err))
+	}
+	return nil
+}
+
+// errStopping wraps context.Canceled, which the router does not log as an error.
+var errStopping = fmt.Errorf("the relay is stopping: %w", context.Canceled)
+
+func (r *Relay) fail(err error) error {
+	select {
+	case <-r.stopping:
+		r.rest()
+		return errors.Join(errStopping, err)
+	default:
+		r.become(Failing, err)
+		return errors.Join(errLogged, err)
+	}
+}
+
+// errLogged keeps the router from logging once more what become has logged.
+var errLogged = fmt.Errorf("will be tried again: %w", context.Canceled)
+
+// Status is what the relay does, and the error that keeps it from it.
+func (r *Relay) Status() (State, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.state, r.err
+}
+
+// become changes the state. An outage is logged once when it begins and once when it ends.
+func (r *Relay) become(s State, err error) {
+	r.mu.Lock()
+	before := r.state
+	r.state, r.err = s, err
+	r.mu.Unlock()
+	switch {
+	case s == Failing && before != Failing:
+		r.logger.Error("relay fails and will try again", "error", err)
+	case before == Failing && s != Failing:
+		r.logger.Info("relay has recovered")
+	case s == Standby && before != Standby:
+		r.logger.Info("relay stands by: another worker relays")
+	case before == Standby || before == Starting:
+		r.logger.Info("relay is at work")
+	}
+}
+
+// Stop lets the batch in hand finish, begins none, and waits until the relay has stopped or ctx is done. A batch that
+// could not be finished is published again by whoever relays next.
+func (r *Relay) Stop(ctx context.Context) {
+	close(r.stopping)
+	select {
+	case <-r.rested:
+	case <-ctx.Done():
+	}
+	r.handler.Stop()
+	close(r.released)
+	select {
+	case <-r.handler.Stopped():
+	case <-ctx.Done():
+	}
+	r.become(Stopped, nil)
+}
