@@ -1,0 +1,14 @@
+package clinic
+
+import "github.com/healz/worker/internal/handlers"
+
+// Register registers the handlers of the clinic. With failOnDemand, events may ask for failures: "fail_times" in their
+// metadata says how many.
+func Register(reg *handlers.Registry, failOnDemand bool) {
+	welcome := welcomePatient
+	if failOnDemand {
+		welcome = chaos(welcome)
+	}
+	handlers.On(reg, "PatientRegistered", "welcome-patient", welcome)
+	handlers.On(reg, "AppointmentScheduled", "schedule-reminder", scheduleReminder)
+}
