@@ -2,15 +2,20 @@
 // gone when the test ends, so that tests run in parallel and in any order.
 //
 // The servers are those named by DATABASE_URL, RABBITMQ_URL and RABBITMQ_MANAGEMENT_URL (by default port 15672 of
-// RABBITMQ_URL's host, with its credentials).
+// RABBITMQ_URL's host, with its credentials). Where they are not set, the first test that asks starts a private server
+// on 127.0.0.1 in a temporary folder; a machine that lacks the program gets it from Debian's packages, if it is Debian
+// and the user is root. A private server is supervised by a process of its own, which stops it and removes its folder
+// as soon as the test process ends, however it ends.
 //
-// A package that needs servers calls [Main] from its TestMain.
+// A package that needs servers calls [Main] from its TestMain. The command with-servers starts both once for many
+// packages.
 package testservers
 
 import (
-	"bytes"
+	"cmp"
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -23,19 +28,42 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
+// The settings by which a test process is told of servers that already run.
+const (
+	databaseURL   = "DATABASE_URL"
+	rabbitMQURL   = "RABBITMQ_URL"
+	managementURL = "RABBITMQ_MANAGEMENT_URL"
+)
+
 // cleanupTimeout bounds the removal of one test's database or vhost.
 const cleanupTimeout = 30 * time.Second
 
-// Main runs the package's tests and exits with their code. TestMain calls it and does nothing else.
+// Main runs the package's tests, stops the servers that they made it start, and exits with the tests' code. TestMain
+// calls it and does nothing else.
 func Main(m *testing.M) {
-	os.Exit(m.Run())
+	Supervise()
+	private.allow()
+	code := m.Run()
+	if err := private.stop(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		code = cmp.Or(code, 1)
+	}
+	os.Exit(code)
 }
 
 // Postgres returns the URL of an empty database of the test's own. It is dropped when the test ends, whoever is still
 // connected to it.
 func Postgres(t testing.TB) string {
 	t.Helper()
-	server := postgresServer(t)
+	server := os.Getenv(databaseURL)
+	if server == "" {
+		server = private.settings(t, kindPostgres)[databaseURL]
+	}
+	database, err := url.Parse(server)
+	if err != nil {
+		t.Fatal(databaseURL + " is not a URL")
+	}
+
 	name := uniqueName()
 	execute(t.Context(), t, server, `CREATE DATABASE "`+name+`" TEMPLATE template0`)
 	t.Cleanup(func() {
@@ -44,10 +72,6 @@ func Postgres(t testing.TB) string {
 		execute(ctx, t, server, `DROP DATABASE "`+name+`" WITH (FORCE)`)
 	})
 
-	database, err := url.Parse(server)
-	if err != nil {
-		t.Fatal("DATABASE_URL is not a URL")
-	}
 	database.Path = "/" + name
 	return database.String()
 }
@@ -56,77 +80,61 @@ func Postgres(t testing.TB) string {
 // connections to it.
 func RabbitMQ(t testing.TB) string {
 	t.Helper()
-	broker := rabbitMQServer(t)
+	broker, management := rabbitMQ(t)
+
 	name := uniqueName()
-	call(t.Context(), t, http.MethodPut, broker.management+"/api/vhosts/"+name, "{}")
+	vhost := management.JoinPath("api/vhosts", name)
+	call(t.Context(), t, http.MethodPut, vhost, "{}")
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), cleanupTimeout)
 		defer cancel()
-		call(ctx, t, http.MethodDelete, broker.management+"/api/vhosts/"+name, "")
+		call(ctx, t, http.MethodDelete, vhost, "")
 	})
-
-	vhost, err := url.Parse(broker.amqp)
-	if err != nil {
-		t.Fatal("RABBITMQ_URL is not a URL")
-	}
-	call(t.Context(), t, http.MethodPut,
-		broker.management+"/api/permissions/"+name+"/"+url.PathEscape(vhost.User.Username()),
+	call(t.Context(), t, http.MethodPut, management.JoinPath("api/permissions", name, broker.User.Username()),
 		`{"configure":".*","write":".*","read":".*"}`)
-	vhost.Path = "/" + name
-	return vhost.String()
+
+	broker.Path = "/" + name
+	return broker.String()
 }
 
-// RabbitMQManagement returns the base URL of the management API, credentials included; its paths begin with /api/.
+// RabbitMQManagement returns the base URL of the management API, credentials included and without a slash at its end:
+// its paths begin with /api/.
 func RabbitMQManagement(t testing.TB) string {
 	t.Helper()
-	return rabbitMQServer(t).management
+	_, management := rabbitMQ(t)
+	return strings.TrimSuffix(management.String(), "/")
 }
 
-// broker is a RabbitMQ server's two addresses.
-type broker struct {
-	amqp       string
-	management string
-}
-
-func postgresServer(t testing.TB) string {
+// rabbitMQ returns the addresses of the broker and of its management API.
+func rabbitMQ(t testing.TB) (broker, management *url.URL) {
 	t.Helper()
-	server := os.Getenv("DATABASE_URL")
-	if server == "" {
-		t.Fatal("set DATABASE_URL to a Postgres server on which databases may be created")
+	settings := map[string]string{
+		rabbitMQURL:   os.Getenv(rabbitMQURL),
+		managementURL: os.Getenv(managementURL),
 	}
-	return server
-}
-
-func rabbitMQServer(t testing.TB) broker {
-	t.Helper()
-	amqp := os.Getenv("RABBITMQ_URL")
-	if amqp == "" {
-		t.Fatal("set RABBITMQ_URL to a RabbitMQ server on which vhosts may be created")
+	if settings[rabbitMQURL] == "" {
+		settings = private.settings(t, kindRabbitMQ)
 	}
-	management, err := managementURL(amqp, os.Getenv("RABBITMQ_MANAGEMENT_URL"))
+	broker, management, err := rabbitMQAddresses(settings)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return broker{amqp: amqp, management: management}
+	return broker, management
 }
 
-// managementURL completes the management API's URL from the AMQP URL: address (where there is none) and credentials.
-func managementURL(amqp, management string) (string, error) {
-	broker, err := url.Parse(amqp)
+func rabbitMQAddresses(settings map[string]string) (broker, management *url.URL, err error) {
+	broker, err = url.Parse(settings[rabbitMQURL])
+	if err != nil || broker.User == nil {
+		return nil, nil, errors.New(rabbitMQURL + " is not a URL with a user")
+	}
+	management, err = url.Parse(cmp.Or(settings[managementURL], "http://"+broker.Hostname()+":15672"))
 	if err != nil {
-		return "", fmt.Errorf("RABBITMQ_URL is not a URL")
+		return nil, nil, errors.New(managementURL + " is not a URL")
 	}
-	if management == "" {
-		management = "http://" + broker.Hostname() + ":15672"
+	if management.User == nil {
+		management.User = broker.User
 	}
-	api, err := url.Parse(management)
-	if err != nil {
-		return "", fmt.Errorf("RABBITMQ_MANAGEMENT_URL is not a URL")
-	}
-	if api.User == nil {
-		api.User = broker.User
-	}
-	return strings.TrimSuffix(api.String(), "/"), nil
+	return broker, management, nil
 }
 
 func uniqueName() string { return "test_" + strings.ToLower(rand.Text()) }
@@ -138,19 +146,16 @@ func execute(ctx context.Context, t testing.TB, server, statement string) {
 		t.Fatalf("connect to the tests' Postgres: %v", err)
 	}
 	_, err = conn.Exec(ctx, statement)
-	if closeErr := conn.Close(ctx); err == nil {
-		err = closeErr
-	}
-	if err != nil {
+	if err := errors.Join(err, conn.Close(ctx)); err != nil {
 		t.Fatalf("%s: %v", statement, err)
 	}
 }
 
-func call(ctx context.Context, t testing.TB, method, target, body string) {
+func call(ctx context.Context, t testing.TB, method string, target *url.URL, body string) {
 	t.Helper()
-	request, err := http.NewRequestWithContext(ctx, method, target, bytes.NewBufferString(body))
+	request, err := http.NewRequestWithContext(ctx, method, target.String(), strings.NewReader(body))
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("call the tests' RabbitMQ: %v", err)
 	}
 	request.Header.Set("Content-Type", "application/json")
 	response, err := http.DefaultClient.Do(request)
@@ -158,8 +163,8 @@ func call(ctx context.Context, t testing.TB, method, target, body string) {
 		t.Fatalf("call the tests' RabbitMQ: %v", err)
 	}
 	defer response.Body.Close()
-	if response.StatusCode >= 300 {
+	if response.StatusCode >= http.StatusMultipleChoices {
 		reason, _ := io.ReadAll(response.Body)
-		t.Fatalf("%s %s: %s: %s", method, request.URL.Redacted(), response.Status, reason)
+		t.Fatalf("%s %s: %s: %s", method, target.Redacted(), response.Status, reason)
 	}
 }

@@ -1,0 +1,93 @@
+package testservers
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/user"
+	"path/filepath"
+	"strconv"
+	"syscall"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// startPostgres starts a Postgres server whose data do not outlive it.
+func startPostgres(ctx context.Context, dir string) (server, error) {
+	creator, err := initdb().find(ctx)
+	if err != nil {
+		return server{}, err
+	}
+	account, err := unprivileged(dir)
+	if err != nil {
+		return server{}, err
+	}
+	data := filepath.Join(dir, "data")
+
+	create := exec.CommandContext(ctx, creator, "--pgdata", data, "--username", "postgres", "--auth", "trust",
+		"--encoding", "UTF8", "--no-locale", "--no-sync")
+	create.Dir, create.Env, create.SysProcAttr = dir, environment(dir), account
+	if output, err := create.CombinedOutput(); err != nil {
+		return server{}, fmt.Errorf("create a Postgres cluster: %w\n%s", err, output)
+	}
+
+	port, err := freePort(ctx)
+	if err != nil {
+		return server{}, err
+	}
+	command := exec.CommandContext(context.WithoutCancel(ctx), filepath.Join(filepath.Dir(creator), "postgres"),
+		"-D", data, "-h", "127.0.0.1", "-p", port, "-k", "", "-c", "max_connections=300",
+		"-c", "fsync=off", "-c", "full_page_writes=off")
+	command.Dir, command.Env, command.SysProcAttr = dir, environment(dir), account
+	postgres, err := startProcess(command, dir)
+	if err != nil {
+		return server{}, err
+	}
+	stop := func() { postgres.stop(syscall.SIGQUIT) } // at once: the data are thrown away
+
+	address := "postgres://postgres@127.0.0.1:" + port + "/postgres?sslmode=disable"
+	err = postgres.waitUntil(ctx, func(ctx context.Context) error {
+		conn, err := pgx.Connect(ctx, address)
+		if err != nil {
+			return err
+		}
+		return conn.Close(ctx)
+	})
+	if err != nil {
+		stop()
+		return server{}, err
+	}
+	return server{settings: map[string]string{databaseURL: address}, stop: stop}, nil
+}
+
+// unprivileged returns the attributes of a process that may run Postgres, which refuses root, and gives it dir.
+func unprivileged(dir string) (*syscall.SysProcAttr, error) {
+	if os.Getuid() != 0 {
+		return &syscall.SysProcAttr{}, nil
+	}
+	account, err := user.Lookup("postgres")
+	if err != nil {
+		account, err = user.Lookup("nobody")
+	}
+	if err != nil {
+		return nil, fmt.Errorf("find an account to run Postgres: %w", err)
+	}
+	uid, err := strconv.ParseUint(account.Uid, 10, 32)
+	if err != nil {
+		return nil, fmt.Errorf("user id of %s: %w", account.Username, err)
+	}
+	gid, err := strconv.ParseUint(account.Gid, 10, 32)
+	if err != nil {
+		return nil, fmt.Errorf("group id of %s: %w", account.Username, err)
+	}
+	if err := os.Chown(dir, int(uid), int(gid)); err != nil {
+		return nil, fmt.Errorf("give the server's folder to %s: %w", account.Username, err)
+	}
+	return &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}}, nil
+}
+
+// environment is what a server gets of this process's environment: nothing that could change its settings.
+func environment(home string, more ...string) []string {
+	return append([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + home, "TMPDIR=" + home, "LC_ALL=C"}, more...)
+}

@@ -1,0 +1,132 @@
+package testservers
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+)
+
+// startRabbitMQ starts a broker with the management plugin, whose data do not outlive it.
+//
+// A node needs epmd, the Erlang port mapper, and leaves a daemon behind where none runs. So the node is given one on a
+// port of its own, which is stopped with it.
+func startRabbitMQ(ctx context.Context, dir string) (_ server, err error) {
+	program, err := rabbitMQServer().find(ctx)
+	if err != nil {
+		return server{}, err
+	}
+	mapper, err := epmd().find(ctx)
+	if err != nil {
+		return server{}, err
+	}
+	var ports [4]string
+	for i := range ports {
+		if ports[i], err = freePort(ctx); err != nil {
+			return server{}, err
+		}
+	}
+	amqpPort, managementPort, distributionPort, mapperPort := ports[0], ports[1], ports[2], ports[3]
+
+	config, plugins := filepath.Join(dir, "rabbitmq.conf"), filepath.Join(dir, "enabled_plugins")
+	for path, content := range map[string]string{
+		config: "listeners.tcp.1 = 127.0.0.1:" + amqpPort + "\n" +
+			"management.tcp.ip = 127.0.0.1\n" +
+			"management.tcp.port = " + managementPort + "\n",
+		plugins: "[rabbitmq_management].\n",
+	} {
+		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+			return server{}, fmt.Errorf("write the broker's settings: %w", err)
+		}
+	}
+	env := environment(dir,
+		"ERL_EPMD_ADDRESS=127.0.0.1",
+		"ERL_EPMD_PORT="+mapperPort,
+		"RABBITMQ_NODENAME=test@localhost",
+		"RABBITMQ_DIST_PORT="+distributionPort,
+		"RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS=-kernel inet_dist_use_interface {127,0,0,1}",
+		"RABBITMQ_CONFIG_FILE="+config,
+		"RABBITMQ_ADVANCED_CONFIG_FILE="+filepath.Join(dir, "advanced.config"),
+		"RABBITMQ_CONF_ENV_FILE="+filepath.Join(dir, "rabbitmq-env.conf"),
+		"RABBITMQ_ENABLED_PLUGINS_FILE="+plugins,
+		"RABBITMQ_MNESIA_BASE="+filepath.Join(dir, "mnesia"),
+		"RABBITMQ_LOG_BASE="+filepath.Join(dir, "log"),
+		"RABBITMQ_LOGS=-",
+	)
+
+	portMapper, err := startProgram(ctx, mapper, dir, env)
+	if err != nil {
+		return server{}, err
+	}
+	defer func() {
+		if err != nil {
+			portMapper.stop(syscall.SIGKILL)
+		}
+	}()
+	if err := portMapper.waitUntil(ctx, listening(mapperPort)); err != nil {
+		return server{}, err
+	}
+
+	node, err := startProgram(ctx, program, dir, env)
+	if err != nil {
+		return server{}, err
+	}
+	defer func() {
+		if err != nil {
+			node.stop(syscall.SIGKILL)
+		}
+	}()
+	management := "http://guest:guest@127.0.0.1:" + managementPort
+	if err := node.waitUntil(ctx, healthy(management+"/api/health/checks/port-listener/"+amqpPort)); err != nil {
+		return server{}, err
+	}
+	return server{
+		settings: map[string]string{
+			rabbitMQURL:   "amqp://guest:guest@127.0.0.1:" + amqpPort + "/",
+			managementURL: management,
+		},
+		stop: func() {
+			node.stop(syscall.SIGKILL) // at once: the data are thrown away
+			portMapper.stop(syscall.SIGKILL)
+		},
+	}, nil
+}
+
+func startProgram(ctx context.Context, program, dir string, env []string) (*process, error) {
+	command := exec.CommandContext(context.WithoutCancel(ctx), program)
+	command.Dir, command.Env = dir, env
+	return startProcess(command, dir)
+}
+
+func listening(port string) func(context.Context) error {
+	return func(ctx context.Context) error {
+		var dialer net.Dialer
+		conn, err := dialer.DialContext(ctx, "tcp", net.JoinHostPort("127.0.0.1", port))
+		if err != nil {
+			return err
+		}
+		return conn.Close()
+	}
+}
+
+func healthy(check string) func(context.Context) error {
+	return func(ctx context.Context) error {
+		request, err := http.NewRequestWithContext(ctx, http.MethodGet, check, nil)
+		if err != nil {
+			return err
+		}
+		response, err := http.DefaultClient.Do(request)
+		if err != nil {
+			return err
+		}
+		defer response.Body.Close()
+		if response.StatusCode != http.StatusOK {
+			return fmt.Errorf("the broker answers %s", response.Status)
+		}
+		return nil
+	}
+}
