@@ -60,6 +60,14 @@ func (b *Bus) PublishMany(ctx context.Context, batch []events.Event) error {
 // NewMessage wraps the JSON of an event, as it stands, in a message. It reads just what routing needs and does not
 // validate: what another program has put into the store is passed on for the consumer to judge.
 func NewMessage(body []byte) *message.Message {
+	m := message.NewMessage("", body)
+	Complete(m)
+	return m
+}
+
+// Complete reads the UUID and the metadata that m lacks from the event in its body, as far as they can be read there.
+// What m has, it keeps, and the body is not read if nothing is wanting.
+func Complete(m *message.Message) {
 	var head struct {
 		ID            string `json:"event_id"`
 		Type          string `json:"event_type"`
@@ -67,17 +75,29 @@ func NewMessage(body []byte) *message.Message {
 		CorrelationID string `json:"correlation_id"`
 		CreatedAt     string `json:"created_at"`
 	}
-	_ = json.Unmarshal(body, &head) // fields that cannot be read stay empty
-	m := message.NewMessage(head.ID, body)
-	for key, value := range map[string]string{
-		EventTypeKey:     head.Type,
-		AggregateIDKey:   head.AggregateID,
-		CorrelationIDKey: head.CorrelationID,
-		CreatedAtKey:     head.CreatedAt,
-	} {
-		if value != "" {
-			m.Metadata.Set(key, value)
+	fields := [...]struct {
+		key   string
+		value *string
+	}{
+		{EventTypeKey, &head.Type},
+		{AggregateIDKey, &head.AggregateID},
+		{CorrelationIDKey, &head.CorrelationID},
+		{CreatedAtKey, &head.CreatedAt},
+	}
+	complete := m.UUID != ""
+	for _, f := range fields {
+		complete = complete && m.Metadata.Get(f.key) != ""
+	}
+	if complete {
+		return
+	}
+	_ = json.Unmarshal(m.Payload, &head) // fields that cannot be read stay empty
+	if m.UUID == "" {
+		m.UUID = head.ID
+	}
+	for _, f := range fields {
+		if *f.value != "" && m.Metadata.Get(f.key) == "" {
+			m.Metadata.Set(f.key, *f.value)
 		}
 	}
-	return m
 }

@@ -1,0 +1,379 @@
+package amqp
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	wamqp "github.com/ThreeDotsLabs/watermill-amqp/v3/pkg/amqp"
+	"github.com/cenkalti/backoff/v5"
+	amqp091 "github.com/rabbitmq/amqp091-go"
+)
+
+// Defaults of [Config].
+const (
+	DefaultHeartbeat    = time.Minute
+	DefaultConcurrency  = 16
+	DefaultPrefetch     = 128
+	DefaultDrainTimeout = 30 * time.Second
+)
+
+const (
+	// connectTimeout bounds a connection attempt, from the first packet to the declared topology.
+	connectTimeout = 15 * time.Second
+	// rpcTimeout bounds one request to the broker on a connection that stands.
+	rpcTimeout = 10 * time.Second
+	// closeTimeout bounds the farewell.
+	closeTimeout = 2 * time.Second
+	// confirmTimeout is how long a publisher waits without a single confirm until it takes the peer for dead.
+	confirmTimeout = 30 * time.Second
+	// maxReconnectWait bounds the wait between two attempts to reconnect.
+	maxReconnectWait = 5 * time.Second
+)
+
+// Config is how to use a broker. Only URL is required.
+type Config struct {
+	// URL is amqp[s]://user:password@host:port/vhost; reserved characters are percent-encoded.
+	URL string
+	// Prefix is the name of the exchange, of which the other names are made; [DefaultPrefix] if empty.
+	Prefix string
+	// Name is what the broker shows for the connections.
+	Name string
+	// Prefetch is how many deliveries the broker sends ahead to a subscription; together with the size of the
+	// messages it bounds the memory. [DefaultPrefetch] if 0.
+	Prefetch int
+	// Concurrency is how many deliveries of a subscription are handled at once; [DefaultConcurrency] if 0. Those of
+	// one aggregate are always handled one after another; with 1, all are.
+	Concurrency int
+	// Heartbeat is after how much silence either side takes the other for dead; [DefaultHeartbeat] if 0. The URL may
+	// set another.
+	Heartbeat time.Duration
+	// DrainTimeout is how long a subscription that ends waits for the messages in hand; [DefaultDrainTimeout] if 0.
+	DrainTimeout time.Duration
+	// Logger may be nil.
+	Logger *slog.Logger
+}
+
+func (c Config) withDefaults() Config {
+	if c.Prefix == "" {
+		c.Prefix = DefaultPrefix
+	}
+	if c.Prefetch == 0 {
+		c.Prefetch = DefaultPrefetch
+	}
+	if c.Concurrency == 0 {
+		c.Concurrency = DefaultConcurrency
+	}
+	if c.Heartbeat == 0 {
+		c.Heartbeat = DefaultHeartbeat
+	}
+	if c.DrainTimeout == 0 {
+		c.DrainTimeout = DefaultDrainTimeout
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	return c
+}
+
+// Connection is a standing connection to a broker: two in truth, so that a broker that holds publishers back does not
+// hold back the acks. When one is lost it is made again, for as long as it takes, and so is the topology. All methods
+// are safe for concurrent use.
+type Connection struct {
+	config  Config
+	uri     amqp091.URI
+	routing wamqp.Config
+	names   names
+
+	publishing, consuming *link
+	life                  context.Context //nolint:containedctx // ends with Close, which no call outlives
+	end                   context.CancelFunc
+
+	mu     sync.Mutex // guards closed against a task that is just about to start
+	closed bool
+	tasks  sync.WaitGroup
+}
+
+// Dial connects to the broker and declares the contract's topology. It tries once. The error wraps [ErrUnavailable]
+// when the broker is not up (yet); else trying again is of no use: it wraps [ErrRefused], or is a *[TopologyError], or
+// says that the URL is no good. It never contains the password.
+//
+// ctx bounds the connecting, not the connection, which lives until Close.
+func Dial(ctx context.Context, c Config) (*Connection, error) {
+	c = c.withDefaults()
+	return dial(ctx, c, ContractConfig(c.URL, c.Prefix))
+}
+
+func dial(ctx context.Context, c Config, routing wamqp.Config) (*Connection, error) {
+	uri, err := amqp091.ParseURI(c.URL)
+	if err != nil { // its text may quote the password
+		return nil, errors.New("the RabbitMQ URL is not amqp[s]://user:password@host:port/vhost, reserved characters percent-encoded")
+	}
+	conn := &Connection{config: c, uri: uri, routing: routing, names: namesOf(c.Prefix)}
+	conn.life, conn.end = context.WithCancel(context.WithoutCancel(ctx))
+	for _, l := range []struct {
+		link    **link
+		purpose string
+	}{{&conn.publishing, "publish"}, {&conn.consuming, "consume"}} {
+		session, err := conn.connect(ctx, l.purpose)
+		if err != nil {
+			_ = conn.Close() // never fails
+			return nil, err
+		}
+		*l.link = newLink(conn, l.purpose, session)
+		conn.spawn((*l.link).run)
+	}
+	return conn, nil
+}
+
+// Ready tells whether messages can be published and consumed right now. The error says why not; it wraps
+// [ErrUnavailable], [ErrRefused], [ErrBlocked] or [ErrClosed], or is a *[TopologyError].
+func (c *Connection) Ready() error {
+	return errors.Join(c.publishing.ready(), c.consuming.ready())
+}
+
+// Close ends the connections. Publishers and subscribers are closed before. Deliveries still in hand go back to their
+// queue.
+func (c *Connection) Close() error {
+	c.mu.Lock()
+	c.closed = true
+	c.mu.Unlock()
+	c.end()
+	c.tasks.Wait()
+	return nil
+}
+
+// spawn runs a task that Close waits for, unless it is too late for that.
+func (c *Connection) spawn(task func()) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.closed {
+		c.tasks.Go(task)
+	}
+	return !c.closed
+}
+
+// connect makes one connection and declares the topology on it.
+func (c *Connection) connect(ctx context.Context, purpose string) (*session, error) {
+	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
+	defer cancel()
+	s := &session{done: make(chan struct{})}
+	release := context.AfterFunc(ctx, func() { s.kill() })
+	defer release()
+
+	properties := amqp091.NewConnectionProperties()
+	properties.SetClientConnectionName(c.config.Name + " " + purpose)
+	err := s.dial(ctx, c.config.URL, amqp091.Config{Heartbeat: c.config.Heartbeat, Properties: properties})
+	if err == nil {
+		if err = s.declare(c.routing); err != nil {
+			s.close()
+		}
+	}
+	switch {
+	case err == nil:
+		return s, nil
+	case ctx.Err() != nil:
+		err = fmt.Errorf("%w: %w: %w", ErrUnavailable, context.Cause(ctx), err)
+	default:
+		err = classify(err)
+	}
+	return nil, fmt.Errorf("connect to RabbitMQ at %s, vhost %q: %w", net.JoinHostPort(c.uri.Host, fmt.Sprint(c.uri.Port)),
+		c.uri.Vhost, err)
+}
+
+// session is one connection while it lasts.
+type session struct {
+	conn    *amqp091.Connection
+	socket  atomic.Pointer[net.Conn]
+	blocked atomic.Pointer[string] // the broker's reason
+	done    chan struct{}          // closed by its link, when the connection is gone
+}
+
+func (s *session) dial(ctx context.Context, url string, config amqp091.Config) error {
+	config.Dial = func(network, address string) (net.Conn, error) {
+		socket, err := (&net.Dialer{}).DialContext(ctx, network, address)
+		if err != nil {
+			return nil, err
+		}
+		s.socket.Store(&socket)
+		deadline, _ := ctx.Deadline() // the library lifts it after the handshake
+		return socket, socket.SetDeadline(deadline)
+	}
+	var err error
+	s.conn, err = amqp091.DialConfig(url, config)
+	if err != nil {
+		s.kill()
+	}
+	return err
+}
+
+// declare declares the topology that is there for all topics, if there is such.
+func (s *session) declare(routing wamqp.Config) error {
+	if routing.Queue.GenerateName("") == "" {
+		return nil
+	}
+	ch, err := s.conn.Channel()
+	if err != nil {
+		return fmt.Errorf("open channel: %w", err)
+	}
+	if err := build(ch, routing, ""); err != nil {
+		return err
+	}
+	return ch.Close()
+}
+
+// kill cuts the connection, which ends whatever waits for the peer.
+func (s *session) kill() {
+	if socket := s.socket.Load(); socket != nil {
+		_ = (*socket).Close() // it may be closed already, which is what is wanted
+	}
+}
+
+// bound cuts the connection unless release is called in time: no request waits for a dead peer for long. A broker that
+// blocks is not dead; it answers when it unblocks.
+func (s *session) bound(d time.Duration) (release func()) {
+	timer := time.AfterFunc(d, func() {
+		if s.blocked.Load() == nil {
+			s.kill()
+		}
+	})
+	return func() { timer.Stop() }
+}
+
+func (s *session) close() {
+	_ = s.conn.CloseDeadline(time.Now().Add(closeTimeout)) // gone either way
+	s.kill()
+}
+
+// link keeps a session standing.
+type link struct {
+	conn    *Connection
+	purpose string
+
+	mu      sync.Mutex
+	current *session
+	err     error         // why there is no current session
+	changed chan struct{} // closed when current changes
+}
+
+func newLink(c *Connection, purpose string, s *session) *link {
+	return &link{conn: c, purpose: purpose, current: s, changed: make(chan struct{})}
+}
+
+// run watches the session and replaces it when it is lost, until the Connection is closed.
+func (l *link) run() {
+	logger := l.conn.config.Logger.With("connection", l.purpose)
+	ctx := l.conn.life
+	for s := l.current; s != nil; {
+		err := l.watch(ctx, s, logger)
+		l.set(nil, err)
+		close(s.done)
+		if ctx.Err() != nil {
+			s.close()
+			return
+		}
+		s.kill()
+		logger.WarnContext(ctx, "connection to RabbitMQ lost", "error", err)
+		if s = l.reconnect(ctx, logger); s != nil {
+			logger.InfoContext(ctx, "connection to RabbitMQ restored")
+			l.set(s, nil)
+		}
+	}
+}
+
+// watch returns when the session is over, with the reason.
+func (l *link) watch(ctx context.Context, s *session, logger *slog.Logger) error {
+	closed := s.conn.NotifyClose(make(chan *amqp091.Error, 1))
+	blocked := s.conn.NotifyBlocked(make(chan amqp091.Blocking, 1))
+	for {
+		select {
+		case <-ctx.Done():
+			return ErrClosed
+		case reason := <-closed:
+			if reason == nil {
+				return fmt.Errorf("%w: connection closed", ErrUnavailable)
+			}
+			return fmt.Errorf("%w: %w", ErrUnavailable, reason)
+		case b, ok := <-blocked:
+			switch {
+			case !ok:
+				blocked = nil
+			case b.Active:
+				s.blocked.Store(&b.Reason)
+				logger.WarnContext(ctx, "RabbitMQ blocks its publishers", "reason", b.Reason)
+			default:
+				s.blocked.Store(nil)
+				logger.InfoContext(ctx, "RabbitMQ takes messages again")
+			}
+		}
+	}
+}
+
+func (l *link) reconnect(ctx context.Context, logger *slog.Logger) *session {
+	waits := backoff.NewExponentialBackOff()
+	waits.InitialInterval, waits.MaxInterval, waits.Multiplier = 100*time.Millisecond, maxReconnectWait, 2
+	for {
+		timer := time.NewTimer(waits.NextBackOff())
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return nil
+		case <-timer.C:
+		}
+		s, err := l.conn.connect(ctx, l.purpose)
+		if err == nil {
+			return s
+		}
+		if ctx.Err() == nil {
+			l.set(nil, err)
+			logger.WarnContext(ctx, "cannot reconnect to RabbitMQ, will try again", "error", err)
+		}
+	}
+}
+
+func (l *link) set(s *session, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.current, l.err = s, err
+	close(l.changed)
+	l.changed = make(chan struct{})
+}
+
+// session waits for a session that stands. The error wraps ctx's, and why there is none.
+func (l *link) session(ctx context.Context) (*session, error) {
+	for {
+		l.mu.Lock()
+		s, err, changed := l.current, l.err, l.changed
+		l.mu.Unlock()
+		if s != nil {
+			return s, nil
+		}
+		if l.conn.life.Err() != nil {
+			return nil, ErrClosed
+		}
+		select {
+		case <-changed:
+		case <-l.conn.life.Done():
+		case <-ctx.Done():
+			return nil, fmt.Errorf("%w: %w", context.Cause(ctx), err)
+		}
+	}
+}
+
+func (l *link) ready() error {
+	l.mu.Lock()
+	s, err := l.current, l.err
+	l.mu.Unlock()
+	if s == nil {
+		return err
+	}
+	if reason := s.blocked.Load(); reason != nil {
+		return fmt.Errorf("%w: %s", ErrBlocked, *reason)
+	}
+	return nil
+}

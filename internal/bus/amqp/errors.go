@@ -1,0 +1,71 @@
+package amqp
+
+import (
+	"errors"
+	"fmt"
+
+	amqp091 "github.com/rabbitmq/amqp091-go"
+)
+
+var (
+	// ErrUnavailable is wrapped by errors that time may heal: the broker cannot be reached, or went away.
+	ErrUnavailable = errors.New("RabbitMQ is unavailable")
+	// ErrRefused is wrapped by errors of a connection that the broker refuses: credentials, vhost, rights.
+	ErrRefused = errors.New("refused by RabbitMQ")
+	// ErrBlocked says that the broker takes no messages at present, for lack of memory or disk.
+	ErrBlocked = errors.New("RabbitMQ blocks its publishers")
+	// ErrUnconfirmed is wrapped by errors of a publish of which it is unknown whether the broker has it.
+	ErrUnconfirmed = errors.New("not confirmed by RabbitMQ")
+	// ErrTooLarge is wrapped by errors of a message that the broker would not take for its size.
+	ErrTooLarge = errors.New("message too large for RabbitMQ")
+	// ErrRoutingKey is wrapped by errors of a message whose event type cannot be a routing key.
+	ErrRoutingKey = errors.New("event type is no routing key")
+	// ErrClosed is returned by what was closed.
+	ErrClosed = errors.New("closed")
+)
+
+// TopologyError says that an exchange, a queue or a binding could not be declared, as when it exists with other
+// properties (406) or rights are missing (403). It wraps the broker's *[amqp091.Error].
+type TopologyError struct {
+	// Kind is "exchange", "queue" or "binding of queue".
+	Kind string
+	Name string
+	Err  error
+}
+
+func (e *TopologyError) Error() string {
+	return fmt.Sprintf("declare %s %q: %s", e.Kind, e.Name, e.Err)
+}
+
+func (e *TopologyError) Unwrap() error { return e.Err }
+
+// UnroutableError says that the broker found no queue for a message and gave it back.
+type UnroutableError struct {
+	Exchange   string
+	RoutingKey string
+	EventType  string
+}
+
+func (e *UnroutableError) Error() string {
+	return fmt.Sprintf("event type %q: exchange %q has no queue for routing key %q", e.EventType, e.Exchange, e.RoutingKey)
+}
+
+// classify wraps an error of a connection attempt in [ErrRefused], where trying again is of no use until somebody
+// changes something, or in [ErrUnavailable]. A [TopologyError] of the first kind stays as it is.
+func classify(err error) error {
+	refused := errors.Is(err, amqp091.ErrCredentials) || errors.Is(err, amqp091.ErrVhost) || errors.Is(err, amqp091.ErrSASL)
+	if answer, ok := errors.AsType[*amqp091.Error](err); ok && answer.Server {
+		switch answer.Code {
+		case amqp091.AccessRefused, amqp091.NotAllowed, amqp091.InvalidPath, amqp091.PreconditionFailed, amqp091.NotFound,
+			amqp091.NotImplemented:
+			refused = true
+		}
+	}
+	if _, ok := errors.AsType[*TopologyError](err); ok && refused {
+		return err
+	}
+	if refused {
+		return fmt.Errorf("%w: %w", ErrRefused, err)
+	}
+	return fmt.Errorf("%w: %w", ErrUnavailable, err)
+}

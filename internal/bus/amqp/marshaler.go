@@ -1,0 +1,159 @@
+package amqp
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"time"
+
+	wamqp "github.com/ThreeDotsLabs/watermill-amqp/v3/pkg/amqp"
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/google/uuid"
+	amqp091 "github.com/rabbitmq/amqp091-go"
+
+	"github.com/healz/worker/internal/bus"
+)
+
+// AMQP's limits, and the broker's at their defaults.
+const (
+	maxShortString = 255
+	maxBodyBytes   = 128 << 20
+	// maxHeaderBytes keeps a content header, which cannot be split, within a frame of 128 KiB.
+	maxHeaderBytes = 128<<10 - 4<<10
+)
+
+// Marshaler maps Watermill's messages to AMQP's and back. It takes the messages of any producer: a header of whatever
+// type is no error. Headers that are strings become metadata; the others stay in the delivery, which a message from a
+// [Subscriber] carries in its context.
+type Marshaler struct{}
+
+var _ wamqp.Marshaler = Marshaler{}
+
+// Marshal makes a persistent JSON message. The metadata become headers, and properties where AMQP has one for them. The
+// error wraps [ErrTooLarge].
+func (Marshaler) Marshal(m *message.Message) (amqp091.Publishing, error) {
+	headers := make(amqp091.Table, len(m.Metadata)+1)
+	for key, value := range m.Metadata {
+		headers[key] = value
+	}
+	headers[wamqp.DefaultMessageUUIDHeaderKey] = m.UUID
+	p := amqp091.Publishing{
+		Headers:       headers,
+		ContentType:   "application/json",
+		DeliveryMode:  amqp091.Persistent,
+		MessageId:     shortString(m.UUID),
+		Type:          shortString(m.Metadata.Get(bus.EventTypeKey)),
+		CorrelationId: shortString(m.Metadata.Get(bus.CorrelationIDKey)),
+		Body:          m.Payload,
+	}
+	if t, err := time.Parse(time.RFC3339Nano, m.Metadata.Get(bus.CreatedAtKey)); err == nil {
+		p.Timestamp = t
+	}
+	return p, checkSize(p)
+}
+
+// Unmarshal never fails. Where the headers do not tell, the message's properties do, and then the event in its body.
+func (Marshaler) Unmarshal(d amqp091.Delivery) (*message.Message, error) {
+	id, _ := d.Headers[wamqp.DefaultMessageUUIDHeaderKey].(string)
+	if id == "" {
+		id = d.MessageId
+	}
+	m := message.NewMessage(id, d.Body)
+	for key, value := range d.Headers {
+		if text, ok := value.(string); ok && key != wamqp.DefaultMessageUUIDHeaderKey {
+			m.Metadata[key] = text
+		}
+	}
+	bus.Complete(m)
+	if m.UUID == "" {
+		m.UUID = uuid.NewString()
+	}
+	return m, nil
+}
+
+// shortString is s as a property, which is left out when AMQP has no room for it.
+func shortString(s string) string {
+	if len(s) > maxShortString {
+		return ""
+	}
+	return s
+}
+
+// checkSize refuses what would cost the connection: the broker answers an oversized frame by cutting it.
+func checkSize(p amqp091.Publishing) error {
+	if len(p.Body) > maxBodyBytes {
+		return fmt.Errorf("%w: body of %d bytes, over %d", ErrTooLarge, len(p.Body), maxBodyBytes)
+	}
+	if n := sizeOf(p.Headers); n > maxHeaderBytes {
+		return fmt.Errorf("%w: headers of %d bytes, over %d", ErrTooLarge, n, maxHeaderBytes)
+	}
+	for key := range p.Headers {
+		if len(key) > maxShortString {
+			return fmt.Errorf("%w: header name of %d bytes, over %d", ErrTooLarge, len(key), maxShortString)
+		}
+	}
+	return nil
+}
+
+// sizeOf is at least the length of a header's value on the wire.
+func sizeOf(value any) int {
+	const overhead = 9 // the longest fixed-size value with its type
+	switch v := value.(type) {
+	case string:
+		return overhead + len(v)
+	case []byte:
+		return overhead + len(v)
+	case []any:
+		n := overhead
+		for _, item := range v {
+			n += sizeOf(item)
+		}
+		return n
+	case amqp091.Table:
+		n := overhead
+		for key, item := range v {
+			n += 1 + len(key) + sizeOf(item)
+		}
+		return n
+	default:
+		return overhead
+	}
+}
+
+// origin is the delivery that a message was made of, and the queue it came from.
+type origin struct {
+	delivery amqp091.Delivery // without its Acknowledger: the message is acked, not the delivery
+	queue    string
+}
+
+type originKey struct{}
+
+func withOrigin(ctx context.Context, d amqp091.Delivery, queue string) context.Context {
+	d.Acknowledger = nil
+	return context.WithValue(ctx, originKey{}, origin{delivery: d, queue: queue})
+}
+
+// publishingOf is the message as it was when it was delivered, to be published again: same body, headers of every
+// type, and properties. The headers are a copy.
+func publishingOf(d amqp091.Delivery) amqp091.Publishing {
+	headers := maps.Clone(d.Headers)
+	if headers == nil {
+		headers = amqp091.Table{}
+	}
+	return amqp091.Publishing{
+		Headers:         headers,
+		ContentType:     d.ContentType,
+		ContentEncoding: d.ContentEncoding,
+		DeliveryMode:    d.DeliveryMode,
+		Priority:        d.Priority,
+		CorrelationId:   d.CorrelationId,
+		ReplyTo:         d.ReplyTo,
+		Expiration:      d.Expiration,
+		MessageId:       d.MessageId,
+		Timestamp:       d.Timestamp,
+		Type:            d.Type,
+		UserId:          d.UserId,
+		AppId:           d.AppId,
+		Body:            d.Body,
+	}
+}
