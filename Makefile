@@ -1,0 +1,61 @@
+GO ?= go
+BENCHTIME ?= 1s
+FUZZTIME ?= 30s
+GOLANGCI_LINT_VERSION := 2.15.0
+
+# The race detector needs a C compiler, without which Go turns cgo off.
+RACE := $(if $(filter 1,$(shell $(GO) env CGO_ENABLED)),-race)
+GOLANGCI_LINT := bin/golangci-lint-$(GOLANGCI_LINT_VERSION)
+BENCHMARKED = $(shell grep -rl --include='*_test.go' '^func Benchmark' . | xargs -r -n1 dirname | sort -u)
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## Say what there is to make
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: run
+run: build ## Build the worker and run it, by default on SQLite and the in-process bus
+	bin/worker run
+
+.PHONY: build
+build: ## Build bin/worker
+	$(GO) build -o bin/ ./cmd/worker
+
+.PHONY: test
+test: bin/with-servers ## Run all tests on a real Postgres and a real RabbitMQ, started if none are named
+	$(if $(RACE),,@echo "There is no C compiler: the tests run without the race detector.")
+	bin/with-servers -- $(GO) test $(RACE) -shuffle=on -count=1 -timeout=20m ./...
+
+.PHONY: lint
+lint: $(GOLANGCI_LINT) ## Check style and the mistakes that can be seen in the source
+	$(GOLANGCI_LINT) run
+
+.PHONY: bench
+bench: bin/with-servers ## Run each benchmark for BENCHTIME; a Postgres started for it does not sync to disk
+	bin/with-servers -- $(GO) test -run='^$$' -bench=. -benchmem -benchtime=$(BENCHTIME) -timeout=20m $(BENCHMARKED)
+
+.PHONY: fuzz
+fuzz: ## Fuzz the decoding of events, each target for FUZZTIME
+	@set -e; for target in $$($(GO) test -list='^Fuzz' ./internal/events | grep '^Fuzz'); do \
+		$(GO) test -run='^$$' -fuzz="^$$target\$$" -fuzztime=$(FUZZTIME) ./internal/events; \
+	done
+
+.PHONY: demo
+demo: build ## See the main job done on sample clinic traffic
+	bin/worker demo
+
+.PHONY: tidy
+tidy: ## Bring go.mod and go.sum in line with the source
+	$(GO) mod tidy
+
+.PHONY: bin/with-servers
+bin/with-servers:
+	@$(GO) build -o $@ ./internal/testservers/cmd/with-servers
+
+.PHONY: lint-tool
+lint-tool: $(GOLANGCI_LINT)
+
+$(GOLANGCI_LINT):
+	GOBIN=$(CURDIR)/bin $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v$(GOLANGCI_LINT_VERSION)
+	mv bin/golangci-lint $@
