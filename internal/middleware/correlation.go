@@ -2,6 +2,8 @@ package middleware
 
 import (
 	"context"
+	"encoding/json"
+	"log/slog"
 
 	"github.com/ThreeDotsLabs/watermill/message"
 
@@ -11,11 +13,19 @@ import (
 
 type correlationKey struct{}
 
-// Correlation makes sure that a message has a correlation id, propagated from the message or generated, and puts it
-// into the context for all that happens on its behalf.
+// Correlation puts the correlation id of a message into the context of all that happens on its behalf: the one that the
+// message carries, in a header or in its body, or else a new one.
 func Correlation(next message.HandlerFunc) message.HandlerFunc {
 	return func(m *message.Message) ([]*message.Message, error) {
-		id := events.CorrelationIDOrNew(m.Metadata.Get(bus.CorrelationIDKey)).String()
+		text := m.Metadata.Get(bus.CorrelationIDKey)
+		if text == "" { // a producer that sets no headers
+			var body struct {
+				CorrelationID string `json:"correlation_id"`
+			}
+			_ = json.Unmarshal(m.Payload, &body) // what is no event has none
+			text = body.CorrelationID
+		}
+		id := events.CorrelationIDOrNew(text).String()
 		m.SetContext(context.WithValue(m.Context(), correlationKey{}, id))
 		return next(m)
 	}
@@ -25,4 +35,24 @@ func Correlation(next message.HandlerFunc) message.HandlerFunc {
 func CorrelationID(ctx context.Context) string {
 	id, _ := ctx.Value(correlationKey{}).(string)
 	return id
+}
+
+// LogCorrelation adds the correlation id of the message in hand to each log line that is written on its behalf.
+func LogCorrelation(next slog.Handler) slog.Handler { return correlatedLog{next} }
+
+type correlatedLog struct{ slog.Handler }
+
+func (h correlatedLog) Handle(ctx context.Context, r slog.Record) error {
+	if id := CorrelationID(ctx); id != "" {
+		r.AddAttrs(slog.String("correlation_id", id))
+	}
+	return h.Handler.Handle(ctx, r)
+}
+
+func (h correlatedLog) WithAttrs(attrs []slog.Attr) slog.Handler {
+	return correlatedLog{h.Handler.WithAttrs(attrs)}
+}
+
+func (h correlatedLog) WithGroup(name string) slog.Handler {
+	return correlatedLog{h.Handler.WithGroup(name)}
 }

@@ -76,7 +76,6 @@ func Observe(logger *slog.Logger, counts *Counts) message.HandlerMiddleware {
 			}
 			attrs := []slog.Attr{
 				slog.String("event_id", m.UUID), slog.String("event_type", m.Metadata.Get(bus.EventTypeKey)),
-				slog.String("correlation_id", m.Metadata.Get(bus.CorrelationIDKey)),
 				slog.Duration("took", time.Since(began).Round(time.Microsecond)),
 			}
 			if err != nil {

@@ -1,0 +1,97 @@
+package middleware_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"testing"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/stretchr/testify/require"
+
+	"github.com/healz/worker/internal/deadletter"
+	"github.com/healz/worker/internal/middleware"
+)
+
+// sink fails as often as it is told to, which a real one cannot be made to do at a given moment.
+type sink struct {
+	failures int
+	failed   func()
+	put      []deadletter.Failure
+}
+
+func (s *sink) Put(_ context.Context, _ *message.Message, f deadletter.Failure) error {
+	if s.failures > 0 {
+		s.failures--
+		if s.failed != nil {
+			s.failed()
+		}
+		return errors.New("the broker is away")
+	}
+	s.put = append(s.put, f)
+	return nil
+}
+
+// through sends a message through the middleware to a handler that returns err.
+func through(t *testing.T, s *sink, l middleware.Lifetime, err error) (map[middleware.Outcome]int64, error) {
+	t.Helper()
+	var counts middleware.Counts
+	logger := slog.New(slog.DiscardHandler)
+	handle := middleware.Observe(logger, &counts)(middleware.DeadLetter(s, l, logger)(
+		func(*message.Message) ([]*message.Message, error) { return nil, err }))
+	m := message.NewMessage("1", nil)
+	m.SetContext(t.Context())
+	_, err = handle(m)
+	return counts.Map(), err
+}
+
+func TestDeadLetter(t *testing.T) {
+	t.Parallel()
+	two := &deadletter.FailedError{Failures: []deadletter.Failure{{Handler: "a", Reason: "x"}, {Handler: "b", Reason: "y"}}}
+	for name, test := range map[string]struct {
+		err      error
+		failures int
+		want     []string
+		outcome  middleware.Outcome
+	}{
+		"success":                    {nil, 0, nil, middleware.Handled},
+		"one letter a handler":       {two, 0, []string{"a: x", "b: y"}, middleware.DeadLettered},
+		"wrapped":                    {fmt.Errorf("dispatch: %w", two), 0, []string{"a: x", "b: y"}, middleware.DeadLettered},
+		"the sink fails at first":    {two, 2, []string{"a: x", "b: y"}, middleware.DeadLettered},
+		"an error of nobody":         {errors.New("odd"), 0, []string{": odd"}, middleware.DeadLettered},
+		"a very long reason":         {errors.New(strings.Repeat("ä", 4000)), 0, []string{": " + deadletter.CutReason(strings.Repeat("ä", 4000))}, middleware.DeadLettered},
+		"stopping is not a failure":  {middleware.ErrStopping, 0, nil, middleware.GivenBack},
+		"stopping, with its reasons": {fmt.Errorf("%w: %w", middleware.ErrStopping, two), 0, nil, middleware.GivenBack},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := &sink{failures: test.failures}
+			counts, err := through(t, s, middleware.Lifetime{}, test.err)
+			var got []string
+			for _, f := range s.put {
+				got = append(got, f.Handler+": "+f.Reason)
+				require.LessOrEqual(t, len(f.Reason), deadletter.MaxReasonBytes)
+			}
+			require.Equal(t, test.want, got)
+			require.Equal(t, int64(1), counts[test.outcome], "%v", counts)
+			if test.outcome == middleware.GivenBack {
+				require.ErrorIs(t, err, middleware.ErrStopping)
+			} else {
+				require.NoError(t, err, "the message is acked")
+			}
+		})
+	}
+}
+
+// What cannot be dead-lettered is never acked: when the worker stops meanwhile, the message is given back.
+func TestDeadLetterKeepsTheMessageWhileTheSinkFails(t *testing.T) {
+	t.Parallel()
+	stopping := make(chan struct{})
+	s := &sink{failures: 1 << 30, failed: func() { close(stopping) }}
+	counts, err := through(t, s, middleware.Lifetime{Stopping: stopping}, errors.New("odd"))
+	require.ErrorIs(t, err, middleware.ErrStopping)
+	require.Empty(t, s.put)
+	require.Equal(t, int64(1), counts[middleware.GivenBack])
+}

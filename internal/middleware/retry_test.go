@@ -1,0 +1,124 @@
+package middleware_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"testing"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/cenkalti/backoff/v5"
+	"github.com/stretchr/testify/require"
+
+	"github.com/healz/worker/internal/middleware"
+	"github.com/healz/worker/internal/store"
+)
+
+var errTransient = errors.New("the printer is out of paper")
+
+// failing returns an operation that returns the errors one after another, then nil, and counts its calls.
+func failing(calls *int, errs ...error) func() error {
+	return func() error {
+		*calls++
+		if *calls <= len(errs) {
+			return errs[*calls-1]
+		}
+		return nil
+	}
+}
+
+func newRetry(attempts int) middleware.Retry {
+	return middleware.Retry{
+		Attempts: attempts, Initial: time.Millisecond, Max: 4 * time.Millisecond, Logger: slog.New(slog.DiscardHandler),
+	}
+}
+
+func TestRetryDo(t *testing.T) {
+	t.Parallel()
+	outage := fmt.Errorf("append: %w", store.ErrUnavailable)
+	for name, test := range map[string]struct {
+		errs      []error
+		wantCalls int
+		// wantAttempts is that of the *ExhaustedError; 0 is success.
+		wantAttempts int
+		wantErr      error
+	}{
+		"success at once":               {nil, 1, 0, nil},
+		"success at the last attempt":   {[]error{errTransient, errTransient}, 3, 0, nil},
+		"exhausted":                     {[]error{errTransient, errTransient, errTransient}, 3, 3, errTransient},
+		"permanent":                     {[]error{backoff.Permanent(errTransient)}, 1, 1, errTransient},
+		"permanent after a transient":   {[]error{errTransient, backoff.Permanent(errTransient)}, 2, 2, errTransient},
+		"permanent within":              {[]error{fmt.Errorf("handler: %w", backoff.Permanent(errTransient))}, 1, 1, errTransient},
+		"an outage does not count":      {[]error{outage, outage, outage, outage, outage}, 6, 0, nil},
+		"an outage between transients":  {[]error{errTransient, outage, outage, outage, errTransient}, 6, 0, nil},
+		"exhausted, outage not counted": {[]error{outage, errTransient, outage, errTransient, errTransient}, 5, 3, errTransient},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			calls := 0
+			began := time.Now()
+			err := newRetry(3).Do(t.Context(), failing(&calls, test.errs...))
+			require.Equal(t, test.wantCalls, calls)
+			if test.wantAttempts == 0 {
+				require.NoError(t, err)
+				return
+			}
+			exhausted, ok := errors.AsType[*middleware.ExhaustedError](err)
+			require.True(t, ok, "%v", err)
+			require.Equal(t, test.wantAttempts, exhausted.Attempts)
+			require.ErrorIs(t, err, test.wantErr)
+			require.False(t, exhausted.FirstFailed.Before(began.UTC()))
+			require.False(t, exhausted.LastFailed.Before(exhausted.FirstFailed))
+		})
+	}
+}
+
+func TestRetryEndsItsWaitWhenTheWorkerStops(t *testing.T) {
+	t.Parallel()
+	stopping := make(chan struct{})
+	r := newRetry(5)
+	r.Initial, r.Max = time.Hour, time.Hour
+	r.Lifetime.Stopping = stopping
+	err := r.Do(t.Context(), func() error {
+		close(stopping) // a second call would panic
+		return errTransient
+	})
+	require.ErrorIs(t, err, middleware.ErrStopping)
+	require.ErrorIs(t, err, context.Canceled, "or the router would log it as an error")
+}
+
+func TestRetryTakesACancelledMessageForNoFailure(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithCancel(t.Context())
+	err := newRetry(5).Do(ctx, func() error {
+		cancel()
+		return fmt.Errorf("query: %w", ctx.Err())
+	})
+	require.ErrorIs(t, err, middleware.ErrStopping)
+	_, exhausted := errors.AsType[*middleware.ExhaustedError](err)
+	require.False(t, exhausted)
+}
+
+// An attempt that timed out leaves a cancelled context on the message; the next one must not start with it.
+func TestRetryGivesEachAttemptAFreshContext(t *testing.T) {
+	t.Parallel()
+	m := message.NewMessage("1", nil)
+	m.SetContext(t.Context())
+	calls := 0
+	_, err := newRetry(3).Middleware(func(m *message.Message) ([]*message.Message, error) {
+		calls++
+		require.NoError(t, m.Context().Err())
+		ctx, cancel := context.WithCancel(m.Context())
+		m.SetContext(ctx)
+		cancel()
+		if calls < 3 {
+			return nil, errTransient
+		}
+		return nil, nil
+	})(m)
+	require.NoError(t, err)
+	require.Equal(t, 3, calls)
+	require.NoError(t, m.Context().Err())
+}
