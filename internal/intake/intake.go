@@ -1,0 +1,213 @@
+// Package intake takes events that people and scripts write as JSON lines, fills in what they may leave out, and hands
+// them on in batches.
+package intake
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/healz/worker/internal/events"
+)
+
+const (
+	// MaxLine is the longest line that is read, in bytes.
+	MaxLine = 64 << 20
+	// numberingAttempts is how often a batch is numbered anew when other writers take the versions it was given.
+	numberingAttempts = 10
+)
+
+// LineError says which line of the input is at fault. Its text quotes nothing of it.
+type LineError struct {
+	Line int
+	Err  error
+}
+
+func (e *LineError) Error() string { return fmt.Sprintf("line %d: %s", e.Line, e.Err) }
+func (e *LineError) Unwrap() error { return e.Err }
+
+// BatchError says which lines were not handed on, because of one of them or as a whole.
+type BatchError struct {
+	First, Last int
+	Err         error
+}
+
+func (e *BatchError) Error() string {
+	return fmt.Sprintf("lines %d to %d: nothing of them was taken: %s", e.First, e.Last, e.Err)
+}
+func (e *BatchError) Unwrap() error { return e.Err }
+
+// Versions is what numbering needs of a store.
+type Versions interface {
+	Version(ctx context.Context, aggregateType string, aggregateID uuid.UUID) (int, error)
+}
+
+// Store is what [Append] needs of a store.
+type Store interface {
+	Versions
+	AppendMany(ctx context.Context, batch []events.Event) error
+}
+
+// Append appends the events in r, batch lines at a time, each batch whole or not at all, and yields each batch that was
+// appended. Left out, these are filled in: event_id, created_at, correlation_id (each line a chain of its own), and
+// aggregate_version: the next one, whoever else appends to the aggregate. The first error ends it.
+func Append(ctx context.Context, s Store, r io.Reader, batch int) iter.Seq2[[]events.Event, error] {
+	return inBatches(r, batch, func(drafts []draft) ([]events.Event, error) {
+		for attempt := 1; ; attempt++ {
+			numbered, err := number(ctx, s, drafts)
+			if err != nil {
+				return nil, err
+			}
+			err = s.AppendMany(ctx, numbered)
+			if err == nil || attempt == numberingAttempts || !errors.Is(err, events.ErrConflict) || allVersioned(drafts) {
+				return numbered, err
+			}
+		}
+	})
+}
+
+// Publisher publishes events in order.
+type Publisher interface {
+	PublishMany(ctx context.Context, batch []events.Event) error
+}
+
+// Publish publishes the events in r, batch lines at a time, and yields each batch that was published. It fills in what
+// [Append] does, but for the version, which only the store knows.
+func Publish(ctx context.Context, p Publisher, r io.Reader, batch int) iter.Seq2[[]events.Event, error] {
+	return inBatches(r, batch, func(drafts []draft) ([]events.Event, error) {
+		complete := make([]events.Event, len(drafts))
+		for i, d := range drafts {
+			if err := d.Validate(); err != nil {
+				return nil, &LineError{Line: d.line, Err: err}
+			}
+			complete[i] = d.Event
+		}
+		return complete, p.PublishMany(ctx, complete)
+	})
+}
+
+// draft is an event that may still lack its version.
+type draft struct {
+	events.Event
+	line int
+}
+
+func allVersioned(drafts []draft) bool {
+	for _, d := range drafts {
+		if d.AggregateVersion == 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// number returns the events with their versions: those that lack one follow what the store or the batch has.
+func number(ctx context.Context, v Versions, drafts []draft) ([]events.Event, error) {
+	type stream struct {
+		aggregateType string
+		aggregateID   uuid.UUID
+	}
+	last := map[stream]int{}
+	numbered := make([]events.Event, len(drafts))
+	for i, d := range drafts {
+		e, s := d.Event, stream{d.AggregateType, d.AggregateID}
+		if e.AggregateVersion == 0 {
+			if _, known := last[s]; !known {
+				version, err := v.Version(ctx, s.aggregateType, s.aggregateID)
+				if err != nil {
+					return nil, fmt.Errorf("look up the version of %s %s: %w", s.aggregateType, s.aggregateID, err)
+				}
+				last[s] = version
+			}
+			e.AggregateVersion = last[s] + 1
+		}
+		last[s] = e.AggregateVersion
+		if err := e.Validate(); err != nil {
+			return nil, &LineError{Line: d.line, Err: err}
+		}
+		numbered[i] = e
+	}
+	return numbered, nil
+}
+
+// inBatches reads lines, hands each full batch to take, and yields what it returns.
+func inBatches(r io.Reader, size int, take func([]draft) ([]events.Event, error)) iter.Seq2[[]events.Event, error] {
+	return func(yield func([]events.Event, error) bool) {
+		var batch []draft
+		flush := func() bool {
+			if len(batch) == 0 {
+				return true
+			}
+			taken, err := take(batch)
+			if err != nil {
+				yield(nil, &BatchError{First: batch[0].line, Last: batch[len(batch)-1].line, Err: err})
+				return false
+			}
+			batch = batch[:0]
+			return yield(taken, nil)
+		}
+		for d, err := range drafts(r) {
+			if err != nil {
+				first := d.line
+				if len(batch) > 0 {
+					first = batch[0].line
+				}
+				yield(nil, &BatchError{First: first, Last: d.line, Err: err})
+				return
+			}
+			if batch = append(batch, d); len(batch) == size && !flush() {
+				return
+			}
+		}
+		flush()
+	}
+}
+
+// drafts reads one event a line. Empty lines are passed over.
+func drafts(r io.Reader) iter.Seq2[draft, error] {
+	return func(yield func(draft, error) bool) {
+		lines := bufio.NewScanner(r)
+		lines.Buffer(make([]byte, 0, 64<<10), MaxLine)
+		line := 0
+		for lines.Scan() {
+			line++
+			if len(bytes.TrimSpace(lines.Bytes())) == 0 {
+				continue
+			}
+			e, err := events.ParseDraft(bytes.Clone(lines.Bytes()))
+			if err != nil {
+				yield(draft{line: line}, &LineError{Line: line, Err: err})
+				return
+			}
+			if !yield(draft{Event: fillIn(e), line: line}, nil) {
+				return
+			}
+		}
+		if err := lines.Err(); err != nil {
+			if errors.Is(err, bufio.ErrTooLong) {
+				err = fmt.Errorf("is longer than %d bytes", MaxLine)
+			}
+			yield(draft{line: line + 1}, &LineError{Line: line + 1, Err: err})
+		}
+	}
+}
+
+func fillIn(e events.Event) events.Event {
+	if e.ID == uuid.Nil {
+		e.ID = uuid.Must(uuid.NewV7())
+	}
+	if e.CreatedAt.IsZero() {
+		e.CreatedAt = time.Now().UTC().Truncate(time.Millisecond)
+	}
+	if e.CorrelationID == uuid.Nil {
+		e.CorrelationID = events.NewCorrelationID()
+	}
+	return e
+}

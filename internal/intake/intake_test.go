@@ -1,0 +1,149 @@
+package intake_test
+
+import (
+	"context"
+	"fmt"
+	"iter"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/google/uuid"
+	"github.com/stretchr/testify/require"
+
+	"github.com/healz/worker/internal/events"
+	"github.com/healz/worker/internal/intake"
+	"github.com/healz/worker/internal/store/sqlite"
+)
+
+const (
+	patient = "5f0c7a52-9b4e-4a35-8f0e-2f6d0f6b1c11"
+	other   = "6f0c7a52-9b4e-4a35-8f0e-2f6d0f6b1c12"
+	tenant  = "0b9a4f3e-0c3d-4f5e-9a51-7d2c6b8e4a10"
+)
+
+func openStore(t *testing.T) *sqlite.Store {
+	t.Helper()
+	s, err := sqlite.Open(t.Context(), filepath.Join(t.TempDir(), "test.db"), sqlite.Options{})
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, s.Close()) })
+	require.NoError(t, s.Migrate(t.Context()))
+	return s
+}
+
+// line is an event of an aggregate with more fields, as JSON.
+func line(aggregateID, more string) string {
+	return fmt.Sprintf(`{"event_type":"Noted","aggregate_type":"Patient","aggregate_id":%q,"tenant_id":%q,"event_data":{}%s}`,
+		aggregateID, tenant, more)
+}
+
+func collect(batches iter.Seq2[[]events.Event, error]) (all [][]events.Event, err error) {
+	for batch, err := range batches {
+		if err != nil {
+			return all, err
+		}
+		all = append(all, batch)
+	}
+	return all, nil
+}
+
+func versions(t *testing.T, s *sqlite.Store, aggregateID string) []int {
+	t.Helper()
+	var found []int
+	for e, err := range s.Stream(t.Context(), "Patient", uuid.MustParse(aggregateID), 0) {
+		require.NoError(t, err)
+		found = append(found, e.AggregateVersion)
+	}
+	return found
+}
+
+func TestAppendFillsInWhatIsLeftOut(t *testing.T) {
+	t.Parallel()
+	s := openStore(t)
+	input := strings.Join([]string{
+		line(patient, ""), "", "  ", line(other, ""), line(patient, ""),
+		line(patient, `,"aggregate_version":3,"correlation_id":"`+other+`"`), line(patient, ""),
+	}, "\n")
+	batches, err := collect(intake.Append(t.Context(), s, strings.NewReader(input), 2))
+	require.NoError(t, err)
+	require.Len(t, batches, 3, "five events, two at a time")
+	require.Equal(t, []int{1, 2, 3, 4}, versions(t, s, patient))
+	require.Equal(t, []int{1}, versions(t, s, other))
+	first := batches[0][0]
+	require.Equal(t, uuid.Version(7), first.ID.Version())
+	require.NotEqual(t, first.CorrelationID, batches[0][1].CorrelationID)
+	require.False(t, first.CreatedAt.IsZero())
+	require.Equal(t, other, batches[1][1].CorrelationID.String())
+}
+
+func TestAppendSaysWhichLineIsAtFaultAndTakesNothingOfItsBatch(t *testing.T) {
+	t.Parallel()
+	good := line(patient, "")
+	for name, test := range map[string]struct {
+		lines []string
+		want  string
+		kept  int
+	}{
+		"not JSON":            {[]string{good, `{"event_type`}, "lines 1 to 2: nothing of them was taken: line 2: invalid event: the body is not valid JSON", 0},
+		"a field is missing":  {[]string{good, strings.Replace(good, `"tenant_id"`, `"tenant"`, 1)}, "line 2: invalid event: tenant_id is missing", 0},
+		"a bad id":            {[]string{strings.Replace(good, patient, "Ana", 1)}, "line 1: invalid event: aggregate_id is not a UUID", 0},
+		"version 0":           {[]string{line(patient, `,"aggregate_version":0`)}, "line 1: invalid event: aggregate_version must be from 1", 0},
+		"a gap":               {[]string{good, line(patient, `,"aggregate_version":5`)}, "gap in versions", 0},
+		"a taken version":     {[]string{good, good, line(patient, `,"aggregate_version":1`)}, "", 2},
+		"the batch before is": {[]string{good, good, good, "null"}, "lines 3 to 4: nothing of them was taken: line 4", 2},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := openStore(t)
+			_, err := collect(intake.Append(t.Context(), s, strings.NewReader(strings.Join(test.lines, "\n")), 2))
+			require.ErrorContains(t, err, test.want)
+			require.Len(t, versions(t, s, patient), test.kept)
+		})
+	}
+}
+
+func TestAppendedVersionsAreFreeWhoeverElseAppends(t *testing.T) {
+	t.Parallel()
+	s := openStore(t)
+	const writers, each = 4, 25
+	var writing sync.WaitGroup
+	errs := make(chan error, writers)
+	for range writers {
+		writing.Go(func() {
+			_, err := collect(intake.Append(t.Context(), s, strings.NewReader(strings.Repeat(line(patient, "")+"\n", each)), 5))
+			errs <- err
+		})
+	}
+	writing.Wait()
+	for range writers {
+		require.NoError(t, <-errs)
+	}
+	require.Len(t, versions(t, s, patient), writers*each)
+}
+
+func TestNothingIsNothing(t *testing.T) {
+	t.Parallel()
+	batches, err := collect(intake.Append(t.Context(), openStore(t), strings.NewReader(" \n\n"), 10))
+	require.NoError(t, err)
+	require.Empty(t, batches)
+}
+
+// published keeps what it is given.
+type published struct{ batches [][]events.Event }
+
+func (p *published) PublishMany(_ context.Context, batch []events.Event) error {
+	p.batches = append(p.batches, batch)
+	return nil
+}
+
+func TestPublishNeedsTheVersion(t *testing.T) {
+	t.Parallel()
+	var p published
+	_, err := collect(intake.Publish(t.Context(), &p, strings.NewReader(line(patient, `,"aggregate_version":4`)), 10))
+	require.NoError(t, err)
+	require.Equal(t, 4, p.batches[0][0].AggregateVersion)
+	_, err = collect(intake.Publish(t.Context(), &p, strings.NewReader(line(patient, "")), 10))
+	require.ErrorContains(t, err, "line 1: invalid event: aggregate_version")
+	require.Len(t, p.batches, 1)
+}
