@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -114,6 +115,10 @@ func dial(ctx context.Context, c Config, routing wamqp.Config) (*Connection, err
 	if err != nil { // its text may quote the password
 		return nil, errors.New("the RabbitMQ URL is not amqp[s]://user:password@host:port/vhost, reserved characters percent-encoded")
 	}
+	if c.Prefetch < 1 || c.Prefetch > math.MaxUint16 || c.Concurrency < 1 {
+		return nil, fmt.Errorf("prefetch %d and concurrency %d must be at least 1, and prefetch at most %d", c.Prefetch, c.Concurrency,
+			math.MaxUint16)
+	}
 	conn := &Connection{config: c, uri: uri, routing: routing, names: namesOf(c.Prefix)}
 	conn.life, conn.end = context.WithCancel(context.WithoutCancel(ctx))
 	for _, l := range []struct {
@@ -162,7 +167,7 @@ func (c *Connection) spawn(task func()) bool {
 func (c *Connection) connect(ctx context.Context, purpose string) (*session, error) {
 	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
 	defer cancel()
-	s := &session{done: make(chan struct{})}
+	s := &session{}
 	release := context.AfterFunc(ctx, func() { s.kill() })
 	defer release()
 
@@ -191,7 +196,6 @@ type session struct {
 	conn    *amqp091.Connection
 	socket  atomic.Pointer[net.Conn]
 	blocked atomic.Pointer[string] // the broker's reason
-	done    chan struct{}          // closed by its link, when the connection is gone
 }
 
 func (s *session) dial(ctx context.Context, url string, config amqp091.Config) error {
@@ -217,14 +221,20 @@ func (s *session) declare(routing wamqp.Config) error {
 	if routing.Queue.GenerateName("") == "" {
 		return nil
 	}
-	ch, err := s.conn.Channel()
+	channel, err := s.open(routing, "")
 	if err != nil {
-		return fmt.Errorf("open channel: %w", err)
-	}
-	if err := build(ch, routing, ""); err != nil {
 		return err
 	}
-	return ch.Close()
+	return channel.Close()
+}
+
+// open opens a channel and declares on it what a topic needs.
+func (s *session) open(routing wamqp.Config, topic string) (*amqp091.Channel, error) {
+	channel, err := s.conn.Channel()
+	if err != nil {
+		return nil, fmt.Errorf("open channel: %w", err)
+	}
+	return channel, build(channel, routing, topic)
 }
 
 // kill cuts the connection, which ends whatever waits for the peer.
@@ -272,7 +282,6 @@ func (l *link) run() {
 	for s := l.current; s != nil; {
 		err := l.watch(ctx, s, logger)
 		l.set(nil, err)
-		close(s.done)
 		if ctx.Err() != nil {
 			s.close()
 			return

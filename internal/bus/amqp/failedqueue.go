@@ -1,17 +1,61 @@
 package amqp
 
 import (
+	"cmp"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
+	"fmt"
 	"iter"
+	"strconv"
+	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/oklog/ulid/v2"
+	amqp091 "github.com/rabbitmq/amqp091-go"
 
+	"github.com/healz/worker/internal/bus"
 	"github.com/healz/worker/internal/deadletter"
+	"github.com/healz/worker/internal/events"
 )
 
-// FailedQueue is the contract's queue of dead letters.
-type FailedQueue struct{ conn *Connection }
+// Headers of a dead letter besides those of package deadletter. All are strings, so that Watermill's tools can read them.
+const (
+	letterIDKey    = "dead_letter_id"
+	sourceQueueKey = "source_queue"
+	// expirationKey keeps the message's expiration, by which the letter would vanish from the failed queue.
+	expirationKey = "dead_letter_expiration"
+
+	// replayCountKey counts the replays of a message.
+	replayCountKey = "replay_count"
+	// userIDKey keeps a user_id that is not the connection's own: the broker refuses it as a property.
+	userIDKey = "original_user_id"
+)
+
+// isLetterKey tells whether a header is one that a replay takes away again.
+func isLetterKey(key string) bool {
+	switch key {
+	case deadletter.ReasonKey, deadletter.HandlerKey, deadletter.TopicKey, deadletter.AttemptsKey, deadletter.FirstFailedKey,
+		deadletter.LastFailedKey, letterIDKey, sourceQueueKey, expirationKey:
+		return true
+	default:
+		return false
+	}
+}
+
+const letterTime = "2006-01-02T15:04:05.000Z"
+
+// FailedQueue is the contract's queue of dead letters. Besides those that [FailedQueue.Put] put there it takes those of
+// the broker, rejected, expired or crowded out of a queue, and of any program. It is safe for concurrent use.
+//
+// List and Replay see the letters that lie there when they begin. While they run the broker shows them to nobody else;
+// when they end, also by death, it puts back what is left, in its old order. They use a connection of their own, and
+// hold one letter at a time.
+type FailedQueue struct {
+	conn      *Connection
+	publisher *Publisher
+}
 
 var (
 	_ deadletter.Queue = (*FailedQueue)(nil)
@@ -19,22 +63,240 @@ var (
 )
 
 // NewFailedQueue returns the failed queue of a Connection.
-func NewFailedQueue(c *Connection) *FailedQueue { return &FailedQueue{conn: c} }
-
-// Put publishes a dead letter.
-func (q *FailedQueue) Put(context.Context, *message.Message, deadletter.Failure) error {
-	return errors.ErrUnsupported
+func NewFailedQueue(c *Connection) *FailedQueue {
+	return &FailedQueue{conn: c, publisher: NewPublisher(c)}
 }
 
-// List yields the letters.
-func (q *FailedQueue) List(context.Context) iter.Seq2[deadletter.Letter, error] {
-	return func(func(deadletter.Letter, error) bool) {}
+// Put publishes m as a dead letter: as it was delivered, with all properties and headers of any type, if it comes from a
+// [Subscriber], and with headers that tell the failure. It is always persistent and never expires. While the broker is
+// away it waits for as long as ctx lives.
+func (q *FailedQueue) Put(ctx context.Context, m *message.Message, f deadletter.Failure) error {
+	p, source, topic, err := q.original(m)
+	if err != nil {
+		return fmt.Errorf("put dead letter: %w", err)
+	}
+	p.Headers = withoutLetterKeys(p.Headers)
+	set := func(key, value string) {
+		if value != "" {
+			p.Headers[key] = value
+		}
+	}
+	set(letterIDKey, ulid.Make().String())
+	set(sourceQueueKey, source)
+	set(expirationKey, p.Expiration)
+	set(deadletter.ReasonKey, deadletter.CutReason(f.Reason))
+	set(deadletter.HandlerKey, f.Handler)
+	set(deadletter.TopicKey, topic)
+	set(deadletter.AttemptsKey, strconv.Itoa(f.Attempts))
+	set(deadletter.FirstFailedKey, f.FirstFailed.UTC().Format(letterTime))
+	set(deadletter.LastFailedKey, f.LastFailed.UTC().Format(letterTime))
+	p.Expiration = ""
+	if err := q.send(ctx, q.conn.names.deadLetterExchange, failedKey, p); err != nil {
+		return fmt.Errorf("put dead letter: %w", err)
+	}
+	return nil
 }
 
-// Replay republishes letters.
-func (q *FailedQueue) Replay(context.Context, deadletter.Filter) iter.Seq2[deadletter.Letter, error] {
-	return func(func(deadletter.Letter, error) bool) {}
+// original is the message as it first was, the queue that it came from, and its routing key.
+func (q *FailedQueue) original(m *message.Message) (p amqp091.Publishing, source, topic string, err error) {
+	if o, ok := m.Context().Value(originKey{}).(origin); ok {
+		return publishingOf(o.delivery), o.queue, o.delivery.RoutingKey, nil
+	}
+	p, err = q.conn.routing.Marshaler.Marshal(m)
+	return p, q.conn.names.consumerQueue, m.Metadata.Get(bus.EventTypeKey), err
 }
 
-// Purge destroys all letters.
-func (q *FailedQueue) Purge(context.Context) (int, error) { return 0, errors.ErrUnsupported }
+// send publishes one message that has been on the broker before, and waits for the confirm.
+func (q *FailedQueue) send(ctx context.Context, exchange, key string, p amqp091.Publishing) error {
+	p.DeliveryMode = amqp091.Persistent
+	if p.UserId != "" && p.UserId != q.conn.uri.Username {
+		p.Headers[userIDKey], p.UserId = p.UserId, ""
+	}
+	if err := checkSize(p); err != nil {
+		return err
+	}
+	return q.publisher.publish(ctx, 1, func(int) (outgoing, error) {
+		return outgoing{exchange: exchange, key: key, eventType: p.Type, message: p}, nil
+	})
+}
+
+// List yields the letters, oldest first.
+func (q *FailedQueue) List(ctx context.Context) iter.Seq2[deadletter.Letter, error] {
+	return func(yield func(deadletter.Letter, error) bool) {
+		err := q.walk(ctx, func(d amqp091.Delivery) (bool, error) { return yield(letterOf(d), nil), nil })
+		if err != nil {
+			yield(deadletter.Letter{}, fmt.Errorf("list dead letters: %w", err))
+		}
+	}
+}
+
+// Replay republishes the letters that f chooses to the queue they come from, or else to the consumer's, oldest first. A
+// letter leaves the failed queue after the broker has confirmed its republication, and is then yielded; if the process
+// dies in between it is replayed twice. A letter that cannot be republished, as its queue is no more, is yielded with
+// its error and stays; the caller may go on to the next.
+//
+// The message is as it was, body, properties and headers of any type, without the headers of the failure, and with two
+// more: how often it was replayed, and the handler that failed ([bus.ReplayHandlerKey]).
+func (q *FailedQueue) Replay(ctx context.Context, f deadletter.Filter) iter.Seq2[deadletter.Letter, error] {
+	return func(yield func(deadletter.Letter, error) bool) {
+		stopped := false
+		err := q.walk(ctx, func(d amqp091.Delivery) (bool, error) {
+			l := letterOf(d)
+			if !f.Match(l) {
+				return true, nil
+			}
+			err := q.send(ctx, "", cmp.Or(l.Source, q.conn.names.consumerQueue), replayOf(d, l))
+			if _, unroutable := errors.AsType[*UnroutableError](err); unroutable {
+				stopped = !yield(l, fmt.Errorf("replay dead letter %s: %w", l.ID, err))
+				return !stopped, nil
+			}
+			if err != nil {
+				return false, fmt.Errorf("letter %s: %w", l.ID, err)
+			}
+			if err := d.Ack(false); err != nil {
+				return false, fmt.Errorf("letter %s was republished, but not removed: %w", l.ID, err)
+			}
+			stopped = !yield(l, nil)
+			return !stopped, nil
+		})
+		if err != nil && !stopped {
+			yield(deadletter.Letter{}, fmt.Errorf("replay dead letters: %w", err))
+		}
+	}
+}
+
+// Purge destroys all letters and returns how many.
+func (q *FailedQueue) Purge(ctx context.Context) (int, error) {
+	s, err := q.conn.connect(ctx, "dead letters")
+	if err != nil {
+		return 0, fmt.Errorf("purge dead letters: %w", err)
+	}
+	defer s.close()
+	defer context.AfterFunc(ctx, s.kill)()
+	channel, err := s.conn.Channel()
+	if err != nil {
+		return 0, fmt.Errorf("purge dead letters: open channel: %w", err)
+	}
+	n, err := channel.QueuePurge(q.conn.names.failedQueue, false)
+	if err != nil {
+		return 0, fmt.Errorf("purge dead letters: %w", err)
+	}
+	return n, nil
+}
+
+// walk shows the letters that lie there now, oldest first, until visit is done or fails. Those that visit does not ack
+// go back.
+func (q *FailedQueue) walk(ctx context.Context, visit func(amqp091.Delivery) (more bool, err error)) error {
+	s, err := q.conn.connect(ctx, "dead letters")
+	if err != nil {
+		return err
+	}
+	defer s.close()
+	defer context.AfterFunc(ctx, s.kill)()
+	channel, err := s.conn.Channel()
+	if err != nil {
+		return fmt.Errorf("open channel: %w", err)
+	}
+	queue, err := channel.QueueDeclarePassive(q.conn.names.failedQueue, true, false, false, false, nil)
+	if err != nil {
+		return fmt.Errorf("count: %w", err)
+	}
+	more := true
+	for i := 0; i < queue.Messages && more; i++ {
+		d, ok, err := s.get(channel, queue.Name)
+		switch {
+		case ctx.Err() != nil:
+			return context.Cause(ctx)
+		case err != nil:
+			return fmt.Errorf("get: %w", err)
+		case !ok:
+			more = false
+			continue
+		}
+		if more, err = visit(d); err != nil {
+			return err
+		}
+	}
+	if err := channel.Close(); err != nil { // the acks are through, and the others are back
+		return fmt.Errorf("close channel: %w", err)
+	}
+	return nil
+}
+
+func (s *session) get(channel *amqp091.Channel, queue string) (amqp091.Delivery, bool, error) {
+	defer s.bound(rpcTimeout)()
+	return channel.Get(queue, false)
+}
+
+// letterOf reads a letter, whoever wrote it.
+func letterOf(d amqp091.Delivery) deadletter.Letter {
+	l := deadletter.Letter{ID: letterID(d), Headers: withoutLetterKeys(d.Headers), Body: d.Body, Source: text(d.Headers, sourceQueueKey)}
+	l.Event, _ = events.Parse(d.Body) // as far as it can be read
+	if reason, ok := d.Headers[deadletter.ReasonKey].(string); ok {
+		l.Failure = deadletter.Failure{
+			Reason:      reason,
+			Handler:     text(d.Headers, deadletter.HandlerKey),
+			FirstFailed: timeOf(d.Headers, deadletter.FirstFailedKey),
+			LastFailed:  timeOf(d.Headers, deadletter.LastFailedKey),
+		}
+		l.Attempts, _ = strconv.Atoi(text(d.Headers, deadletter.AttemptsKey))
+		return l
+	}
+	if deaths, ok := d.Headers["x-death"].([]any); ok && len(deaths) > 0 {
+		if last, ok := deaths[0].(amqp091.Table); ok {
+			l.Source = cmp.Or(l.Source, text(last, "queue"))
+			l.Reason = "dead-lettered by the broker: " + text(last, "reason")
+			count, _ := last["count"].(int64)
+			l.Attempts = int(count)
+			l.FirstFailed, _ = last["time"].(time.Time)
+			l.LastFailed = l.FirstFailed
+		}
+	}
+	return l
+}
+
+func letterID(d amqp091.Delivery) string {
+	if id := cmp.Or(text(d.Headers, letterIDKey), d.MessageId); id != "" {
+		return id
+	}
+	h := sha256.New()
+	_, _ = fmt.Fprintf(h, "%q %q %d ", d.Exchange, d.RoutingKey, d.Timestamp.Unix()) // a hash never fails
+	_, _ = h.Write(d.Body)
+	return hex.EncodeToString(h.Sum(nil)[:16])
+}
+
+// replayOf is the message to publish in place of a letter.
+func replayOf(d amqp091.Delivery, l deadletter.Letter) amqp091.Publishing {
+	p := publishingOf(d)
+	p.Headers = withoutLetterKeys(d.Headers)
+	p.Expiration = cmp.Or(text(d.Headers, expirationKey), p.Expiration)
+	count, _ := strconv.Atoi(text(d.Headers, replayCountKey))
+	p.Headers[replayCountKey] = strconv.Itoa(count + 1)
+	if l.Handler != "" {
+		p.Headers[bus.ReplayHandlerKey] = l.Handler
+	}
+	return p
+}
+
+func withoutLetterKeys(headers amqp091.Table) amqp091.Table {
+	rest := make(amqp091.Table, len(headers))
+	for key, value := range headers {
+		if !isLetterKey(key) {
+			rest[key] = value
+		}
+	}
+	return rest
+}
+
+func text(headers amqp091.Table, key string) string {
+	s, _ := headers[key].(string)
+	return s
+}
+
+func timeOf(headers amqp091.Table, key string) time.Time {
+	t, err := time.Parse(time.RFC3339Nano, text(headers, key))
+	if err != nil {
+		return time.Time{}
+	}
+	return t.UTC()
+}

@@ -1,24 +1,391 @@
 package amqp
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/cenkalti/backoff/v5"
+	amqp091 "github.com/rabbitmq/amqp091-go"
 )
 
-// Subscriber consumes queues.
-type Subscriber struct{ conn *Connection }
+// consumerTag names the one consumer of a channel.
+const consumerTag = "worker"
 
-var _ message.Subscriber = (*Subscriber)(nil)
+const (
+	// minNackWait and maxNackWait bound the growing wait before a message that was nacked is handed out again.
+	minNackWait = 50 * time.Millisecond
+	maxNackWait = 5 * time.Second
+)
 
-// NewSubscriber returns a Subscriber over a Connection.
-func NewSubscriber(c *Connection) *Subscriber { return &Subscriber{conn: c} }
+// Subscriber consumes queues. It is safe for concurrent use.
+type Subscriber struct {
+	conn *Connection
 
-// Subscribe consumes the queue of a topic.
-func (s *Subscriber) Subscribe(context.Context, string) (<-chan *message.Message, error) {
-	return nil, errors.ErrUnsupported
+	mu            sync.Mutex
+	closed        bool
+	subscriptions map[*subscription]struct{}
 }
 
-// Close ends all subscriptions.
-func (s *Subscriber) Close() error { return nil }
+var (
+	_ message.Subscriber           = (*Subscriber)(nil)
+	_ message.SubscribeInitializer = (*Subscriber)(nil)
+)
+
+// NewSubscriber returns a Subscriber over a Connection.
+func NewSubscriber(c *Connection) *Subscriber {
+	return &Subscriber{conn: c, subscriptions: map[*subscription]struct{}{}}
+}
+
+// SubscribeInitialize declares what is needed for a topic.
+func (s *Subscriber) SubscribeInitialize(topic string) error {
+	ctx, cancel := context.WithTimeout(s.conn.life, connectTimeout)
+	defer cancel()
+	session, err := s.conn.consuming.session(ctx)
+	if err != nil {
+		return fmt.Errorf("declare topology: %w", err)
+	}
+	defer session.bound(rpcTimeout)()
+	channel, err := session.open(s.conn.routing, topic)
+	if err != nil {
+		return classify(err)
+	}
+	return channel.Close()
+}
+
+// Subscribe consumes the queue of a topic; under the contract, whatever the topic, the one queue. It hands out up to
+// the configured number of messages at once, and those of one aggregate one after another in the order of the queue,
+// also over nacks, lost connections and redeliveries: a message is not handed out while an earlier of its aggregate, or
+// an earlier copy of itself, is in hand.
+//
+// A nacked message stays here, ahead of the later ones of its aggregate, and is handed out again after a wait that
+// grows: given back to the broker it could be overtaken.
+//
+// When ctx ends or the Subscriber is closed, consuming stops, what was not handed out goes back to the queue, and the
+// messages in hand are waited for, up to the drain timeout; then the returned channel is closed. A message's context
+// ends with ctx, when it is acked, and when the drain is over.
+func (s *Subscriber) Subscribe(ctx context.Context, topic string) (<-chan *message.Message, error) {
+	c := s.conn.config
+	sub := &subscription{
+		conn:    s.conn,
+		topic:   topic,
+		queue:   s.conn.routing.Queue.GenerateName(topic),
+		logger:  c.Logger,
+		out:     make(chan *message.Message),
+		lanes:   newLanes(c.Concurrency),
+		results: make(chan result, c.Concurrency),
+		ended:   make(chan struct{}),
+	}
+	sub.handling, sub.abandon = context.WithCancel(context.WithoutCancel(ctx))
+	sub.messages, sub.cancelMessages = context.WithCancel(ctx)
+	sub.consuming, sub.stop = context.WithCancel(ctx)
+
+	err := sub.open(isPermanent)
+	if err == nil && !s.start(sub) {
+		err = ErrClosed
+	}
+	if err != nil {
+		sub.end()
+		return nil, fmt.Errorf("subscribe to queue %q: %w", sub.queue, err)
+	}
+	return sub.out, nil
+}
+
+func (s *Subscriber) start(sub *subscription) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	started := !s.closed && s.conn.spawn(func() {
+		sub.run()
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		delete(s.subscriptions, sub)
+	})
+	if started {
+		s.subscriptions[sub] = struct{}{}
+	}
+	return started
+}
+
+// Close ends all subscriptions, see [Subscriber.Subscribe], and waits for their end.
+func (s *Subscriber) Close() error {
+	s.mu.Lock()
+	s.closed = true
+	var ends []<-chan struct{}
+	for sub := range s.subscriptions {
+		sub.stop()
+		ends = append(ends, sub.ended)
+	}
+	s.mu.Unlock()
+	for _, end := range ends {
+		<-end
+	}
+	return nil
+}
+
+// subscription is one consumer of one queue, over all its channels. One goroutine runs it and owns the lanes.
+type subscription struct {
+	conn         *Connection
+	topic, queue string
+	logger       *slog.Logger
+
+	consuming      context.Context //nolint:containedctx // until it is to stop
+	stop           context.CancelFunc
+	messages       context.Context //nolint:containedctx // parent of the messages' contexts
+	cancelMessages context.CancelFunc
+	handling       context.Context //nolint:containedctx // until the drain is over
+	abandon        context.CancelFunc
+
+	out     chan *message.Message
+	lanes   *lanes
+	results chan result // has room for all that can be in hand
+	waiters sync.WaitGroup
+	ended   chan struct{}
+
+	session    *session
+	channel    *amqp091.Channel
+	closed     chan *amqp091.Error
+	deliveries <-chan amqp091.Delivery
+}
+
+// result is what became of a message in hand.
+type result struct {
+	held  *held
+	acked bool
+}
+
+func (s *subscription) run() {
+	defer close(s.ended)
+	defer close(s.out)
+	defer s.end()
+	for s.consume() {
+		s.discard()
+		if s.open(never) != nil {
+			break // it is to stop
+		}
+	}
+	s.drain()
+}
+
+// consume takes deliveries in and hands messages out, until it is to stop, or the channel is lost.
+func (s *subscription) consume() (lost bool) {
+	for {
+		var (
+			out  chan<- *message.Message
+			next *message.Message
+			h    = s.lanes.next()
+		)
+		if h != nil {
+			out, next = s.out, s.messageOf(h)
+		}
+		select {
+		case d, ok := <-s.deliveries:
+			if !ok {
+				return s.consuming.Err() == nil
+			}
+			s.receive(d)
+		case out <- next:
+			s.lanes.take()
+			s.waiters.Go(func() { s.wait(h, next) })
+		case r := <-s.results:
+			s.settle(r)
+		case <-s.consuming.Done():
+			return false
+		}
+	}
+}
+
+func (s *subscription) receive(d amqp091.Delivery) {
+	if d.Acknowledger == nil {
+		return // no delivery: the queue is gone
+	}
+	m, err := s.conn.routing.Marshaler.Unmarshal(d)
+	if err != nil {
+		s.logger.ErrorContext(s.consuming, "message cannot be read, the broker dead-letters it", "queue", s.queue, "error", err)
+		_ = s.channel.Reject(d.DeliveryTag, false) // fails only if the channel is lost
+		return
+	}
+	key := laneOf(m)
+	if s.conn.config.Concurrency == 1 {
+		key = ""
+	}
+	s.lanes.add(key, &held{delivery: d, channel: s.channel, message: m})
+}
+
+// messageOf is the message to hand out for h.
+func (s *subscription) messageOf(h *held) *message.Message {
+	if h.message == nil {
+		h.message, _ = s.conn.routing.Marshaler.Unmarshal(h.delivery) // it could be read before
+	}
+	if h.cancel == nil {
+		var ctx context.Context
+		ctx, h.cancel = context.WithCancel(withOrigin(s.messages, h.delivery, s.queue))
+		h.message.SetContext(ctx)
+	}
+	return h.message
+}
+
+// wait waits for what becomes of a message in hand.
+func (s *subscription) wait(h *held, m *message.Message) {
+	defer h.cancel()
+	r := result{held: h}
+	select {
+	case <-m.Acked():
+		r.acked = true
+	case <-m.Nacked():
+		timer := time.NewTimer(min(minNackWait<<min(h.nacks, 16), maxNackWait))
+		defer timer.Stop()
+		select {
+		case <-timer.C:
+		case <-s.consuming.Done():
+		}
+	case <-s.handling.Done():
+		return
+	}
+	s.results <- r
+}
+
+// settle tells the broker what became of a message. If the channel of its delivery is gone, the broker has it again.
+func (s *subscription) settle(r result) {
+	h := r.held
+	current := h.channel == s.channel
+	if current && !r.acked && s.consuming.Err() == nil {
+		h.nacks++
+		h.message, h.cancel = nil, nil
+		s.lanes.again(h)
+		return
+	}
+	s.lanes.done(h)
+	switch { // errors mean that the channel is lost, which shows elsewhere
+	case current && r.acked:
+		_ = h.channel.Ack(h.delivery.DeliveryTag, false)
+	case current:
+		_ = h.channel.Nack(h.delivery.DeliveryTag, false, true)
+	}
+}
+
+// discard forgets a channel that is lost, and what waits to be handed out: the broker delivers it again.
+func (s *subscription) discard() {
+	var reason error = errors.New("the queue is gone")
+	select {
+	case err := <-s.closed:
+		if err != nil {
+			reason = err
+		}
+	default:
+	}
+	s.logger.WarnContext(s.consuming, "consuming was interrupted", "queue", s.queue, "error", reason)
+	for _, h := range s.lanes.clear() {
+		h.forget()
+	}
+	s.closeChannel()
+}
+
+func (s *subscription) closeChannel() {
+	if s.channel == nil {
+		return
+	}
+	defer s.session.bound(rpcTimeout)()
+	_ = s.channel.Close() // of no use any more, whatever it says
+	s.channel = nil
+}
+
+// drain stops consuming, gives back what was not handed out, and waits for what is in hand.
+func (s *subscription) drain() {
+	s.stop()
+	if s.channel != nil {
+		s.giveBack()
+	}
+	timeout := time.NewTimer(s.conn.config.DrainTimeout)
+	defer timeout.Stop()
+	for s.lanes.inHand > 0 {
+		select {
+		case r := <-s.results:
+			s.settle(r)
+		case <-timeout.C:
+			s.logger.WarnContext(s.handling, "messages are still in hand after the drain timeout, and go back to their queue",
+				"queue", s.queue, "messages", s.lanes.inHand, "timeout", s.conn.config.DrainTimeout)
+			return
+		}
+	}
+}
+
+// giveBack cancels the consumer and requeues what was not handed out.
+func (s *subscription) giveBack() {
+	release := s.session.bound(rpcTimeout)
+	_ = s.channel.Cancel(consumerTag, false) // an error means that the channel is lost, and all is given back
+	release()
+	back := s.lanes.clear()
+	for d := range s.deliveries {
+		back = append(back, &held{delivery: d})
+	}
+	slices.SortFunc(back, func(a, b *held) int { return cmp.Compare(a.delivery.DeliveryTag, b.delivery.DeliveryTag) })
+	for _, h := range back {
+		h.forget()
+		_ = s.channel.Nack(h.delivery.DeliveryTag, false, true) // likewise
+	}
+}
+
+// end ends all that the subscription has begun. What is still in hand is abandoned.
+func (s *subscription) end() {
+	s.stop()
+	s.cancelMessages()
+	s.abandon()
+	s.waiters.Wait()
+	s.closeChannel()
+}
+
+// never and isPermanent tell whether an attempt to consume is to be the last.
+func never(error) bool { return false }
+
+func isPermanent(err error) bool { return !errors.Is(err, ErrUnavailable) }
+
+// open begins to consume, on a channel of its own. It tries until it succeeds, gives up at an error as it is told, or is
+// to stop.
+func (s *subscription) open(giveUp func(error) bool) error {
+	waits := backoff.NewExponentialBackOff()
+	waits.InitialInterval, waits.MaxInterval, waits.Multiplier = 50*time.Millisecond, maxReconnectWait, 2
+	for {
+		session, err := s.conn.consuming.session(s.consuming)
+		if err != nil {
+			return err
+		}
+		if err = s.openOn(session); err == nil {
+			return nil
+		}
+		if err = classify(err); giveUp(err) {
+			return err
+		}
+		s.logger.WarnContext(s.consuming, "cannot consume, will try again", "queue", s.queue, "error", err)
+		timer := time.NewTimer(waits.NextBackOff())
+		select {
+		case <-timer.C:
+		case <-s.consuming.Done():
+			timer.Stop()
+			return context.Cause(s.consuming)
+		}
+	}
+}
+
+func (s *subscription) openOn(session *session) error {
+	defer session.bound(rpcTimeout)()
+	channel, err := session.open(s.conn.routing, s.topic)
+	if err != nil {
+		return err
+	}
+	if err := channel.Qos(s.conn.config.Prefetch, 0, false); err != nil {
+		return fmt.Errorf("set prefetch: %w", err)
+	}
+	closed := channel.NotifyClose(make(chan *amqp091.Error, 1))
+	deliveries, err := channel.Consume(s.queue, consumerTag, false, false, false, false, nil)
+	if err != nil {
+		return fmt.Errorf("consume: %w", err)
+	}
+	s.session, s.channel, s.closed, s.deliveries = session, channel, closed, deliveries
+	return nil
+}
