@@ -7,9 +7,9 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"slices"
+	"sync"
 	"syscall"
-
-	"golang.org/x/sync/errgroup"
 )
 
 // With runs a command with DATABASE_URL, RABBITMQ_URL and RABBITMQ_MANAGEMENT_URL in its environment, the settings of
@@ -50,25 +50,16 @@ func With(ctx context.Context, command []string) (code int, err error) {
 // did not.
 func startMissing(ctx context.Context) ([]*supervisor, error) {
 	var started [kinds]*supervisor
-	var group errgroup.Group
+	var failures [kinds]error
+	var group sync.WaitGroup
 	for k, variable := range [kinds]string{kindPostgres: databaseURL, kindRabbitMQ: rabbitMQURL} {
-		if os.Getenv(variable) != "" {
-			continue
-		}
-		group.Go(func() (err error) {
-			started[k], err = startSupervisor(ctx, kind(k))
-			return err
-		})
-	}
-	err := group.Wait()
-
-	var supervisors []*supervisor
-	for _, s := range started {
-		if s != nil {
-			supervisors = append(supervisors, s)
+		if os.Getenv(variable) == "" {
+			group.Go(func() { started[k], failures[k] = startSupervisor(ctx, kind(k)) })
 		}
 	}
-	return supervisors, err
+	group.Wait()
+	missing := func(s *supervisor) bool { return s == nil }
+	return slices.DeleteFunc(started[:], missing), errors.Join(failures[:]...)
 }
 
 // wait passes signals on to the command until it ends.

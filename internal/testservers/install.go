@@ -97,7 +97,7 @@ func (p program) install(ctx context.Context) (err error) {
 	if err != nil {
 		return errors.New("there is no apt-get")
 	}
-	unlock, err := lock(filepath.Join(os.TempDir(), "testservers-install.lock"))
+	unlock, err := lock("/var/lib/dpkg")
 	if err != nil {
 		return err
 	}
@@ -151,14 +151,14 @@ func writeUnlessPresent(path, content string) (remove func(), err error) {
 	return func() { _ = os.Remove(path) }, nil
 }
 
-// lock waits until no other process holds the lock file.
-func lock(path string) (unlock func(), err error) {
-	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+// lock waits until no other test process has the folder locked.
+func lock(folder string) (unlock func(), err error) {
+	handle, err := os.Open(folder)
 	if err != nil {
-		return nil, fmt.Errorf("open the lock of the installation: %w", err)
+		return nil, fmt.Errorf("open what installations lock: %w", err)
 	}
-	if err := syscall.Flock(int(file.Fd()), syscall.LOCK_EX); err != nil {
-		return nil, errors.Join(fmt.Errorf("wait for the lock of the installation: %w", err), file.Close())
+	if err := syscall.Flock(int(handle.Fd()), syscall.LOCK_EX); err != nil {
+		return nil, errors.Join(fmt.Errorf("wait for another installation: %w", err), handle.Close())
 	}
-	return func() { _ = file.Close() }, nil
+	return func() { _ = handle.Close() }, nil
 }
