@@ -18,21 +18,18 @@ import (
 
 // Defaults of [Config].
 const (
-	DefaultHeartbeat    = time.Minute
-	DefaultConcurrency  = 16
-	DefaultPrefetch     = 128
-	DefaultDrainTimeout = 30 * time.Second
+	DefaultHeartbeat       = time.Minute
+	DefaultConcurrency     = 16
+	DefaultPrefetch        = 128
+	DefaultResponseTimeout = 30 * time.Second
+	DefaultDrainTimeout    = 30 * time.Second
 )
 
 const (
 	// connectTimeout bounds a connection attempt, from the first packet to the declared topology.
 	connectTimeout = 15 * time.Second
-	// rpcTimeout bounds one request to the broker on a connection that stands.
-	rpcTimeout = 10 * time.Second
 	// closeTimeout bounds the farewell.
 	closeTimeout = 2 * time.Second
-	// confirmTimeout is how long a publisher waits without a single confirm until it takes the peer for dead.
-	confirmTimeout = 30 * time.Second
 	// maxReconnectWait bounds the wait between two attempts to reconnect.
 	maxReconnectWait = 5 * time.Second
 )
@@ -54,6 +51,9 @@ type Config struct {
 	// Heartbeat is after how much silence either side takes the other for dead; [DefaultHeartbeat] if 0. The URL may
 	// set another.
 	Heartbeat time.Duration
+	// ResponseTimeout is how long an answer to a request, or the next confirm of what is published, may take until the
+	// peer is taken for dead and connected to again, unless the broker says that it blocks; [DefaultResponseTimeout] if 0.
+	ResponseTimeout time.Duration
 	// DrainTimeout is how long a subscription that ends waits for the messages in hand; [DefaultDrainTimeout] if 0.
 	DrainTimeout time.Duration
 	// Logger may be nil.
@@ -72,6 +72,9 @@ func (c Config) withDefaults() Config {
 	}
 	if c.Heartbeat == 0 {
 		c.Heartbeat = DefaultHeartbeat
+	}
+	if c.ResponseTimeout == 0 {
+		c.ResponseTimeout = DefaultResponseTimeout
 	}
 	if c.DrainTimeout == 0 {
 		c.DrainTimeout = DefaultDrainTimeout
@@ -167,7 +170,7 @@ func (c *Connection) spawn(task func()) bool {
 func (c *Connection) connect(ctx context.Context, purpose string) (*session, error) {
 	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
 	defer cancel()
-	s := &session{}
+	s := &session{responseTimeout: c.config.ResponseTimeout}
 	release := context.AfterFunc(ctx, func() { s.kill() })
 	defer release()
 
@@ -193,6 +196,8 @@ func (c *Connection) connect(ctx context.Context, purpose string) (*session, err
 
 // session is one connection while it lasts.
 type session struct {
+	responseTimeout time.Duration
+
 	conn    *amqp091.Connection
 	socket  atomic.Pointer[net.Conn]
 	blocked atomic.Pointer[string] // the broker's reason
@@ -246,8 +251,8 @@ func (s *session) kill() {
 
 // bound cuts the connection unless release is called in time: no request waits for a dead peer for long. A broker that
 // blocks is not dead; it answers when it unblocks.
-func (s *session) bound(d time.Duration) (release func()) {
-	timer := time.AfterFunc(d, func() {
+func (s *session) bound() (release func()) {
+	timer := time.AfterFunc(s.responseTimeout, func() {
 		if s.blocked.Load() == nil {
 			s.kill()
 		}

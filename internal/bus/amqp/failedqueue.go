@@ -224,7 +224,7 @@ func (q *FailedQueue) walk(ctx context.Context, visit func(amqp091.Delivery) (mo
 }
 
 func (s *session) get(channel *amqp091.Channel, queue string) (amqp091.Delivery, bool, error) {
-	defer s.bound(rpcTimeout)()
+	defer s.bound()()
 	return channel.Get(queue, false)
 }
 

@@ -132,13 +132,13 @@ func (p *Publisher) publish(ctx context.Context, n int, next func(i int) (outgoi
 	if n == 0 {
 		return nil
 	}
-	ctx, cancel := context.WithCancel(ctx)
+	flying, cancel := context.WithCancel(ctx)
 	defer cancel()
 	f := &flight{
 		publisher: p, n: n, next: next,
 		window: semaphore.NewWeighted(windowBytes), sent: make(chan sending, windowMessages),
 	}
-	if p.closed.Load() || !p.conn.spawn(func() { f.send(ctx) }) {
+	if p.closed.Load() || !p.conn.spawn(func() { f.send(flying) }) {
 		return fmt.Errorf("publish: %w", ErrClosed)
 	}
 	err := f.await(ctx)
@@ -215,7 +215,7 @@ func (f *flight) sendOne(ctx context.Context, c *confirmChannel, i int) error {
 
 // await waits for the confirm of each message. It cuts a connection that gives none for too long.
 func (f *flight) await(ctx context.Context) error {
-	watch := time.NewTicker(confirmTimeout)
+	watch := time.NewTicker(f.publisher.conn.config.ResponseTimeout)
 	defer watch.Stop()
 	var (
 		head            *sending // awaits its confirm
@@ -271,7 +271,7 @@ func (f *flight) clear(err error) {
 	_, unroutable := errors.AsType[*UnroutableError](err)
 	answer, ok := errors.AsType[*amqp091.Error](err)
 	if unroutable || ok && answer.Code == amqp091.NotFound {
-		defer c.session.bound(rpcTimeout)()
+		defer c.session.bound()()
 		if err := c.session.declare(f.publisher.conn.routing); err != nil {
 			f.publisher.conn.config.Logger.Warn("cannot declare the topology again", "error", err)
 		}
@@ -307,7 +307,7 @@ func (p *Publisher) acquire(ctx context.Context) (*confirmChannel, error) {
 }
 
 func newConfirmChannel(s *session) (*confirmChannel, error) {
-	defer s.bound(rpcTimeout)()
+	defer s.bound()()
 	channel, err := s.conn.Channel()
 	if err == nil {
 		err = channel.Confirm(false)
@@ -337,7 +337,7 @@ func (p *Publisher) release(c *confirmChannel) {
 }
 
 func (c *confirmChannel) close() {
-	defer c.session.bound(rpcTimeout)()
+	defer c.session.bound()()
 	_ = c.channel.Close() // of no use any more, whatever it says
 }
 

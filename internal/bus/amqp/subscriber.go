@@ -51,7 +51,7 @@ func (s *Subscriber) SubscribeInitialize(topic string) error {
 	if err != nil {
 		return fmt.Errorf("declare topology: %w", err)
 	}
-	defer session.bound(rpcTimeout)()
+	defer session.bound()()
 	channel, err := session.open(s.conn.routing, topic)
 	if err != nil {
 		return classify(err)
@@ -290,7 +290,7 @@ func (s *subscription) closeChannel() {
 	if s.channel == nil {
 		return
 	}
-	defer s.session.bound(rpcTimeout)()
+	defer s.session.bound()()
 	_ = s.channel.Close() // of no use any more, whatever it says
 	s.channel = nil
 }
@@ -317,7 +317,7 @@ func (s *subscription) drain() {
 
 // giveBack cancels the consumer and requeues what was not handed out.
 func (s *subscription) giveBack() {
-	release := s.session.bound(rpcTimeout)
+	release := s.session.bound()
 	_ = s.channel.Cancel(consumerTag, false) // an error means that the channel is lost, and all is given back
 	release()
 	back := s.lanes.clear()
@@ -373,7 +373,7 @@ func (s *subscription) open(giveUp func(error) bool) error {
 }
 
 func (s *subscription) openOn(session *session) error {
-	defer session.bound(rpcTimeout)()
+	defer session.bound()()
 	channel, err := session.open(s.conn.routing, s.topic)
 	if err != nil {
 		return err

@@ -1,0 +1,111 @@
+package amqp_test
+
+import (
+	"io"
+	"net"
+	"net/url"
+	"sync"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+// proxy stands between the worker and the broker, and can fail as a network does.
+type proxy struct {
+	server   string
+	listener net.Listener
+	tasks    sync.WaitGroup
+
+	mu      sync.Mutex
+	refuses bool
+	sockets map[net.Conn]struct{}
+	frozen  chan struct{} // closed while traffic of the connections that stand is swallowed
+}
+
+// newProxy returns a proxy to the broker, and the URL by which it is reached.
+func newProxy(t *testing.T, amqpURL string) (*proxy, string) {
+	t.Helper()
+	u, err := url.Parse(amqpURL)
+	require.NoError(t, err)
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	p := &proxy{server: u.Host, listener: listener, sockets: map[net.Conn]struct{}{}, frozen: make(chan struct{})}
+	p.tasks.Go(p.accept)
+	t.Cleanup(func() {
+		_ = listener.Close()
+		p.cut()
+		p.tasks.Wait()
+	})
+	u.Host = listener.Addr().String()
+	return p, u.String()
+}
+
+func (p *proxy) accept() {
+	for {
+		client, err := p.listener.Accept()
+		if err != nil {
+			return
+		}
+		server, err := net.Dial("tcp", p.server) //nolint:noctx // a test's
+		p.mu.Lock()
+		if err != nil || p.refuses {
+			_ = client.Close()
+			if err == nil {
+				_ = server.Close()
+			}
+			p.mu.Unlock()
+			continue
+		}
+		p.sockets[client], p.sockets[server] = struct{}{}, struct{}{}
+		frozen := p.frozen
+		p.mu.Unlock()
+		p.tasks.Go(func() { pump(client, server, frozen) })
+		p.tasks.Go(func() { pump(server, client, frozen) })
+	}
+}
+
+// pump copies until either side ends; once frozen it reads on and delivers nothing.
+func pump(to, from net.Conn, frozen <-chan struct{}) {
+	defer func() { _ = to.Close() }()
+	buffer := make([]byte, 32<<10)
+	for {
+		n, err := from.Read(buffer)
+		select {
+		case <-frozen:
+			_, _ = io.Copy(io.Discard, from)
+			return
+		default:
+		}
+		if err != nil {
+			return
+		}
+		if _, err := to.Write(buffer[:n]); err != nil {
+			return
+		}
+	}
+}
+
+// freeze makes the connections that stand half-open: both ends believe in them, and nothing comes through.
+func (p *proxy) freeze() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	close(p.frozen)
+	p.frozen = make(chan struct{})
+}
+
+// cut ends the connections that stand.
+func (p *proxy) cut() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for socket := range p.sockets {
+		_ = socket.Close()
+	}
+	clear(p.sockets)
+}
+
+// refuse makes every new connection fail, or work again.
+func (p *proxy) refuse(refuses bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.refuses = refuses
+}

@@ -1,0 +1,234 @@
+package amqp_test
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	wamqp "github.com/ThreeDotsLabs/watermill-amqp/v3/pkg/amqp"
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/google/uuid"
+	amqp091 "github.com/rabbitmq/amqp091-go"
+	"github.com/stretchr/testify/require"
+
+	"github.com/healz/worker/internal/bus"
+	"github.com/healz/worker/internal/bus/amqp"
+	"github.com/healz/worker/internal/testservers"
+)
+
+func TestPublishBatch(t *testing.T) {
+	t.Parallel()
+	url := testservers.RabbitMQ(t)
+	publisher := amqp.NewPublisher(dial(t, amqp.Config{URL: url}))
+	aggregate := uuid.New()
+	batch := make([]*message.Message, 2500) // more than may be under way at once
+	for i := range batch {
+		batch[i] = event(aggregate, i+1)
+	}
+	require.NoError(t, publisher.PublishBatch(t.Context(), batch))
+	require.NoError(t, publisher.PublishBatch(t.Context(), nil))
+
+	ch := raw(t, url)
+	require.Equal(t, len(batch), count(t, ch, "healz.events.consumer"))
+	deliveries, err := ch.Consume("healz.events.consumer", "", true, false, false, false, nil)
+	require.NoError(t, err)
+	for _, sent := range batch {
+		got := <-deliveries
+		require.Equal(t, string(sent.Payload), string(got.Body))
+		require.Equal(t, "Tested", got.RoutingKey)
+		require.Equal(t, "Tested", got.Type)
+		require.Equal(t, "application/json", got.ContentType)
+		require.Equal(t, amqp091.Persistent, got.DeliveryMode)
+		require.Equal(t, sent.UUID, got.MessageId)
+		require.Equal(t, sent.Metadata[bus.CorrelationIDKey], got.CorrelationId)
+		require.Equal(t, time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), got.Timestamp.UTC())
+		require.Equal(t, sent.UUID, got.Headers[wamqp.DefaultMessageUUIDHeaderKey])
+		require.Equal(t, aggregate.String(), got.Headers[bus.AggregateIDKey])
+	}
+}
+
+func TestPublishConcurrently(t *testing.T) {
+	t.Parallel()
+	url := testservers.RabbitMQ(t)
+	publisher := amqp.NewPublisher(dial(t, amqp.Config{URL: url}))
+	const callers, each = 40, 10
+	errs := make(chan error)
+	for range callers {
+		go func() {
+			for i := range each {
+				errs <- publisher.Publish("", event(uuid.New(), i+1))
+			}
+		}()
+	}
+	for range callers * each {
+		require.NoError(t, <-errs)
+	}
+	require.Equal(t, callers*each, count(t, raw(t, url), "healz.events.consumer"))
+}
+
+func TestPublishRefuses(t *testing.T) {
+	t.Parallel()
+	url := testservers.RabbitMQ(t)
+	publisher := amqp.NewPublisher(dial(t, amqp.Config{URL: url}))
+	typed := func(eventType string) *message.Message {
+		m := event(uuid.New(), 1)
+		m.Metadata[bus.EventTypeKey] = eventType
+		return m
+	}
+	withHeader := func(key, value string) *message.Message {
+		m := event(uuid.New(), 1)
+		m.Metadata[key] = value
+		return m
+	}
+	for name, test := range map[string]struct {
+		message *message.Message
+		want    error
+	}{
+		"no event type":       {message.NewMessage("1", nil), amqp.ErrRoutingKey},
+		"too long event type": {typed(strings.Repeat("é", 128)), amqp.ErrRoutingKey},
+		"too large headers":   {withHeader("h", strings.Repeat("x", 130<<10)), amqp.ErrTooLarge},
+		"too long header":     {withHeader(strings.Repeat("x", 256), "v"), amqp.ErrTooLarge},
+	} {
+		require.ErrorIs(t, publisher.Publish("", test.message), test.want, name)
+	}
+	require.ErrorIs(t, publisher.PublishBatch(t.Context(), []*message.Message{bus.NewMessage(make([]byte, 128<<20+1))}), amqp.ErrTooLarge)
+	require.NoError(t, publisher.Publish("", event(uuid.New(), 1)), "the connection has not suffered")
+}
+
+func TestPublishBatchPassesOnWhatOthersWrote(t *testing.T) {
+	t.Parallel()
+	url := testservers.RabbitMQ(t)
+	publisher := amqp.NewPublisher(dial(t, amqp.Config{URL: url}))
+	long := strings.Repeat("é", 200)
+	require.NoError(t, publisher.PublishBatch(t.Context(), []*message.Message{
+		bus.NewMessage([]byte(`not JSON`)), bus.NewMessage(fmt.Appendf(nil, `{"event_type":%q}`, long)),
+	}))
+	ch := raw(t, url)
+	for _, key := range []string{"", long[:254]} {
+		d, ok, err := ch.Get("healz.events.consumer", true)
+		require.NoError(t, err)
+		require.True(t, ok)
+		require.Equal(t, key, d.RoutingKey)
+	}
+}
+
+func TestPublishSaysWhatWasNotTaken(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		harm  func(*testing.T, *amqp091.Channel)
+		check func(*testing.T, error)
+	}{
+		"no queue": {
+			func(t *testing.T, ch *amqp091.Channel) {
+				t.Helper()
+				_, err := ch.QueueDelete("healz.events.consumer", false, false, false)
+				require.NoError(t, err)
+			},
+			func(t *testing.T, err error) {
+				t.Helper()
+				var unroutable *amqp.UnroutableError
+				require.ErrorAs(t, err, &unroutable)
+				require.Equal(t, "Tested", unroutable.EventType)
+			},
+		},
+		"no exchange": {
+			func(t *testing.T, ch *amqp091.Channel) {
+				t.Helper()
+				require.NoError(t, ch.ExchangeDelete("healz.events", false, false))
+			},
+			func(t *testing.T, err error) {
+				t.Helper()
+				require.ErrorIs(t, err, amqp.ErrUnconfirmed)
+			},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			url := testservers.RabbitMQ(t)
+			publisher := amqp.NewPublisher(dial(t, amqp.Config{URL: url}))
+			test.harm(t, raw(t, url))
+			batch := []*message.Message{event(uuid.New(), 1), event(uuid.New(), 1)}
+			test.check(t, publisher.PublishBatch(t.Context(), batch))
+			require.NoError(t, publisher.PublishBatch(t.Context(), batch), "what was missing is declared again")
+			require.Equal(t, 2, count(t, raw(t, url), "healz.events.consumer"))
+		})
+	}
+}
+
+func TestPublishReportsANack(t *testing.T) {
+	t.Parallel()
+	url := testservers.RabbitMQ(t)
+	publisher := amqp.NewPublisher(dial(t, amqp.Config{URL: url}))
+	ch := raw(t, url)
+	_, err := ch.QueueDeclare("full", true, false, false, false, amqp091.Table{"x-max-length": 1, "x-overflow": "reject-publish"})
+	require.NoError(t, err)
+	require.NoError(t, ch.QueueBind("full", "#", "healz.events", false, nil))
+	require.NoError(t, publisher.Publish("", event(uuid.New(), 1)))
+	require.ErrorIs(t, publisher.Publish("", event(uuid.New(), 1)), amqp.ErrUnconfirmed)
+}
+
+func TestPublishWaitsForTheBroker(t *testing.T) {
+	t.Parallel()
+	network, url := newProxy(t, testservers.RabbitMQ(t))
+	c := dial(t, amqp.Config{URL: url})
+	publisher := amqp.NewPublisher(c)
+	network.refuse(true)
+	network.cut()
+	require.Eventually(t, func() bool { return c.Ready() != nil }, patience, time.Millisecond)
+	require.ErrorIs(t, c.Ready(), amqp.ErrUnavailable)
+
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	err := publisher.PublishBatch(ctx, []*message.Message{event(uuid.New(), 1)})
+	require.ErrorIs(t, err, context.DeadlineExceeded)
+	require.ErrorIs(t, err, amqp.ErrUnavailable)
+
+	published := make(chan error)
+	go func() { published <- publisher.PublishBatch(t.Context(), []*message.Message{event(uuid.New(), 1)}) }()
+	network.refuse(false)
+	require.NoError(t, <-published)
+	require.Eventually(t, func() bool { return c.Ready() == nil }, patience, 10*time.Millisecond)
+}
+
+func TestPublishLeavesAHalfOpenPeer(t *testing.T) {
+	t.Parallel()
+	for name, size := range map[string]int{"confirm missing": 10, "write stuck": 8 << 20} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			network, url := newProxy(t, testservers.RabbitMQ(t))
+			c := dial(t, amqp.Config{URL: url, ResponseTimeout: 200 * time.Millisecond})
+			publisher := amqp.NewPublisher(c)
+			m := event(uuid.New(), 1)
+			m.Payload = append(m.Payload, make([]byte, size)...)
+			require.NoError(t, publisher.PublishBatch(t.Context(), []*message.Message{m}))
+
+			network.freeze()
+			ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+			defer cancel()
+			err := publisher.PublishBatch(ctx, []*message.Message{m})
+			require.ErrorIs(t, err, context.DeadlineExceeded)
+			require.ErrorIs(t, err, amqp.ErrUnconfirmed)
+
+			require.Eventually(t, func() bool { // the dead connection is found out and replaced
+				return publisher.PublishBatch(t.Context(), []*message.Message{m}) == nil
+			}, patience, time.Millisecond)
+		})
+	}
+}
+
+func TestPublisherClosed(t *testing.T) {
+	t.Parallel()
+	c := dial(t, amqp.Config{URL: testservers.RabbitMQ(t)})
+	publisher := amqp.NewPublisher(c)
+	require.NoError(t, publisher.Publish("", event(uuid.New(), 1)))
+	require.NoError(t, publisher.Close())
+	require.NoError(t, publisher.Close())
+	require.ErrorIs(t, publisher.Publish("", event(uuid.New(), 1)), amqp.ErrClosed)
+
+	other := amqp.NewPublisher(c)
+	require.NoError(t, c.Close())
+	require.ErrorIs(t, other.Publish("", event(uuid.New(), 1)), amqp.ErrClosed)
+	require.ErrorIs(t, c.Ready(), amqp.ErrClosed)
+}
