@@ -63,7 +63,7 @@ func TestPrivateServersEnd(t *testing.T) {
 				require.True(t, listens(t, address), address)
 			}
 			if runtime.GOOS == "linux" {
-				require.NotEmpty(t, processesOf(t, dir))
+				require.NotEmpty(t, processesOf(dir))
 			}
 
 			if test.signal == 0 {
@@ -80,7 +80,7 @@ func TestPrivateServersEnd(t *testing.T) {
 				return !slices.ContainsFunc(addresses, func(address string) bool { return listens(t, address) })
 			}, time.Minute, 50*time.Millisecond)
 			_ = input.Close() // ends the command that outlived a killed with-servers
-			require.Eventually(t, func() bool { return len(processesOf(t, dir)) == 0 }, time.Minute, 50*time.Millisecond)
+			require.Eventually(t, func() bool { return len(processesOf(dir)) == 0 }, time.Minute, 50*time.Millisecond)
 			left, err := os.ReadDir(dir)
 			require.NoError(t, err)
 			require.Empty(t, left)
@@ -123,16 +123,14 @@ func listens(t *testing.T, address string) bool {
 	if err != nil {
 		return false
 	}
-	require.NoError(t, conn.Close())
+	_ = conn.Close()
 	return true
 }
 
 // processesOf returns the processes that have dir in their environment: with-servers, its command, its servers and all
 // that these start.
-func processesOf(t *testing.T, dir string) []string {
-	t.Helper()
-	environments, err := filepath.Glob("/proc/[0-9]*/environ")
-	require.NoError(t, err)
+func processesOf(dir string) []string {
+	environments, _ := filepath.Glob("/proc/[0-9]*/environ")
 	return slices.DeleteFunc(environments, func(path string) bool {
 		environment, err := os.ReadFile(path) // fails for a process that ended meanwhile
 		return err != nil || !bytes.Contains(environment, []byte(dir))
