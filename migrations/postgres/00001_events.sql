@@ -1,0 +1,128 @@
+-- The table of the contract, and what the worker adds to it. A table that another service has made is taken over with
+-- its rows; programs that name only the contract's columns go on as before.
+
+-- +goose Up
+-- +goose StatementBegin
+DO $$
+DECLARE
+    problems text;
+BEGIN
+    IF to_regclass('events') IS NULL THEN
+        CREATE TABLE events (
+            id                bigserial    PRIMARY KEY,
+            event_id          uuid         NOT NULL DEFAULT gen_random_uuid() UNIQUE,
+            event_type        varchar(100) NOT NULL,
+            aggregate_type    varchar(50)  NOT NULL,
+            aggregate_id      uuid         NOT NULL,
+            aggregate_version integer      NOT NULL,
+            tenant_id         uuid         NOT NULL,
+            clinic_id         uuid,
+            causation_id      uuid,
+            correlation_id    uuid         NOT NULL,
+            user_id           uuid,
+            created_at        timestamptz  NOT NULL DEFAULT now(),
+            event_data        jsonb        NOT NULL,
+            metadata          jsonb        DEFAULT '{}'
+        );
+        COMMENT ON TABLE events IS 'Made by the worker.'; -- so that taking this version back may drop it
+    END IF;
+
+    SELECT string_agg(format('%I is %s, not %s', wanted.name, coalesce(found.type, 'missing'), wanted.type), '; ')
+    INTO problems
+    FROM (VALUES
+        ('id',                'bigint not null'),
+        ('event_id',          'uuid not null'),
+        ('event_type',        'character varying(100) not null'),
+        ('aggregate_type',    'character varying(50) not null'),
+        ('aggregate_id',      'uuid not null'),
+        ('aggregate_version', 'integer not null'),
+        ('tenant_id',         'uuid not null'),
+        ('clinic_id',         'uuid'),
+        ('causation_id',      'uuid'),
+        ('correlation_id',    'uuid not null'),
+        ('user_id',           'uuid'),
+        ('created_at',        'timestamp with time zone not null'),
+        ('event_data',        'jsonb not null'),
+        ('metadata',          'jsonb')
+    ) AS wanted (name, type)
+    LEFT JOIN LATERAL (
+        SELECT format_type(atttypid, atttypmod) || CASE WHEN attnotnull THEN ' not null' ELSE '' END AS type
+        FROM pg_attribute
+        WHERE attrelid = 'events'::regclass AND attname = wanted.name AND NOT attisdropped
+    ) AS found ON true
+    WHERE found.type IS DISTINCT FROM wanted.type;
+    IF problems IS NOT NULL THEN
+        RAISE EXCEPTION 'there is a table events that is not the contract''s: %', problems
+            USING ERRCODE = 'datatype_mismatch';
+    END IF;
+
+    IF NOT EXISTS (
+        SELECT FROM pg_index
+        JOIN pg_attribute ON attrelid = indrelid AND attnum = indkey[0]
+        WHERE indrelid = 'events'::regclass AND attname = 'event_id'
+            AND indisunique AND indnkeyatts = 1 AND indpred IS NULL
+    ) THEN
+        RAISE EXCEPTION 'there is a table events that is not the contract''s: event_id is not unique'
+            USING ERRCODE = 'datatype_mismatch';
+    END IF;
+END
+$$;
+-- +goose StatementEnd
+
+-- The relay reads in the order of (transaction_id, id), which is commit order below the oldest transaction that still
+-- runs. Rows that were there before have 0, so they come first, and the column is added without rewriting them.
+ALTER TABLE events ADD COLUMN IF NOT EXISTS transaction_id xid8 NOT NULL DEFAULT '0';
+ALTER TABLE events ALTER COLUMN transaction_id SET DEFAULT pg_current_xact_id();
+-- True for rows that the worker has appended.
+ALTER TABLE events ADD COLUMN IF NOT EXISTS own boolean NOT NULL DEFAULT false;
+
+CREATE UNIQUE INDEX IF NOT EXISTS events_aggregate_version_unique ON events (aggregate_id, aggregate_version);
+CREATE UNIQUE INDEX IF NOT EXISTS events_transaction_unique ON events (transaction_id, id);
+CREATE INDEX IF NOT EXISTS events_own ON events (transaction_id, id) WHERE own;
+CREATE INDEX IF NOT EXISTS idx_events_aggregate ON events (aggregate_type, aggregate_id);
+CREATE INDEX IF NOT EXISTS idx_events_correlation ON events (correlation_id);
+CREATE INDEX IF NOT EXISTS idx_events_causation ON events (causation_id);
+CREATE INDEX IF NOT EXISTS idx_events_tenant ON events (tenant_id);
+CREATE INDEX IF NOT EXISTS idx_events_type ON events (event_type);
+CREATE INDEX IF NOT EXISTS idx_events_created_at ON events (created_at);
+
+-- +goose StatementBegin
+CREATE FUNCTION events_refuse_change() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    RAISE EXCEPTION 'events are append-only: % is refused', TG_OP USING ERRCODE = 'insufficient_privilege';
+END
+$$;
+-- +goose StatementEnd
+CREATE TRIGGER events_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON events
+    FOR EACH STATEMENT EXECUTE FUNCTION events_refuse_change();
+
+-- Wakes the relay, whoever inserts.
+-- +goose StatementBegin
+CREATE FUNCTION events_notify() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM pg_notify('events_' || TG_RELID, '');
+    RETURN NULL;
+END
+$$;
+-- +goose StatementEnd
+CREATE TRIGGER events_inserted AFTER INSERT ON events
+    FOR EACH STATEMENT EXECUTE FUNCTION events_notify();
+
+-- +goose Down
+DROP TRIGGER events_inserted ON events;
+DROP TRIGGER events_append_only ON events;
+DROP FUNCTION events_notify();
+DROP FUNCTION events_refuse_change();
+-- Events stay, whoever wrote them: only a table that the worker made and that is empty goes.
+-- +goose StatementBegin
+DO $$
+BEGIN
+    LOCK TABLE events;
+    IF obj_description('events'::regclass) = 'Made by the worker.' AND NOT EXISTS (SELECT FROM events) THEN
+        DROP TABLE events;
+    ELSE
+        ALTER TABLE events DROP COLUMN transaction_id, DROP COLUMN own;
+    END IF;
+END
+$$;
+-- +goose StatementEnd
