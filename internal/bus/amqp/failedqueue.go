@@ -248,8 +248,9 @@ func letterOf(d amqp091.Delivery) deadletter.Letter {
 			l.Reason = "dead-lettered by the broker: " + text(last, "reason")
 			count, _ := last["count"].(int64)
 			l.Attempts = int(count)
-			l.FirstFailed, _ = last["time"].(time.Time)
-			l.LastFailed = l.FirstFailed
+			if at, ok := last["time"].(time.Time); ok {
+				l.FirstFailed, l.LastFailed = at.UTC(), at.UTC()
+			}
 		}
 	}
 	return l

@@ -295,7 +295,8 @@ func (s *subscription) closeChannel() {
 	s.channel = nil
 }
 
-// drain stops consuming, gives back what was not handed out, and waits for what is in hand.
+// drain stops consuming, gives back what was not handed out, and waits for what is in hand; not for long, and not once
+// the Connection is closed and nothing can be acked any more.
 func (s *subscription) drain() {
 	s.stop()
 	if s.channel != nil {
@@ -307,6 +308,8 @@ func (s *subscription) drain() {
 		select {
 		case r := <-s.results:
 			s.settle(r)
+		case <-s.conn.life.Done():
+			return
 		case <-timeout.C:
 			s.logger.WarnContext(s.handling, "messages are still in hand after the drain timeout, and go back to their queue",
 				"queue", s.queue, "messages", s.lanes.inHand, "timeout", s.conn.config.DrainTimeout)
