@@ -1,0 +1,114 @@
+package sqlite
+
+import (
+	"context"
+	"database/sql"
+	_ "embed"
+	"errors"
+	"fmt"
+
+	"github.com/google/uuid"
+
+	"github.com/healz/worker/internal/events"
+	"github.com/healz/worker/internal/store"
+)
+
+//go:embed sql/insert_event.sql
+var insertEvent string
+
+const (
+	selectHead = `SELECT aggregate_type, tenant_id, aggregate_version FROM events
+		WHERE aggregate_id = ? ORDER BY aggregate_version DESC LIMIT 1`
+	selectEventExists = `SELECT EXISTS (SELECT 1 FROM events WHERE event_id = ?)`
+)
+
+// Append appends one event. See [store.Store].
+func (s *Store) Append(ctx context.Context, e events.Event) error {
+	return s.AppendMany(ctx, []events.Event{e})
+}
+
+// AppendMany appends all events or none. See [store.Store].
+func (s *Store) AppendMany(ctx context.Context, batch []events.Event) error {
+	if len(batch) == 0 {
+		return nil
+	}
+	const doing = "append"
+	if err := store.CheckBatch(batch); err != nil {
+		return fmt.Errorf("%s: %w", doing, err)
+	}
+	err := s.write(ctx, doing, func(ctx context.Context, tx *transaction) error {
+		return tx.append(ctx, batch)
+	})
+	if err == nil {
+		s.wakers.wake()
+	}
+	return err
+}
+
+// append inserts a checked batch. Nobody else writes meanwhile, so an aggregate's head stays what it is read as.
+func (t *transaction) append(ctx context.Context, batch []events.Event) error {
+	begun := make(map[uuid.UUID]struct{})
+	for i, e := range batch {
+		if _, ok := begun[e.AggregateID]; !ok {
+			if err := t.checkHead(ctx, e); err != nil {
+				return t.orDuplicate(ctx, batch, i, err)
+			}
+			begun[e.AggregateID] = struct{}{}
+		}
+		if err := t.insert(ctx, e); err != nil {
+			return inBatch(batch, i, err)
+		}
+	}
+	return nil
+}
+
+// checkHead tells why e cannot be the next event of its aggregate.
+func (t *transaction) checkHead(ctx context.Context, e events.Event) error {
+	head := events.Event{AggregateType: e.AggregateType, TenantID: e.TenantID}
+	err := t.queryRow(ctx, selectHead, e.AggregateID.String()).
+		Scan(&head.AggregateType, &head.TenantID, &head.AggregateVersion)
+	if err != nil && !errors.Is(err, sql.ErrNoRows) {
+		return err
+	}
+	err = store.Continues(head, e)
+	if gap, ok := errors.AsType[*store.GapError](err); ok && gap.Wanted <= gap.Found {
+		return &store.ConflictError{
+			AggregateType: gap.AggregateType, AggregateID: gap.AggregateID, Wanted: gap.Wanted, Found: gap.Found,
+		}
+	}
+	return err
+}
+
+// orDuplicate looks for the cause of err, which event i met, that tells the caller more: the batch, or a part of it, is
+// in the store already. The events before i are in it for the sake of this transaction only.
+func (t *transaction) orDuplicate(ctx context.Context, batch []events.Event, i int, err error) error {
+	for j := i; j < len(batch); j++ {
+		var exists bool
+		if errExists := t.queryRow(ctx, selectEventExists, batch[j].ID.String()).Scan(&exists); errExists != nil {
+			return errExists
+		}
+		if exists {
+			return inBatch(batch, j, &store.DuplicateError{EventID: batch[j].ID})
+		}
+	}
+	return inBatch(batch, i, err)
+}
+
+func (t *transaction) insert(ctx context.Context, e events.Event) error {
+	var metadata any
+	if len(e.Metadata) > 0 {
+		metadata = string(e.Metadata)
+	}
+	_, err := t.exec(ctx, insertEvent,
+		e.ID.String(), e.Type, e.AggregateType, e.AggregateID.String(), e.AggregateVersion, e.TenantID.String(),
+		e.ClinicID, e.CausationID, e.CorrelationID.String(), e.UserID,
+		e.CreatedAt.UnixMicro(), string(e.Data), metadata)
+	if isUnique(err) { // of the event_id: the version is the head's successor
+		return &store.DuplicateError{EventID: e.ID}
+	}
+	return err
+}
+
+func inBatch(batch []events.Event, i int, err error) error {
+	return fmt.Errorf("event %d of %d: %w", i+1, len(batch), err)
+}

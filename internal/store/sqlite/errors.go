@@ -1,0 +1,69 @@
+package sqlite
+
+import (
+	"database/sql"
+	"errors"
+	"fmt"
+	"io/fs"
+	"strings"
+	"syscall"
+
+	modernc "modernc.org/sqlite"
+	sqlite3 "modernc.org/sqlite/lib"
+
+	"github.com/healz/worker/internal/store"
+)
+
+// translate says what was being done, and gives the error the meaning that it has for callers. SQLite's own texts name
+// tables and columns, and quote no values.
+func translate(doing string, err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, store.ErrUnavailable):
+		return fmt.Errorf("%s: %w", doing, err)
+	case isPassing(err):
+		return fmt.Errorf("%s: %w: %w", doing, store.ErrUnavailable, err)
+	case resultCode(err) == sqlite3.SQLITE_ERROR && strings.Contains(err.Error(), "no such table"):
+		return fmt.Errorf("%s: %w", doing, store.ErrNoSchema)
+	case resultCode(err) == sqlite3.SQLITE_NOTADB:
+		return fmt.Errorf("%s: it is not an SQLite database", doing)
+	default:
+		return fmt.Errorf("%s: %w", doing, err)
+	}
+}
+
+// isPassing tells whether the same call can succeed later, when others have released their locks, or somebody has made
+// room or given the right to write.
+func isPassing(err error) bool {
+	switch resultCode(err) {
+	case sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR,
+		sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_NOMEM:
+		return true
+	}
+	return errors.Is(err, fs.ErrPermission) || errors.Is(err, syscall.EROFS) || errors.Is(err, syscall.ENOSPC) ||
+		errors.Is(err, sql.ErrConnDone)
+}
+
+// resultCode is SQLite's primary result code, or -1 when the error is not SQLite's.
+func resultCode(err error) int {
+	if e, ok := errors.AsType[*modernc.Error](err); ok {
+		return e.Code() & 0xff
+	}
+	return -1
+}
+
+// unknownIfIO is for the error of a commit: when the disk failed while the log was forced on to it, what a restart will
+// find there cannot be known.
+func unknownIfIO(err error) error {
+	if resultCode(err) == sqlite3.SQLITE_IOERR {
+		return fmt.Errorf("%w: %w", store.ErrUnknownOutcome, err)
+	}
+	return err
+}
+
+// isUnique tells whether SQLite refused a row because another has its key.
+func isUnique(err error) bool {
+	e, ok := errors.AsType[*modernc.Error](err)
+	return ok && e.Code() == sqlite3.SQLITE_CONSTRAINT_UNIQUE
+}

@@ -1,0 +1,68 @@
+package sqlite
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/healz/worker/internal/store"
+	"github.com/healz/worker/migrations"
+)
+
+const selectSchema = `SELECT coalesce(max(version_id), 0) FROM worker_migrations WHERE is_applied`
+
+// ErrHoldsEvents says that a schema cannot be taken back, as events or dead letters would be destroyed with it.
+var ErrHoldsEvents = errors.New("the tables hold events or dead letters, which are never destroyed")
+
+// Migrate brings the schema up to date; nothing happens when it is. Of several processes that begin at once one does it.
+func (s *Store) Migrate(ctx context.Context) error {
+	return s.migrate(ctx, "migrate up", (*migrations.Migrator).Up)
+}
+
+// MigrateDown takes the newest version of the schema back. It is [store.ErrNoSchema] when there is none, and
+// [ErrHoldsEvents] when anything would be destroyed.
+func (s *Store) MigrateDown(ctx context.Context) error {
+	return s.migrate(ctx, "migrate down", (*migrations.Migrator).Down)
+}
+
+// MigrationStatus lists the versions of the schema, oldest first.
+func (s *Store) MigrationStatus(ctx context.Context) (list []migrations.Status, err error) {
+	err = s.migrate(ctx, "read the migrations", func(m *migrations.Migrator, ctx context.Context) error {
+		list, err = m.Status(ctx)
+		return err
+	})
+	return list, err
+}
+
+func (s *Store) migrate(ctx context.Context, doing string, work func(*migrations.Migrator, context.Context) error) error {
+	migrator, err := migrations.SQLite(s.writer.DB)
+	if err != nil {
+		return err
+	}
+	err = s.exclusively(ctx, func() error { return work(migrator, ctx) })
+	if err != nil && strings.Contains(err.Error(), "the_tables_hold_events") {
+		return fmt.Errorf("%s: %w", doing, ErrHoldsEvents)
+	}
+	return translate(doing, err)
+}
+
+// checkSchema says whether the file has the schema of this version of the worker.
+func (s *Store) checkSchema(ctx context.Context) error {
+	const doing = "check the schema"
+	migrator, err := migrations.SQLite(s.writer.DB)
+	if err != nil {
+		return err
+	}
+	var version int64
+	if err := s.readers.QueryRowContext(ctx, selectSchema).Scan(&version); err != nil {
+		return translate(doing, err)
+	}
+	switch {
+	case version < migrator.Latest():
+		return fmt.Errorf("%s: version %d: %w", doing, version, store.ErrNoSchema)
+	case version > migrator.Latest():
+		return fmt.Errorf("%s: version %d: %w", doing, version, store.ErrNewerSchema)
+	}
+	return nil
+}

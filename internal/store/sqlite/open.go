@@ -1,0 +1,177 @@
+package sqlite
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"github.com/gofrs/flock"
+	modernc "modernc.org/sqlite"
+
+	"github.com/healz/worker/internal/store"
+)
+
+// Options are the settings of a store. The zero value is fit for use.
+type Options struct {
+	// BusyTimeout is how long a write waits for those of other processes; 0 is 10 s. After it the write fails with
+	// [store.ErrUnavailable].
+	BusyTimeout time.Duration
+}
+
+const (
+	defaultBusyTimeout = 10 * time.Second
+	// readerConnections is how many reads run at once; more wait. They are short, and each has a cache of 2 MB.
+	readerConnections = 4
+	// logSizeLimit is to what the log is cut, in bytes, after something big had made it larger.
+	logSizeLimit = 64 << 20
+	// lockRetry is how often a file lock that another process holds is tried again.
+	lockRetry = 10 * time.Millisecond
+
+	setupLockSuffix = "-setup.lock"
+	relayLockSuffix = "-relay.lock"
+)
+
+// Open opens the store in the file at path, and makes the file, and the folders that it is in, where there are none.
+// They are readable for their owner alone. Open makes no tables: that is [Store.Migrate].
+//
+// The error wraps [store.ErrUnavailable] when the fault can pass: the file, its folder or its disk cannot be written.
+func Open(ctx context.Context, path string, o Options) (*Store, error) {
+	doing := fmt.Sprintf("open SQLite database %q", path)
+	if path == "" {
+		return nil, fmt.Errorf("%s: the path is empty", doing)
+	}
+	path, err := filepath.Abs(path)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", doing, err)
+	}
+	if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("%s: it is no file (its mode is %s)", doing, info.Mode())
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return nil, translate(doing, err)
+	}
+	if o.BusyTimeout == 0 {
+		o.BusyTimeout = defaultBusyTimeout
+	}
+	s := &Store{path: path, options: o}
+	if err := s.exclusively(ctx, func() error { return s.prepareFile(ctx) }); err != nil {
+		return nil, translate(doing, err)
+	}
+	if s.writer, err = newPool(s.dsn(writing), 1, writerQueries()); err != nil {
+		return nil, translate(doing, err)
+	}
+	if s.readers, err = newPool(s.dsn(reading), readerConnections, readerQueries()); err != nil {
+		return nil, errors.Join(translate(doing, err), s.writer.Close())
+	}
+	return s, nil
+}
+
+// exclusively runs work while no other process, nor another Store of this one, is opening or migrating the database.
+func (s *Store) exclusively(ctx context.Context, work func() error) error {
+	lock := flock.New(s.path + setupLockSuffix)
+	if _, err := lock.TryLockContext(ctx, lockRetry); err != nil {
+		return fmt.Errorf("lock %s: %w", lock.Path(), err)
+	}
+	return errors.Join(work(), lock.Unlock())
+}
+
+// prepareFile makes the file, turns on its write-ahead log, and finds out now what appends would fail of.
+func (s *Store) prepareFile(ctx context.Context) error {
+	connector, err := modernc.NewConnector(s.dsn(creating))
+	if err != nil {
+		return err
+	}
+	db := sql.OpenDB(connector)
+	defer db.Close()
+	var mode string
+	if err := db.QueryRowContext(ctx, "PRAGMA journal_mode").Scan(&mode); err != nil {
+		return err
+	}
+	if err := checkWritable(ctx, db); err != nil || mode == walMode {
+		return err
+	}
+	if err := db.QueryRowContext(ctx, "PRAGMA journal_mode = "+walMode).Scan(&mode); err != nil {
+		return err
+	}
+	if mode != walMode {
+		return fmt.Errorf("it cannot have a write-ahead log there: journal_mode remains %q", mode)
+	}
+	return nil
+}
+
+const walMode = "wal"
+
+// checkWritable asks SQLite, which opens a file that it may not write all the same, to read it.
+func checkWritable(ctx context.Context, db *sql.DB) error {
+	conn, err := db.Conn(ctx)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	return conn.Raw(func(c any) error {
+		readOnly, err := c.(interface{ IsReadOnly(string) (bool, error) }).IsReadOnly("main")
+		if err == nil && readOnly {
+			err = fmt.Errorf("%w: the file is read-only", store.ErrUnavailable)
+		}
+		return err
+	})
+}
+
+// access is what a connection is for.
+type access int
+
+const (
+	creating access = iota
+	writing
+	reading
+)
+
+// dsn is the URI of the file, as a plain path could not hold a question mark. Of its parameters
+//
+//   - mode and modeof let only Open make the file, with the permissions of the lock file, its owner's. Were the file
+//     made here and closed again, that would drop the locks which this process has on it.
+//   - synchronous lets a commit return once the log is on the disk.
+//   - txlock lets a transaction be a writing one from its beginning, which it cannot become once another has written.
+//     A reader has mode rw too: it writes to the memory that it shares with the others.
+func (s *Store) dsn(a access) string {
+	q := url.Values{
+		"mode":          {"rw"},
+		"_busy_timeout": {strconv.FormatInt(s.options.BusyTimeout.Milliseconds(), 10)},
+		"_synchronous":  {"FULL"},
+		"_defensive":    {"1"},
+		"_dqs":          {"0"},
+		"_error_rc":     {"1"},
+	}
+	switch a {
+	case creating:
+		q.Set("mode", "rwc")
+		q.Set("modeof", s.path+setupLockSuffix)
+	case writing:
+		q.Set("_txlock", "immediate")
+		q.Set("_pragma", fmt.Sprintf("journal_size_limit(%d)", logSizeLimit))
+	case reading:
+		q.Set("_query_only", "1")
+	}
+	return (&url.URL{Scheme: "file", Path: s.path, RawQuery: q.Encode()}).String()
+}
+
+func writerQueries() []string {
+	return []string{
+		selectHead, selectEventExists, insertEvent, selectRecord, insertHandled,
+		insertLetter, requestReplay, deleteLetter, deleteLetters,
+		initPosition, updatePosition,
+	}
+}
+
+func readerQueries() []string {
+	return []string{
+		selectByAggregate, selectByCorrelation, selectByType, selectByTenant, selectAll, selectVersion, selectLastID,
+		selectHandled, selectLetters, selectRequested,
+	}
+}

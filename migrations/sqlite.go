@@ -1,0 +1,16 @@
+package migrations
+
+import (
+	"database/sql"
+	"embed"
+
+	"github.com/pressly/goose/v3"
+)
+
+//go:embed sqlite/0*.sql
+var sqlite embed.FS
+
+// SQLite returns the migrator of an SQLite database. The caller sees to it that no other process migrates meanwhile.
+func SQLite(db *sql.DB) (*Migrator, error) {
+	return newMigrator(goose.DialectSQLite3, db, sqlite, "sqlite")
+}
