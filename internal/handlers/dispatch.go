@@ -64,7 +64,11 @@ func (d *Dispatcher) Handle(m *message.Message) error {
 	if err != nil {
 		return failedBefore(err)
 	}
-	chosen := d.choose(e, m.Metadata.Get(bus.ReplayHandlerKey))
+	only := m.Metadata.Get(bus.ReplayHandlerKey)
+	chosen := d.choose(e, only)
+	if len(chosen) == 0 && only != "" {
+		return failedBefore(fmt.Errorf("a replay is for handler %q, which is not registered for %s", only, e.Type))
+	}
 	if len(chosen) == 0 {
 		middleware.SetOutcome(ctx, middleware.Unhandled)
 		return nil

@@ -15,14 +15,11 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/healz/worker/internal/events"
+	"github.com/healz/worker/internal/store"
 )
 
-const (
-	// MaxLine is the longest line that is read, in bytes.
-	MaxLine = 64 << 20
-	// numberingAttempts is how often a batch is numbered anew when other writers take the versions it was given.
-	numberingAttempts = 10
-)
+// MaxLine is the longest line that is read, in bytes.
+const MaxLine = 64 << 20
 
 // LineError says which line of the input is at fault. Its text quotes nothing of it.
 type LineError struct {
@@ -60,13 +57,14 @@ type Store interface {
 // aggregate_version: the next one, whoever else appends to the aggregate. The first error ends it.
 func Append(ctx context.Context, s Store, r io.Reader, batch int) iter.Seq2[[]events.Event, error] {
 	return inBatches(r, batch, func(drafts []draft) ([]events.Event, error) {
-		for attempt := 1; ; attempt++ {
+		for { // each conflict is another writer's success, so this ends
 			numbered, err := number(ctx, s, drafts)
 			if err != nil {
 				return nil, err
 			}
 			err = s.AppendMany(ctx, numbered)
-			if err == nil || attempt == numberingAttempts || !errors.Is(err, events.ErrConflict) || allVersioned(drafts) {
+			conflict, conflicts := errors.AsType[*store.ConflictError](err)
+			if !conflicts || !wasNumbered(drafts, numbered, conflict) || ctx.Err() != nil {
 				return numbered, err
 			}
 		}
@@ -99,13 +97,14 @@ type draft struct {
 	line int
 }
 
-func allVersioned(drafts []draft) bool {
-	for _, d := range drafts {
-		if d.AggregateVersion == 0 {
-			return false
+// wasNumbered tells whether the version that was taken is one that numbering had chosen.
+func wasNumbered(drafts []draft, numbered []events.Event, conflict *store.ConflictError) bool {
+	for i, e := range numbered {
+		if e.AggregateID == conflict.AggregateID && e.AggregateVersion == conflict.Wanted {
+			return drafts[i].AggregateVersion == 0
 		}
 	}
-	return true
+	return false
 }
 
 // number returns the events with their versions: those that lack one follow what the store or the batch has.

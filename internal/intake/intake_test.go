@@ -90,7 +90,7 @@ func TestAppendSaysWhichLineIsAtFaultAndTakesNothingOfItsBatch(t *testing.T) {
 		"a bad id":            {[]string{strings.Replace(good, patient, "Ana", 1)}, "line 1: invalid event: aggregate_id is not a UUID", 0},
 		"version 0":           {[]string{line(patient, `,"aggregate_version":0`)}, "line 1: invalid event: aggregate_version must be from 1", 0},
 		"a gap":               {[]string{good, line(patient, `,"aggregate_version":5`)}, "gap in versions", 0},
-		"a taken version":     {[]string{good, good, line(patient, `,"aggregate_version":1`)}, "", 2},
+		"a taken version":     {[]string{good, good, line(patient, `,"aggregate_version":1`)}, "version 1 is taken", 2},
 		"the batch before is": {[]string{good, good, good, "null"}, "lines 3 to 4: nothing of them was taken: line 4", 2},
 	} {
 		t.Run(name, func(t *testing.T) {

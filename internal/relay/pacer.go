@@ -35,7 +35,7 @@ func (p *pacer) HandleError(_ watermill.LoggerAdapter, noMsg bool, err error) ti
 	var wait time.Duration
 	var wake <-chan struct{} // only a relay that found nothing waits for an append
 	switch {
-	case errors.Is(err, store.ErrTailBusy):
+	case errors.Is(err, store.ErrNotLeader):
 		r.become(Standby, nil)
 		wait = takeOverInterval + rand.N(takeOverInterval/4)
 	case err != nil:

@@ -6,10 +6,6 @@ import (
 	wsql "github.com/ThreeDotsLabs/watermill-sql/v3/pkg/sql"
 )
 
-// ErrTailBusy says that another worker is relaying. It is what Tail.DB's BeginTx returns then; the relay's backoff treats
-// it as a quiet wait.
-var ErrTailBusy = errors.New("another worker is relaying")
-
 // TailConfig says what of a store the relay reads.
 type TailConfig struct {
 	// BatchSize is the most events that one message of the tail carries. Required.

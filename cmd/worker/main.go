@@ -1,0 +1,118 @@
+// Command worker relays the events of a store to a bus, hands them to their handlers, and looks after both.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"github.com/healz/worker/internal/worker"
+)
+
+// The exit codes.
+const (
+	exitOK     = 0
+	exitFailed = 1
+	exitUsage  = 2
+)
+
+func main() {
+	os.Exit(run())
+}
+
+// run is main with an exit code. The first SIGINT or SIGTERM ends what runs in good order, the second at once.
+func run() int {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	context.AfterFunc(ctx, stop)
+	return execute(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr)
+}
+
+// execute runs one command line.
+func execute(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer) int {
+	root := newRoot()
+	root.SetArgs(args)
+	root.SetIn(in)
+	root.SetOut(out)
+	root.SetErr(errOut)
+	switch err := root.ExecuteContext(ctx); {
+	case err == nil:
+		return exitOK
+	case isUsage(err):
+		fmt.Fprintf(errOut, "worker: %s\nTry `worker --help`, or --help after a command.\n", err)
+		return exitUsage
+	default:
+		fmt.Fprintf(errOut, "worker: %s\n", err)
+		return exitFailed
+	}
+}
+
+func newRoot() *cobra.Command {
+	settings := worker.DefaultSettings()
+	root := group(&cobra.Command{
+		Use:   "worker",
+		Short: "Event store, relay and handlers of a clinic platform",
+		Long: `worker keeps events in a store, relays them to a bus and hands them to their handlers.
+
+With nothing set it uses a SQLite file and a bus inside the process. DATABASE_URL names a Postgres database and
+RABBITMQ_URL a RabbitMQ broker to use instead; either goes with either.`,
+		SilenceUsage:      true,
+		SilenceErrors:     true,
+		PersistentPreRunE: fromEnvironment,
+	})
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	flags := root.PersistentFlags()
+	flags.StringVar(&settings.DatabaseURL, "database-url", "", "Postgres database, as postgres://…; empty: the SQLite file")
+	flags.StringVar(&settings.SQLitePath, "sqlite-path", settings.SQLitePath, "SQLite file of the embedded default")
+	flags.StringVar(&settings.AMQP.URL, "rabbitmq-url", "", "RabbitMQ broker, as amqp://… or amqps://…; empty: a bus inside the process")
+	flags.StringVar(&settings.AMQP.Prefix, "rabbitmq-prefix", settings.AMQP.Prefix, "beginning of the names of exchanges and queues")
+	flags.DurationVar(&settings.AMQP.Heartbeat, "rabbitmq-heartbeat", settings.AMQP.Heartbeat, "how often broker and worker show that they live")
+	root.AddCommand(
+		runCommand(&settings), migrateCommand(&settings), appendCommand(&settings), publishCommand(&settings),
+		eventsCommand(&settings), dlqCommand(&settings), demoCommand(),
+	)
+	describeEnvironment(root)
+	return root
+}
+
+// group makes a command that only holds others: alone it prints its help, an unknown word is a usage error.
+func group(c *cobra.Command) *cobra.Command {
+	c.Args = cobra.ArbitraryArgs
+	c.RunE = func(c *cobra.Command, args []string) error {
+		if len(args) > 0 {
+			return usageError{fmt.Errorf("%s: unknown command %q", c.CommandPath(), args[0])}
+		}
+		return c.Help()
+	}
+	return c
+}
+
+// usageError is an error of the command line or the settings, as opposed to one of what was asked for.
+type usageError struct{ err error }
+
+func (e usageError) Error() string { return e.err.Error() }
+func (e usageError) Unwrap() error { return e.err }
+
+func isUsage(err error) bool {
+	_, usage := errors.AsType[usageError](err)
+	return usage
+}
+
+// exactly and atMost are cobra's, with usage errors.
+func exactly(n int) cobra.PositionalArgs { return asUsage(cobra.ExactArgs(n)) }
+func atMost(n int) cobra.PositionalArgs  { return asUsage(cobra.MaximumNArgs(n)) }
+
+func asUsage(check cobra.PositionalArgs) cobra.PositionalArgs {
+	return func(c *cobra.Command, args []string) error {
+		if err := check(c, args); err != nil {
+			return usageError{fmt.Errorf("%s: %w", c.CommandPath(), err)}
+		}
+		return nil
+	}
+}

@@ -1,0 +1,578 @@
+package main_test
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/stretchr/testify/require"
+
+	"github.com/healz/worker/internal/testservers"
+)
+
+const (
+	patience = 30 * time.Second
+	tick     = 20 * time.Millisecond
+)
+
+func TestMain(m *testing.M) { testservers.Main(m) }
+
+// program is the real worker, built once, with the settings of one test.
+type program struct {
+	t    *testing.T
+	path string
+	env  []string
+}
+
+var build = sync.OnceValues(func() (string, error) { //nolint:gochecknoglobals // one build for all tests
+	folder, err := os.MkdirTemp("", "worker-test-")
+	if err != nil {
+		return "", err
+	}
+	path := filepath.Join(folder, "worker")
+	out, err := exec.Command("go", "build", "-race", "-o", path, ".").CombinedOutput() //nolint:noctx // go test bounds it
+	if err != nil {
+		return "", fmt.Errorf("build: %w\n%s", err, out)
+	}
+	return path, nil
+})
+
+func newProgram(t *testing.T, env ...string) *program {
+	t.Helper()
+	path, err := build()
+	require.NoError(t, err)
+	return &program{t: t, path: path, env: env}
+}
+
+// embedded is a program on a SQLite file of its own.
+func embedded(t *testing.T) *program {
+	t.Helper()
+	return newProgram(t, "WORKER_SQLITE_PATH="+filepath.Join(t.TempDir(), "test.db"))
+}
+
+// onServers is a program on a database and a vhost of its own.
+func onServers(t *testing.T) *program {
+	t.Helper()
+	return newProgram(t, "DATABASE_URL="+testservers.Postgres(t), "RABBITMQ_URL="+testservers.RabbitMQ(t))
+}
+
+// platforms are the combinations of store and bus.
+func platforms(t *testing.T, test func(*testing.T, *program)) {
+	t.Helper()
+	for name, open := range map[string]func(*testing.T) *program{
+		"embedded":                embedded,
+		"Postgres and RabbitMQ":   onServers,
+		"Postgres and in-process": func(t *testing.T) *program { t.Helper(); return newProgram(t, "DATABASE_URL="+testservers.Postgres(t)) },
+		"SQLite and RabbitMQ": func(t *testing.T) *program {
+			t.Helper()
+			p := embedded(t)
+			p.env = append(p.env, "RABBITMQ_URL="+testservers.RabbitMQ(t))
+			return p
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			test(t, open(t))
+		})
+	}
+}
+
+func (p *program) command(ctx context.Context, in string, args ...string) *exec.Cmd {
+	c := exec.CommandContext(ctx, p.path, args...)
+	c.Stdin = strings.NewReader(in)
+	c.Env = append([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + p.t.TempDir()}, p.env...)
+	c.Dir = p.t.TempDir()
+	return c
+}
+
+// result is what a command that ended has left.
+type result struct {
+	code     int
+	out, err string
+}
+
+// run runs a command to its end.
+func (p *program) run(in string, args ...string) result {
+	p.t.Helper()
+	ctx, cancel := context.WithTimeout(p.t.Context(), patience)
+	defer cancel()
+	c := p.command(ctx, in, args...)
+	var out, errOut bytes.Buffer
+	c.Stdout, c.Stderr = &out, &errOut
+	err := c.Run()
+	if _, exited := errors.AsType[*exec.ExitError](err); !exited {
+		require.NoError(p.t, err)
+	}
+	require.NotContains(p.t, errOut.String(), "panic:")
+	return result{c.ProcessState.ExitCode(), out.String(), errOut.String()}
+}
+
+// must runs a command that succeeds, and returns its output.
+func (p *program) must(in string, args ...string) string {
+	p.t.Helper()
+	r := p.run(in, args...)
+	require.Equal(p.t, 0, r.code, "%v: %s%s", args, r.out, r.err)
+	return r.out
+}
+
+// running is a worker that runs.
+type running struct {
+	*program
+	cmd  *exec.Cmd
+	url  string
+	log  *logBuffer
+	done chan struct{}
+}
+
+type logBuffer struct {
+	mu    sync.Mutex
+	lines strings.Builder
+}
+
+func (l *logBuffer) add(line string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.lines.WriteString(line + "\n")
+}
+
+func (l *logBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.lines.String()
+}
+
+// start starts `worker run` on a free port and waits until it is ready.
+func (p *program) start(args ...string) *running {
+	p.t.Helper()
+	c := p.command(context.WithoutCancel(p.t.Context()), "", append([]string{"run", "--http-addr", "127.0.0.1:0"}, args...)...)
+	stderr, err := c.StderrPipe()
+	require.NoError(p.t, err)
+	require.NoError(p.t, c.Start())
+	r := &running{program: p, cmd: c, log: &logBuffer{}, done: make(chan struct{})}
+	address := make(chan string, 1)
+	go func() {
+		defer close(r.done)
+		lines := bufio.NewScanner(stderr)
+		for lines.Scan() {
+			r.log.add(lines.Text())
+			if _, url, found := strings.Cut(lines.Text(), "address="); found {
+				address <- url
+			}
+		}
+		_ = c.Wait()
+	}()
+	p.t.Cleanup(func() {
+		_ = c.Process.Kill()
+		<-r.done
+		require.NotContains(p.t, r.log.String(), "DATA RACE")
+		if p.t.Failed() {
+			p.t.Log(r.log.String())
+		}
+	})
+	select {
+	case r.url = <-address:
+	case <-r.done:
+		require.Fail(p.t, "the worker ended at once", r.log.String())
+	case <-time.After(patience):
+		require.Fail(p.t, "the worker did not start", r.log.String())
+	}
+	require.Eventually(p.t, func() bool { return r.ready() == http.StatusOK }, patience, tick, "not ready")
+	return r
+}
+
+func (r *running) ready() int {
+	status, _ := r.get("/readyz")
+	return status
+}
+
+func (r *running) get(path string) (int, string) {
+	req, err := http.NewRequestWithContext(r.t.Context(), http.MethodGet, r.url+path, nil)
+	require.NoError(r.t, err)
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return 0, ""
+	}
+	defer resp.Body.Close() //nolint:errcheck // it was only read
+	body, err := io.ReadAll(resp.Body)
+	require.NoError(r.t, err)
+	return resp.StatusCode, string(body)
+}
+
+// stop sends SIGTERM and expects the worker to end in good order.
+func (r *running) stop() {
+	r.t.Helper()
+	require.NoError(r.t, r.cmd.Process.Signal(syscall.SIGTERM))
+	select {
+	case <-r.done:
+	case <-time.After(patience):
+		require.Fail(r.t, "the worker did not stop", r.log.String())
+	}
+	require.Equal(r.t, 0, r.cmd.ProcessState.ExitCode(), r.log.String())
+}
+
+func (r *running) kill() {
+	r.t.Helper()
+	require.NoError(r.t, r.cmd.Process.Kill())
+	<-r.done
+}
+
+// wire is the event as the contract has it.
+type wire struct {
+	EventID       string          `json:"event_id"`
+	EventType     string          `json:"event_type"`
+	AggregateType string          `json:"aggregate_type"`
+	AggregateID   string          `json:"aggregate_id"`
+	Version       int             `json:"aggregate_version"`
+	TenantID      string          `json:"tenant_id"`
+	CorrelationID string          `json:"correlation_id"`
+	CausationID   string          `json:"causation_id"`
+	EventData     json.RawMessage `json:"event_data"`
+}
+
+func decodeLines[T any](t *testing.T, lines string) []T {
+	t.Helper()
+	var all []T
+	for d := json.NewDecoder(strings.NewReader(lines)); ; {
+		var v T
+		err := d.Decode(&v)
+		if errors.Is(err, io.EOF) {
+			return all
+		}
+		require.NoError(t, err, lines)
+		all = append(all, v)
+	}
+}
+
+// registration is a PatientRegistered as a person writes it.
+func registration(tenant, data, more string) string {
+	return fmt.Sprintf(`{"event_type":"PatientRegistered","aggregate_type":"Patient","aggregate_id":%q,"tenant_id":%q,"event_data":%s%s}`+"\n",
+		uuid.NewString(), tenant, data, more)
+}
+
+// append appends lines and returns the events.
+func (p *program) append(lines string) []wire {
+	p.t.Helper()
+	return decodeLines[wire](p.t, p.must(lines, "append", "--format", "json"))
+}
+
+func (p *program) chain(correlation string) []wire {
+	p.t.Helper()
+	return decodeLines[wire](p.t, p.must("", "events", "--correlation", correlation, "--format", "json"))
+}
+
+// awaitFollowUp waits for the event of a type that e caused.
+func (p *program) awaitFollowUp(e wire, eventType string) wire {
+	p.t.Helper()
+	var found wire
+	require.Eventually(p.t, func() bool {
+		for _, f := range p.chain(e.CorrelationID) {
+			if f.EventType == eventType && f.CausationID == e.EventID {
+				found = f
+				return true
+			}
+		}
+		return false
+	}, patience, tick, "no %s follows", eventType)
+	return found
+}
+
+type letter struct {
+	ID        string `json:"id"`
+	EventID   string `json:"event_id"`
+	EventType string `json:"event_type"`
+	Handler   string `json:"handler"`
+	Reason    string `json:"reason"`
+	Attempts  int    `json:"attempts"`
+}
+
+func (p *program) letters() []letter {
+	p.t.Helper()
+	return decodeLines[letter](p.t, p.must("", "dlq", "list", "--format", "json"))
+}
+
+func (p *program) awaitLetters(n int) []letter {
+	p.t.Helper()
+	var found []letter
+	require.Eventually(p.t, func() bool {
+		found = p.letters()
+		return len(found) == n
+	}, patience, tick, "waiting for %d dead letters", n)
+	return found
+}
+
+func TestAnAppendedEventReachesItsHandler(t *testing.T) {
+	t.Parallel()
+	platforms(t, func(t *testing.T, p *program) {
+		w := p.start()
+		tenant := uuid.NewString()
+		appended := p.append(registration(tenant, `{"name":"Ana","visits":9007199254740993,"fee":12.10}`, ""))
+		require.Len(t, appended, 1)
+		e := appended[0]
+		require.Equal(t, 1, e.Version)
+
+		welcome := p.awaitFollowUp(e, "WelcomeMessageRequested")
+		require.Equal(t, "Message", welcome.AggregateType)
+		require.Equal(t, 1, welcome.Version)
+		require.Equal(t, tenant, welcome.TenantID)
+		require.Equal(t, e.CorrelationID, welcome.CorrelationID)
+		require.Equal(t, uuid.Version(5), uuid.MustParse(welcome.AggregateID).Version())
+
+		table := p.must("", "events", "--tenant", tenant)
+		require.Contains(t, table, "WelcomeMessageRequested")
+		require.NotContains(t, table, "Ana", "the table leaves the data out")
+		require.Contains(t, p.must("", "events", "--aggregate", "Patient/"+e.AggregateID, "--format", "json"), "9007199254740993")
+		require.Empty(t, p.letters())
+
+		status, body := w.get("/healthz")
+		require.Equal(t, http.StatusOK, status, body)
+		_, body = w.get("/readyz")
+		require.Contains(t, body, `"ready":true`)
+		w.stop()
+		require.NotContains(t, w.log.String(), "Ana", "no log line quotes an event")
+	})
+}
+
+func TestAnAppointmentGetsAReminder(t *testing.T) {
+	t.Parallel()
+	p := embedded(t)
+	p.start()
+	e := p.append(fmt.Sprintf(`{"event_type":"AppointmentScheduled","aggregate_type":"Appointment","aggregate_id":%q,"tenant_id":%q,`+
+		`"event_data":{"patient_id":%q,"starts_at":"2027-01-02T09:00:00Z"}}`, uuid.NewString(), uuid.NewString(), uuid.NewString()))[0]
+	require.Contains(t, string(p.awaitFollowUp(e, "ReminderScheduled").EventData), "2027-01-01T09:00:00Z")
+}
+
+func TestDeadLettersAreLookedAtAndReplayed(t *testing.T) {
+	t.Parallel()
+	platforms(t, func(t *testing.T, p *program) {
+		w := p.start("--chaos", "--retry-attempts", "2", "--retry-initial", "1ms")
+		tenant := uuid.NewString()
+		sent := p.append(registration(tenant, `{"name":"Ana"}`, `,"metadata":{"fail_times":1}`) +
+			registration(tenant, `{"name":"Ben"}`, `,"metadata":{"fail_times":3}`) +
+			registration(tenant, `{"name":""}`, ""))
+		retried, failing, nameless := sent[0], sent[1], sent[2]
+		p.awaitFollowUp(retried, "WelcomeMessageRequested")
+
+		letters := p.awaitLetters(2)
+		byEvent := map[string]letter{}
+		for _, l := range letters {
+			byEvent[l.EventID] = l
+		}
+		require.Equal(t, 2, byEvent[failing.EventID].Attempts)
+		require.Equal(t, "chaos: failure 2 of 3", byEvent[failing.EventID].Reason)
+		require.Equal(t, "welcome-patient", byEvent[failing.EventID].Handler)
+		require.Equal(t, 1, byEvent[nameless.EventID].Attempts, "a permanent error is not retried")
+		require.Equal(t, letters, p.letters(), "looking changes nothing")
+
+		shown := p.must("", "dlq", "show", failing.EventID)
+		require.Contains(t, shown, "chaos: failure 2 of 3")
+		require.NotContains(t, shown, "Ben")
+		require.Contains(t, p.must("", "dlq", "show", failing.EventID, "--reveal"), "Ben")
+		require.Equal(t, letters, p.letters())
+
+		p.must("", "dlq", "replay", "--id", byEvent[failing.EventID].ID)
+		p.awaitFollowUp(failing, "WelcomeMessageRequested")
+		require.Equal(t, nameless.EventID, p.awaitLetters(1)[0].EventID)
+
+		p.must("", "dlq", "replay", "--type", "PatientRegistered") // it fails again, and comes back
+		require.Eventually(t, func() bool {
+			return strings.Count(w.log.String(), "patient has no name") >= 2
+		}, patience, tick)
+		require.Equal(t, nameless.EventID, p.awaitLetters(1)[0].EventID)
+		require.Equal(t, 2, p.run("", "dlq", "purge").code, "not without --yes")
+		require.Contains(t, p.must("", "dlq", "purge", "--yes"), "purged: 1")
+		require.Empty(t, p.letters())
+		require.Equal(t, 1, p.run("", "dlq", "show", failing.EventID).code)
+		require.Equal(t, 1, p.run("", "dlq", "replay", "--id", "01ARZ3NDEKTSV4RRFFQ69G5FAV").code)
+		w.stop()
+		require.NotRegexp(t, regexp.MustCompile(`Ana|Ben`), w.log.String())
+	})
+}
+
+// What was appended while no worker ran, or while it was killed, reaches its handler later, and takes effect once.
+func TestNothingIsLostOrDoubledByAKill(t *testing.T) {
+	t.Parallel()
+	platforms(t, func(t *testing.T, p *program) {
+		p.must("", "migrate", "up")
+		const rounds, each = 3, 40
+		var sent []wire
+		for range rounds {
+			w := p.start()
+			var lines strings.Builder
+			tenant := uuid.NewString()
+			for i := range each {
+				lines.WriteString(registration(tenant, fmt.Sprintf(`{"name":"N%d"}`, i), ""))
+			}
+			sent = append(sent, p.append(lines.String())...)
+			w.kill()
+		}
+		w := p.start()
+		for _, e := range sent {
+			p.awaitFollowUpOnce(e)
+		}
+		require.Empty(t, p.letters())
+		w.stop()
+	})
+}
+
+func (p *program) awaitFollowUpOnce(e wire) {
+	p.t.Helper()
+	p.awaitFollowUp(e, "WelcomeMessageRequested")
+	require.Len(p.t, p.chain(e.CorrelationID), 2, "the event and one follow-up")
+}
+
+func TestPublishGoesStraightToTheBus(t *testing.T) {
+	t.Parallel()
+	p := onServers(t)
+	p.start()
+	line := registration(uuid.NewString(), `{"name":"Ana"}`, `,"aggregate_version":1`)
+	published := decodeLines[wire](t, p.must(line, "publish", "--format", "json"))
+	p.awaitFollowUp(published[0], "WelcomeMessageRequested")
+	require.Len(t, p.chain(published[0].CorrelationID), 1, "the event itself is not in the store")
+
+	require.Equal(t, 2, embedded(t).run(line, "publish").code, "there is no bus to publish to")
+}
+
+func TestCommandLine(t *testing.T) {
+	t.Parallel()
+	p := embedded(t)
+	directory := t.TempDir()
+	garbage := filepath.Join(directory, "garbage.db")
+	require.NoError(t, os.WriteFile(garbage, bytes.Repeat([]byte("no database "), 1000), 0o600))
+	id := uuid.NewString()
+	for name, test := range map[string]struct {
+		args []string
+		in   string
+		env  []string
+		code int
+		want string
+	}{
+		"help":                     {args: []string{"--help"}, want: "worker [command]"},
+		"run's help":               {args: []string{"run", "--help"}, want: "[$WORKER_GRACE_PERIOD]"},
+		"no command":               {args: nil, want: "Available Commands"},
+		"completion":               {args: []string{"completion", "bash"}, want: "worker"},
+		"unknown command":          {args: []string{"walk"}, code: 2, want: `unknown command "walk"`},
+		"unknown command of group": {args: []string{"dlq", "walk"}, code: 2, want: `unknown command "walk"`},
+		"unknown flag":             {args: []string{"run", "--fast"}, code: 2, want: "--fast"},
+		"flag of no number":        {args: []string{"run", "--concurrency", "many"}, code: 2, want: "concurrency"},
+		"variable of no number":    {args: []string{"run"}, env: []string{"WORKER_CONCURRENCY=many"}, code: 2, want: "WORKER_CONCURRENCY"},
+		"no concurrency":           {args: []string{"run", "--concurrency", "0"}, code: 2, want: "concurrency must be at least 1"},
+		"negative prefetch":        {args: []string{"run", "--prefetch", "-1"}, code: 2, want: "prefetch must be from"},
+		"negative time":            {args: []string{"run", "--grace-period", "-1s"}, code: 2, want: "grace-period must be positive"},
+		"unknown start":            {args: []string{"run", "--relay-start", "middle"}, code: 2, want: "relay-start must be"},
+		"unknown level":            {args: []string{"run", "--log-level", "loud"}, code: 2, want: "log-level"},
+		"unknown log format":       {args: []string{"run", "--log-format", "xml"}, code: 2, want: "log-format"},
+		"too many arguments":       {args: []string{"run", "now"}, code: 2, want: "accepts 0 arg"},
+		"unknown format":           {args: []string{"events", "--type", "T", "--format", "xml"}, code: 2, want: "table or json"},
+		"no selection":             {args: []string{"events"}, code: 2, want: "exactly one of"},
+		"two selections":           {args: []string{"events", "--type", "T", "--tenant", id}, code: 2, want: "exactly one of"},
+		"aggregate without id":     {args: []string{"events", "--aggregate", "Patient"}, code: 2, want: "TYPE/ID"},
+		"aggregate of bad id":      {args: []string{"events", "--aggregate", "Patient/7"}, code: 2, want: "not a UUID"},
+		"bad correlation":          {args: []string{"events", "--correlation", "7"}, code: 2, want: "not a UUID"},
+		"bad tenant":               {args: []string{"events", "--tenant", "7"}, code: 2, want: "not a UUID"},
+		"negative limit":           {args: []string{"events", "--type", "T", "--limit", "-1"}, code: 2, want: "limit must be from 0"},
+		"huge limit":               {args: []string{"events", "--type", "T", "--limit", "10001"}, code: 2, want: "limit must be from 0"},
+		"negative offset":          {args: []string{"events", "--type", "T", "--offset", "-1"}, code: 2, want: "offset must not be negative"},
+		"bad cursor":               {args: []string{"events", "--type", "T", "--after", "x"}, code: 2, want: "after"},
+		"unknown id is no error":   {args: []string{"events", "--correlation", id}, want: "no events"},
+		"empty batch":              {args: []string{"append", "--batch", "0"}, code: 2, want: "--batch"},
+		"no such file":             {args: []string{"append", "nowhere.jsonl"}, code: 2, want: "nowhere.jsonl"},
+		"append of no JSON":        {args: []string{"append"}, in: "Ana Kovač\n", code: 1, want: "line 1"},
+		"append of nothing":        {args: []string{"append"}},
+		"bad database URL":         {args: []string{"migrate", "up"}, env: []string{"DATABASE_URL=postgres://u:s3cret@:x/"}, code: 1, want: "DATABASE_URL"},
+		"database not up":          {args: []string{"migrate", "up"}, env: []string{"DATABASE_URL=postgres://u:s3cret@127.0.0.1:1/db"}, code: 1, want: "unavailable"},
+		"bad broker URL":           {args: []string{"dlq", "list"}, env: []string{"RABBITMQ_URL=http://u:s3cret@127.0.0.1/"}, code: 1, want: "amqp"},
+		"broker not up":            {args: []string{"dlq", "list"}, env: []string{"RABBITMQ_URL=amqp://u:s3cret@127.0.0.1:1/"}, code: 1, want: "unavailable"},
+		"SQLite path is a folder":  {args: []string{"events", "--type", "T"}, env: []string{"WORKER_SQLITE_PATH=" + directory}, code: 1, want: "not a file"},
+		"SQLite file is none":      {args: []string{"events", "--type", "T"}, env: []string{"WORKER_SQLITE_PATH=" + garbage}, code: 1, want: "not a database"},
+		"no address":               {args: []string{"run", "--http-addr", "nowhere:-1"}, code: 1, want: "nowhere:-1"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			q := *p
+			q.t = t
+			q.env = append(q.env[:len(q.env):len(q.env)], test.env...)
+			r := q.run(test.in, test.args...)
+			require.Equal(t, test.code, r.code, "%s%s", r.out, r.err)
+			require.Contains(t, r.out+r.err, test.want)
+			require.NotContains(t, r.out+r.err, "s3cret")
+			require.NotContains(t, r.out+r.err, "Kovač")
+		})
+	}
+}
+
+func TestServersThatRefuse(t *testing.T) {
+	t.Parallel()
+	database, broker := testservers.Postgres(t), testservers.RabbitMQ(t)
+	t.Run("a database without the schema", func(t *testing.T) {
+		t.Parallel()
+		p := newProgram(t, "DATABASE_URL="+database)
+		for _, args := range [][]string{{"events", "--type", "T"}, {"run", "--migrate=false", "--http-addr", "127.0.0.1:0"}} {
+			r := p.run("", args...)
+			require.Equal(t, 1, r.code)
+			require.Contains(t, r.err, "migrate up")
+		}
+	})
+	t.Run("a wrong password", func(t *testing.T) {
+		t.Parallel()
+		wrong := regexp.MustCompile(`//[^@]*@`).ReplaceAllString(broker, "//guest:s3cret@")
+		r := newProgram(t, "RABBITMQ_URL="+wrong).run("", "dlq", "list")
+		require.Equal(t, 1, r.code)
+		require.Contains(t, r.err, "refused")
+		require.NotContains(t, r.err, "s3cret")
+	})
+	t.Run("no such vhost", func(t *testing.T) {
+		t.Parallel()
+		r := newProgram(t, "RABBITMQ_URL="+broker+"-nowhere").run("", "dlq", "list")
+		require.Equal(t, 1, r.code)
+		require.Contains(t, r.err, "refused")
+	})
+}
+
+func TestAPortInUse(t *testing.T) {
+	t.Parallel()
+	p := embedded(t)
+	w := p.start()
+	r := p.run("", "run", "--http-addr", strings.TrimPrefix(w.url, "http://"))
+	require.Equal(t, 1, r.code)
+	require.Contains(t, r.err, "address already in use")
+}
+
+func TestMigrations(t *testing.T) {
+	t.Parallel()
+	for name, open := range map[string]func(*testing.T) *program{"embedded": embedded, "servers": onServers} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			p := open(t)
+			require.Contains(t, p.must("", "migrate", "status"), "-")
+			p.must("", "migrate", "up")
+			p.must("", "migrate", "up")
+			require.Contains(t, p.must("", "migrate", "status", "--format", "json"), `"version":1`)
+			p.must("", "migrate", "down")
+			p.must("", "migrate", "up")
+			p.append(registration(uuid.NewString(), `{"name":"Ana"}`, ""))
+		})
+	}
+}
+
+func TestDemo(t *testing.T) {
+	t.Parallel()
+	out := newProgram(t).must("", "demo")
+	for _, want := range []string{"WelcomeMessageRequested", "ReminderScheduled", "refused", "chaos: failure", "dlq replay", "Nothing was lost"} {
+		require.Contains(t, strings.ToLower(out), strings.ToLower(want))
+	}
+}

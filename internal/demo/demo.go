@@ -1,0 +1,259 @@
+// Package demo shows the worker's main job on sample traffic of a clinic, step by step, in a folder that is gone
+// afterwards.
+package demo
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/healz/worker/internal/deadletter"
+	"github.com/healz/worker/internal/events"
+	"github.com/healz/worker/internal/handlers"
+	"github.com/healz/worker/internal/handlers/clinic"
+	"github.com/healz/worker/internal/handlers/register"
+	"github.com/healz/worker/internal/store"
+	"github.com/healz/worker/internal/worker"
+)
+
+const (
+	// patience is how long a step may take.
+	patience = 20 * time.Second
+	// look is how often a step looks whether it has happened.
+	look = 20 * time.Millisecond
+	// attempts is how often the demo's handlers are tried.
+	attempts = 3
+)
+
+// Run narrates the demo to out. The error says which step did not come out as it should have.
+func Run(ctx context.Context, out io.Writer) (err error) {
+	folder, err := os.MkdirTemp("", "healz-demo-")
+	if err != nil {
+		return fmt.Errorf("make the demo's folder: %w", err)
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(folder)) }()
+
+	out = &shared{out: out} // the worker's log goes there too
+	settings := worker.DefaultSettings()
+	settings.SQLitePath = filepath.Join(folder, "demo.db")
+	settings.Tuning.RetryAttempts = attempts
+	log := slog.New(slog.NewTextHandler(&indented{out: out}, &slog.HandlerOptions{Level: slog.LevelWarn, ReplaceAttr: withoutTime}))
+	reg := &handlers.Registry{}
+	register.All(reg, register.Options{Chaos: true})
+	w, closeParts, err := worker.Open(ctx, settings, worker.OpenOptions{Handlers: reg, Migrate: true, Logger: log})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, closeParts()) }()
+	backend, err := settings.OpenStore(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, backend.Close()) }()
+
+	working, stop := context.WithCancel(ctx)
+	worked := make(chan error, 1)
+	go func() { worked <- w.Run(working) }()
+	defer func() {
+		stop()
+		err = errors.Join(err, <-worked)
+	}()
+	d := demo{out: out, backend: backend, letters: deadletter.NewShelfQueue(backend), clinic: events.Origin{TenantID: uuid.New()}}
+	return d.play(ctx)
+}
+
+type demo struct {
+	out     io.Writer
+	backend worker.Backend
+	letters deadletter.Queue
+	clinic  events.Origin
+	step    int
+}
+
+func (d *demo) play(ctx context.Context) error {
+	for _, step := range []func(context.Context) error{d.handled, d.commanded, d.retried, d.deadLettered} {
+		if err := step(ctx); err != nil {
+			return fmt.Errorf("step %d: %w", d.step, err)
+		}
+	}
+	d.say("\nThat is all: nothing was lost, nothing was done twice. The demo's folder is gone.")
+	return nil
+}
+
+func (d *demo) handled(ctx context.Context) error {
+	d.title("A patient is registered. The event is appended; the relay carries it to its handler, which lets one follow.")
+	e, err := d.register(ctx, clinic.PatientRegistered{Name: "Ana"}, "")
+	if err != nil {
+		return err
+	}
+	return d.await(ctx, e, clinic.WelcomeMessageRequested{}.EventType())
+}
+
+func (d *demo) commanded(ctx context.Context) error {
+	d.title("An appointment is scheduled, and cancelled twice: the aggregate refuses the second time.")
+	repository := events.NewRepository(d.backend, clinic.NewAppointment)
+	id, patient := uuid.New(), uuid.New()
+	origin := d.clinic
+	origin.CorrelationID = events.NewCorrelationID()
+	if _, err := repository.Execute(ctx, origin, id, func(a *clinic.Appointment) error {
+		return a.Schedule(patient, time.Now().Add(72*time.Hour).UTC().Truncate(time.Minute))
+	}); err != nil {
+		return err
+	}
+	cancel := func(a *clinic.Appointment) error { return a.Cancel("the patient called") }
+	if _, err := repository.Execute(ctx, origin, id, cancel); err != nil {
+		return err
+	}
+	_, err := repository.Execute(ctx, origin, id, cancel)
+	if !errors.Is(err, clinic.ErrAlreadyCancelled) {
+		return fmt.Errorf("cancelling twice was not refused but gave: %w", err)
+	}
+	d.say("  refused: %s", err)
+	return d.await(ctx, events.Event{CorrelationID: origin.CorrelationID}, clinic.ReminderScheduled{}.EventType())
+}
+
+func (d *demo) retried(ctx context.Context) error {
+	d.title("A handler fails twice (we asked it to), and is tried again until it succeeds.")
+	e, err := d.register(ctx, clinic.PatientRegistered{Name: "Ben"}, `{"fail_times": 2}`)
+	if err != nil {
+		return err
+	}
+	return d.await(ctx, e, clinic.WelcomeMessageRequested{}.EventType())
+}
+
+func (d *demo) deadLettered(ctx context.Context) error {
+	d.title("A handler fails each of its %d times. The event goes to the dead letters; others are not held up.", attempts)
+	e, err := d.register(ctx, clinic.PatientRegistered{Name: "Cleo"}, fmt.Sprintf(`{"fail_times": %d}`, attempts))
+	if err != nil {
+		return err
+	}
+	letter, err := d.awaitLetter(ctx, e)
+	if err != nil {
+		return err
+	}
+	d.title("Why did it fail? `worker dlq list` and `worker dlq show` tell.")
+	d.say("  letter   %s\n  event    %s %s\n  handler  %s\n  tries    %d\n  reason   %s", letter.ID, letter.Event.Type,
+		letter.Event.ID, letter.Handler, letter.Attempts, letter.Reason)
+
+	d.title("What was wrong is mended: `worker dlq replay --id %s` hands it to the handler that had failed.", letter.ID)
+	for _, err := range d.letters.Replay(ctx, deadletter.Filter{ID: letter.ID}) {
+		if err != nil {
+			return err
+		}
+	}
+	return d.await(ctx, e, clinic.WelcomeMessageRequested{}.EventType())
+}
+
+// register appends the registration of a new patient.
+func (d *demo) register(ctx context.Context, p clinic.PatientRegistered, metadata string) (events.Event, error) {
+	e, err := events.New(d.clinic, "Patient", uuid.New(), 1, p)
+	if err != nil {
+		return e, err
+	}
+	if metadata != "" {
+		e.Metadata = []byte(metadata)
+	}
+	return e, d.backend.Append(ctx, e)
+}
+
+// await waits until an event of the type is in the chain of e, and shows the chain.
+func (d *demo) await(ctx context.Context, e events.Event, eventType string) error {
+	var chain []events.Event
+	err := d.until(ctx, func() (bool, error) {
+		page, err := d.backend.ByCorrelation(ctx, e.CorrelationID, store.Query{})
+		chain = page.Events
+		for _, found := range chain {
+			if found.Type == eventType {
+				return true, err
+			}
+		}
+		return false, err
+	})
+	if err != nil {
+		return fmt.Errorf("wait for %s: %w", eventType, err)
+	}
+	for _, c := range chain {
+		cause := "the beginning of the chain"
+		if c.CausationID.Valid {
+			cause = "caused by " + c.CausationID.UUID.String()
+		}
+		d.say("  %-24s %s  %s", c.Type, c.ID, cause)
+	}
+	return nil
+}
+
+func (d *demo) awaitLetter(ctx context.Context, e events.Event) (deadletter.Letter, error) {
+	var letter deadletter.Letter
+	err := d.until(ctx, func() (bool, error) {
+		for l, err := range d.letters.List(ctx) {
+			if err != nil || l.Event.ID == e.ID {
+				letter = l
+				return err == nil, err
+			}
+		}
+		return false, nil
+	})
+	return letter, err
+}
+
+func (d *demo) until(ctx context.Context, happened func() (bool, error)) error {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	ticker := time.NewTicker(look)
+	defer ticker.Stop()
+	for {
+		if ok, err := happened(); ok || err != nil {
+			return err
+		}
+		select {
+		case <-ticker.C:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+func (d *demo) title(format string, args ...any) {
+	d.step++
+	d.say("\n%d. %s", d.step, fmt.Sprintf(format, args...))
+}
+
+func (d *demo) say(format string, args ...any) { fmt.Fprintf(d.out, format+"\n", args...) }
+
+// shared lets goroutines share a writer.
+type shared struct {
+	mu  sync.Mutex
+	out io.Writer
+}
+
+func (s *shared) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.out.Write(p)
+}
+
+// indented sets the worker's log off from the narration.
+type indented struct{ out io.Writer }
+
+func (i *indented) Write(p []byte) (int, error) {
+	if _, err := fmt.Fprintf(i.out, "  | %s\n", bytes.TrimRight(p, "\n")); err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}
+
+func withoutTime(_ []string, a slog.Attr) slog.Attr {
+	if a.Key == slog.TimeKey {
+		return slog.Attr{}
+	}
+	return a
+}

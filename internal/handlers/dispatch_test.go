@@ -1,0 +1,336 @@
+package handlers_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/google/uuid"
+	"github.com/stretchr/testify/require"
+
+	"github.com/healz/worker/internal/bus"
+	"github.com/healz/worker/internal/deadletter"
+	"github.com/healz/worker/internal/events"
+	"github.com/healz/worker/internal/handlers"
+	"github.com/healz/worker/internal/middleware"
+	"github.com/healz/worker/internal/store"
+	"github.com/healz/worker/internal/store/sqlite"
+)
+
+type registered struct {
+	Name string `json:"name"`
+}
+
+func (registered) EventType() string { return "Registered" }
+
+type welcomed struct{}
+
+func (welcomed) EventType() string     { return "Welcomed" }
+func (welcomed) AggregateType() string { return "Message" }
+
+type billed struct{}
+
+func (billed) EventType() string     { return "Billed" }
+func (billed) AggregateType() string { return "Bill" }
+
+// bench is a dispatcher on a real store, with its log.
+type bench struct {
+	t     *testing.T
+	store *sqlite.Store
+	log   *bytes.Buffer
+	*handlers.Dispatcher
+}
+
+func newBench(t *testing.T, register func(*handlers.Registry)) *bench {
+	t.Helper()
+	s, err := sqlite.Open(t.Context(), filepath.Join(t.TempDir(), "test.db"), sqlite.Options{})
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, s.Close()) })
+	require.NoError(t, s.Migrate(t.Context()))
+	reg := &handlers.Registry{}
+	register(reg)
+	log := &bytes.Buffer{}
+	logger := slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	retry := middleware.Retry{Attempts: 3, Initial: time.Millisecond, Max: 2 * time.Millisecond, Logger: logger}
+	d, err := handlers.NewDispatcher(reg, s, retry, 50*time.Millisecond, logger)
+	require.NoError(t, err)
+	return &bench{t: t, store: s, log: log, Dispatcher: d}
+}
+
+func newEvent(t *testing.T, data events.Data) events.Event {
+	t.Helper()
+	e, err := events.New(events.Origin{TenantID: uuid.New()}, "Patient", uuid.New(), 1, data)
+	require.NoError(t, err)
+	return e
+}
+
+// deliver hands e to the dispatcher as the bus would.
+func (b *bench) deliver(e events.Event) error {
+	b.t.Helper()
+	body, err := json.Marshal(e)
+	require.NoError(b.t, err)
+	m := bus.NewMessage(body)
+	m.SetContext(b.t.Context())
+	return b.Handle(m)
+}
+
+// followUps are the events of e's chain.
+func (b *bench) followUps(e events.Event) []string {
+	b.t.Helper()
+	page, err := b.store.ByCorrelation(b.t.Context(), e.CorrelationID, store.Query{})
+	require.NoError(b.t, err)
+	var types []string
+	for _, f := range page.Events {
+		require.Equal(b.t, e.TenantID, f.TenantID)
+		require.Equal(b.t, e.ID, f.CausationID.UUID)
+		types = append(types, f.Type)
+	}
+	return types
+}
+
+func failures(t *testing.T, err error) []deadletter.Failure {
+	t.Helper()
+	failed, ok := errors.AsType[*deadletter.FailedError](err)
+	require.True(t, ok, "%v", err)
+	return failed.Failures
+}
+
+func welcome(_ context.Context, e events.Event, _ registered) ([]events.Event, error) {
+	return events.Follow(e, welcomed{})
+}
+
+func bill(_ context.Context, e events.Event, _ registered) ([]events.Event, error) {
+	return events.Follow(e, billed{})
+}
+
+func TestHandlersRunInOrderAndTakeEffectOnce(t *testing.T) {
+	t.Parallel()
+	var order []string
+	b := newBench(t, func(reg *handlers.Registry) {
+		handlers.On(reg, "Registered", "welcome", func(ctx context.Context, e events.Event, p registered) ([]events.Event, error) {
+			order = append(order, "welcome "+p.Name)
+			return welcome(ctx, e, p)
+		})
+		handlers.OnAll(reg, "audit", func(_ context.Context, e events.Event, data json.RawMessage) ([]events.Event, error) {
+			order = append(order, "audit "+e.Type+" "+string(data))
+			return nil, nil
+		})
+		handlers.OnEach(reg, []string{"Other", "Registered"}, "bill", func(ctx context.Context, e events.Event, p registered) ([]events.Event, error) {
+			order = append(order, "bill")
+			return bill(ctx, e, p)
+		})
+		handlers.On(reg, "Other", "other", welcome)
+	})
+	e := newEvent(t, registered{Name: "Ana"})
+	require.NoError(t, b.deliver(e))
+	require.NoError(t, b.deliver(e), "a redelivery")
+	require.Equal(t, []string{"welcome Ana", `audit Registered {"name":"Ana"}`, "bill"}, order)
+	require.Equal(t, []string{"Welcomed", "Billed"}, b.followUps(e))
+}
+
+func TestAFailingHandlerStopsNoOther(t *testing.T) {
+	t.Parallel()
+	ran := map[string]int{}
+	b := newBench(t, func(reg *handlers.Registry) {
+		handlers.On(reg, "Registered", "transient", func(context.Context, events.Event, registered) ([]events.Event, error) {
+			ran["transient"]++
+			return nil, errors.New("no paper")
+		})
+		handlers.On(reg, "Registered", "permanent", func(context.Context, events.Event, registered) ([]events.Event, error) {
+			ran["permanent"]++
+			return nil, handlers.Permanent(errors.New("no name"))
+		})
+		handlers.On(reg, "Registered", "welcome", func(ctx context.Context, e events.Event, p registered) ([]events.Event, error) {
+			if ran["welcome"]++; ran["welcome"] < 3 {
+				return nil, errors.New("not yet")
+			}
+			return welcome(ctx, e, p)
+		})
+	})
+	e := newEvent(t, registered{Name: "Ana"})
+	failed := failures(t, b.deliver(e))
+	require.Equal(t, map[string]int{"transient": 3, "permanent": 1, "welcome": 3}, ran)
+	require.Len(t, failed, 2)
+	require.Equal(t, []string{"transient", "no paper"}, []string{failed[0].Handler, failed[0].Reason})
+	require.Equal(t, []string{"permanent", "no name"}, []string{failed[1].Handler, failed[1].Reason})
+	require.Equal(t, []int{3, 1}, []int{failed[0].Attempts, failed[1].Attempts})
+	require.False(t, failed[0].LastFailed.Before(failed[0].FirstFailed))
+	require.Equal(t, []string{"Welcomed"}, b.followUps(e))
+
+	require.Error(t, b.deliver(e), "a redelivery")
+	require.Equal(t, 3, ran["welcome"], "what succeeded does not run again")
+}
+
+func TestAReplayRunsOnlyItsHandler(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, func(reg *handlers.Registry) {
+		handlers.On(reg, "Registered", "welcome", welcome)
+		handlers.On(reg, "Registered", "bill", bill)
+	})
+	e := newEvent(t, registered{Name: "Ana"})
+	body, err := json.Marshal(e)
+	require.NoError(t, err)
+	m := bus.NewMessage(body)
+	m.Metadata.Set(bus.ReplayHandlerKey, "bill")
+	m.SetContext(t.Context())
+	require.NoError(t, b.Handle(m))
+	require.Equal(t, []string{"Billed"}, b.followUps(e))
+
+	m.Metadata.Set(bus.ReplayHandlerKey, "gone")
+	require.Contains(t, failures(t, b.Handle(m))[0].Reason, `handler "gone", which is not registered for Registered`)
+}
+
+func TestFailures(t *testing.T) {
+	t.Parallel()
+	other := events.Origin{TenantID: uuid.New()}
+	for name, test := range map[string]struct {
+		handle   func(context.Context, events.Event, registered) ([]events.Event, error)
+		attempts int
+		reason   string
+	}{
+		"a panic": {func(context.Context, events.Event, registered) ([]events.Event, error) {
+			panic("at the disco")
+		}, 3, "panic: at the disco"},
+		"a nil pointer": {func(context.Context, events.Event, registered) ([]events.Event, error) {
+			var p *registered
+			return nil, errors.New(p.Name)
+		}, 3, "panic: runtime error: invalid memory address or nil pointer dereference"},
+		"too slow": {func(ctx context.Context, _ events.Event, _ registered) ([]events.Event, error) {
+			<-ctx.Done()
+			return nil, ctx.Err()
+		}, 3, "timed out: context deadline exceeded"},
+		"quotes the event": {func(_ context.Context, _ events.Event, p registered) ([]events.Event, error) {
+			return nil, fmt.Errorf("no place for %s", p.Name)
+		}, 3, "no place for ‹name›"},
+		"another tenant's event": {func(context.Context, events.Event, registered) ([]events.Event, error) {
+			e, err := events.New(other, "Message", uuid.New(), 1, welcomed{})
+			return []events.Event{e}, err
+		}, 1, "follow-up event Welcomed has another tenant_id than its cause: make it with events.Follow or events.CausedBy"},
+		"a broken chain": {func(_ context.Context, e events.Event, _ registered) ([]events.Event, error) {
+			f, err := events.New(events.Origin{TenantID: e.TenantID}, "Message", uuid.New(), 1, welcomed{})
+			return []events.Event{f}, err
+		}, 1, "follow-up event Welcomed has another correlation_id than its cause: make it with events.Follow or events.CausedBy"},
+		"an invalid event": {func(_ context.Context, e events.Event, _ registered) ([]events.Event, error) {
+			f, err := events.Follow(e, welcomed{})
+			f[0].AggregateType = ""
+			return f, err
+		}, 1, "aggregate_type is missing"},
+		"a gap in versions": {func(_ context.Context, e events.Event, _ registered) ([]events.Event, error) {
+			f, err := events.New(events.CausedBy(e), "Message", uuid.New(), 7, welcomed{})
+			return []events.Event{f}, err
+		}, 3, "gap in versions"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := newBench(t, func(reg *handlers.Registry) { handlers.On(reg, "Registered", "h", test.handle) })
+			e := newEvent(t, registered{Name: "Ana Kovač"})
+			failed := failures(t, b.deliver(e))
+			require.Len(t, failed, 1)
+			require.Contains(t, failed[0].Reason, test.reason)
+			require.Equal(t, test.attempts, failed[0].Attempts)
+			require.Equal(t, "h", failed[0].Handler)
+			require.Empty(t, b.followUps(e))
+			require.NotContains(t, b.log.String(), "Kovač")
+		})
+	}
+}
+
+func TestAPanicsStackGoesToTheLogAlone(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, func(reg *handlers.Registry) {
+		handlers.On(reg, "Registered", "h", func(context.Context, events.Event, registered) ([]events.Event, error) {
+			panic("at the disco")
+		})
+	})
+	failed := failures(t, b.deliver(newEvent(t, registered{})))
+	require.NotContains(t, failed[0].Reason, "dispatch_test.go")
+	require.Contains(t, b.log.String(), "dispatch_test.go")
+}
+
+func TestMessagesThatReachNoHandler(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, func(reg *handlers.Registry) { handlers.On(reg, "Registered", "welcome", welcome) })
+	handle := func(body string) error {
+		m := message.NewMessage("1", []byte(body))
+		m.SetContext(t.Context())
+		return b.Handle(m)
+	}
+	t.Run("no event", func(t *testing.T) {
+		failed := failures(t, handle(`{"event_type":7}`))
+		require.Empty(t, failed[0].Handler)
+		require.Contains(t, failed[0].Reason, "event_type is a JSON number, not a string")
+		require.Contains(t, failed[0].Reason, "tenant_id is missing")
+		require.Equal(t, 1, failed[0].Attempts)
+	})
+	t.Run("no handler", func(t *testing.T) {
+		e := newEvent(t, welcomed{})
+		require.NoError(t, b.deliver(e))
+	})
+	t.Run("data of another shape", func(t *testing.T) {
+		e := newEvent(t, registered{})
+		e.Data = json.RawMessage(`{"name":{"first":"Ana Kovač"}}`)
+		failed := failures(t, b.deliver(e))
+		require.Equal(t, 1, failed[0].Attempts, "no retry will mend it")
+		require.Contains(t, failed[0].Reason, "field name: a JSON object does not fit into string")
+	})
+	t.Run("the same event_id with another body", func(t *testing.T) {
+		e := newEvent(t, registered{Name: "Ana"})
+		require.NoError(t, b.deliver(e))
+		e.Data = json.RawMessage(`{"name":"Ben"}`)
+		failed := failures(t, b.deliver(e))
+		require.Empty(t, failed[0].Handler)
+		require.Contains(t, failed[0].Reason, store.ErrContradiction.Error())
+		require.Equal(t, []string{"Welcomed"}, b.followUps(e))
+	})
+}
+
+// A handler in hand when the worker stops has not failed, and its event is delivered again.
+func TestAStopIsNoFailure(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, func(reg *handlers.Registry) {
+		handlers.On(reg, "Registered", "h", func(ctx context.Context, _ events.Event, _ registered) ([]events.Event, error) {
+			<-ctx.Done()
+			return nil, ctx.Err()
+		})
+	})
+	body, err := json.Marshal(newEvent(t, registered{}))
+	require.NoError(t, err)
+	ctx, cancel := context.WithCancel(t.Context())
+	m := bus.NewMessage(body)
+	m.SetContext(ctx)
+	time.AfterFunc(5*time.Millisecond, cancel)
+	require.ErrorIs(t, b.Handle(m), middleware.ErrStopping)
+}
+
+func TestRegistrationsAreChecked(t *testing.T) {
+	t.Parallel()
+	reg := &handlers.Registry{}
+	handlers.On(reg, "Registered", "", welcome)
+	handlers.On(reg, "", "nameless-type", welcome)
+	handlers.OnEach(reg, nil, "no-types", welcome)
+	handlers.On[registered](reg, "Registered", "nil", nil)
+	handlers.OnAll(reg, "nil-for-all", nil)
+	handlers.On(reg, "Registered", "twice", welcome)
+	handlers.On(reg, "Other", "twice", welcome)
+	_, err := handlers.NewDispatcher(reg, nil, middleware.Retry{}, time.Second, slog.New(slog.DiscardHandler))
+	for _, want := range []string{
+		"a handler has no name", `"nameless-type": an event type is missing`, `"no-types": an event type is missing`,
+		`"nil": its function is nil`, `"nil-for-all": its function is nil`, `"twice": the name is registered twice`,
+	} {
+		require.ErrorContains(t, err, want)
+	}
+}
+
+func TestPermanent(t *testing.T) {
+	t.Parallel()
+	require.NoError(t, handlers.Permanent(nil))
+	require.True(t, handlers.IsPermanent(fmt.Errorf("wrapped: %w", handlers.Permanent(errors.New("x")))))
+	require.False(t, handlers.IsPermanent(errors.New("x")))
+}

@@ -1,0 +1,40 @@
+// Package ops shows operators how a worker fares.
+package ops
+
+import (
+	"context"
+	"encoding/json"
+	"net/http"
+
+	"github.com/healz/worker/internal/worker"
+)
+
+// Reporter reports the health of a worker.
+type Reporter interface {
+	Health(ctx context.Context) worker.Health
+}
+
+// Handler serves /healthz, which answers as long as the process lives, and /readyz, which answers 200 when the worker can
+// do its work and 503 when not; its body, a [worker.Health] as JSON, says what of consumer, store, bus and relay is wrong.
+func Handler(r Reporter) http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
+		respond(w, http.StatusOK, map[string]string{"status": "ok"})
+	})
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, req *http.Request) {
+		h := r.Health(req.Context())
+		status := http.StatusOK
+		if !h.Ready {
+			status = http.StatusServiceUnavailable
+		}
+		respond(w, status, h)
+	})
+	return mux
+}
+
+func respond(w http.ResponseWriter, status int, body any) {
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Cache-Control", "no-store")
+	w.WriteHeader(status)
+	_ = json.NewEncoder(w).Encode(body) // the client has gone: nobody is left to tell
+}

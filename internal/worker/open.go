@@ -1,0 +1,159 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/cenkalti/backoff/v5"
+
+	"github.com/healz/worker/internal/bus/amqp"
+	"github.com/healz/worker/internal/bus/inprocess"
+	"github.com/healz/worker/internal/deadletter"
+	"github.com/healz/worker/internal/handlers"
+	"github.com/healz/worker/internal/store"
+)
+
+// maxWaitInterval is the longest wait between two looks whether a server is up.
+const maxWaitInterval = 2 * time.Second
+
+// OpenOptions are what [Open] needs besides the settings.
+type OpenOptions struct {
+	Handlers *handlers.Registry
+	// Migrate brings the schema up to date first.
+	Migrate bool
+	// Wait is how long to wait for servers that are not up yet.
+	Wait   time.Duration
+	Logger *slog.Logger
+}
+
+// Open opens all that a worker needs and assembles it. The returned function closes it again, after [Worker.Run]. An
+// error that wraps [store.ErrUnavailable] or [amqp.ErrUnavailable] may pass.
+func Open(ctx context.Context, s Settings, o OpenOptions) (*Worker, func() error, error) {
+	var closers closers
+	w, err := open(ctx, s, o, &closers)
+	if err != nil {
+		return nil, nil, errors.Join(err, closers.close())
+	}
+	return w, closers.close, nil
+}
+
+func open(ctx context.Context, s Settings, o OpenOptions, closers *closers) (*Worker, error) {
+	backend, err := openBackend(ctx, s, o)
+	if err != nil {
+		return nil, err
+	}
+	closers.add(backend.Close)
+	tail, err := backend.Tail(ctx, s.Relay)
+	if err != nil {
+		return nil, fmt.Errorf("open the tail of the store: %w", err)
+	}
+	closers.add(tail.Close)
+
+	parts := Parts{Inbox: backend, Tail: tail, Handlers: o.Handlers}
+	if s.AMQP.URL == "" {
+		b := inprocess.New(s.Tuning.Concurrency, o.Logger)
+		closers.add(b.Close)
+		parts.Bus, parts.Sink = embeddedBus{b}, deadletter.NewShelfSink(backend)
+		parts.Replayer = deadletter.NewReplayer(backend, b, o.Logger)
+	} else {
+		conn, err := dial(ctx, s, o)
+		if err != nil {
+			return nil, err
+		}
+		closers.add(conn.Close)
+		publisher := amqp.NewPublisher(conn)
+		closers.add(publisher.Close)
+		parts.Bus, parts.Sink = broker{amqp.NewSubscriber(conn), publisher, conn}, amqp.NewFailedQueue(conn)
+	}
+	return New(parts, s.Tuning, o.Logger)
+}
+
+func openBackend(ctx context.Context, s Settings, o OpenOptions) (Backend, error) {
+	var backend Backend
+	err := waitFor(ctx, o, store.ErrUnavailable, func() error {
+		b, err := s.OpenStore(ctx)
+		if err != nil {
+			return err
+		}
+		if o.Migrate {
+			err = b.Migrate(ctx)
+		} else {
+			err = b.Ping(ctx)
+		}
+		if err != nil {
+			return errors.Join(err, b.Close())
+		}
+		backend = b
+		return nil
+	})
+	return backend, err
+}
+
+func dial(ctx context.Context, s Settings, o OpenOptions) (*amqp.Connection, error) {
+	config := s.AMQP
+	config.Concurrency, config.DrainTimeout, config.Logger = s.Tuning.Concurrency, s.Tuning.GracePeriod, o.Logger
+	var conn *amqp.Connection
+	err := waitFor(ctx, o, amqp.ErrUnavailable, func() (err error) {
+		conn, err = amqp.Dial(ctx, config)
+		return err
+	})
+	return conn, err
+}
+
+// waitFor tries again for as long as the options say, while the error is the one that can pass.
+func waitFor(ctx context.Context, o OpenOptions, passing error, try func() error) error {
+	waits := backoff.NewExponentialBackOff()
+	waits.MaxInterval = maxWaitInterval
+	deadline := time.Now().Add(o.Wait)
+	for {
+		err := try()
+		if err == nil || !errors.Is(err, passing) || time.Now().After(deadline) {
+			return err
+		}
+		delay := waits.NextBackOff()
+		o.Logger.WarnContext(ctx, "waiting for a server", "error", err, "wait", delay)
+		select {
+		case <-time.After(delay):
+		case <-ctx.Done():
+			return errors.Join(ctx.Err(), err)
+		}
+	}
+}
+
+// closers close what was opened, the last first.
+type closers []func() error
+
+func (c *closers) add(f func() error) { *c = append(*c, f) }
+
+func (c *closers) close() error {
+	var errs []error
+	for i := len(*c) - 1; i >= 0; i-- {
+		errs = append(errs, (*c)[i]())
+	}
+	return errors.Join(errs...)
+}
+
+// embeddedBus is the bus inside the process, which is always ready.
+type embeddedBus struct{ *inprocess.Bus }
+
+func (embeddedBus) Ready() error { return nil }
+
+// consumerTopic is the topic of the contract's one queue, which holds the events of all types.
+const consumerTopic = "#"
+
+// broker is RabbitMQ as a bus.
+type broker struct {
+	*amqp.Subscriber
+	publisher *amqp.Publisher
+	conn      *amqp.Connection
+}
+
+func (b broker) PublishBatch(ctx context.Context, batch []*message.Message) error {
+	return b.publisher.PublishBatch(ctx, batch)
+}
+func (b broker) Topics() []string { return []string{consumerTopic} }
+func (b broker) Ready() error     { return b.conn.Ready() }

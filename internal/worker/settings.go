@@ -1,0 +1,130 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/healz/worker/internal/bus"
+	"github.com/healz/worker/internal/bus/amqp"
+	"github.com/healz/worker/internal/deadletter"
+	"github.com/healz/worker/internal/store"
+	"github.com/healz/worker/internal/store/postgres"
+	"github.com/healz/worker/internal/store/sqlite"
+	"github.com/healz/worker/migrations"
+)
+
+// ErrNoBroker says that what was asked for needs RabbitMQ, and none is set.
+var ErrNoBroker = errors.New("this needs RabbitMQ: set RABBITMQ_URL or --rabbitmq-url")
+
+// Settings say which store and which bus to use, and how. Either store goes with either bus.
+type Settings struct {
+	// DatabaseURL is the Postgres database; "" means the SQLite file.
+	DatabaseURL string
+	// MaxConns is the most connections to Postgres.
+	MaxConns int
+	// SQLitePath is the file of the embedded default.
+	SQLitePath string
+	// AMQP is the broker; without a URL the bus is inside the process.
+	AMQP   amqp.Config
+	Relay  store.TailConfig
+	Tuning Tuning
+}
+
+// DefaultSettings is the embedded default.
+func DefaultSettings() Settings {
+	return Settings{
+		MaxConns:   20,
+		SQLitePath: "healz.db",
+		AMQP:       amqp.Config{Prefix: amqp.DefaultPrefix, Prefetch: amqp.DefaultPrefetch, Heartbeat: amqp.DefaultHeartbeat},
+		Relay:      store.TailConfig{BatchSize: 500, Start: store.StartAuto},
+		Tuning:     DefaultTuning(),
+	}
+}
+
+// Check says what is out of range.
+func (s Settings) Check() error {
+	problems := []error{s.Tuning.Check()}
+	problem := func(bad bool, format string, args ...any) {
+		if bad {
+			problems = append(problems, fmt.Errorf(format, args...))
+		}
+	}
+	problem(s.MaxConns < 2, "database-conns must be at least 2, but is %d", s.MaxConns)
+	problem(s.AMQP.Prefetch < s.Tuning.Concurrency || s.AMQP.Prefetch > maxPrefetch,
+		"prefetch must be from the concurrency (%d) to %d, but is %d", s.Tuning.Concurrency, maxPrefetch, s.AMQP.Prefetch)
+	problem(s.AMQP.Prefix == "", "rabbitmq-prefix must not be empty")
+	problem(s.AMQP.Heartbeat < time.Second, "rabbitmq-heartbeat must be at least 1s, but is %s", s.AMQP.Heartbeat)
+	problem(s.Relay.BatchSize < 1 || s.Relay.BatchSize > store.MaxLimit,
+		"relay-batch must be from 1 to %d, but is %d", store.MaxLimit, s.Relay.BatchSize)
+	switch s.Relay.Start {
+	case store.StartAuto, store.StartBeginning, store.StartEnd:
+	default:
+		problem(true, "relay-start must be auto, beginning or end, not %q", s.Relay.Start)
+	}
+	return errors.Join(problems...)
+}
+
+// maxPrefetch is the most that AMQP can say.
+const maxPrefetch = 65535
+
+// Backend is a store with all that belongs to it.
+type Backend interface {
+	store.Store
+	deadletter.Shelf
+
+	// Migrate brings the schema up to date; nothing happens when it is.
+	Migrate(ctx context.Context) error
+	// MigrateDown takes the newest version of the schema back, and never destroys events.
+	MigrateDown(ctx context.Context) error
+	// MigrationStatus lists the versions of the schema.
+	MigrationStatus(ctx context.Context) ([]migrations.Status, error)
+	// Tail opens the relay's side of the store.
+	Tail(ctx context.Context, c store.TailConfig) (*store.Tail, error)
+}
+
+// Embedded tells whether the store is the SQLite file.
+func (s Settings) Embedded() bool { return s.DatabaseURL == "" }
+
+// OpenStore opens the store that the settings name. Its schema is [Backend.Migrate]'s.
+func (s Settings) OpenStore(ctx context.Context) (Backend, error) {
+	if !s.Embedded() {
+		return postgres.Open(ctx, s.DatabaseURL, postgres.Options{MaxConns: s.MaxConns})
+	}
+	return sqlite.Open(ctx, s.SQLitePath, sqlite.Options{})
+}
+
+// OpenPublisher opens RabbitMQ for publishing; [ErrNoBroker] if none is set.
+func (s Settings) OpenPublisher(ctx context.Context) (bus.BatchPublisher, func() error, error) {
+	if s.AMQP.URL == "" {
+		return nil, nil, ErrNoBroker
+	}
+	conn, err := amqp.Dial(ctx, s.AMQP)
+	if err != nil {
+		return nil, nil, err
+	}
+	p := amqp.NewPublisher(conn)
+	return p, func() error { return errors.Join(p.Close(), conn.Close()) }, nil
+}
+
+// OpenDeadLetters opens the dead letters where the settings have them: on the broker, or else in the store.
+func (s Settings) OpenDeadLetters(ctx context.Context) (deadletter.Queue, func() error, error) {
+	if s.AMQP.URL == "" {
+		b, err := s.OpenStore(ctx)
+		if err != nil {
+			return nil, nil, err
+		}
+		if s.Embedded() {
+			if err := b.Migrate(ctx); err != nil {
+				return nil, nil, errors.Join(err, b.Close())
+			}
+		}
+		return deadletter.NewShelfQueue(b), b.Close, nil
+	}
+	conn, err := amqp.Dial(ctx, s.AMQP)
+	if err != nil {
+		return nil, nil, err
+	}
+	return amqp.NewFailedQueue(conn), conn.Close, nil
+}

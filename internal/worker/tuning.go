@@ -1,0 +1,62 @@
+package worker
+
+import (
+	"errors"
+	"fmt"
+	"time"
+)
+
+// Tuning is how a worker works; [DefaultTuning] is fit for production.
+type Tuning struct {
+	// Concurrency is how many events are handled at once; those of one aggregate never are.
+	Concurrency int
+	// RetryAttempts is how often a handler is tried before its event becomes a dead letter; the first try counts.
+	RetryAttempts int
+	// RetryInitial and RetryMax are the first and the longest wait between two tries.
+	RetryInitial, RetryMax time.Duration
+	// HandlerTimeout bounds one try of one handler.
+	HandlerTimeout time.Duration
+	// GracePeriod is how long a stop waits for what is in hand.
+	GracePeriod time.Duration
+	// RelayPoll is how often the relay looks for events that it was not woken for.
+	RelayPoll time.Duration
+}
+
+// DefaultTuning is what holds where nothing is said.
+func DefaultTuning() Tuning {
+	return Tuning{
+		Concurrency:    16,
+		RetryAttempts:  4,
+		RetryInitial:   100 * time.Millisecond,
+		RetryMax:       5 * time.Second,
+		HandlerTimeout: 30 * time.Second,
+		GracePeriod:    20 * time.Second,
+		RelayPoll:      time.Second,
+	}
+}
+
+// Check says what is out of range.
+func (t Tuning) Check() error {
+	var problems []error
+	atLeast := func(name string, value, least int) {
+		if value < least {
+			problems = append(problems, fmt.Errorf("%s must be at least %d, but is %d", name, least, value))
+		}
+	}
+	positive := func(name string, value time.Duration) {
+		if value <= 0 {
+			problems = append(problems, fmt.Errorf("%s must be positive, but is %s", name, value))
+		}
+	}
+	atLeast("concurrency", t.Concurrency, 1)
+	atLeast("retry-attempts", t.RetryAttempts, 1)
+	positive("retry-initial", t.RetryInitial)
+	positive("retry-max", t.RetryMax)
+	positive("handler-timeout", t.HandlerTimeout)
+	positive("grace-period", t.GracePeriod)
+	positive("relay-poll", t.RelayPoll)
+	if t.RetryMax < t.RetryInitial {
+		problems = append(problems, fmt.Errorf("retry-max (%s) is below retry-initial (%s)", t.RetryMax, t.RetryInitial))
+	}
+	return errors.Join(problems...)
+}
