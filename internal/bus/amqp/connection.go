@@ -18,9 +18,10 @@ import (
 
 // Defaults of [Config].
 const (
+	DefaultName            = "worker"
 	DefaultHeartbeat       = time.Minute
 	DefaultConcurrency     = 16
-	DefaultPrefetch        = 128
+	DefaultPrefetch        = 64
 	DefaultResponseTimeout = 30 * time.Second
 	DefaultDrainTimeout    = 30 * time.Second
 )
@@ -40,7 +41,7 @@ type Config struct {
 	URL string
 	// Prefix is the name of the exchange, of which the other names are made; [DefaultPrefix] if empty.
 	Prefix string
-	// Name is what the broker shows for the connections.
+	// Name is what the broker shows for the connections; [DefaultName] if empty.
 	Name string
 	// Prefetch is how many deliveries the broker sends ahead to a subscription; together with the size of the
 	// messages it bounds the memory. [DefaultPrefetch] if 0.
@@ -63,6 +64,9 @@ type Config struct {
 func (c Config) withDefaults() Config {
 	if c.Prefix == "" {
 		c.Prefix = DefaultPrefix
+	}
+	if c.Name == "" {
+		c.Name = DefaultName
 	}
 	if c.Prefetch == 0 {
 		c.Prefetch = DefaultPrefetch
@@ -95,7 +99,7 @@ type Connection struct {
 	names   names
 
 	publishing, consuming *link
-	life                  context.Context //nolint:containedctx // ends with Close, which no call outlives
+	life                  context.Context // ends with Close
 	end                   context.CancelFunc
 
 	mu     sync.Mutex // guards closed against a task that is just about to start

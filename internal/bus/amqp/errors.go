@@ -56,8 +56,7 @@ func classify(err error) error {
 	refused := errors.Is(err, amqp091.ErrCredentials) || errors.Is(err, amqp091.ErrVhost) || errors.Is(err, amqp091.ErrSASL)
 	if answer, ok := errors.AsType[*amqp091.Error](err); ok && answer.Server {
 		switch answer.Code {
-		case amqp091.AccessRefused, amqp091.NotAllowed, amqp091.InvalidPath, amqp091.PreconditionFailed, amqp091.NotFound,
-			amqp091.NotImplemented:
+		case amqp091.AccessRefused, amqp091.NotAllowed, amqp091.PreconditionFailed, amqp091.ResourceLocked, amqp091.NotImplemented:
 			refused = true
 		}
 	}

@@ -19,6 +19,7 @@ type proxy struct {
 	mu      sync.Mutex
 	refuses bool
 	sockets map[net.Conn]struct{}
+	clients []net.Conn
 	frozen  chan struct{} // closed while traffic of the connections that stand is swallowed
 }
 
@@ -57,6 +58,7 @@ func (p *proxy) accept() {
 			continue
 		}
 		p.sockets[client], p.sockets[server] = struct{}{}, struct{}{}
+		p.clients = append(p.clients, client)
 		frozen := p.frozen
 		p.mu.Unlock()
 		p.tasks.Go(func() { pump(client, server, frozen) })
@@ -108,4 +110,16 @@ func (p *proxy) refuse(refuses bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.refuses = refuses
+}
+
+// inject sends the clients of all connections a method of class and number, with a short string, as if it came from the
+// broker. Nothing else may be under way.
+func (p *proxy) inject(class, method byte, arguments string) {
+	frame := []byte{1, 0, 0, 0, 0, 0, byte(4 + len(arguments)), 0, class, 0, method}
+	frame = append(append(frame, arguments...), 0xCE)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, client := range p.clients {
+		_, _ = client.Write(frame) // some may be gone
+	}
 }

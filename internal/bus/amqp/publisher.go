@@ -136,7 +136,7 @@ func (p *Publisher) publish(ctx context.Context, n int, next func(i int) (outgoi
 	defer cancel()
 	f := &flight{
 		publisher: p, n: n, next: next,
-		window: semaphore.NewWeighted(windowBytes), sent: make(chan sending, windowMessages),
+		window: semaphore.NewWeighted(windowBytes), sent: make(chan sending, min(n, windowMessages)),
 	}
 	if p.closed.Load() || !p.conn.spawn(func() { f.send(flying) }) {
 		return fmt.Errorf("publish: %w", ErrClosed)

@@ -218,6 +218,31 @@ func TestPublishLeavesAHalfOpenPeer(t *testing.T) {
 	}
 }
 
+func TestPublishWaitsWhileTheBrokerBlocks(t *testing.T) {
+	t.Parallel()
+	network, url := newProxy(t, testservers.RabbitMQ(t))
+	c := dial(t, amqp.Config{URL: url, ResponseTimeout: 20 * time.Millisecond})
+	publisher := amqp.NewPublisher(c)
+	require.NoError(t, publisher.Publish("", event(uuid.New(), 1)))
+
+	network.inject(10, 60, "\x06memory") // connection.blocked
+	require.Eventually(t, func() bool { return c.Ready() != nil }, patience, time.Millisecond)
+	require.ErrorIs(t, c.Ready(), amqp.ErrBlocked)
+	require.ErrorContains(t, c.Ready(), "memory")
+	network.freeze() // as a broker that blocks reads no further
+	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	err := publisher.PublishBatch(ctx, []*message.Message{event(uuid.New(), 1)})
+	require.ErrorIs(t, err, context.DeadlineExceeded)
+	require.ErrorIs(t, err, amqp.ErrBlocked)
+
+	network.inject(10, 61, "") // connection.unblocked
+	require.Eventually(t, func() bool { return c.Ready() == nil }, patience, time.Millisecond)
+	require.Eventually(t, func() bool { // what hangs is found out to be dead
+		return publisher.PublishBatch(t.Context(), []*message.Message{event(uuid.New(), 1)}) == nil
+	}, patience, time.Millisecond)
+}
+
 func TestPublisherClosed(t *testing.T) {
 	t.Parallel()
 	c := dial(t, amqp.Config{URL: testservers.RabbitMQ(t)})

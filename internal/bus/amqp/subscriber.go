@@ -134,11 +134,11 @@ type subscription struct {
 	topic, queue string
 	logger       *slog.Logger
 
-	consuming      context.Context //nolint:containedctx // until it is to stop
+	consuming      context.Context // until it is to stop
 	stop           context.CancelFunc
-	messages       context.Context //nolint:containedctx // parent of the messages' contexts
+	messages       context.Context // parent of the messages' contexts
 	cancelMessages context.CancelFunc
-	handling       context.Context //nolint:containedctx // until the drain is over
+	handling       context.Context // until the drain is over
 	abandon        context.CancelFunc
 
 	out     chan *message.Message
