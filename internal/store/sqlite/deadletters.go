@@ -126,6 +126,7 @@ func scanLetter(rows *sql.Rows) (deadletter.Letter, error) {
 	if err := decoder.Decode(&l.Headers); err != nil {
 		return l, fmt.Errorf("decode the headers of letter %s: %w", l.ID, err)
 	}
+	l.Body = append([]byte{}, l.Body...) // the driver gives nil for no bytes
 	l.Event, _ = events.ParseDraft(l.Body) // what cannot be read stays zero
 	return l, nil
 }

@@ -10,7 +10,7 @@ import (
 	"github.com/healz/worker/migrations"
 )
 
-const selectSchema = `SELECT coalesce(max(version_id), 0) FROM worker_migrations WHERE is_applied`
+const selectSchema = `SELECT coalesce(max(version_id), 0) FROM ` + migrations.Table + ` WHERE is_applied`
 
 // ErrHoldsEvents says that a schema cannot be taken back, as events or dead letters would be destroyed with it.
 var ErrHoldsEvents = errors.New("the tables hold events or dead letters, which are never destroyed")
@@ -36,32 +36,25 @@ func (s *Store) MigrationStatus(ctx context.Context) (list []migrations.Status, 
 }
 
 func (s *Store) migrate(ctx context.Context, doing string, work func(*migrations.Migrator, context.Context) error) error {
-	migrator, err := migrations.SQLite(s.writer.DB)
-	if err != nil {
-		return err
-	}
-	err = s.exclusively(ctx, func() error { return work(migrator, ctx) })
+	err := s.exclusively(ctx, func() error { return work(s.migrator, ctx) })
 	if err != nil && strings.Contains(err.Error(), "the_tables_hold_events") {
 		return fmt.Errorf("%s: %w", doing, ErrHoldsEvents)
 	}
 	return translate(doing, err)
 }
 
-// checkSchema says whether the file has the schema of this version of the worker.
-func (s *Store) checkSchema(ctx context.Context) error {
+// Ping says whether the file can be read and has the schema of this version of the worker: otherwise it is
+// [store.ErrNoSchema] or [store.ErrNewerSchema].
+func (s *Store) Ping(ctx context.Context) error {
 	const doing = "check the schema"
-	migrator, err := migrations.SQLite(s.writer.DB)
-	if err != nil {
-		return err
-	}
 	var version int64
-	if err := s.readers.QueryRowContext(ctx, selectSchema).Scan(&version); err != nil {
+	if err := s.readers.queryRow(ctx, &version, selectSchema); err != nil {
 		return translate(doing, err)
 	}
-	switch {
-	case version < migrator.Latest():
+	switch latest := s.migrator.Latest(); {
+	case version < latest:
 		return fmt.Errorf("%s: version %d: %w", doing, version, store.ErrNoSchema)
-	case version > migrator.Latest():
+	case version > latest:
 		return fmt.Errorf("%s: version %d: %w", doing, version, store.ErrNewerSchema)
 	}
 	return nil

@@ -15,6 +15,7 @@ import (
 	modernc "modernc.org/sqlite"
 
 	"github.com/healz/worker/internal/store"
+	"github.com/healz/worker/migrations"
 )
 
 // Options are the settings of a store. The zero value is fit for use.
@@ -68,6 +69,9 @@ func Open(ctx context.Context, path string, o Options) (*Store, error) {
 	}
 	if s.readers, err = newPool(s.dsn(reading), readerConnections, readerQueries()); err != nil {
 		return nil, errors.Join(translate(doing, err), s.writer.Close())
+	}
+	if s.migrator, err = migrations.SQLite(s.writer.DB); err != nil {
+		return nil, errors.Join(translate(doing, err), s.Close())
 	}
 	return s, nil
 }
@@ -172,6 +176,6 @@ func writerQueries() []string {
 func readerQueries() []string {
 	return []string{
 		selectByAggregate, selectByCorrelation, selectByType, selectByTenant, selectAll, selectVersion, selectLastID,
-		selectHandled, selectLetters, selectRequested,
+		selectSchema, selectHandled, selectLetters, selectRequested,
 	}
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/healz/worker/internal/deadletter"
 	"github.com/healz/worker/internal/store"
+	"github.com/healz/worker/migrations"
 )
 
 var (
@@ -20,23 +21,18 @@ var (
 
 // Store is the event store in one SQLite file. It is safe for concurrent use, by several processes too.
 type Store struct {
-	path    string
-	options Options
-	writer  *pool
-	readers *pool
-	wakers  wakers
+	path     string
+	options  Options
+	writer   *pool
+	readers  *pool
+	migrator *migrations.Migrator
+	wakers   wakers
 }
 
 // Close waits for what is under way and closes the file.
 func (s *Store) Close() error {
 	// The writer is last: closing the last connection moves the log into the file.
 	return errors.Join(s.readers.Close(), s.writer.Close())
-}
-
-// Ping says whether the file can be read and has the schema of this version of the worker: otherwise it is
-// [store.ErrNoSchema] or [store.ErrNewerSchema].
-func (s *Store) Ping(ctx context.Context) error {
-	return s.checkSchema(ctx)
 }
 
 // write runs work in a transaction that has the right to write from its beginning, so that it cannot fail half-way for

@@ -1,0 +1,97 @@
+package sqlite_test
+
+import (
+	"database/sql"
+	"net/url"
+	"path/filepath"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	_ "modernc.org/sqlite"
+
+	"github.com/healz/worker/internal/deadletter"
+	"github.com/healz/worker/internal/events"
+	"github.com/healz/worker/internal/store"
+	"github.com/healz/worker/internal/store/sqlite"
+	"github.com/healz/worker/internal/store/storetest"
+)
+
+func TestStore(t *testing.T) {
+	t.Parallel()
+	storetest.Run(t, func(t *testing.T) store.Store { return openUnclosed(t, migrated(t)) })
+}
+
+func TestShelf(t *testing.T) {
+	t.Parallel()
+	storetest.RunShelf(t, func(t *testing.T) deadletter.Shelf { return open(t, migrated(t)) })
+}
+
+func TestTail(t *testing.T) {
+	t.Parallel()
+	storetest.RunTail(t, func(t *testing.T) storetest.Database {
+		path := migrated(t)
+		return storetest.Database{
+			Open:   func(t *testing.T) storetest.Tailed { return openUnclosed(t, path) },
+			Insert: func(t *testing.T, e events.Event) { insert(t, connect(t, path), e) },
+		}
+	})
+}
+
+// migrated returns the path of an empty database that has the schema.
+func migrated(tb testing.TB) string {
+	tb.Helper()
+	path := filepath.Join(tb.TempDir(), "events.db")
+	s := openUnclosed(tb, path)
+	require.NoError(tb, s.Migrate(tb.Context()))
+	require.NoError(tb, s.Close())
+	return path
+}
+
+func open(tb testing.TB, path string) *sqlite.Store {
+	tb.Helper()
+	s := openUnclosed(tb, path)
+	tb.Cleanup(func() { require.NoError(tb, s.Close()) })
+	return s
+}
+
+func openUnclosed(tb testing.TB, path string) *sqlite.Store {
+	tb.Helper()
+	s, err := sqlite.Open(tb.Context(), path, sqlite.Options{})
+	require.NoError(tb, err)
+	return s
+}
+
+// connect opens the file as a program does that knows nothing of the worker.
+func connect(tb testing.TB, path string) *sql.DB {
+	tb.Helper()
+	dsn := url.URL{Scheme: "file", Path: path, RawQuery: "_busy_timeout=10000"}
+	db, err := sql.Open("sqlite", dsn.String())
+	require.NoError(tb, err)
+	db.SetMaxOpenConns(1)
+	tb.Cleanup(func() { require.NoError(tb, db.Close()) })
+	return db
+}
+
+// insertSQL names only the contract's columns.
+const insertSQL = `
+	INSERT INTO events (event_id, event_type, aggregate_type, aggregate_id, aggregate_version, tenant_id, clinic_id,
+		causation_id, correlation_id, user_id, created_at, event_data, metadata)
+	VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`
+
+func insert(tb testing.TB, db *sql.DB, e events.Event) {
+	tb.Helper()
+	_, err := db.ExecContext(tb.Context(), insertSQL, row(e)...)
+	require.NoError(tb, err)
+}
+
+// row is the event in the columns of insertSQL.
+func row(e events.Event) []any {
+	var metadata any
+	if len(e.Metadata) > 0 {
+		metadata = string(e.Metadata)
+	}
+	return []any{
+		e.ID.String(), e.Type, e.AggregateType, e.AggregateID.String(), e.AggregateVersion, e.TenantID.String(),
+		e.ClinicID, e.CausationID, e.CorrelationID.String(), e.UserID, e.CreatedAt.UnixMicro(), string(e.Data), metadata,
+	}
+}
