@@ -1,0 +1,274 @@
+package postgres
+
+import (
+	"context"
+	_ "embed"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgtype"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/healz/worker/internal/events"
+	"github.com/healz/worker/internal/store"
+)
+
+// appendAttempts is how often an append is tried that others got in the way of and that should succeed all the same.
+const appendAttempts = 10
+
+var (
+	//go:embed statements/append.sql
+	appendSQL string
+	//go:embed statements/known_ids.sql
+	knownIDsSQL string
+	//go:embed statements/heads.sql
+	headsSQL string
+	//go:embed statements/is_json.sql
+	isJSONSQL string
+)
+
+// Append appends one event; see [store.Store].
+func (s *Store) Append(ctx context.Context, e events.Event) error {
+	return s.AppendMany(ctx, []events.Event{e})
+}
+
+// AppendMany appends all events or none; see [store.Store].
+func (s *Store) AppendMany(ctx context.Context, batch []events.Event) error {
+	if len(batch) == 0 {
+		return nil
+	}
+	if err := store.CheckBatch(batch); err != nil {
+		return err
+	}
+	args := columns(batch)
+	return s.write(ctx, "append", batch,
+		func(conn *pgxpool.Conn) (bool, error) {
+			tag, err := conn.Exec(ctx, appendSQL, args...)
+			return tag.RowsAffected() > 0, err
+		},
+		func() error { return s.explain(ctx, batch) })
+}
+
+// write runs a statement that writes all or nothing, and reports which. For nothing, and for errors that may come of
+// other writers, explain finds the reason; when there is none, the others are gone and the statement runs again.
+func (s *Store) write(
+	ctx context.Context, doing string, batch []events.Event,
+	statement func(*pgxpool.Conn) (written bool, err error), explain func() error,
+) error {
+	var err error
+	for range appendAttempts {
+		var written bool
+		if written, err = s.onConnection(ctx, doing, statement); written {
+			return nil
+		}
+		pgErr, answered := errors.AsType[*pgconn.PgError](err)
+		switch {
+		case err == nil, answered && isCollision(pgErr.Code):
+			if reason := explain(); reason != nil {
+				return reason
+			}
+		case answered && isUnfitJSON(pgErr.Code):
+			if reason := s.findUnfitJSON(ctx, batch); reason != nil {
+				return reason
+			}
+			return err
+		default:
+			return err
+		}
+	}
+	return fmt.Errorf("%s: %w: %d attempts met other writers: %w", doing, store.ErrUnavailable, appendAttempts, err)
+}
+
+// onConnection tells a connection that was not to be had from one that broke.
+func (s *Store) onConnection(
+	ctx context.Context, doing string, statement func(*pgxpool.Conn) (bool, error),
+) (bool, error) {
+	conn, err := s.pool.Acquire(ctx)
+	if err != nil {
+		return false, fault(ctx, doing, err)
+	}
+	defer conn.Release()
+	written, err := statement(conn)
+	return written && err == nil, writeFault(ctx, doing, err)
+}
+
+func isCollision(code string) bool {
+	return code == uniqueViolation || code == serializationFailure || code == deadlockDetected
+}
+
+// columns are the events' parameters in append.sql, an array for each column.
+func columns(batch []events.Event) []any {
+	var (
+		ids            = make([]uuid.UUID, len(batch))
+		types          = make([]string, len(batch))
+		aggregateTypes = make([]string, len(batch))
+		aggregateIDs   = make([]uuid.UUID, len(batch))
+		versions       = make([]int32, len(batch))
+		tenantIDs      = make([]uuid.UUID, len(batch))
+		clinicIDs      = make([]pgtype.UUID, len(batch))
+		causationIDs   = make([]pgtype.UUID, len(batch))
+		correlationIDs = make([]uuid.UUID, len(batch))
+		userIDs        = make([]pgtype.UUID, len(batch))
+		times          = make([]time.Time, len(batch))
+		data           = make([]string, len(batch))
+		metadata       = make([]pgtype.Text, len(batch))
+		isFirst        = make([]bool, len(batch))
+	)
+	for i, e := range batch {
+		ids[i], types[i] = e.ID, e.Type
+		aggregateTypes[i], aggregateIDs[i], versions[i] = e.AggregateType, e.AggregateID, int32(e.AggregateVersion)
+		tenantIDs[i], clinicIDs[i] = e.TenantID, nullable(e.ClinicID)
+		causationIDs[i], correlationIDs[i], userIDs[i] = nullable(e.CausationID), e.CorrelationID, nullable(e.UserID)
+		times[i], data[i] = e.CreatedAt, string(e.Data)
+		metadata[i] = pgtype.Text{String: string(e.Metadata), Valid: len(e.Metadata) > 0}
+	}
+	for _, i := range firsts(batch) {
+		isFirst[i] = true
+	}
+	return []any{
+		ids, types, aggregateTypes, aggregateIDs, versions, tenantIDs, clinicIDs, causationIDs, correlationIDs, userIDs,
+		times, data, metadata, isFirst,
+	}
+}
+
+func nullable(id uuid.NullUUID) pgtype.UUID { return pgtype.UUID{Bytes: id.UUID, Valid: id.Valid} }
+
+// firsts are the places in the batch at which its aggregates begin.
+func firsts(batch []events.Event) []int {
+	var places []int
+	seen := make(map[uuid.UUID]struct{})
+	for i, e := range batch {
+		if _, found := seen[e.AggregateID]; !found {
+			seen[e.AggregateID] = struct{}{}
+			places = append(places, i)
+		}
+	}
+	return places
+}
+
+// explain tells why the batch cannot be appended as the store is now, or nil if it can.
+func (s *Store) explain(ctx context.Context, batch []events.Event) error {
+	ids := make([]uuid.UUID, len(batch))
+	for i, e := range batch {
+		ids[i] = e.ID
+	}
+	known, err := s.knownIDs(ctx, ids)
+	if err != nil {
+		return fault(ctx, "look for duplicates", err)
+	}
+	for i, e := range batch {
+		if _, found := known[e.ID]; found {
+			return inBatch(i, batch, &store.DuplicateError{EventID: e.ID})
+		}
+	}
+
+	begins := firsts(batch)
+	ids = ids[:0]
+	for _, i := range begins {
+		ids = append(ids, batch[i].AggregateID)
+	}
+	heads, err := s.heads(ctx, ids)
+	if err != nil {
+		return fault(ctx, "look for the aggregates' versions", err)
+	}
+	for _, i := range begins {
+		if err := continues(heads, batch[i]); err != nil {
+			return inBatch(i, batch, err)
+		}
+	}
+	return nil
+}
+
+// continues tells why e cannot be the next event of its aggregate.
+func continues(heads map[uuid.UUID]events.Event, e events.Event) error {
+	head, found := heads[e.AggregateID]
+	if !found {
+		head = events.Event{AggregateType: e.AggregateType, TenantID: e.TenantID}
+	}
+	err := store.Continues(head, e)
+	if gap, is := errors.AsType[*store.GapError](err); is && gap.Wanted <= gap.Found {
+		return new(store.ConflictError(*gap))
+	}
+	return err
+}
+
+func inBatch(i int, batch []events.Event, err error) error {
+	return fmt.Errorf("event %d of %d: %w", i+1, len(batch), err)
+}
+
+func (s *Store) knownIDs(ctx context.Context, ids []uuid.UUID) (map[uuid.UUID]struct{}, error) {
+	rows, err := s.pool.Query(ctx, knownIDsSQL, ids)
+	if err != nil {
+		return nil, err
+	}
+	known := make(map[uuid.UUID]struct{})
+	var id uuid.UUID
+	_, err = pgx.ForEachRow(rows, []any{&id}, func() error {
+		known[id] = struct{}{}
+		return nil
+	})
+	return known, err
+}
+
+// heads are the last events of those aggregates that have any, as far as [store.Continues] asks.
+func (s *Store) heads(ctx context.Context, aggregateIDs []uuid.UUID) (map[uuid.UUID]events.Event, error) {
+	rows, err := s.pool.Query(ctx, headsSQL, aggregateIDs)
+	if err != nil {
+		return nil, err
+	}
+	heads := make(map[uuid.UUID]events.Event)
+	var e events.Event
+	_, err = pgx.ForEachRow(rows, []any{&e.AggregateID, &e.AggregateType, &e.TenantID, &e.AggregateVersion}, func() error {
+		heads[e.AggregateID] = e
+		return nil
+	})
+	return heads, err
+}
+
+// isUnfitJSON tells whether the server met JSON that is valid and that jsonb does not take all the same.
+func isUnfitJSON(code string) bool { return unfitness(code) != "" }
+
+func unfitness(code string) string {
+	switch code {
+	case numericOutOfRange:
+		return "contains a number that the store cannot hold"
+	case statementTooComplex:
+		return "is nested too deeply for the store"
+	case programLimitExceeded:
+		return "is too large for the store"
+	case invalidText, untranslatable:
+		return "is JSON that the store cannot hold"
+	}
+	return ""
+}
+
+// findUnfitJSON finds the event that the server could not take, or nil.
+func (s *Store) findUnfitJSON(ctx context.Context, batch []events.Event) error {
+	for i, e := range batch {
+		for _, field := range []struct {
+			name string
+			json json.RawMessage
+		}{{"event_data", e.Data}, {"metadata", e.Metadata}} {
+			if len(field.json) == 0 {
+				continue
+			}
+			_, err := s.pool.Exec(ctx, isJSONSQL, string(field.json))
+			if err == nil {
+				continue
+			}
+			pgErr, answered := errors.AsType[*pgconn.PgError](err)
+			if !answered || !isUnfitJSON(pgErr.Code) {
+				return fault(ctx, "check the JSON of the batch", err)
+			}
+			return inBatch(i, batch, &events.InvalidError{
+				Fields: []events.FieldError{{Field: field.name, Problem: unfitness(pgErr.Code)}},
+			})
+		}
+	}
+	return nil
+}

@@ -1,0 +1,90 @@
+package postgres
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"slices"
+
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/puddle/v2"
+
+	"github.com/healz/worker/internal/store"
+)
+
+// SQLSTATEs that the store decides on.
+const (
+	uniqueViolation      = "23505"
+	serializationFailure = "40001"
+	deadlockDetected     = "40P01"
+	queryCanceled        = "57014"
+	undefinedTable       = "42P01"
+	undefinedColumn      = "42703"
+
+	numericOutOfRange    = "22003"
+	invalidText          = "22P02"
+	untranslatable       = "22P05"
+	statementTooComplex  = "54001"
+	programLimitExceeded = "54000"
+)
+
+// fault says what was being done when err came, and gives it the store's name where it has one.
+func fault(ctx context.Context, doing string, err error) error {
+	if err == nil {
+		return nil
+	}
+	pgErr, answered := errors.AsType[*pgconn.PgError](err)
+	_, connecting := errors.AsType[*pgconn.ConnectError](err)
+	switch {
+	case ctx.Err() != nil && !errors.Is(err, ctx.Err()):
+		return fmt.Errorf("%s: %w: %w", doing, ctx.Err(), err)
+	case ctx.Err() != nil, errors.Is(err, puddle.ErrClosedPool), isNamed(err):
+		return fmt.Errorf("%s: %w", doing, err)
+	case answered && (pgErr.Code == undefinedTable || pgErr.Code == undefinedColumn):
+		return fmt.Errorf("%s: %w (%w)", doing, store.ErrNoSchema, err)
+	case answered && isPassing(pgErr.Code), !answered && (connecting || isBroken(err)):
+		return fmt.Errorf("%s: %w: %w", doing, store.ErrUnavailable, err)
+	}
+	return fmt.Errorf("%s: %w", doing, err)
+}
+
+// isNamed tells whether err has a name of the store's already.
+func isNamed(err error) bool {
+	return slices.ContainsFunc([]error{
+		store.ErrUnavailable, store.ErrUnknownOutcome, store.ErrNoSchema, store.ErrNewerSchema, store.ErrContradiction,
+	}, func(name error) bool { return errors.Is(err, name) })
+}
+
+// isPassing tells whether time may heal what the server refuses: it is short of something, starts, stops, has become a
+// standby, or was in the way of itself.
+func isPassing(code string) bool {
+	switch code[:2] {
+	case "08", "53", "57", "58":
+		return true
+	}
+	switch code {
+	case "25006", // the server is a standby
+		"55P03", // a lock was not available
+		serializationFailure, deadlockDetected:
+		return true
+	}
+	return false
+}
+
+// isBroken tells whether the connection failed.
+func isBroken(err error) bool {
+	_, network := errors.AsType[net.Error](err)
+	return network || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || pgconn.SafeToRetry(err)
+}
+
+// writeFault is fault for a statement that writes, once it may have been sent: without an answer its outcome is unknown.
+// The server answers with an error only if nothing was written.
+func writeFault(ctx context.Context, doing string, err error) error {
+	_, answered := errors.AsType[*pgconn.PgError](err)
+	if err == nil || answered || pgconn.SafeToRetry(err) {
+		return fault(ctx, doing, err)
+	}
+	return fmt.Errorf("%s: %w: %w", doing, store.ErrUnknownOutcome, err)
+}

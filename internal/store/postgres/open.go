@@ -1,0 +1,146 @@
+package postgres
+
+import (
+	"context"
+	"database/sql"
+	_ "embed"
+	"errors"
+	"fmt"
+	"net"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgconn/ctxwatch"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/jackc/pgx/v5/stdlib"
+
+	"github.com/healz/worker/internal/deadletter"
+	"github.com/healz/worker/internal/store"
+	"github.com/healz/worker/migrations"
+)
+
+const (
+	// connectTimeout bounds an attempt to connect where the URL does not.
+	connectTimeout = 10 * time.Second
+	// answerTimeout is how long the server may take to answer. Peers that die silently are noticed by it.
+	answerTimeout = time.Minute
+	// cancelTimeout is how long a statement whose context ended may take to be canceled, before its outcome is unknown.
+	cancelTimeout = 5 * time.Second
+)
+
+// Options are the settings of a store. The zero value is fit for use.
+type Options struct {
+	// MaxConns is the most connections that the store's calls share; 0 is what the URL says in pool_max_conns, or else
+	// pgxpool's default. A tail has up to three more of its own.
+	MaxConns int
+}
+
+// Store is an event store, and a shelf of dead letters, in one schema of a Postgres database.
+type Store struct {
+	pool *pgxpool.Pool
+	// config is what connections outside the pool begin from.
+	config      *pgx.ConnConfig
+	migrationDB *sql.DB
+	migrator    *migrations.Migrator
+}
+
+var (
+	_ store.Store      = (*Store)(nil)
+	_ deadletter.Shelf = (*Store)(nil)
+)
+
+// Open connects to a database, given as a URL or as libpq's keywords and values. It makes no tables: that is
+// [Store.Migrate]. The error wraps [store.ErrUnavailable] when the server cannot be reached, and never tells the
+// password.
+func Open(ctx context.Context, url string, o Options) (*Store, error) {
+	config, err := pgxpool.ParseConfig(url)
+	if err != nil {
+		return nil, errors.New("open Postgres: the database URL cannot be read (it is not shown, as it may hold a password)")
+	}
+	if o.MaxConns > 0 {
+		config.MaxConns = int32(min(o.MaxConns, maxConns))
+	}
+	configure(config.ConnConfig)
+	s := &Store{config: config.ConnConfig.Copy()}
+	s.migrationDB = stdlib.OpenDB(*s.config)
+	s.migrationDB.SetMaxIdleConns(0)
+	if s.migrator, err = migrations.Postgres(s.migrationDB); err != nil {
+		return nil, err
+	}
+	beImpatient(config.ConnConfig)
+	if s.pool, err = pgxpool.NewWithConfig(ctx, config); err != nil {
+		return nil, fault(ctx, "open Postgres", err)
+	}
+	if err := s.pool.Ping(ctx); err != nil {
+		return nil, errors.Join(fault(ctx, "open Postgres", err), s.Close())
+	}
+	return s, nil
+}
+
+// maxConns is more than a server has.
+const maxConns = 1 << 18
+
+// configure sets what all connections of the store share.
+func configure(c *pgx.ConnConfig) {
+	if c.ConnectTimeout == 0 {
+		c.ConnectTimeout = connectTimeout
+	}
+	if _, set := c.RuntimeParams["application_name"]; !set {
+		c.RuntimeParams["application_name"] = "worker"
+	}
+}
+
+// beImpatient gives up on answers that do not come in time, and cancels statements whose context ends, so that their
+// outcome is known.
+func beImpatient(c *pgx.ConnConfig) {
+	c.BuildContextWatcherHandler = func(conn *pgconn.PgConn) ctxwatch.Handler {
+		return &pgconn.CancelRequestContextWatcherHandler{Conn: conn, DeadlineDelay: cancelTimeout}
+	}
+	dial := c.DialFunc
+	c.DialFunc = func(ctx context.Context, network, address string) (net.Conn, error) {
+		conn, err := dial(ctx, network, address)
+		if err != nil {
+			return nil, err
+		}
+		return impatientConn{conn}, nil
+	}
+}
+
+// impatientConn is a connection on which what is sent must be answered in time.
+type impatientConn struct{ net.Conn }
+
+func (c impatientConn) Write(b []byte) (int, error) {
+	if err := c.SetDeadline(time.Now().Add(answerTimeout)); err != nil {
+		return 0, err
+	}
+	return c.Conn.Write(b)
+}
+
+// Pool is the store's pool of connections, for what else is kept in the same database.
+func (s *Store) Pool() *pgxpool.Pool { return s.pool }
+
+// Close waits for the calls under way and closes the connections.
+func (s *Store) Close() error {
+	s.pool.Close()
+	return s.migrationDB.Close()
+}
+
+//go:embed statements/ping.sql
+var pingSQL string
+
+// Ping says whether the server answers and has the schema that this version of the worker needs: [store.ErrNoSchema]
+// when it has none or an older one, [store.ErrNewerSchema] when it has a newer one.
+func (s *Store) Ping(ctx context.Context) error {
+	var version int64
+	if err := s.pool.QueryRow(ctx, pingSQL).Scan(&version); err != nil {
+		return fault(ctx, "ping", err)
+	}
+	switch latest := s.migrator.Latest(); {
+	case version < latest:
+		return fmt.Errorf("version %d of %d: %w", version, latest, store.ErrNoSchema)
+	case version > latest:
+		return fmt.Errorf("version %d, known are %d: %w", version, latest, store.ErrNewerSchema)
+	}
+	return nil
+}

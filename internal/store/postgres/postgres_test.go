@@ -1,0 +1,62 @@
+package postgres_test
+
+import (
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/healz/worker/internal/deadletter"
+	"github.com/healz/worker/internal/events"
+	"github.com/healz/worker/internal/store"
+	"github.com/healz/worker/internal/store/postgres"
+	"github.com/healz/worker/internal/store/storetest"
+	"github.com/healz/worker/internal/testservers"
+)
+
+func TestMain(m *testing.M) { testservers.Main(m) }
+
+func TestStore(t *testing.T) {
+	t.Parallel()
+	storetest.Run(t, func(t *testing.T) store.Store { return openUnclosed(t, migrated(t)) })
+}
+
+func TestShelf(t *testing.T) {
+	t.Parallel()
+	storetest.RunShelf(t, func(t *testing.T) deadletter.Shelf { return open(t, migrated(t)) })
+}
+
+func TestTail(t *testing.T) {
+	t.Parallel()
+	storetest.RunTail(t, func(t *testing.T) storetest.Database {
+		url := migrated(t)
+		return storetest.Database{
+			Open:   func(t *testing.T) storetest.Tailed { return openUnclosed(t, url) },
+			Insert: func(t *testing.T, e events.Event) { insert(t, connect(t, url), e) },
+		}
+	})
+}
+
+// migrated returns the URL of an empty database that has the schema.
+func migrated(tb testing.TB) string {
+	tb.Helper()
+	url := testservers.Postgres(tb)
+	s, err := postgres.Open(tb.Context(), url, postgres.Options{MaxConns: 1})
+	require.NoError(tb, err)
+	require.NoError(tb, s.Migrate(tb.Context()))
+	require.NoError(tb, s.Close())
+	return url
+}
+
+func openUnclosed(tb testing.TB, url string) *postgres.Store {
+	tb.Helper()
+	s, err := postgres.Open(tb.Context(), url, postgres.Options{MaxConns: 10})
+	require.NoError(tb, err)
+	return s
+}
+
+func open(tb testing.TB, url string) *postgres.Store {
+	tb.Helper()
+	s := openUnclosed(tb, url)
+	tb.Cleanup(func() { require.NoError(tb, s.Close()) })
+	return s
+}
