@@ -120,6 +120,9 @@ func scanLetter(rows *sql.Rows) (deadletter.Letter, error) {
 	if err != nil {
 		return l, err
 	}
+	if l.Body == nil { // the driver's form of an empty blob
+		l.Body = []byte{}
+	}
 	l.FirstFailed, l.LastFailed = time.UnixMicro(first).UTC(), time.UnixMicro(last).UTC()
 	decoder := json.NewDecoder(strings.NewReader(headers))
 	decoder.UseNumber()

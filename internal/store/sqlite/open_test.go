@@ -1,0 +1,272 @@
+package sqlite
+
+import (
+	"context"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/healz/worker/internal/store"
+	"github.com/healz/worker/internal/store/storetest"
+)
+
+func TestOpenTakesAnyPath(t *testing.T) {
+	t.Parallel()
+	for _, name := range []string{
+		"plain.db", "with space.db", "what?.db", "a#b.db", "100%.db", "%41.db", "a&mode=ro.db", "é😀.db", "a;b:c.db", `a"b'c.db`,
+		"file:x.db", ":memory:", "no/such/folder/yet.db",
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			path := filepath.Join(t.TempDir(), name)
+			s := opened(t, path)
+			stream := storetest.NewStream()
+			require.NoError(t, s.Append(t.Context(), stream.Next()))
+			require.FileExists(t, path)
+
+			version, err := opened(t, path).Version(t.Context(), stream.AggregateType, stream.AggregateID)
+			require.NoError(t, err)
+			require.Equal(t, 1, version)
+		})
+	}
+}
+
+func TestOpenTakesARelativePath(t *testing.T) {
+	folder := t.TempDir()
+	t.Chdir(folder)
+	s := opened(t, filepath.Join("data", "events.db"))
+	t.Chdir(t.TempDir())
+	require.NoError(t, s.Append(t.Context(), storetest.NewStream().Next()))
+	require.FileExists(t, filepath.Join(folder, "data", "events.db"))
+}
+
+func TestOpenMakesFilesForTheirOwnerAlone(t *testing.T) {
+	t.Parallel()
+	folder := filepath.Join(t.TempDir(), "data", "clinic")
+	s := opened(t, filepath.Join(folder, "events.db"))
+	tail, err := s.Tail(t.Context(), store.TailConfig{BatchSize: 1})
+	require.NoError(t, err)
+	defer func() { require.NoError(t, tail.Close()) }()
+	require.NoError(t, lead(t.Context(), tail))
+	require.NoError(t, s.Append(t.Context(), storetest.NewStream().Next()))
+
+	for _, made := range []string{filepath.Dir(folder), folder} {
+		requireMode(t, fs.ModeDir|0o700, made)
+	}
+	entries, err := os.ReadDir(folder)
+	require.NoError(t, err)
+	var names []string
+	for _, e := range entries {
+		names = append(names, e.Name())
+		requireMode(t, 0o600, filepath.Join(folder, e.Name()))
+	}
+	require.Equal(t, []string{
+		"events.db", "events.db-relay.lock", "events.db-setup.lock", "events.db-shm", "events.db-wal",
+	}, names)
+}
+
+func requireMode(t *testing.T, want fs.FileMode, path string) {
+	t.Helper()
+	info, err := os.Stat(path)
+	require.NoError(t, err)
+	require.Equal(t, want.String(), info.Mode().String(), path)
+}
+
+func TestOpenRefuses(t *testing.T) {
+	t.Parallel()
+	folder := t.TempDir()
+	text := filepath.Join(folder, "text")
+	require.NoError(t, os.WriteFile(text, []byte(strings.Repeat("no database\n", 1000)), 0o600))
+	short := filepath.Join(folder, "short")
+	require.NoError(t, os.WriteFile(short, []byte("no database"), 0o600))
+	for name, test := range map[string]struct{ path, message string }{
+		"no path":              {"", "the path is empty"},
+		"a folder":             {folder, "it is no file"},
+		"a device":             {os.DevNull, "it is no file"},
+		"a text":               {text, "it is not an SQLite database"},
+		"a short text":         {short, "it is not an SQLite database"},
+		"a file for a folder":  {filepath.Join(text, "events.db"), "not a directory"},
+		"a path with NUL":      {filepath.Join(folder, "a\x00b"), "invalid argument"},
+		"too long for a name ": {filepath.Join(folder, strings.Repeat("x", 300)), "file name too long"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			_, err := Open(t.Context(), test.path, Options{})
+			require.ErrorContains(t, err, test.message)
+			require.NotErrorIs(t, err, store.ErrUnavailable)
+		})
+	}
+}
+
+// TestOpenReadOnly runs as a user whom permissions bind, which the super-user is not.
+func TestOpenReadOnly(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		folder, file fs.FileMode
+		message      string
+	}{
+		"file":   {0o777, 0o444, "the file is read-only"},
+		"folder": {0o555, 0o666, "permission denied"},
+		"hidden": {0o777, 0o000, "unable to open database file"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			folder, err := os.MkdirTemp("", "readonly")
+			require.NoError(t, err)
+			t.Cleanup(func() {
+				require.NoError(t, os.Chmod(folder, 0o700))
+				require.NoError(t, os.RemoveAll(folder))
+			})
+			path := filepath.Join(folder, "events.db")
+			require.NoError(t, migrated(t, path).Close())
+			require.NoError(t, os.Remove(path+setupLockSuffix))
+			require.NoError(t, os.Chmod(path, test.file))
+			require.NoError(t, os.Chmod(folder, test.folder))
+
+			out, err := asOrdinaryUser(t, "open", path).CombinedOutput()
+
+			require.NoError(t, err, string(out))
+			require.Contains(t, string(out), test.message)
+			require.Contains(t, string(out), store.ErrUnavailable.Error())
+		})
+	}
+}
+
+// asOrdinaryUser is the command of a child process (see TestMain) without the super-user's rights.
+func asOrdinaryUser(t *testing.T, args ...string) *exec.Cmd {
+	t.Helper()
+	c := child(t, args...)
+	if os.Geteuid() != 0 {
+		return c
+	}
+	const nobody = 65534
+	program, err := os.MkdirTemp("", "program") // where the test's binary lies, others may not look
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, os.RemoveAll(program)) })
+	require.NoError(t, os.Chmod(program, 0o755))
+	binary, err := os.ReadFile(c.Path)
+	require.NoError(t, err)
+	c.Path = filepath.Join(program, "test")
+	require.NoError(t, os.WriteFile(c.Path, binary, 0o755))
+	c.Dir = program
+	c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
+	return c
+}
+
+func TestOpenAndMigrateAtOnce(t *testing.T) {
+	t.Parallel()
+	const count = 8
+	for range 5 {
+		path := newPath(t)
+		results := make([]error, count)
+		var done sync.WaitGroup
+		for i := range count {
+			done.Go(func() {
+				s, err := Open(t.Context(), path, Options{})
+				if err == nil {
+					err = s.Migrate(t.Context())
+				}
+				if err == nil {
+					err = s.Append(t.Context(), storetest.NewStream().Next())
+				}
+				if err == nil {
+					err = s.Close()
+				}
+				results[i] = err
+			})
+		}
+		done.Wait()
+		for _, err := range results {
+			require.NoError(t, err)
+		}
+		requireIntact(t, path, count)
+	}
+}
+
+// requireIntact checks the file, and that it holds so many events.
+func requireIntact(t *testing.T, path string, count int) {
+	t.Helper()
+	db := rawDB(t, path)
+	var verdict string
+	require.NoError(t, db.QueryRowContext(t.Context(), "PRAGMA integrity_check").Scan(&verdict))
+	require.Equal(t, "ok", verdict)
+	var found int
+	require.NoError(t, db.QueryRowContext(t.Context(), "SELECT count(*) FROM events").Scan(&found))
+	require.Equal(t, count, found)
+}
+
+func TestOpenRestoresTheLog(t *testing.T) {
+	t.Parallel()
+	source, copied := newPath(t), newPath(t)
+	s := opened(t, source)
+	stream := storetest.NewStream()
+	require.NoError(t, s.AppendMany(t.Context(), stream.Take(3)))
+	_, err := rawDB(t, source).ExecContext(t.Context(), "VACUUM INTO ?", copied)
+	require.NoError(t, err)
+
+	restored := opened(t, copied)
+	require.NoError(t, restored.Append(t.Context(), stream.Next()))
+
+	var mode string
+	require.NoError(t, rawDB(t, copied).QueryRowContext(t.Context(), "PRAGMA journal_mode").Scan(&mode))
+	require.Equal(t, walMode, mode)
+	requireIntact(t, copied, 4)
+}
+
+func TestFaultsThatPass(t *testing.T) {
+	t.Parallel()
+	t.Run("another holds the lock", func(t *testing.T) {
+		t.Parallel()
+		path := newPath(t)
+		opened(t, path)
+		s, err := Open(t.Context(), path, Options{BusyTimeout: 50 * time.Millisecond})
+		require.NoError(t, err)
+		defer func() { require.NoError(t, s.Close()) }()
+		foreign, err := rawDB(t, path).BeginTx(t.Context(), nil)
+		require.NoError(t, err)
+		stream := storetest.NewStream()
+		e := stream.Next()
+
+		require.ErrorIs(t, s.Append(t.Context(), e), store.ErrUnavailable)
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+		defer cancel()
+		require.ErrorIs(t, s.Append(ctx, e), context.DeadlineExceeded)
+		_, err = s.ByTenant(t.Context(), stream.TenantID, store.Query{})
+		require.NoError(t, err, "readers do not wait")
+
+		require.NoError(t, foreign.Rollback())
+		require.NoError(t, s.Append(t.Context(), e))
+	})
+	t.Run("the disk is full", func(t *testing.T) {
+		t.Parallel()
+		path := newPath(t)
+		s := opened(t, path)
+		stream := storetest.NewStream()
+		_, err := s.writer.ExecContext(t.Context(), "PRAGMA max_page_count = 30")
+		require.NoError(t, err)
+
+		require.ErrorIs(t, s.AppendMany(t.Context(), stream.Take(1000)), store.ErrUnavailable)
+
+		_, err = s.writer.ExecContext(t.Context(), "PRAGMA max_page_count = 1000000")
+		require.NoError(t, err)
+		require.NoError(t, s.Append(t.Context(), stream.At(1)))
+	})
+	t.Run("a canceled batch", func(t *testing.T) {
+		t.Parallel()
+		path := newPath(t)
+		s := opened(t, path)
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+		defer cancel()
+		require.ErrorIs(t, s.AppendMany(ctx, storetest.NewStream().Take(20_000)), context.DeadlineExceeded)
+		require.NoError(t, s.Append(t.Context(), storetest.NewStream().Next()))
+		requireIntact(t, path, 1)
+	})
+}
