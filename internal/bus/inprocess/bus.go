@@ -42,14 +42,17 @@ const (
 //
 // A handler must not wait for a publication to its own lane, which would wait for the handler.
 type Bus struct {
-	topics  []string
-	seed    maphash.Seed
-	channel *gochannel.GoChannel
+	topics []string
+	seed   maphash.Seed
+	logger watermill.LoggerAdapter
 
 	mu      sync.Mutex
 	closed  bool
 	closing chan struct{}
 	running sync.WaitGroup
+	// channels has one for each topic: over a shared one, a message in hand on any topic would hold up the beginning
+	// and the end of subscriptions on all of them, and with these every other publication.
+	channels map[string]*gochannel.GoChannel
 }
 
 // New returns a bus of that many lanes, at least one: as many messages are handled at a time.
@@ -59,13 +62,11 @@ func New(lanes int, logger *slog.Logger) *Bus {
 		topics[i] = fmt.Sprintf("lane-%d", i)
 	}
 	return &Bus{
-		topics: topics,
-		seed:   maphash.MakeSeed(),
-		channel: gochannel.NewGoChannel(
-			gochannel.Config{BlockPublishUntilSubscriberAck: true, PreserveContext: true},
-			watermill.NewSlogLoggerWithLevelMapping(logger, map[slog.Level]slog.Level{slog.LevelInfo: slog.LevelDebug}),
-		),
-		closing: make(chan struct{}),
+		topics:   topics,
+		seed:     maphash.MakeSeed(),
+		logger:   watermill.NewSlogLoggerWithLevelMapping(logger, map[slog.Level]slog.Level{slog.LevelInfo: slog.LevelDebug}),
+		closing:  make(chan struct{}),
+		channels: make(map[string]*gochannel.GoChannel),
 	}
 }
 
@@ -138,7 +139,11 @@ func (b *Bus) publishOne(ctx context.Context, topic string, m *message.Message) 
 	var acked atomic.Bool
 	tracked := message.NewMessageWithContext(context.WithValue(ctx, ackedKey{}, &acked), m.UUID, m.Payload)
 	tracked.Metadata = m.Metadata // gochannel copies it
-	err := b.channel.Publish(topic, tracked)
+	channel, err := b.channel(topic)
+	if err != nil {
+		return err
+	}
+	err = channel.Publish(topic, tracked)
 	switch {
 	case acked.Load():
 		return nil
@@ -167,7 +172,7 @@ func (b *Bus) Subscribe(ctx context.Context, topic string) (<-chan *message.Mess
 	}
 	// The subscription outlives ctx by the message in hand.
 	subscription, unsubscribe := context.WithCancel(context.WithoutCancel(ctx))
-	in, err := b.channel.Subscribe(subscription, topic)
+	in, err := b.subscribe(subscription, topic)
 	if err != nil {
 		unsubscribe()
 		b.running.Done()
@@ -191,6 +196,14 @@ func (b *Bus) Subscribe(ctx context.Context, topic string) (<-chan *message.Mess
 		}
 	}()
 	return out, nil
+}
+
+func (b *Bus) subscribe(ctx context.Context, topic string) (<-chan *message.Message, error) {
+	channel, err := b.channel(topic)
+	if err != nil {
+		return nil, err
+	}
+	return channel.Subscribe(ctx, topic)
 }
 
 // deliver offers m until it is acked, its publisher no longer waits, or the subscriber is gone; then it lets the
@@ -264,9 +277,28 @@ func (b *Bus) Close() error {
 		close(b.closing)
 	}
 	b.mu.Unlock()
-	err := b.channel.Close()
+	var errs []error
+	for _, channel := range b.channels { // no more are added
+		errs = append(errs, channel.Close())
+	}
 	b.running.Wait()
-	return err
+	return errors.Join(errs...)
+}
+
+// channel returns the channel of a topic, a new one when it is asked for first.
+func (b *Bus) channel(topic string) (*gochannel.GoChannel, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closed {
+		return nil, ErrClosed
+	}
+	channel, exists := b.channels[topic]
+	if !exists {
+		channel = gochannel.NewGoChannel(
+			gochannel.Config{BlockPublishUntilSubscriberAck: true, PreserveContext: true}, b.logger)
+		b.channels[topic] = channel
+	}
+	return channel, nil
 }
 
 // enter counts the caller among those that Close waits for, unless the bus has closed.

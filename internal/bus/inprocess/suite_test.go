@@ -43,6 +43,39 @@ func TestUniversalSuite(t *testing.T) {
 	}
 }
 
+// TestLanesDoNotHoldUpEachOther has a message in hand on one lane while subscriptions of another end and begin.
+func TestLanesDoNotHoldUpEachOther(t *testing.T) {
+	t.Parallel()
+	b := New(2, slog.New(slog.DiscardHandler))
+	publish := func(topic string) <-chan error {
+		done := make(chan error, 1)
+		go func() {
+			done <- b.publish(t.Context(), map[string][]*message.Message{topic: {message.NewMessage("m", nil)}})
+		}()
+		return done
+	}
+	busy, err := b.Subscribe(t.Context(), "busy")
+	require.NoError(t, err)
+	published := publish("busy")
+	inHand := <-busy
+
+	for range 3 {
+		ctx, stop := context.WithCancel(t.Context())
+		other, err := b.Subscribe(ctx, "other")
+		require.NoError(t, err)
+		done := publish("other")
+		(<-other).Ack()
+		require.NoError(t, <-done)
+		stop()
+		_, open := <-other
+		require.False(t, open)
+	}
+
+	inHand.Ack()
+	require.NoError(t, <-published)
+	require.NoError(t, b.Close())
+}
+
 // outbox stands for the store and the relay: it accepts messages at once and publishes those of each topic in order,
 // each until it is acked.
 type outbox struct {
