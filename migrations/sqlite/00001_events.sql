@@ -32,7 +32,8 @@ CREATE TABLE events (
         AND user_id        GLOB replace('hhhhhhhh-hhhh-hhhh-hhhh-hhhhhhhhhhhh', 'h', '[0-9a-f]')
     )),
     CONSTRAINT events_json_is_valid CHECK (own = 1 OR (
-        json_valid(event_data) AND (metadata IS NULL OR json_type(metadata) = 'object')
+        json_valid(event_data)
+        AND (metadata IS NULL OR CASE WHEN json_valid(metadata) THEN json_type(metadata) = 'object' END IS TRUE)
     ))
 ) STRICT;
 

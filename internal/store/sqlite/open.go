@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/gofrs/flock"
@@ -162,7 +163,8 @@ func (s *Store) dsn(a access) string {
 	case reading:
 		q.Set("_query_only", "1")
 	}
-	return (&url.URL{Scheme: "file", Path: s.path, RawQuery: q.Encode()}).String()
+	query := strings.ReplaceAll(q.Encode(), "+", "%20") // to SQLite a plus is no space
+	return (&url.URL{Scheme: "file", Path: s.path, RawQuery: query}).String()
 }
 
 func writerQueries() []string {

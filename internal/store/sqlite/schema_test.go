@@ -165,15 +165,15 @@ func TestReadsFollowIndexes(t *testing.T) {
 		},
 		"by correlation": {
 			selectByCorrelation, []any{id, 1, 2, 10, 0},
-			"SEARCH events USING INDEX idx_events_correlation (correlation_id=? AND (created_at,rowid)>(?,?))",
+			"SEARCH events USING INDEX idx_events_correlation (correlation_id=? AND created_at>?)",
 		},
 		"by type": {
 			selectByType, []any{"T", 1, 2, 10, 0},
-			"SEARCH events USING INDEX idx_events_type (event_type=? AND (created_at,rowid)<(?,?))",
+			"SEARCH events USING INDEX idx_events_type (event_type=? AND created_at<?)",
 		},
 		"by tenant": {
 			selectByTenant, []any{id, 1, 2, 10, 0},
-			"SEARCH events USING INDEX idx_events_tenant (tenant_id=? AND (created_at,rowid)<(?,?))",
+			"SEARCH events USING INDEX idx_events_tenant (tenant_id=? AND created_at<?)",
 		},
 		"all":     {selectAll, []any{1, 10}, "SEARCH events USING INTEGER PRIMARY KEY (rowid>?)"},
 		"last id": {selectLastID, nil, "SEARCH events"},
