@@ -159,6 +159,8 @@ func messageOf(l Letter) *message.Message {
 	}
 	count, _ := strconv.Atoi(m.Metadata.Get(ReplayCountKey)) // absent is none
 	m.Metadata.Set(ReplayCountKey, strconv.Itoa(count+1))
-	m.Metadata.Set(bus.ReplayHandlerKey, l.Handler)
+	if l.Handler != "" {
+		m.Metadata.Set(bus.ReplayHandlerKey, l.Handler)
+	}
 	return m
 }
