@@ -20,37 +20,48 @@ import (
 	"github.com/healz/worker/internal/testservers"
 )
 
+// patience is how long a test waits for what must come.
 const patience = 20 * time.Second
+
+const (
+	consumerQueue = "healz.events.consumer"
+	failedQueue   = "healz.events.failed"
+)
 
 func TestMain(m *testing.M) { testservers.Main(m) }
 
-func dial(t testing.TB, config amqp.Config) *amqp.Connection {
-	t.Helper()
+func dial(tb testing.TB, config amqp.Config) *amqp.Connection {
+	tb.Helper()
 	if config.Name == "" {
-		config.Name = t.Name()
+		config.Name = tb.Name()
 	}
-	c, err := amqp.Dial(t.Context(), config)
-	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, c.Close()) })
+	c, err := amqp.Dial(tb.Context(), config)
+	require.NoError(tb, err)
+	tb.Cleanup(func() { require.NoError(tb, c.Close()) })
 	return c
 }
 
 // raw is a channel of a program that knows nothing of the worker.
-func raw(t testing.TB, url string) *amqp091.Channel {
-	t.Helper()
+func raw(tb testing.TB, url string) *amqp091.Channel {
+	tb.Helper()
 	c, err := amqp091.Dial(url)
-	require.NoError(t, err)
-	t.Cleanup(func() { _ = c.Close() }) // a test may have killed it
+	require.NoError(tb, err)
+	tb.Cleanup(func() { _ = c.Close() }) // a test may have killed it
 	ch, err := c.Channel()
-	require.NoError(t, err)
+	require.NoError(tb, err)
 	return ch
 }
 
-func count(t testing.TB, ch *amqp091.Channel, queue string) int {
-	t.Helper()
+func count(tb testing.TB, ch *amqp091.Channel, queue string) int {
+	tb.Helper()
 	q, err := ch.QueueDeclarePassive(queue, true, false, false, false, nil)
-	require.NoError(t, err)
+	require.NoError(tb, err)
 	return q.Messages
+}
+
+func awaitCount(tb testing.TB, ch *amqp091.Channel, queue string, n int) {
+	tb.Helper()
+	require.Eventually(tb, func() bool { return count(tb, ch, queue) == n }, patience, 5*time.Millisecond)
 }
 
 // event is a message whose aggregate and version can be told from its body.
@@ -60,59 +71,59 @@ func event(aggregate uuid.UUID, version int) *message.Message {
 		uuid.New(), aggregate, version, uuid.New(), "2026-01-02T03:04:05.678Z"))
 }
 
-func versionOf(t testing.TB, m *message.Message) (aggregate uuid.UUID, version int) {
-	t.Helper()
+func versionOf(tb testing.TB, m *message.Message) (aggregate uuid.UUID, version int) {
+	tb.Helper()
 	var e struct {
 		AggregateID      uuid.UUID `json:"aggregate_id"`
 		AggregateVersion int       `json:"aggregate_version"`
 	}
-	require.NoError(t, json.Unmarshal(m.Payload, &e))
+	require.NoError(tb, json.Unmarshal(m.Payload, &e))
 	return e.AggregateID, e.AggregateVersion
 }
 
-func receive(t testing.TB, messages <-chan *message.Message) *message.Message {
-	t.Helper()
+func receive(tb testing.TB, messages <-chan *message.Message) *message.Message {
+	tb.Helper()
 	select {
 	case m, ok := <-messages:
-		require.True(t, ok, "channel of messages is closed")
+		require.True(tb, ok, "channel of messages is closed")
 		return m
 	case <-time.After(patience):
-		require.Fail(t, "no message")
+		require.Fail(tb, "no message")
 		return nil
 	}
 }
 
 // management asks the broker's management API; path is relative to its /api.
-func management(t testing.TB, method, path string, body string) *http.Response {
-	t.Helper()
-	request, err := http.NewRequestWithContext(context.WithoutCancel(t.Context()), method,
-		testservers.RabbitMQManagement(t)+"/api"+path, strings.NewReader(body))
-	require.NoError(t, err)
+func management(tb testing.TB, method, path string) *http.Response {
+	tb.Helper()
+	request, err := http.NewRequestWithContext(context.WithoutCancel(tb.Context()), method,
+		testservers.RabbitMQManagement(tb)+"/api"+path, http.NoBody)
+	require.NoError(tb, err)
 	response, err := http.DefaultClient.Do(request)
-	require.NoError(t, err)
-	t.Cleanup(func() { _ = response.Body.Close() })
+	require.NoError(tb, err)
+	tb.Cleanup(func() { _ = response.Body.Close() })
 	return response
 }
 
-func vhostOf(t testing.TB, amqpURL string) string {
-	t.Helper()
+func vhostOf(tb testing.TB, amqpURL string) string {
+	tb.Helper()
 	u, err := url.Parse(amqpURL)
-	require.NoError(t, err)
+	require.NoError(tb, err)
 	return strings.TrimPrefix(u.Path, "/")
 }
 
 // connectionsTo are the names of the connections to a vhost whose client name begins with prefix.
-func connectionsTo(t testing.TB, vhost, prefix string) []string {
-	t.Helper()
-	response := management(t, http.MethodGet, "/vhosts/"+url.PathEscape(vhost)+"/connections", "")
-	require.Equal(t, http.StatusOK, response.StatusCode)
+func connectionsTo(tb testing.TB, vhost, prefix string) []string {
+	tb.Helper()
+	response := management(tb, http.MethodGet, "/vhosts/"+url.PathEscape(vhost)+"/connections")
+	require.Equal(tb, http.StatusOK, response.StatusCode)
 	var connections []struct {
 		Name   string `json:"name"`
 		Client struct {
 			Name string `json:"connection_name"`
 		} `json:"client_properties"`
 	}
-	require.NoError(t, json.NewDecoder(response.Body).Decode(&connections))
+	require.NoError(tb, json.NewDecoder(response.Body).Decode(&connections))
 	var names []string
 	for _, c := range connections {
 		if strings.HasPrefix(c.Client.Name, prefix) {
@@ -123,12 +134,12 @@ func connectionsTo(t testing.TB, vhost, prefix string) []string {
 }
 
 // kill ends connections by their client name, and waits until there were some.
-func kill(t testing.TB, amqpURL, prefix string) {
-	t.Helper()
-	require.Eventually(t, func() bool {
+func kill(tb testing.TB, amqpURL, prefix string) {
+	tb.Helper()
+	require.Eventually(tb, func() bool {
 		killed := 0
-		for _, name := range connectionsTo(t, vhostOf(t, amqpURL), prefix) {
-			if management(t, http.MethodDelete, "/connections/"+url.PathEscape(name), "").StatusCode == http.StatusNoContent {
+		for _, name := range connectionsTo(tb, vhostOf(tb, amqpURL), prefix) {
+			if management(tb, http.MethodDelete, "/connections/"+url.PathEscape(name)).StatusCode == http.StatusNoContent {
 				killed++
 			}
 		}

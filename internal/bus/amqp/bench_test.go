@@ -80,7 +80,7 @@ func BenchmarkConsume(b *testing.B) {
 		_, url := fill(b)
 		ch := raw(b, url)
 		require.NoError(b, ch.Qos(amqp.DefaultPrefetch, 0, false))
-		deliveries, err := ch.Consume("healz.events.consumer", "", false, false, false, false, nil)
+		deliveries, err := ch.Consume(consumerQueue, "", false, false, false, false, nil)
 		require.NoError(b, err)
 		for range b.N {
 			require.NoError(b, (<-deliveries).Ack(false))
@@ -103,7 +103,7 @@ func BenchmarkListDeadLetters(b *testing.B) {
 	c := dial(b, amqp.Config{URL: testservers.RabbitMQ(b)})
 	q := amqp.NewFailedQueue(c)
 	for range b.N {
-		require.NoError(b, q.Put(b.Context(), event(uuid.New(), 1), failure("h")))
+		require.NoError(b, q.Put(b.Context(), event(uuid.New(), 1), failure()))
 	}
 	b.ResetTimer()
 	for _, err := range q.List(b.Context()) {

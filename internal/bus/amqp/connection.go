@@ -1,6 +1,7 @@
 package amqp
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -117,14 +118,17 @@ func Dial(ctx context.Context, c Config) (*Connection, error) {
 	return dial(ctx, c, ContractConfig(c.URL, c.Prefix))
 }
 
+var errURL = errors.New("the RabbitMQ URL is not amqp[s]://user:password@host:port/vhost with reserved characters " +
+	"percent-encoded")
+
 func dial(ctx context.Context, c Config, routing wamqp.Config) (*Connection, error) {
 	uri, err := amqp091.ParseURI(c.URL)
 	if err != nil { // its text may quote the password
-		return nil, errors.New("the RabbitMQ URL is not amqp[s]://user:password@host:port/vhost, reserved characters percent-encoded")
+		return nil, errURL
 	}
 	if c.Prefetch < 1 || c.Prefetch > math.MaxUint16 || c.Concurrency < 1 {
-		return nil, fmt.Errorf("prefetch %d and concurrency %d must be at least 1, and prefetch at most %d", c.Prefetch, c.Concurrency,
-			math.MaxUint16)
+		return nil, fmt.Errorf("prefetch %d and concurrency %d must be at least 1, and prefetch at most %d",
+			c.Prefetch, c.Concurrency, math.MaxUint16)
 	}
 	conn := &Connection{config: c, uri: uri, routing: routing, names: namesOf(c.Prefix)}
 	conn.life, conn.end = context.WithCancel(context.WithoutCancel(ctx))
@@ -362,13 +366,14 @@ func (l *link) set(s *session, err error) {
 	l.changed = make(chan struct{})
 }
 
-// session waits for a session that stands. The error wraps ctx's, and why there is none.
-func (l *link) session(ctx context.Context) (*session, error) {
+// session waits for a session that stands, and is not the one that the caller has found lost. The error wraps ctx's, and
+// why there is none.
+func (l *link) session(ctx context.Context, lost *session) (*session, error) {
 	for {
 		l.mu.Lock()
 		s, err, changed := l.current, l.err, l.changed
 		l.mu.Unlock()
-		if s != nil {
+		if s != nil && s != lost {
 			return s, nil
 		}
 		if l.conn.life.Err() != nil {
@@ -378,7 +383,7 @@ func (l *link) session(ctx context.Context) (*session, error) {
 		case <-changed:
 		case <-l.conn.life.Done():
 		case <-ctx.Done():
-			return nil, fmt.Errorf("%w: %w", context.Cause(ctx), err)
+			return nil, fmt.Errorf("%w: %w", context.Cause(ctx), cmp.Or(err, ErrUnavailable))
 		}
 	}
 }

@@ -53,10 +53,12 @@ func (e *UnroutableError) Error() string {
 // classify wraps an error of a connection attempt in [ErrRefused], where trying again is of no use until somebody
 // changes something, or in [ErrUnavailable]. A [TopologyError] of the first kind stays as it is.
 func classify(err error) error {
-	refused := errors.Is(err, amqp091.ErrCredentials) || errors.Is(err, amqp091.ErrVhost) || errors.Is(err, amqp091.ErrSASL)
+	refused := errors.Is(err, amqp091.ErrCredentials) || errors.Is(err, amqp091.ErrVhost) ||
+		errors.Is(err, amqp091.ErrSASL)
 	if answer, ok := errors.AsType[*amqp091.Error](err); ok && answer.Server {
 		switch answer.Code {
-		case amqp091.AccessRefused, amqp091.NotAllowed, amqp091.PreconditionFailed, amqp091.ResourceLocked, amqp091.NotImplemented:
+		case amqp091.AccessRefused, amqp091.NotAllowed, amqp091.PreconditionFailed, amqp091.ResourceLocked,
+			amqp091.NotImplemented:
 			refused = true
 		}
 	}

@@ -20,7 +20,7 @@ import (
 	"github.com/healz/worker/internal/events"
 )
 
-// Headers of a dead letter besides those of package deadletter. All are strings, so that Watermill's tools can read them.
+// Headers of a dead letter besides those of package deadletter. All are strings, so that Watermill's tools read them.
 const (
 	letterIDKey    = "dead_letter_id"
 	sourceQueueKey = "source_queue"
@@ -36,8 +36,8 @@ const (
 // isLetterKey tells whether a header is one that a replay takes away again.
 func isLetterKey(key string) bool {
 	switch key {
-	case deadletter.ReasonKey, deadletter.HandlerKey, deadletter.TopicKey, deadletter.AttemptsKey, deadletter.FirstFailedKey,
-		deadletter.LastFailedKey, letterIDKey, sourceQueueKey, expirationKey:
+	case deadletter.ReasonKey, deadletter.HandlerKey, deadletter.TopicKey, deadletter.AttemptsKey,
+		deadletter.FirstFailedKey, deadletter.LastFailedKey, letterIDKey, sourceQueueKey, expirationKey:
 		return true
 	default:
 		return false
@@ -67,9 +67,9 @@ func NewFailedQueue(c *Connection) *FailedQueue {
 	return &FailedQueue{conn: c, publisher: NewPublisher(c)}
 }
 
-// Put publishes m as a dead letter: as it was delivered, with all properties and headers of any type, if it comes from a
-// [Subscriber], and with headers that tell the failure. It is always persistent and never expires. While the broker is
-// away it waits for as long as ctx lives.
+// Put publishes m as a dead letter: as it was delivered, with all properties and headers of any type, if it comes from
+// a [Subscriber], and with headers that tell the failure. The letter is persistent and does not expire. While the broker
+// is away it waits for as long as ctx lives.
 func (q *FailedQueue) Put(ctx context.Context, m *message.Message, f deadletter.Failure) error {
 	p, source, topic, err := q.original(m)
 	if err != nil {
@@ -230,7 +230,9 @@ func (s *session) get(channel *amqp091.Channel, queue string) (amqp091.Delivery,
 
 // letterOf reads a letter, whoever wrote it.
 func letterOf(d amqp091.Delivery) deadletter.Letter {
-	l := deadletter.Letter{ID: letterID(d), Headers: withoutLetterKeys(d.Headers), Body: d.Body, Source: text(d.Headers, sourceQueueKey)}
+	l := deadletter.Letter{
+		ID: letterID(d), Source: text(d.Headers, sourceQueueKey), Headers: withoutLetterKeys(d.Headers), Body: d.Body,
+	}
 	l.Event, _ = events.Parse(d.Body) // as far as it can be read
 	if reason, ok := d.Headers[deadletter.ReasonKey].(string); ok {
 		l.Failure = deadletter.Failure{

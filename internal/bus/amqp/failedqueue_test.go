@@ -2,7 +2,6 @@ package amqp_test
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -18,26 +17,19 @@ import (
 	"github.com/healz/worker/internal/testservers"
 )
 
-const (
-	consumerQueue = "healz.events.consumer"
-	failedQueue   = "healz.events.failed"
-)
-
-var errBoom = errors.New("boom")
-
-func failure(handler string) deadletter.Failure {
+func failure() deadletter.Failure {
 	return deadletter.Failure{
-		Reason: strings.Repeat("é", deadletter.MaxReasonBytes), Handler: handler, Attempts: 3,
+		Reason: strings.Repeat("é", deadletter.MaxReasonBytes), Handler: "h", Attempts: 3,
 		FirstFailed: time.Date(2026, 1, 2, 3, 4, 5, 678e6, time.UTC), LastFailed: time.Date(2026, 1, 2, 3, 4, 6, 0, time.UTC),
 	}
 }
 
 // collect reads all letters; it fails the test at an error.
-func collect(t testing.TB, letters func(func(deadletter.Letter, error) bool)) []deadletter.Letter {
-	t.Helper()
+func collect(tb testing.TB, letters func(func(deadletter.Letter, error) bool)) []deadletter.Letter {
+	tb.Helper()
 	var all []deadletter.Letter
 	for l, err := range letters {
-		require.NoError(t, err)
+		require.NoError(tb, err)
 		all = append(all, l)
 	}
 	return all
@@ -52,11 +44,11 @@ func ids(letters []deadletter.Letter) []string {
 }
 
 // putLetters puts n letters, of types A and B by turns.
-func putLetters(t testing.TB, q *amqp.FailedQueue, n int) {
-	t.Helper()
+func putLetters(tb testing.TB, q *amqp.FailedQueue, n int) {
+	tb.Helper()
 	for i := range n {
 		body := fmt.Sprintf(`{"event_id":%q,"event_type":%q,"event_data":{"n":%d}}`, uuid.New(), string(rune('A'+i%2)), i)
-		require.NoError(t, q.Put(t.Context(), bus.NewMessage([]byte(body)), failure("h")))
+		require.NoError(tb, q.Put(tb.Context(), bus.NewMessage([]byte(body)), failure()))
 	}
 }
 
@@ -72,8 +64,8 @@ func everyType() amqp091.Publishing {
 			"table": amqp091.Table{"nested": amqp091.Table{"deep": stamp}, "n": nil},
 		},
 		ContentType: "application/x-odd", ContentEncoding: "identity", DeliveryMode: amqp091.Persistent, Priority: 3,
-		CorrelationId: "not a uuid", ReplyTo: "somewhere", Expiration: "3600000", MessageId: "m-1", Timestamp: stamp, Type: "odd",
-		UserId: "guest", AppId: "app", Body: []byte("\x00\xff not JSON"),
+		CorrelationId: "not a uuid", ReplyTo: "somewhere", Expiration: "3600000", MessageId: "m-1", Timestamp: stamp,
+		Type: "odd", UserId: "guest", AppId: "app", Body: []byte("\x00\xff not JSON"),
 	}
 }
 
@@ -88,7 +80,7 @@ func TestDeadLetterAndReplayLeaveAMessageAsItWas(t *testing.T) {
 	require.NoError(t, ch.PublishWithContext(t.Context(), "healz.events", "odd", true, false, sent))
 
 	m := receive(t, messages)
-	require.NoError(t, q.Put(m.Context(), m, failure("h")))
+	require.NoError(t, q.Put(m.Context(), m, failure()))
 	require.True(t, m.Ack())
 	require.NoError(t, subscriber.Close())
 
@@ -98,7 +90,7 @@ func TestDeadLetterAndReplayLeaveAMessageAsItWas(t *testing.T) {
 	require.Equal(t, sent.Body, letters[0].Body)
 	require.Equal(t, consumerQueue, letters[0].Source)
 	require.Len(t, letters[0].ID, 26)
-	want := failure("h")
+	want := failure()
 	want.Reason = deadletter.CutReason(want.Reason)
 	require.Equal(t, want, letters[0].Failure)
 
@@ -109,8 +101,8 @@ func TestDeadLetterAndReplayLeaveAMessageAsItWas(t *testing.T) {
 	sent.Headers["replay_count"], sent.Headers[bus.ReplayHandlerKey] = "1", "h"
 	require.Equal(t, sent, amqp091.Publishing{
 		Headers: d.Headers, ContentType: d.ContentType, ContentEncoding: d.ContentEncoding, DeliveryMode: d.DeliveryMode,
-		Priority: d.Priority, CorrelationId: d.CorrelationId, ReplyTo: d.ReplyTo, Expiration: d.Expiration, MessageId: d.MessageId,
-		Timestamp: d.Timestamp, Type: d.Type, UserId: d.UserId, AppId: d.AppId, Body: d.Body,
+		Priority: d.Priority, CorrelationId: d.CorrelationId, ReplyTo: d.ReplyTo, Expiration: d.Expiration,
+		MessageId: d.MessageId, Timestamp: d.Timestamp, Type: d.Type, UserId: d.UserId, AppId: d.AppId, Body: d.Body,
 	})
 	require.Zero(t, count(t, ch, failedQueue))
 }
@@ -121,8 +113,8 @@ func TestPutReportsThatNothingTookTheLetter(t *testing.T) {
 	q := amqp.NewFailedQueue(dial(t, amqp.Config{URL: url}))
 	require.NoError(t, raw(t, url).ExchangeDelete("healz.events.dlx", false, false))
 	m := event(uuid.New(), 1)
-	require.ErrorIs(t, q.Put(t.Context(), m, failure("h")), amqp.ErrUnconfirmed)
-	require.NoError(t, q.Put(t.Context(), m, failure("h")), "the exchange is declared again")
+	require.ErrorIs(t, q.Put(t.Context(), m, failure()), amqp.ErrUnconfirmed)
+	require.NoError(t, q.Put(t.Context(), m, failure()), "the exchange is declared again")
 	require.Equal(t, 1, count(t, raw(t, url), failedQueue))
 }
 
@@ -136,37 +128,33 @@ func TestListLeavesTheQueueAsItWas(t *testing.T) {
 	first := collect(t, q.List(t.Context()))
 	require.Len(t, first, 20)
 
-	t.Run("to the end", func(t *testing.T) {
-		require.Equal(t, 20, count(t, ch, failedQueue))
-		require.Equal(t, first, collect(t, q.List(t.Context())))
-	})
-	t.Run("stopped early", func(t *testing.T) {
-		for l, err := range q.List(t.Context()) {
-			require.NoError(t, err)
-			require.Equal(t, first[0], l)
-			break
+	require.Equal(t, 20, count(t, ch, failedQueue))
+	require.Equal(t, first, collect(t, q.List(t.Context())), "after it ran to the end")
+
+	for l, err := range q.List(t.Context()) {
+		require.NoError(t, err)
+		require.Equal(t, first[0], l)
+		break
+	}
+	require.Equal(t, 20, count(t, ch, failedQueue))
+	require.Equal(t, first, collect(t, q.List(t.Context())), "after it was stopped early")
+
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var failed error
+	n := 0
+	for _, err := range q.List(ctx) {
+		if failed = err; err == nil {
+			n++
 		}
-		require.Equal(t, 20, count(t, ch, failedQueue))
-		require.Equal(t, first, collect(t, q.List(t.Context())))
-	})
-	t.Run("killed half-way", func(t *testing.T) {
-		ctx, cancel := context.WithCancel(t.Context())
-		defer cancel()
-		var failed error
-		n := 0
-		for _, err := range q.List(ctx) {
-			if failed = err; err == nil {
-				n++
-			}
-			if n == 10 {
-				cancel() // cuts the connection
-			}
+		if n == 10 {
+			cancel() // cuts the connection
 		}
-		require.ErrorIs(t, failed, context.Canceled)
-		require.Equal(t, 10, n)
-		require.Eventually(t, func() bool { return count(t, ch, failedQueue) == 20 }, patience, 10*time.Millisecond)
-		require.Equal(t, first, collect(t, q.List(t.Context())))
-	})
+	}
+	require.ErrorIs(t, failed, context.Canceled)
+	require.Equal(t, 10, n)
+	awaitCount(t, ch, failedQueue, 20)
+	require.Equal(t, first, collect(t, q.List(t.Context())), "after it was killed half-way")
 }
 
 func TestListStopsAtWhatItFound(t *testing.T) {
@@ -195,7 +183,7 @@ func TestLettersOfTheBroker(t *testing.T) {
 		require.NoError(t, ch.PublishWithContext(t.Context(), "", "billing", true, false, p))
 	}
 	publish(amqp091.Publishing{MessageId: "rejected-1", Body: []byte(`{"event_type":"Rejected"}`)})
-	require.Eventually(t, func() bool { return count(t, ch, "billing") == 1 }, patience, time.Millisecond)
+	awaitCount(t, ch, "billing", 1)
 	d, ok, err := ch.Get("billing", false)
 	require.NoError(t, err)
 	require.True(t, ok)
@@ -204,7 +192,7 @@ func TestLettersOfTheBroker(t *testing.T) {
 	require.NoError(t, ch.PublishWithContext(t.Context(), "healz.events.dlx", "failed", true, false, amqp091.Publishing{
 		Headers: amqp091.Table{"reason_poisoned": int32(7), "x-death": "odd"}, Body: []byte(`by hand`),
 	}))
-	require.Eventually(t, func() bool { return count(t, ch, failedQueue) == 3 }, patience, time.Millisecond)
+	awaitCount(t, ch, failedQueue, 3)
 
 	letters := collect(t, q.List(t.Context()))
 	byBody := map[string]deadletter.Letter{}
@@ -239,10 +227,17 @@ func TestReplayChooses(t *testing.T) {
 	ch := raw(t, url)
 	all := collect(t, q.List(t.Context()))
 
-	require.Empty(t, collect(t, q.Replay(t.Context(), deadletter.Filter{ID: "unknown"})))
-	require.Equal(t, []deadletter.Letter{all[1], all[3], all[5]}, collect(t, q.Replay(t.Context(), deadletter.Filter{Type: "B"})))
-	require.Equal(t, []deadletter.Letter{all[2]}, collect(t, q.Replay(t.Context(), deadletter.Filter{ID: all[2].ID})))
-	require.Equal(t, []deadletter.Letter{all[0]}, collect(t, q.Replay(t.Context(), deadletter.Filter{ID: all[0].Event.ID.String()})))
+	for _, test := range []struct {
+		filter deadletter.Filter
+		want   []deadletter.Letter
+	}{
+		{deadletter.Filter{ID: "unknown"}, nil},
+		{deadletter.Filter{Type: "B"}, []deadletter.Letter{all[1], all[3], all[5]}},
+		{deadletter.Filter{ID: all[2].ID}, []deadletter.Letter{all[2]}},
+		{deadletter.Filter{ID: all[0].Event.ID.String()}, []deadletter.Letter{all[0]}},
+	} {
+		require.Equal(t, test.want, collect(t, q.Replay(t.Context(), test.filter)))
+	}
 	require.Equal(t, []deadletter.Letter{all[4]}, collect(t, q.List(t.Context())))
 	require.Equal(t, 5, count(t, ch, consumerQueue))
 
@@ -266,7 +261,7 @@ func TestReplayCountsAndDoesNotChaseWhatFailsAgain(t *testing.T) {
 			m := receive(t, messages)
 			require.Equal(t, fmt.Sprint(round), m.Metadata.Get("replay_count"))
 			require.Empty(t, m.Metadata.Get(deadletter.ReasonKey))
-			require.NoError(t, q.Put(m.Context(), m, deadletter.Failure{Reason: errBoom.Error()}))
+			require.NoError(t, q.Put(m.Context(), m, deadletter.Failure{Reason: "again"}))
 			require.True(t, m.Ack())
 		}
 		require.Equal(t, 5, n)
@@ -281,7 +276,7 @@ func TestReplayKeepsWhatItCannotReplay(t *testing.T) {
 	require.NoError(t, ch.PublishWithContext(t.Context(), "healz.events.dlx", "failed", true, false, amqp091.Publishing{
 		Headers: amqp091.Table{"source_queue": "no.more"}, Body: []byte("lost home"),
 	}))
-	require.Eventually(t, func() bool { return count(t, ch, failedQueue) == 1 }, patience, time.Millisecond)
+	awaitCount(t, ch, failedQueue, 1)
 	putLetters(t, q, 1)
 
 	var outcomes []error
@@ -325,7 +320,9 @@ func TestReplayKilledHalfWayLosesNothing(t *testing.T) {
 			}
 			require.Error(t, failed)
 			ch := raw(t, server)
-			require.Eventually(t, func() bool { return count(t, ch, failedQueue)+count(t, ch, consumerQueue) >= 20 }, patience, 10*time.Millisecond)
+			require.Eventually(t, func() bool {
+				return count(t, ch, failedQueue)+count(t, ch, consumerQueue) >= 20
+			}, patience, 10*time.Millisecond)
 			rest := ids(collect(t, q.List(t.Context())))
 			require.Subset(t, all, rest)
 			require.GreaterOrEqual(t, len(rest), 20-replayed)
@@ -351,7 +348,7 @@ func TestPutWithoutADelivery(t *testing.T) {
 	q := amqp.NewFailedQueue(dial(t, amqp.Config{URL: testservers.RabbitMQ(t)}))
 	m := event(uuid.New(), 1)
 	m.Metadata.Set("own", "value")
-	require.NoError(t, q.Put(t.Context(), m, failure("h")))
+	require.NoError(t, q.Put(t.Context(), m, failure()))
 	letters := collect(t, q.List(t.Context()))
 	require.Len(t, letters, 1)
 	require.Equal(t, []byte(m.Payload), letters[0].Body)

@@ -23,17 +23,25 @@ type proxy struct {
 	frozen  chan struct{} // closed while traffic of the connections that stand is swallowed
 }
 
+// listen returns a listener on a free port, closed when the test ends.
+func listen(tb testing.TB) net.Listener {
+	tb.Helper()
+	listener, err := (&net.ListenConfig{}).Listen(tb.Context(), "tcp", "127.0.0.1:0")
+	require.NoError(tb, err)
+	tb.Cleanup(func() { _ = listener.Close() }) // the test may have closed it
+	return listener
+}
+
 // newProxy returns a proxy to the broker, and the URL by which it is reached.
 func newProxy(t *testing.T, amqpURL string) (*proxy, string) {
 	t.Helper()
 	u, err := url.Parse(amqpURL)
 	require.NoError(t, err)
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
+	listener := listen(t)
 	p := &proxy{server: u.Host, listener: listener, sockets: map[net.Conn]struct{}{}, frozen: make(chan struct{})}
 	p.tasks.Go(p.accept)
 	t.Cleanup(func() {
-		_ = listener.Close()
+		_ = listener.Close() // accept ends
 		p.cut()
 		p.tasks.Wait()
 	})

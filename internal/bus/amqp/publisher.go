@@ -59,8 +59,8 @@ type outgoing struct {
 // again.
 //
 // While the broker is away or blocks its publishers, it waits for as long as ctx lives. A message whose event type is
-// empty, or too long for a routing key, is published under what of it fits, since it would hold back all that follow if it were an
-// error for ever: the contract's queue takes any key, and its consumer judges the event.
+// empty, or too long for a routing key, is published under what of it fits: as an error it would hold back for ever all
+// that follow it in the store, while the contract's queue takes any key, and its consumer judges the event.
 func (p *Publisher) PublishBatch(ctx context.Context, batch []*message.Message) error {
 	return p.publish(ctx, len(batch), func(i int) (outgoing, error) { return p.outgoing("", batch[i]) })
 }
@@ -289,21 +289,35 @@ type confirmChannel struct {
 
 // acquire takes an idle channel or opens one. It waits for a connection as long as ctx lives.
 func (p *Publisher) acquire(ctx context.Context) (*confirmChannel, error) {
-	s, err := p.conn.publishing.session(ctx)
-	if err != nil {
-		return nil, err
+	var lost *session
+	for {
+		s, err := p.conn.publishing.session(ctx, lost)
+		if err != nil {
+			return nil, err
+		}
+		if c := p.takeIdle(s); c != nil {
+			return c, nil
+		}
+		c, err := newConfirmChannel(s)
+		if err == nil || !s.conn.IsClosed() {
+			return c, err
+		}
+		lost = s
 	}
+}
+
+// takeIdle takes an idle channel of a session, nil if there is none, and drops those of earlier sessions.
+func (p *Publisher) takeIdle(s *session) *confirmChannel {
 	p.mu.Lock()
+	defer p.mu.Unlock()
 	for len(p.idle) > 0 {
 		c := p.idle[len(p.idle)-1]
 		p.idle = p.idle[:len(p.idle)-1]
 		if c.session == s && !c.channel.IsClosed() {
-			p.mu.Unlock()
-			return c, nil
+			return c
 		}
 	}
-	p.mu.Unlock()
-	return newConfirmChannel(s)
+	return nil
 }
 
 func newConfirmChannel(s *session) (*confirmChannel, error) {

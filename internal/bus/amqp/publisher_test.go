@@ -31,8 +31,8 @@ func TestPublishBatch(t *testing.T) {
 	require.NoError(t, publisher.PublishBatch(t.Context(), nil))
 
 	ch := raw(t, url)
-	require.Equal(t, len(batch), count(t, ch, "healz.events.consumer"))
-	deliveries, err := ch.Consume("healz.events.consumer", "", true, false, false, false, nil)
+	require.Equal(t, len(batch), count(t, ch, consumerQueue))
+	deliveries, err := ch.Consume(consumerQueue, "", true, false, false, false, nil)
 	require.NoError(t, err)
 	for _, sent := range batch {
 		got := <-deliveries
@@ -65,7 +65,7 @@ func TestPublishConcurrently(t *testing.T) {
 	for range callers * each {
 		require.NoError(t, <-errs)
 	}
-	require.Equal(t, callers*each, count(t, raw(t, url), "healz.events.consumer"))
+	require.Equal(t, callers*each, count(t, raw(t, url), consumerQueue))
 }
 
 func TestPublishRefuses(t *testing.T) {
@@ -93,7 +93,8 @@ func TestPublishRefuses(t *testing.T) {
 	} {
 		require.ErrorIs(t, publisher.Publish("", test.message), test.want, name)
 	}
-	require.ErrorIs(t, publisher.PublishBatch(t.Context(), []*message.Message{bus.NewMessage(make([]byte, 128<<20+1))}), amqp.ErrTooLarge)
+	large := bus.NewMessage(make([]byte, 128<<20+1))
+	require.ErrorIs(t, publisher.PublishBatch(t.Context(), []*message.Message{large}), amqp.ErrTooLarge)
 	require.NoError(t, publisher.Publish("", event(uuid.New(), 1)), "the connection has not suffered")
 }
 
@@ -107,7 +108,7 @@ func TestPublishBatchPassesOnWhatOthersWrote(t *testing.T) {
 	}))
 	ch := raw(t, url)
 	for _, key := range []string{"", long[:254]} {
-		d, ok, err := ch.Get("healz.events.consumer", true)
+		d, ok, err := ch.Get(consumerQueue, true)
 		require.NoError(t, err)
 		require.True(t, ok)
 		require.Equal(t, key, d.RoutingKey)
@@ -123,7 +124,7 @@ func TestPublishSaysWhatWasNotTaken(t *testing.T) {
 		"no queue": {
 			func(t *testing.T, ch *amqp091.Channel) {
 				t.Helper()
-				_, err := ch.QueueDelete("healz.events.consumer", false, false, false)
+				_, err := ch.QueueDelete(consumerQueue, false, false, false)
 				require.NoError(t, err)
 			},
 			func(t *testing.T, err error) {
@@ -152,7 +153,7 @@ func TestPublishSaysWhatWasNotTaken(t *testing.T) {
 			batch := []*message.Message{event(uuid.New(), 1), event(uuid.New(), 1)}
 			test.check(t, publisher.PublishBatch(t.Context(), batch))
 			require.NoError(t, publisher.PublishBatch(t.Context(), batch), "what was missing is declared again")
-			require.Equal(t, 2, count(t, raw(t, url), "healz.events.consumer"))
+			require.Equal(t, 2, count(t, raw(t, url), consumerQueue))
 		})
 	}
 }
@@ -162,7 +163,8 @@ func TestPublishReportsANack(t *testing.T) {
 	url := testservers.RabbitMQ(t)
 	publisher := amqp.NewPublisher(dial(t, amqp.Config{URL: url}))
 	ch := raw(t, url)
-	_, err := ch.QueueDeclare("full", true, false, false, false, amqp091.Table{"x-max-length": 1, "x-overflow": "reject-publish"})
+	arguments := amqp091.Table{amqp091.QueueMaxLenArg: 1, amqp091.QueueOverflowArg: amqp091.QueueOverflowRejectPublish}
+	_, err := ch.QueueDeclare("full", true, false, false, false, arguments)
 	require.NoError(t, err)
 	require.NoError(t, ch.QueueBind("full", "#", "healz.events", false, nil))
 	require.NoError(t, publisher.Publish("", event(uuid.New(), 1)))
@@ -198,7 +200,7 @@ func TestPublishLeavesAHalfOpenPeer(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			network, url := newProxy(t, testservers.RabbitMQ(t))
-			c := dial(t, amqp.Config{URL: url, ResponseTimeout: 200 * time.Millisecond})
+			c := dial(t, amqp.Config{URL: url, ResponseTimeout: time.Second})
 			publisher := amqp.NewPublisher(c)
 			m := event(uuid.New(), 1)
 			m.Payload = append(m.Payload, make([]byte, size)...)
@@ -221,7 +223,7 @@ func TestPublishLeavesAHalfOpenPeer(t *testing.T) {
 func TestPublishWaitsWhileTheBrokerBlocks(t *testing.T) {
 	t.Parallel()
 	network, url := newProxy(t, testservers.RabbitMQ(t))
-	c := dial(t, amqp.Config{URL: url, ResponseTimeout: 20 * time.Millisecond})
+	c := dial(t, amqp.Config{URL: url, ResponseTimeout: 500 * time.Millisecond})
 	publisher := amqp.NewPublisher(c)
 	require.NoError(t, publisher.Publish("", event(uuid.New(), 1)))
 
@@ -230,7 +232,7 @@ func TestPublishWaitsWhileTheBrokerBlocks(t *testing.T) {
 	require.ErrorIs(t, c.Ready(), amqp.ErrBlocked)
 	require.ErrorContains(t, c.Ready(), "memory")
 	network.freeze() // as a broker that blocks reads no further
-	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	ctx, cancel := context.WithTimeout(t.Context(), 1200*time.Millisecond)
 	defer cancel()
 	err := publisher.PublishBatch(ctx, []*message.Message{event(uuid.New(), 1)})
 	require.ErrorIs(t, err, context.DeadlineExceeded)

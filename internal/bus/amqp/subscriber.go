@@ -47,7 +47,7 @@ func NewSubscriber(c *Connection) *Subscriber {
 func (s *Subscriber) SubscribeInitialize(topic string) error {
 	ctx, cancel := context.WithTimeout(s.conn.life, connectTimeout)
 	defer cancel()
-	session, err := s.conn.consuming.session(ctx)
+	session, err := s.conn.consuming.session(ctx, nil)
 	if err != nil {
 		return fmt.Errorf("declare topology: %w", err)
 	}
@@ -87,7 +87,7 @@ func (s *Subscriber) Subscribe(ctx context.Context, topic string) (<-chan *messa
 	sub.consuming, sub.stop = context.WithCancel(ctx)
 
 	err := sub.open(isPermanent)
-	if err == nil && !s.start(sub) {
+	if err == nil && !s.start(sub) { //nolint:contextcheck // the subscription carries its contexts
 		err = ErrClosed
 	}
 	if err != nil {
@@ -206,7 +206,8 @@ func (s *subscription) receive(d amqp091.Delivery) {
 	}
 	m, err := s.conn.routing.Marshaler.Unmarshal(d)
 	if err != nil {
-		s.logger.ErrorContext(s.consuming, "message cannot be read, the broker dead-letters it", "queue", s.queue, "error", err)
+		s.logger.ErrorContext(s.consuming, "cannot read a message, the broker dead-letters it", "queue", s.queue,
+			"error", err)
 		_ = s.channel.Reject(d.DeliveryTag, false) // fails only if the channel is lost
 		return
 	}
@@ -271,15 +272,15 @@ func (s *subscription) settle(r result) {
 
 // discard forgets a channel that is lost, and what waits to be handed out: the broker delivers it again.
 func (s *subscription) discard() {
-	var reason error = errors.New("the queue is gone")
+	reason := "the queue is gone"
 	select {
 	case err := <-s.closed:
 		if err != nil {
-			reason = err
+			reason = err.Error()
 		}
 	default:
 	}
-	s.logger.WarnContext(s.consuming, "consuming was interrupted", "queue", s.queue, "error", reason)
+	s.logger.WarnContext(s.consuming, "consuming was interrupted", "queue", s.queue, "reason", reason)
 	for _, h := range s.lanes.clear() {
 		h.forget()
 	}
@@ -354,7 +355,7 @@ func (s *subscription) open(giveUp func(error) bool) error {
 	waits := backoff.NewExponentialBackOff()
 	waits.InitialInterval, waits.MaxInterval, waits.Multiplier = 50*time.Millisecond, maxReconnectWait, 2
 	for {
-		session, err := s.conn.consuming.session(s.consuming)
+		session, err := s.conn.consuming.session(s.consuming, nil)
 		if err != nil {
 			return err
 		}

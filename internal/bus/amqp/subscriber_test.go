@@ -18,24 +18,24 @@ import (
 	"github.com/healz/worker/internal/testservers"
 )
 
-func subscribe(t testing.TB, c *amqp.Connection) (<-chan *message.Message, *amqp.Subscriber) {
-	t.Helper()
+func subscribe(tb testing.TB, c *amqp.Connection) (<-chan *message.Message, *amqp.Subscriber) {
+	tb.Helper()
 	subscriber := amqp.NewSubscriber(c)
-	messages, err := subscriber.Subscribe(t.Context(), "any")
-	require.NoError(t, err)
+	messages, err := subscriber.Subscribe(tb.Context(), "any")
+	require.NoError(tb, err)
 	return messages, subscriber
 }
 
 // publishVersions publishes versions 1 to n of each aggregate, interleaved.
-func publishVersions(t testing.TB, publisher *amqp.Publisher, aggregates []uuid.UUID, n int) {
-	t.Helper()
+func publishVersions(tb testing.TB, publisher *amqp.Publisher, aggregates []uuid.UUID, n int) {
+	tb.Helper()
 	var batch []*message.Message
 	for version := 1; version <= n; version++ {
 		for _, aggregate := range aggregates {
 			batch = append(batch, event(aggregate, version))
 		}
 	}
-	require.NoError(t, publisher.PublishBatch(t.Context(), batch))
+	require.NoError(tb, publisher.PublishBatch(tb.Context(), batch))
 }
 
 func newIDs(n int) []uuid.UUID {
@@ -90,12 +90,12 @@ func (w *witness) distinct() int {
 	return w.handled
 }
 
-func (w *witness) handleAll(t testing.TB, messages <-chan *message.Message, wait func()) {
-	t.Helper()
+func (w *witness) handleAll(tb testing.TB, messages <-chan *message.Message, wait func()) {
+	tb.Helper()
 	var handlers sync.WaitGroup
 	defer handlers.Wait()
 	for m := range messages {
-		aggregate, version := versionOf(t, m)
+		aggregate, version := versionOf(tb, m)
 		handlers.Go(func() {
 			w.begin(aggregate, version)
 			wait()
@@ -152,7 +152,7 @@ func TestSubscriberDrains(t *testing.T) {
 	t.Parallel()
 	for name, stop := range map[string]func(cancel func(), s *amqp.Subscriber) error{
 		"when closed":            func(_ func(), s *amqp.Subscriber) error { return s.Close() },
-		"when its context ends":  func(cancel func(), s *amqp.Subscriber) error { cancel(); return nil },
+		"when its context ends":  func(cancel func(), _ *amqp.Subscriber) error { cancel(); return nil },
 		"when both, as a router": func(cancel func(), s *amqp.Subscriber) error { cancel(); return s.Close() },
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -171,7 +171,7 @@ func TestSubscriberDrains(t *testing.T) {
 			stopped := make(chan error, 1)
 			go func() { stopped <- stop(cancel, subscriber) }()
 			ch := raw(t, url)
-			require.Eventually(t, func() bool { return count(t, ch, "healz.events.consumer") == 9 }, patience, time.Millisecond,
+			require.Eventually(t, func() bool { return count(t, ch, consumerQueue) == 9 }, patience, time.Millisecond,
 				"what was not handed out is given back at once")
 			select {
 			case m := <-messages:
@@ -185,14 +185,14 @@ func TestSubscriberDrains(t *testing.T) {
 			_, open := <-messages
 			require.False(t, open)
 
-			deliveries, err := ch.Consume("healz.events.consumer", "", true, false, false, false, nil)
+			deliveries, err := ch.Consume(consumerQueue, "", true, false, false, false, nil)
 			require.NoError(t, err)
 			var versions []int
 			for range 10 {
 				_, version := versionOf(t, message.NewMessage("", (<-deliveries).Body))
 				versions = append(versions, version)
 			}
-			require.Equal(t, []int{1, 2, 2, 2, 3, 3, 3, 4, 4, 4}, versions, "what was acked does not come again, the rest is in order")
+			require.Equal(t, []int{1, 2, 2, 2, 3, 3, 3, 4, 4, 4}, versions, "in order, and nothing that was acked")
 		})
 	}
 }
@@ -207,7 +207,7 @@ func TestSubscriberGivesUpAfterTheDrainTimeout(t *testing.T) {
 	require.NoError(t, m.Context().Err())
 	require.NoError(t, subscriber.Close())
 	require.ErrorIs(t, m.Context().Err(), context.Canceled)
-	require.Equal(t, 1, count(t, raw(t, url), "healz.events.consumer"))
+	require.Equal(t, 1, count(t, raw(t, url), consumerQueue))
 	require.True(t, m.Ack(), "too late, and harmless")
 
 	_, err := subscriber.Subscribe(t.Context(), "any")
@@ -224,7 +224,7 @@ func TestSubscriberOutlivesItsQueue(t *testing.T) {
 	require.NoError(t, publisher.Publish("", event(id, 1)))
 	inHand := receive(t, messages)
 
-	_, err := raw(t, url).QueueDelete("healz.events.consumer", false, false, false)
+	_, err := raw(t, url).QueueDelete(consumerQueue, false, false, false)
 	require.NoError(t, err)
 	require.Eventually(t, func() bool { return publisher.Publish("", event(id, 2)) == nil }, patience, 10*time.Millisecond)
 	select {
@@ -261,7 +261,8 @@ func TestSubscriberHoldsBackARedelivery(t *testing.T) {
 	require.Equal(t, 2, version)
 }
 
-// TestNothingIsLostOverKilledConnections publishes and consumes while connections end, by the broker's will and by accident.
+// TestNothingIsLostOverKilledConnections publishes and consumes while connections end, at the broker's will and by
+// accident.
 func TestNothingIsLostOverKilledConnections(t *testing.T) {
 	t.Parallel()
 	network, url := newProxy(t, testservers.RabbitMQ(t))
@@ -313,9 +314,9 @@ func TestTopologyIsRestoredOnABrokerThatWasReset(t *testing.T) {
 	require.True(t, receive(t, messages).Ack())
 
 	vhost := "/vhosts/" + url.PathEscape(vhostOf(t, amqpURL))
-	require.Equal(t, http.StatusNoContent, management(t, http.MethodDelete, vhost, "").StatusCode)
+	require.Equal(t, http.StatusNoContent, management(t, http.MethodDelete, vhost).StatusCode)
 	require.Eventually(t, func() bool { return c.Ready() != nil }, patience, 10*time.Millisecond)
-	require.Equal(t, http.StatusCreated, management(t, http.MethodPut, vhost, "").StatusCode)
+	require.Equal(t, http.StatusCreated, management(t, http.MethodPut, vhost).StatusCode)
 
 	require.NoError(t, publisher.PublishBatch(t.Context(), []*message.Message{event(uuid.New(), 7)}))
 	_, version := versionOf(t, receive(t, messages))
@@ -335,7 +336,9 @@ func TestMessagesOfForeignProducers(t *testing.T) {
 		metadata message.Metadata
 	}{
 		"message id": {
-			sent:     amqp091.Publishing{MessageId: "m1", Body: []byte(`{"event_id":"e1","event_type":"T","aggregate_id":"a"}`)},
+			sent: amqp091.Publishing{
+				MessageId: "m1", Body: []byte(`{"event_id":"e1","event_type":"T","aggregate_id":"a"}`),
+			},
 			wantUUID: "m1", metadata: message.Metadata{"event_type": "T", "aggregate_id": "a"},
 		},
 		"event id": {

@@ -13,7 +13,8 @@ import (
 	"github.com/healz/worker/internal/testservers"
 )
 
-// TestWatermillSuite holds publisher and subscriber to Watermill's universal suite, with a queue for each topic and group.
+// TestWatermillSuite holds publisher and subscriber to Watermill's universal suite, with a queue for each topic and
+// group.
 func TestWatermillSuite(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
@@ -21,7 +22,8 @@ func TestWatermillSuite(t *testing.T) {
 		features    tests.Features
 	}{
 		"one at a time": {1, tests.Features{
-			ConsumerGroups: true, GuaranteedOrder: true, GuaranteedOrderWithSingleSubscriber: true, Persistent: true, ForceShort: true,
+			ConsumerGroups: true, GuaranteedOrder: true, GuaranteedOrderWithSingleSubscriber: true, Persistent: true,
+			ForceShort: true,
 		}},
 		"concurrent": {0, tests.Features{ConsumerGroups: true, Persistent: true, ForceShort: true}},
 	} {

@@ -17,7 +17,8 @@ type names struct{ exchange, deadLetterExchange, consumerQueue, failedQueue stri
 
 func namesOf(prefix string) names {
 	return names{
-		exchange: prefix, deadLetterExchange: prefix + ".dlx", consumerQueue: prefix + ".consumer", failedQueue: prefix + ".failed",
+		exchange: prefix, deadLetterExchange: prefix + ".dlx",
+		consumerQueue: prefix + ".consumer", failedQueue: prefix + ".failed",
 	}
 }
 
@@ -38,8 +39,10 @@ func ContractConfig(url, prefix string) wamqp.Config {
 				"x-dead-letter-routing-key": failedKey,
 			},
 		},
-		QueueBind:       wamqp.QueueBindConfig{GenerateRoutingKey: func(string) string { return "#" }},
-		Publish:         wamqp.PublishConfig{GenerateRoutingKey: func(topic string) string { return topic }, ConfirmDelivery: true},
+		QueueBind: wamqp.QueueBindConfig{GenerateRoutingKey: func(string) string { return "#" }},
+		Publish: wamqp.PublishConfig{
+			GenerateRoutingKey: func(topic string) string { return topic }, Mandatory: true, ConfirmDelivery: true,
+		},
 		TopologyBuilder: Topology{Prefix: prefix},
 	}
 }
