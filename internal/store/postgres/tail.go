@@ -6,6 +6,8 @@ import (
 	_ "embed"
 	"errors"
 	"fmt"
+	"maps"
+	"strings"
 	"sync"
 	"time"
 
@@ -64,15 +66,7 @@ func (s *Store) Tail(ctx context.Context, c store.TailConfig) (*store.Tail, erro
 
 	config := s.config.Copy()
 	beImpatient(config)
-	for name, value := range map[string]string{
-		"tcp_keepalives_idle":     "5",
-		"tcp_keepalives_interval": "2",
-		"tcp_keepalives_count":    "3",
-		"tcp_user_timeout":        "10000",
-		"plan_cache_mode":         "force_custom_plan", // which of the two indexes it is depends on a parameter
-	} {
-		config.RuntimeParams[name] = value
-	}
+	maps.Copy(config.RuntimeParams, tailParams())
 	db := stdlib.OpenDB(*config)
 	db.SetMaxOpenConns(tailConns)
 
@@ -82,7 +76,7 @@ func (s *Store) Tail(ctx context.Context, c store.TailConfig) (*store.Tail, erro
 	listening.Go(func() { s.listen(ctx, wake) })
 	return &store.Tail{
 		DB:      leader{db},
-		Schema:  tailSchema{config: c},
+		Schema:  newTailSchema(c),
 		Offsets: tailOffsets{},
 		Wake:    wake,
 		Close: func() error {
@@ -91,6 +85,22 @@ func (s *Store) Tail(ctx context.Context, c store.TailConfig) (*store.Tail, erro
 			return db.Close()
 		},
 	}, nil
+}
+
+// tailParams are the session's settings on a tail's connections.
+func tailParams() map[string]string {
+	return map[string]string{
+		// A leader's machine that is gone is noticed, and its lock given up, in some ten seconds.
+		"tcp_keepalives_idle":     "5",
+		"tcp_keepalives_interval": "2",
+		"tcp_keepalives_count":    "3",
+		"tcp_user_timeout":        "10000",
+		// Selecting a batch is a scan of an index however little is known of the table, and planned once.
+		"plan_cache_mode":   "force_generic_plan",
+		"enable_seqscan":    "off",
+		"enable_bitmapscan": "off",
+		"jit":               "off",
+	}
 }
 
 // leader begins transactions that only one process has at a time.
@@ -121,11 +131,19 @@ func (l leader) BeginTx(ctx context.Context, o *sql.TxOptions) (*sql.Tx, error) 
 const positionKey = "position"
 
 // tailSchema reads batches.
-type tailSchema struct{ config store.TailConfig }
+type tailSchema struct{ query wsql.Query }
+
+func newTailSchema(c store.TailConfig) tailSchema {
+	statement := tailSQL
+	if c.OnlyOwn {
+		statement = strings.ReplaceAll(statement, "true /* or own */", "own")
+	}
+	return tailSchema{query: wsql.Query{Query: statement, Args: []any{c.BatchSize}}}
+}
 
 // SelectQuery selects the next batch.
 func (s tailSchema) SelectQuery(string, string, wsql.OffsetsAdapter) wsql.Query {
-	return wsql.Query{Query: tailSQL, Args: []any{s.config.BatchSize, s.config.OnlyOwn}}
+	return s.query
 }
 
 // UnmarshalMessage makes a message of a batch.

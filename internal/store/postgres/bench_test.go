@@ -1,0 +1,108 @@
+package postgres_test
+
+import (
+	"context"
+	"strconv"
+	"sync/atomic"
+	"testing"
+
+	wsql "github.com/ThreeDotsLabs/watermill-sql/v3/pkg/sql"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/stretchr/testify/require"
+
+	"github.com/healz/worker/internal/events"
+	"github.com/healz/worker/internal/store"
+	"github.com/healz/worker/internal/store/storetest"
+)
+
+// appendSize is how many events an append of many has in the benchmarks.
+const appendSize = 100
+
+// BenchmarkAppend compares the store's appends with what the same rows cost without its promises: a plain INSERT, and
+// COPY. Only figures of one run compare.
+func BenchmarkAppend(b *testing.B) {
+	s := open(b, migrated(b))
+	for name, way := range map[string]func(context.Context, []events.Event) error{
+		"store": s.AppendMany,
+		"plain INSERT": func(ctx context.Context, batch []events.Event) error {
+			return plainInsert(ctx, s.Pool(), batch)
+		},
+		"COPY": func(ctx context.Context, batch []events.Event) error { return plainCopy(ctx, s.Pool(), batch) },
+	} {
+		for _, size := range []int{1, appendSize} {
+			b.Run(strconv.Itoa(size)+"/"+name, func(b *testing.B) {
+				stream := storetest.NewStream()
+				for b.Loop() {
+					require.NoError(b, way(b.Context(), stream.Take(size)))
+				}
+				b.ReportMetric(float64(b.N*size)/b.Elapsed().Seconds(), "events/s")
+			})
+		}
+	}
+	b.Run("1/store from 8 goroutines", func(b *testing.B) {
+		var appended atomic.Int64
+		b.SetParallelism(4)
+		b.RunParallel(func(pb *testing.PB) {
+			stream := storetest.NewStream()
+			for pb.Next() {
+				if err := s.Append(b.Context(), stream.Next()); err != nil {
+					b.Error(err)
+				}
+				appended.Add(1)
+			}
+		})
+		b.ReportMetric(float64(appended.Load())/b.Elapsed().Seconds(), "events/s")
+	})
+}
+
+func plainInsert(ctx context.Context, pool *pgxpool.Pool, batch []events.Event) error {
+	if len(batch) == 1 {
+		_, err := pool.Exec(ctx, insertSQL, insertArgs(batch[0])...)
+		return err
+	}
+	inserts := &pgx.Batch{}
+	for _, e := range batch {
+		inserts.Queue(insertSQL, insertArgs(e)...)
+	}
+	return pool.SendBatch(ctx, inserts).Close()
+}
+
+func plainCopy(ctx context.Context, pool *pgxpool.Pool, batch []events.Event) error {
+	_, err := pool.CopyFrom(ctx, pgx.Identifier{"events"}, []string{
+		"event_id", "event_type", "aggregate_type", "aggregate_id", "aggregate_version", "tenant_id", "clinic_id",
+		"causation_id", "correlation_id", "user_id", "created_at", "event_data", "metadata",
+	}, pgx.CopyFromSlice(len(batch), func(i int) ([]any, error) { return insertArgs(batch[i]), nil }))
+	return err
+}
+
+// BenchmarkTail selects a batch as the relay does, again and again.
+func BenchmarkTail(b *testing.B) {
+	s := open(b, migrated(b))
+	for range 20 {
+		require.NoError(b, s.AppendMany(b.Context(), storetest.NewStream().Take(1000)))
+	}
+	for _, size := range []int{1, 100, 1000} {
+		b.Run(strconv.Itoa(size), func(b *testing.B) {
+			tail, err := s.Tail(b.Context(), store.TailConfig{BatchSize: size})
+			require.NoError(b, err)
+			defer func() { require.NoError(b, tail.Close()) }()
+			for b.Loop() {
+				require.NotEmpty(b, selectBatch(b, tail).Msg.Payload)
+			}
+			b.ReportMetric(float64(b.N*size)/b.Elapsed().Seconds(), "events/s")
+		})
+	}
+}
+
+// selectBatch reads the next batch and leaves the position where it is.
+func selectBatch(tb testing.TB, tail *store.Tail) wsql.Row {
+	tb.Helper()
+	tx, err := tail.DB.BeginTx(tb.Context(), nil)
+	require.NoError(tb, err)
+	defer func() { require.NoError(tb, tx.Rollback()) }()
+	q := tail.Schema.SelectQuery("", "", tail.Offsets)
+	row, err := tail.Schema.UnmarshalMessage(tx.QueryRowContext(tb.Context(), q.Query, q.Args...))
+	require.NoError(tb, err)
+	return row
+}
