@@ -33,9 +33,9 @@ func (s *Store) AddLetter(ctx context.Context, l deadletter.Letter) error {
 	if err != nil {
 		return fmt.Errorf("%s: encode its headers: %w", doing, err)
 	}
-	_, err = s.writer.exec(ctx, insertLetter, l.Reason, l.Handler, l.Attempts,
+	_, err = s.exec(ctx, doing, insertLetter, l.Reason, l.Handler, l.Attempts,
 		l.FirstFailed.UnixMicro(), l.LastFailed.UnixMicro(), l.Source, string(headers), append([]byte{}, l.Body...))
-	return translate(doing, err)
+	return err
 }
 
 // Letters returns letters after the one with the given id. See [deadletter.Shelf].
@@ -59,8 +59,8 @@ func (s *Store) RequestReplay(ctx context.Context, id string) (bool, error) {
 	if !ok {
 		return false, nil
 	}
-	marked, err := s.change(ctx, requestReplay, n)
-	return marked > 0, translate("request the replay of a dead letter", err)
+	marked, err := s.exec(ctx, "request the replay of a dead letter", requestReplay, n)
+	return marked > 0, err
 }
 
 // ReplayRequested returns marked letters. See [deadletter.Shelf].
@@ -75,23 +75,13 @@ func (s *Store) RemoveLetter(ctx context.Context, id string) error {
 	if !ok {
 		return nil
 	}
-	_, err := s.change(ctx, deleteLetter, n)
-	return translate("remove a dead letter", err)
+	_, err := s.exec(ctx, "remove a dead letter", deleteLetter, n)
+	return err
 }
 
 // PurgeLetters destroys all letters and returns how many. See [deadletter.Shelf].
 func (s *Store) PurgeLetters(ctx context.Context) (int, error) {
-	n, err := s.change(ctx, deleteLetters)
-	return n, translate("purge the dead letters", err)
-}
-
-// change runs a statement and returns how many rows it has changed.
-func (s *Store) change(ctx context.Context, query string, args ...any) (int, error) {
-	result, err := s.writer.exec(ctx, query, args...)
-	if err != nil {
-		return 0, err
-	}
-	n, err := result.RowsAffected()
+	n, err := s.exec(ctx, "purge the dead letters", deleteLetters)
 	return int(n), err
 }
 
@@ -129,7 +119,7 @@ func scanLetter(rows *sql.Rows) (deadletter.Letter, error) {
 	if err := decoder.Decode(&l.Headers); err != nil {
 		return l, fmt.Errorf("decode the headers of letter %s: %w", l.ID, err)
 	}
-	l.Body = append([]byte{}, l.Body...) // the driver gives nil for no bytes
+	l.Body = append([]byte{}, l.Body...)   // the driver gives nil for no bytes
 	l.Event, _ = events.ParseDraft(l.Body) // what cannot be read stays zero
 	return l, nil
 }

@@ -32,6 +32,8 @@ const (
 	readerConnections = 4
 	// logSizeLimit is to what the log is cut, in bytes, after something big had made it larger.
 	logSizeLimit = 64 << 20
+	// shortWait is how long SQLite itself waits for other writers, see [Store.begin].
+	shortWait = 4 * time.Millisecond
 	// lockRetry is how often a file lock that another process holds is tried again.
 	lockRetry = 10 * time.Millisecond
 
@@ -69,12 +71,25 @@ func Open(ctx context.Context, path string, o Options) (*Store, error) {
 		return nil, translate(doing, err)
 	}
 	if s.readers, err = newPool(s.dsn(reading), readerConnections, readerQueries()); err != nil {
-		return nil, errors.Join(translate(doing, err), s.writer.Close())
+		return nil, translate(doing, err)
 	}
-	if s.migrator, err = migrations.SQLite(s.writer.DB); err != nil {
+	if s.migrationDB, err = openDB(s.dsn(migrating)); err != nil {
+		return nil, translate(doing, err)
+	}
+	s.migrationDB.SetMaxIdleConns(0)
+	if s.migrator, err = migrations.SQLite(s.migrationDB); err != nil {
 		return nil, errors.Join(translate(doing, err), s.Close())
 	}
 	return s, nil
+}
+
+// openDB connects to nothing yet: that happens when it is used.
+func openDB(dsn string) (*sql.DB, error) {
+	connector, err := modernc.NewConnector(dsn)
+	if err != nil {
+		return nil, err
+	}
+	return sql.OpenDB(connector), nil
 }
 
 // exclusively runs work while no other process, nor another Store of this one, is opening or migrating the database.
@@ -88,11 +103,10 @@ func (s *Store) exclusively(ctx context.Context, work func() error) error {
 
 // prepareFile makes the file, turns on its write-ahead log, and finds out now what appends would fail of.
 func (s *Store) prepareFile(ctx context.Context) error {
-	connector, err := modernc.NewConnector(s.dsn(creating))
+	db, err := openDB(s.dsn(creating))
 	if err != nil {
 		return err
 	}
-	db := sql.OpenDB(connector)
 	defer db.Close()
 	var mode string
 	if err := db.QueryRowContext(ctx, "PRAGMA journal_mode").Scan(&mode); err != nil {
@@ -133,6 +147,7 @@ type access int
 
 const (
 	creating access = iota
+	migrating
 	writing
 	reading
 )
@@ -147,7 +162,7 @@ const (
 func (s *Store) dsn(a access) string {
 	q := url.Values{
 		"mode":          {"rw"},
-		"_busy_timeout": {strconv.FormatInt(s.options.BusyTimeout.Milliseconds(), 10)},
+		"_busy_timeout": {milliseconds(s.options.BusyTimeout)},
 		"_synchronous":  {"FULL"},
 		"_defensive":    {"1"},
 		"_dqs":          {"0"},
@@ -157,8 +172,11 @@ func (s *Store) dsn(a access) string {
 	case creating:
 		q.Set("mode", "rwc")
 		q.Set("modeof", s.path+setupLockSuffix)
+	case migrating:
+		q.Set("_txlock", "immediate")
 	case writing:
 		q.Set("_txlock", "immediate")
+		q.Set("_busy_timeout", milliseconds(shortWait))
 		q.Set("_pragma", fmt.Sprintf("journal_size_limit(%d)", logSizeLimit))
 	case reading:
 		q.Set("_query_only", "1")
@@ -166,6 +184,8 @@ func (s *Store) dsn(a access) string {
 	query := strings.ReplaceAll(q.Encode(), "+", "%20") // to SQLite a plus is no space
 	return (&url.URL{Scheme: "file", Path: s.path, RawQuery: query}).String()
 }
+
+func milliseconds(d time.Duration) string { return strconv.FormatInt(d.Milliseconds(), 10) }
 
 func writerQueries() []string {
 	return []string{

@@ -6,8 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"time"
 
-	modernc "modernc.org/sqlite"
+	sqlite3 "modernc.org/sqlite/lib"
 
 	"github.com/healz/worker/internal/deadletter"
 	"github.com/healz/worker/internal/store"
@@ -21,39 +22,65 @@ var (
 
 // Store is the event store in one SQLite file. It is safe for concurrent use, by several processes too.
 type Store struct {
-	path     string
-	options  Options
-	writer   *pool
-	readers  *pool
-	migrator *migrations.Migrator
-	wakers   wakers
+	path        string
+	options     Options
+	writer      *pool
+	readers     *pool
+	migrationDB *sql.DB
+	migrator    *migrations.Migrator
+	wakers      wakers
 }
 
 // Close waits for what is under way and closes the file.
 func (s *Store) Close() error {
 	// The writer is last: closing the last connection moves the log into the file.
-	return errors.Join(s.readers.Close(), s.writer.Close())
+	return errors.Join(s.migrationDB.Close(), s.readers.Close(), s.writer.Close())
 }
 
 // write runs work in a transaction that has the right to write from its beginning, so that it cannot fail half-way for
 // want of it. The statements in it do not end early with ctx: a statement that is interrupted costs the connection.
 func (s *Store) write(ctx context.Context, doing string, work func(ctx context.Context, tx *transaction) error) error {
-	prepared, err := s.writer.statements(ctx)
+	tx, err := s.begin(ctx)
 	if err != nil {
 		return translate(doing, err)
 	}
-	tx, err := s.writer.BeginTx(ctx, nil)
-	if err != nil {
-		return translate(doing, err)
-	}
-	defer tx.Rollback() // after a commit it does nothing
-	if err = work(context.WithoutCancel(ctx), &transaction{tx: tx, prepared: prepared}); err == nil {
-		err = unknownIfIO(tx.Commit())
+	defer tx.tx.Rollback() // after a commit it does nothing
+	if err = work(context.WithoutCancel(ctx), tx); err == nil {
+		err = unknownIfIO(tx.tx.Commit())
 	}
 	if errors.Is(err, sql.ErrTxDone) { // the end of ctx has ended the transaction
 		err = ctx.Err()
 	}
 	return translate(doing, err)
+}
+
+// begin waits for the writers of other processes by many short waits. In one long wait SQLite looks ever more seldom
+// whether it is its turn, and is never lucky while another process writes one thing after the other.
+func (s *Store) begin(ctx context.Context) (*transaction, error) {
+	for deadline := time.Now().Add(s.options.BusyTimeout); ; {
+		prepared, err := s.writer.statements(ctx)
+		if err == nil {
+			var tx *sql.Tx
+			if tx, err = s.writer.BeginTx(ctx, nil); err == nil {
+				return &transaction{tx: tx, prepared: prepared}, nil
+			}
+		}
+		if resultCode(err) != sqlite3.SQLITE_BUSY || time.Now().After(deadline) {
+			return nil, err
+		}
+	}
+}
+
+// exec writes by one statement, and returns how many rows it has changed.
+func (s *Store) exec(ctx context.Context, doing, query string, args ...any) (changed int64, err error) {
+	err = s.write(ctx, doing, func(ctx context.Context, tx *transaction) error {
+		result, err := tx.exec(ctx, query, args...)
+		if err == nil {
+			changed, err = result.RowsAffected()
+		}
+		return err
+	})
+	return changed, err
 }
 
 // transaction runs prepared statements in a transaction.
@@ -81,11 +108,10 @@ type pool struct {
 }
 
 func newPool(dsn string, connections int, queries []string) (*pool, error) {
-	connector, err := modernc.NewConnector(dsn)
+	db, err := openDB(dsn)
 	if err != nil {
 		return nil, err
 	}
-	db := sql.OpenDB(connector)
 	db.SetMaxOpenConns(connections)
 	db.SetMaxIdleConns(connections)
 	return &pool{DB: db, queries: queries}, nil
@@ -120,14 +146,6 @@ func (p *pool) query(ctx context.Context, query string, args ...any) (*sql.Rows,
 	return prepared[query].QueryContext(ctx, args...)
 }
 
-func (p *pool) exec(ctx context.Context, query string, args ...any) (sql.Result, error) {
-	prepared, err := p.statements(ctx)
-	if err != nil {
-		return nil, err
-	}
-	return prepared[query].ExecContext(ctx, args...)
-}
-
 func (p *pool) queryRow(ctx context.Context, into any, query string, args ...any) error {
 	prepared, err := p.statements(ctx)
 	if err != nil {
@@ -135,4 +153,3 @@ func (p *pool) queryRow(ctx context.Context, into any, query string, args ...any
 	}
 	return prepared[query].QueryRowContext(ctx, args...).Scan(into)
 }
-

@@ -43,8 +43,8 @@ func (s *Store) Tail(ctx context.Context, c store.TailConfig) (*store.Tail, erro
 	default:
 		return nil, fmt.Errorf("%s: unknown start %q", doing, c.Start)
 	}
-	if _, err := s.writer.exec(ctx, initPosition, c.Start == store.StartEnd); err != nil {
-		return nil, translate(doing, err)
+	if _, err := s.exec(ctx, doing, initPosition, c.Start == store.StartEnd); err != nil {
+		return nil, err
 	}
 	var last int64
 	if err := s.readers.queryRow(ctx, &last, selectLastID); err != nil {
@@ -55,7 +55,7 @@ func (s *Store) Tail(ctx context.Context, c store.TailConfig) (*store.Tail, erro
 		return nil, translate(doing, err)
 	}
 	lock := flock.New(s.path + relayLockSuffix)
-	db := sql.OpenDB(tailConnector{Connector: connector, writer: s.writer, lock: lock})
+	db := sql.OpenDB(tailConnector{Connector: connector, store: s, lock: lock})
 	db.SetMaxOpenConns(1)
 
 	wake := make(chan struct{}, 1)
@@ -191,7 +191,9 @@ func (tailOffsets) AckMessageQuery(_ string, row wsql.Row, _ string) wsql.Query 
 	return wsql.Query{Query: updatePosition, Args: []any{row.Offset}}
 }
 
-func (tailOffsets) ConsumedMessageQuery(string, wsql.Row, string, []byte) wsql.Query { return wsql.Query{} }
+func (tailOffsets) ConsumedMessageQuery(string, wsql.Row, string, []byte) wsql.Query {
+	return wsql.Query{}
+}
 
 func (tailOffsets) NextOffsetQuery(string, string) wsql.Query { return wsql.Query{} }
 
@@ -205,8 +207,8 @@ func (tailOffsets) BeforeSubscribingQueries(string, string) []wsql.Query { retur
 // itself; what the transaction was to ensure, that nobody else moves the position meanwhile, the lock does.
 type tailConnector struct {
 	driver.Connector
-	writer *pool
-	lock   *flock.Flock
+	store *Store
+	lock  *flock.Flock
 }
 
 func (c tailConnector) Connect(ctx context.Context) (driver.Conn, error) {
@@ -214,14 +216,14 @@ func (c tailConnector) Connect(ctx context.Context) (driver.Conn, error) {
 	if err != nil {
 		return nil, translate("open a connection", err)
 	}
-	return tailConn{Conn: conn, writer: c.writer, lock: c.lock}, nil
+	return tailConn{Conn: conn, store: c.store, lock: c.lock}, nil
 }
 
-// tailConn reads by a connection of its own and writes through the store's writer, which takes writes in turn.
+// tailConn reads by a connection of its own and writes as the store does, in turn.
 type tailConn struct {
 	driver.Conn
-	writer *pool
-	lock   *flock.Flock
+	store *Store
+	lock  *flock.Flock
 }
 
 // BeginTx only takes the lock, and is [store.ErrNotLeader] when another has it.
@@ -246,8 +248,8 @@ func (c tailConn) ExecContext(ctx context.Context, query string, args []driver.N
 	for i, a := range args {
 		values[i] = a.Value
 	}
-	result, err := c.writer.exec(ctx, query, values...)
-	return result, translate("move the relay's position", err)
+	changed, err := c.store.exec(ctx, "move the relay's position", query, values...)
+	return driver.RowsAffected(changed), err
 }
 
 func (c tailConn) ResetSession(ctx context.Context) error {
