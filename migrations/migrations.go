@@ -22,11 +22,11 @@ const Table = "worker_migrations"
 
 // Status says whether a database has a version of the schema.
 type Status struct {
-	Version int64
+	Version int64 `json:"version"`
 	// Name says what the version brings.
-	Name string
+	Name string `json:"name"`
 	// AppliedAt is when the database got it; zero if it has not.
-	AppliedAt time.Time
+	AppliedAt time.Time `json:"applied_at,omitzero"`
 }
 
 // Migrator brings one database from version to version, each in a transaction of its own.
