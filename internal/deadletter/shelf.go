@@ -31,7 +31,8 @@ func NewShelfSink(shelf Shelf) *ShelfSink { return &ShelfSink{shelf: shelf} }
 
 // Put implements [Sink].
 func (s *ShelfSink) Put(ctx context.Context, m *message.Message, f Failure) error {
-	l := Letter{Failure: f, Source: message.SubscribeTopicFromCtx(m.Context()), Headers: map[string]any{}, Body: m.Payload}
+	source := message.SubscribeTopicFromCtx(m.Context()) //nolint:contextcheck // the topic is in the message's own context
+	l := Letter{Failure: f, Source: source, Headers: make(map[string]any, len(m.Metadata)), Body: m.Payload}
 	for key, value := range m.Metadata {
 		l.Headers[key] = value
 	}

@@ -1,0 +1,256 @@
+package eventstest_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/stretchr/testify/require"
+
+	"github.com/healz/worker/internal/events"
+	"github.com/healz/worker/internal/eventstest"
+	"github.com/healz/worker/internal/handlers"
+	"github.com/healz/worker/internal/handlers/clinic"
+)
+
+// fakeTB records how a test has failed.
+type fakeTB struct {
+	testing.TB
+	failed   bool
+	messages strings.Builder
+}
+
+func (f *fakeTB) Errorf(format string, args ...any) {
+	f.failed = true
+	fmt.Fprintf(&f.messages, format, args...)
+}
+
+func (f *fakeTB) FailNow() {
+	f.failed = true
+	panic(f) // ends the test that is tested
+}
+
+// failure runs a test that must fail and returns what it reports.
+func failure(t *testing.T, test func(t testing.TB)) string {
+	t.Helper()
+	f := &fakeTB{TB: t}
+	func() {
+		defer func() {
+			if r := recover(); r != nil && r != any(f) {
+				panic(r)
+			}
+		}()
+		test(f)
+	}()
+	require.True(t, f.failed, "it should have failed")
+	return f.messages.String()
+}
+
+// CardPrinted is the first event of a card.
+type CardPrinted struct {
+	Name string `json:"name"`
+}
+
+func (CardPrinted) EventType() string     { return "CardPrinted" }
+func (CardPrinted) AggregateType() string { return "Card" }
+
+func printCard(_ context.Context, e events.Event, p clinic.PatientRegistered) ([]events.Event, error) {
+	return events.Follow(e, CardPrinted(p))
+}
+
+func scheduled() clinic.AppointmentScheduled {
+	return clinic.AppointmentScheduled{
+		PatientID: uuid.MustParse("0198c9ab-0000-7000-8000-000000000001"),
+		StartsAt:  time.Date(2026, 7, 30, 9, 30, 0, 0, time.UTC),
+	}
+}
+
+func cancel(a *clinic.Appointment) error { return a.Cancel("ill") }
+
+func TestAggregate(t *testing.T) {
+	t.Parallel()
+	eventstest.Aggregate(t, clinic.NewAppointment).
+		When(func(a *clinic.Appointment) error { return a.Schedule(scheduled().PatientID, scheduled().StartsAt) }).
+		Then(scheduled())
+	eventstest.Aggregate(t, clinic.NewAppointment).
+		Given(scheduled()).
+		Given(clinic.AppointmentConfirmed{}).
+		When(cancel).
+		Then(clinic.AppointmentCancelled{Reason: "ill"})
+	eventstest.Aggregate(t, clinic.NewAppointment).
+		Given(scheduled()).
+		When(func(a *clinic.Appointment) error { return errors.Join(a.Confirm(), a.Cancel("ill")) }).
+		Then(clinic.AppointmentConfirmed{}, clinic.AppointmentCancelled{Reason: "ill"})
+	eventstest.Aggregate(t, clinic.NewAppointment).
+		Given(scheduled(), clinic.AppointmentCancelled{}).
+		When(cancel).
+		ThenError(clinic.ErrAlreadyCancelled)
+	eventstest.Aggregate(t, clinic.NewAppointment).
+		When(func(*clinic.Appointment) error { return nil }).
+		Then()
+}
+
+func TestHandler(t *testing.T) {
+	t.Parallel()
+	eventstest.Handler(t, printCard).When(clinic.PatientRegistered{Name: "Ana"}).Then(CardPrinted{Name: "Ana"})
+
+	refused := errors.New("refused")
+	refuse := func(err error) func(context.Context, events.Event, clinic.PatientRegistered) ([]events.Event, error) {
+		return func(context.Context, events.Event, clinic.PatientRegistered) ([]events.Event, error) { return nil, err }
+	}
+	eventstest.Handler(t, refuse(nil)).When(clinic.PatientRegistered{}).Then()
+	eventstest.Handler(t, refuse(refused)).When(clinic.PatientRegistered{}).ThenError(refused)
+	eventstest.Handler(t, refuse(handlers.Permanent(refused))).When(clinic.PatientRegistered{}).ThenPermanent()
+}
+
+func TestHandlerHasTheEventInHand(t *testing.T) {
+	t.Parallel()
+	e := eventstest.Event(t, clinic.PatientRegistered{Name: "Ana"})
+	e.Metadata = json.RawMessage(`{"source": "import"}`)
+	eventstest.Handler(t, func(ctx context.Context, got events.Event, raw json.RawMessage) ([]events.Event, error) {
+		inContext, ok := events.FromContext(ctx)
+		require.True(t, ok)
+		require.Equal(t, e, inContext)
+		require.Equal(t, e, got)
+		require.JSONEq(t, `{"name": "Ana"}`, string(raw))
+		return nil, nil
+	}).WhenEvent(e).Then()
+}
+
+func TestDataThatDoesNotDecodeIsAPermanentErrorAsInTheWorker(t *testing.T) {
+	t.Parallel()
+	e := eventstest.Event(t, clinic.PatientRegistered{})
+	e.Data = json.RawMessage(`{"name": 1}`)
+	eventstest.Handler(t, printCard).WhenEvent(e).ThenPermanent()
+}
+
+func TestHandlerThatLoadsAnAggregate(t *testing.T) {
+	t.Parallel()
+	appointment := uuid.New()
+	var streams eventstest.Streams
+	streams.Given(t, "Appointment", appointment, scheduled())
+	appointments := events.NewRepository(&streams, clinic.NewAppointment)
+	cancelAppointment := func(ctx context.Context, e events.Event, _ clinic.PatientRegistered) ([]events.Event, error) {
+		return appointments.Decide(ctx, events.CausedBy(e), appointment, cancel)
+	}
+	eventstest.Handler(t, cancelAppointment).
+		When(clinic.PatientRegistered{Name: "Ana"}).
+		Then(clinic.AppointmentCancelled{Reason: "ill"})
+}
+
+func TestOtherOutcomesFailTheTest(t *testing.T) {
+	t.Parallel()
+	begin := func(t testing.TB) *eventstest.Outcome {
+		t.Helper()
+		return eventstest.Aggregate(t, clinic.NewAppointment).Given(scheduled()).When(cancel)
+	}
+	refused := func(t testing.TB) *eventstest.Outcome {
+		t.Helper()
+		return eventstest.Aggregate(t, clinic.NewAppointment).When(cancel)
+	}
+	tests := map[string]struct {
+		when func(t testing.TB) *eventstest.Outcome
+		then func(*eventstest.Outcome)
+		want []string
+	}{
+		"other data": {
+			begin, func(o *eventstest.Outcome) { o.Then(clinic.AppointmentCancelled{Reason: "away"}) },
+			[]string{"other events than expected", `-  "reason": "away"`, `+  "reason": "ill"`},
+		},
+		"another type": {
+			begin, func(o *eventstest.Outcome) { o.Then(clinic.AppointmentConfirmed{}) },
+			[]string{"-AppointmentConfirmed {}", "+AppointmentCancelled {"},
+		},
+		"one too many": {
+			begin, func(o *eventstest.Outcome) { o.Then() },
+			[]string{"+AppointmentCancelled {"},
+		},
+		"one missing": {
+			begin, func(o *eventstest.Outcome) {
+				o.Then(clinic.AppointmentCancelled{Reason: "ill"}, clinic.AppointmentConfirmed{})
+			},
+			[]string{"-AppointmentConfirmed {}"},
+		},
+		"an error instead of events": {
+			refused, func(o *eventstest.Outcome) { o.Then(clinic.AppointmentCancelled{Reason: "ill"}) },
+			[]string{clinic.ErrNotScheduled.Error()},
+		},
+		"events instead of an error": {
+			begin, func(o *eventstest.Outcome) { o.ThenError(clinic.ErrAlreadyCancelled) },
+			[]string{clinic.ErrAlreadyCancelled.Error()},
+		},
+		"another error": {
+			refused, func(o *eventstest.Outcome) { o.ThenError(clinic.ErrAlreadyCancelled) },
+			[]string{clinic.ErrNotScheduled.Error(), clinic.ErrAlreadyCancelled.Error()},
+		},
+		"an error that a retry may mend": {
+			refused, (*eventstest.Outcome).ThenPermanent,
+			[]string{"the error would be retried: " + clinic.ErrNotScheduled.Error()},
+		},
+		"no error": {
+			begin, (*eventstest.Outcome).ThenPermanent,
+			[]string{"An error is expected"},
+		},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			report := failure(t, func(t testing.TB) {
+				t.Helper()
+				test.then(test.when(t))
+			})
+			for _, want := range test.want {
+				require.Contains(t, report, want)
+			}
+		})
+	}
+}
+
+func TestAHistoryThatCannotBeEncodedFailsTheTest(t *testing.T) {
+	t.Parallel()
+	report := failure(t, func(t testing.TB) {
+		t.Helper()
+		eventstest.Aggregate(t, clinic.NewAppointment).Given(unencodable{})
+	})
+	require.Contains(t, report, "given")
+	require.Contains(t, report, "encode data of Unencodable")
+}
+
+// unencodable is data that JSON cannot carry.
+type unencodable struct{ C chan int }
+
+func (unencodable) EventType() string { return "Unencodable" }
+
+func TestFollowUpsMustCarryOn(t *testing.T) {
+	t.Parallel()
+	other := uuid.MustParse("0198c9ab-0000-7000-8000-00000000000f")
+	for name, test := range map[string]struct {
+		spoil func(*events.Event)
+		want  string
+	}{
+		"tenant":      {func(e *events.Event) { e.TenantID = other }, "CardPrinted: tenant_id"},
+		"correlation": {func(e *events.Event) { e.CorrelationID = other }, "CardPrinted: correlation_id"},
+		"cause":       {func(e *events.Event) { e.CausationID.UUID = other }, "CardPrinted: causation_id"},
+		"no cause":    {func(e *events.Event) { e.CausationID = uuid.NullUUID{} }, "CardPrinted: causation_id"},
+		"validity":    {func(e *events.Event) { e.AggregateVersion = 0 }, "aggregate_version"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			spoilt := func(_ context.Context, e events.Event, p clinic.PatientRegistered) ([]events.Event, error) {
+				followUps, err := events.Follow(e, CardPrinted(p))
+				test.spoil(&followUps[0])
+				return followUps, err
+			}
+			report := failure(t, func(t testing.TB) {
+				t.Helper()
+				eventstest.Handler(t, spoilt).When(clinic.PatientRegistered{Name: "Ana"}).Then(CardPrinted{Name: "Ana"})
+			})
+			require.Contains(t, report, test.want)
+		})
+	}
+}

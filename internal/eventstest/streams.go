@@ -1,0 +1,106 @@
+package eventstest
+
+import (
+	"context"
+	"iter"
+	"slices"
+	"sync"
+	"testing"
+
+	"github.com/google/uuid"
+	"github.com/stretchr/testify/require"
+
+	"github.com/healz/worker/internal/events"
+	"github.com/healz/worker/internal/store"
+)
+
+// Streams is an event store in memory, with the rules and the errors of the real ones, for a [events.Repository] in
+// tests. Its zero value is empty. It is safe for concurrent use.
+type Streams struct {
+	mu       sync.Mutex
+	appended []events.Event
+}
+
+// Given appends what has happened to an aggregate, oldest first, with the [Origin].
+func (s *Streams) Given(t testing.TB, aggregateType string, aggregateID uuid.UUID, history ...events.Data) {
+	t.Helper()
+	version := 0
+	for e, err := range s.Stream(t.Context(), aggregateType, aggregateID, 0) {
+		require.NoError(t, err, "given")
+		version = e.AggregateVersion
+	}
+	batch := make([]events.Event, len(history))
+	for i, data := range history {
+		batch[i] = event(t, aggregateType, aggregateID, version+i+1, data)
+	}
+	require.NoError(t, s.AppendMany(t.Context(), batch), "given")
+}
+
+// Events returns all events in the order in which they were appended.
+func (s *Streams) Events() []events.Event {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.appended)
+}
+
+// AppendMany appends all events or none; its errors are those of [store.Store].
+func (s *Streams) AppendMany(ctx context.Context, batch []events.Event) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if err := store.CheckBatch(batch); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	heads := make(map[uuid.UUID]events.Event)
+	for _, e := range s.appended {
+		heads[e.AggregateID] = e
+		if slices.ContainsFunc(batch, func(b events.Event) bool { return b.ID == e.ID }) {
+			return &store.DuplicateError{EventID: e.ID}
+		}
+	}
+	for _, e := range batch {
+		if err := continues(heads[e.AggregateID], e); err != nil {
+			return err
+		}
+		heads[e.AggregateID] = e
+	}
+	s.appended = append(s.appended, batch...)
+	return nil
+}
+
+// continues tells why e cannot be appended behind head, which is zero when the aggregate has no events.
+func continues(head, e events.Event) error {
+	if head.AggregateVersion == 0 {
+		head = e
+		head.AggregateVersion = 0
+	}
+	if head.TenantID == e.TenantID && e.AggregateVersion <= head.AggregateVersion {
+		return &store.ConflictError{
+			AggregateType: e.AggregateType, AggregateID: e.AggregateID,
+			Wanted: e.AggregateVersion, Found: head.AggregateVersion,
+		}
+	}
+	return store.Continues(head, e)
+}
+
+// Stream yields the events of an aggregate after the given version, by version ascending, as they are when it begins.
+func (s *Streams) Stream(
+	ctx context.Context, aggregateType string, aggregateID uuid.UUID, afterVersion int,
+) iter.Seq2[events.Event, error] {
+	return func(yield func(events.Event, error) bool) {
+		for _, e := range s.Events() {
+			if e.AggregateType != aggregateType || e.AggregateID != aggregateID || e.AggregateVersion <= afterVersion {
+				continue
+			}
+			if err := ctx.Err(); err != nil {
+				yield(events.Event{}, err)
+				return
+			}
+			if !yield(e, nil) {
+				return
+			}
+		}
+	}
+}
