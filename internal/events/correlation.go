@@ -30,11 +30,7 @@ func ParseCorrelationID(s string) (uuid.UUID, error) {
 	if cut := len(s) - uuidLength; cut > 1 && s[cut-1] == '-' {
 		text = s[cut:]
 	}
-	id, err := parseUUID(text)
-	if err != nil {
-		return uuid.Nil, fmt.Errorf("correlation id: %w", err)
-	}
-	return id, nil
+	return parseUUID(text)
 }
 
 // CorrelationIDOrNew propagates the correlation id that came from outside, or begins a new chain where

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -145,20 +146,23 @@ func decode(raw []byte, target any) error {
 }
 
 // withoutValues keeps what a JSON error says of types and places, and leaves out what it quotes of the
-// input, which may be about a patient.
+// input, which may be about a patient. So it does not wrap err.
 func withoutValues(err error) error {
 	if e, ok := errors.AsType[*json.UnmarshalTypeError](err); ok {
-		kind, _, _ := bytes.Cut([]byte(e.Value), []byte(" "))
+		kind, _, _ := strings.Cut(e.Value, " ")
 		if e.Field == "" {
 			return fmt.Errorf("a JSON %s does not fit into %s", kind, e.Type)
 		}
 		return fmt.Errorf("field %s: a JSON %s does not fit into %s", e.Field, kind, e.Type)
 	}
 	if e, ok := errors.AsType[*json.SyntaxError](err); ok {
+		if strings.HasSuffix(e.Error(), "exceeded max depth") {
+			return errors.New("nested too deep")
+		}
 		return fmt.Errorf("not valid JSON at byte %d", e.Offset)
 	}
 	if errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF) {
 		return errors.New("not valid JSON: it ends too early")
 	}
-	return err
+	return fmt.Errorf("a value is refused by its type (%T)", err) // such a type's error may quote the value
 }

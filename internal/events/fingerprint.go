@@ -11,9 +11,10 @@ import (
 	"strings"
 )
 
-// Fingerprint is the same for two events that say the same, however their JSON is written: key order, white
-// space, escapes and the form of numbers do not count, nor do created_at and metadata, which a store or a
-// publisher may legitimately rewrite. Two events with one id and different fingerprints contradict each other.
+// Fingerprint is the same for two events that say the same of the same aggregate: it covers the id, the type, the
+// aggregate with its version, the tenant and the data. However the JSON of the data is written, the key order, white
+// space, escapes and the form of numbers do not count. Two events with one id and different fingerprints contradict
+// each other.
 func (e Event) Fingerprint() [sha256.Size]byte {
 	h := sha256.New()
 	for _, s := range []string{

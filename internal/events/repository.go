@@ -47,7 +47,7 @@ func NewRepository[A Aggregate](streams Streams, empty func() A) *Repository[A] 
 func (r *Repository[A]) Load(ctx context.Context, origin Origin, id uuid.UUID) (A, error) {
 	a, err := r.load(ctx, origin, id)
 	if err == nil && a.root().version == 0 {
-		err = fmt.Errorf("load %s %s: %w", a.AggregateType(), id, ErrNotFound)
+		return a, fmt.Errorf("load %s %s: %w", a.AggregateType(), id, ErrNotFound)
 	}
 	return a, err
 }
@@ -100,10 +100,15 @@ func (r *Repository[A]) decide(ctx context.Context, origin Origin, id uuid.UUID,
 	return a, err
 }
 
+// load returns no aggregate along with an error: it may be another tenant's.
 func (r *Repository[A]) load(ctx context.Context, origin Origin, id uuid.UUID) (A, error) {
+	var none A
 	a := r.empty()
 	if err := Load(a, r.streams.Stream(ctx, a.AggregateType(), id, 0)); err != nil {
-		return a, err
+		return none, err
 	}
-	return a, Begin(a, id, origin)
+	if err := Begin(a, id, origin); err != nil {
+		return none, err
+	}
+	return a, nil
 }

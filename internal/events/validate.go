@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"strconv"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -21,12 +22,16 @@ const (
 
 	// maxRoutingKeyBytes is AMQP's limit for a short string.
 	maxRoutingKeyBytes = 255
+	// maxDepth is one less than what encoding/json reads, as event_data stands inside the envelope.
+	maxDepth = 9_999
+	// maxDigits limits the digits and the exponent of a number; a numeric of Postgres's takes more.
+	maxDigits = 1_000
 )
 
 // InvalidError says all that is wrong with an event. Its text names fields and reasons, and no values of
 // event_data or metadata.
 type InvalidError struct {
-	// Fields are the bad fields by their JSON name, in the envelope's order.
+	// Fields are the bad fields, each of them once.
 	Fields []FieldError
 }
 
@@ -161,39 +166,101 @@ func checkJSON(raw json.RawMessage) error {
 	case !json.Valid(raw):
 		return errors.New("is not valid JSON")
 	}
-	return checkEscapes(raw)
+	return checkStorable(raw)
 }
 
-// checkEscapes refuses the escapes that are valid JSON and that a jsonb column still cannot hold: the
-// NUL character and halves of a surrogate pair. A backslash in valid JSON begins an escape in a string.
-func checkEscapes(raw []byte) error {
-	for i := bytes.IndexByte(raw, '\\'); i >= 0 && i < len(raw); {
-		if raw[i] != '\\' {
-			next := bytes.IndexByte(raw[i:], '\\')
-			if next < 0 {
-				return nil
+// checkStorable refuses valid JSON that a jsonb column cannot hold, or a reader of the event on the wire.
+func checkStorable(raw []byte) error {
+	depth := 0
+	for i := 0; i < len(raw); {
+		length := 1
+		switch c := raw[i]; {
+		case c == '"':
+			length = stringLength(raw[i:])
+			if err := checkEscapes(raw[i : i+length]); err != nil {
+				return err
 			}
-			i += next
+		case c == '-' || c >= '0' && c <= '9':
+			length = numberLength(raw[i:])
+			if err := checkNumber(raw[i : i+length]); err != nil {
+				return err
+			}
+		case c == '[' || c == '{':
+			if depth++; depth > maxDepth {
+				return fmt.Errorf("is nested more than %d levels deep", maxDepth)
+			}
+		case c == ']' || c == '}':
+			depth--
 		}
-		if raw[i+1] != 'u' {
-			i += 2
+		i += length
+	}
+	return nil
+}
+
+// stringLength is the length of the JSON string at the beginning of raw, quotes included.
+func stringLength(raw []byte) int {
+	for i := 1; ; i++ {
+		switch raw[i] {
+		case '"':
+			return i + 1
+		case '\\':
+			i++
+		}
+	}
+}
+
+// numberLength is the length of the JSON number at the beginning of raw.
+func numberLength(raw []byte) int {
+	for i, c := range raw {
+		if (c < '0' || c > '9') && !bytes.ContainsRune([]byte("+-.eE"), rune(c)) {
+			return i
+		}
+	}
+	return len(raw)
+}
+
+// checkNumber refuses numbers whose digits, written out, a numeric column would refuse, or that would grow in it
+// beyond measure: 1e100000 is a text of 100 001 characters when it is read back.
+func checkNumber(number []byte) error {
+	e := bytes.IndexAny(number, "eE")
+	if e < 0 {
+		e = len(number)
+	} else if exponent, err := strconv.Atoi(string(number[e+1:])); err != nil || max(exponent, -exponent) > maxDigits {
+		return fmt.Errorf("contains a number whose exponent is beyond %d", maxDigits)
+	}
+	if e > maxDigits {
+		return fmt.Errorf("contains a number of more than %d digits", maxDigits)
+	}
+	return nil
+}
+
+// checkEscapes refuses, in a JSON string, the escapes that a jsonb column cannot hold: the NUL character and halves of
+// a surrogate pair.
+func checkEscapes(text []byte) error {
+	for {
+		i := bytes.IndexByte(text, '\\')
+		if i < 0 {
+			return nil
+		}
+		text = text[i:]
+		if text[1] != 'u' {
+			text = text[2:]
 			continue
 		}
-		r := escapedRune(raw[i:])
-		i += 6
+		r := escapedRune(text)
+		text = text[6:]
 		switch {
 		case r == 0:
 			return errors.New(`contains \u0000, which the store cannot hold`)
 		case r >= 0xDC00 && r <= 0xDFFF:
 			return errors.New("contains the second half of a surrogate pair alone")
 		case r >= 0xD800 && r <= 0xDBFF:
-			if low := escapedRune(raw[i:]); low < 0xDC00 || low > 0xDFFF {
+			if low := escapedRune(text); low < 0xDC00 || low > 0xDFFF {
 				return errors.New("contains the first half of a surrogate pair alone")
 			}
-			i += 6
+			text = text[6:]
 		}
 	}
-	return nil
 }
 
 // escapedRune is the code unit of a \uXXXX at the beginning of raw, or -1.

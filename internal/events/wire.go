@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 	"unicode/utf8"
 
@@ -80,6 +81,8 @@ func parse(body []byte) (Event, *InvalidError) {
 
 func kindOf(first byte) string {
 	switch first {
+	case '{':
+		return "object"
 	case '[':
 		return "array"
 	case '"':
@@ -176,7 +179,7 @@ func (r fieldReader) time(field string) time.Time {
 		}
 		return time.Time{}
 	}
-	t, err := time.Parse(time.RFC3339Nano, s)
+	t, err := time.Parse(time.RFC3339Nano, strings.ToUpper(s)) // RFC 3339 allows t and z
 	if err != nil {
 		r.invalid.add(field, "is not an RFC 3339 time")
 		return time.Time{}
