@@ -119,7 +119,7 @@ func TestOpenReadOnly(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			folder, err := os.MkdirTemp("", "readonly")
+			folder, err := os.MkdirTemp("", "readonly") //nolint:usetesting // t.TempDir's parent keeps other users out
 			require.NoError(t, err)
 			t.Cleanup(func() {
 				require.NoError(t, os.Chmod(folder, 0o700))
@@ -148,7 +148,7 @@ func asOrdinaryUser(t *testing.T, args ...string) *exec.Cmd {
 		return c
 	}
 	const nobody = 65534
-	program, err := os.MkdirTemp("", "program") // where the test's binary lies, others may not look
+	program, err := os.MkdirTemp("", "program") //nolint:usetesting // t.TempDir's parent keeps other users out
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, os.RemoveAll(program)) })
 	require.NoError(t, os.Chmod(program, 0o755))

@@ -160,29 +160,35 @@ func TestReadsFollowIndexes(t *testing.T) {
 		plan  string
 	}{
 		"by aggregate": {
-			selectByAggregate, []any{"A", id, 1, 2, 10, 0},
+			selectByAggregate,
+			[]any{"A", id, 1, 2, 10, 0},
 			"SEARCH events USING INDEX idx_events_aggregate (aggregate_type=? AND aggregate_id=? AND aggregate_version>?)",
 		},
 		"by correlation": {
-			selectByCorrelation, []any{id, 1, 2, 10, 0},
+			selectByCorrelation,
+			[]any{id, 1, 2, 10, 0},
 			"SEARCH events USING INDEX idx_events_correlation (correlation_id=? AND created_at>?)",
 		},
 		"by type": {
-			selectByType, []any{"T", 1, 2, 10, 0},
+			selectByType,
+			[]any{"T", 1, 2, 10, 0},
 			"SEARCH events USING INDEX idx_events_type (event_type=? AND created_at<?)",
 		},
 		"by tenant": {
-			selectByTenant, []any{id, 1, 2, 10, 0},
+			selectByTenant,
+			[]any{id, 1, 2, 10, 0},
 			"SEARCH events USING INDEX idx_events_tenant (tenant_id=? AND created_at<?)",
 		},
 		"all":     {selectAll, []any{1, 10}, "SEARCH events USING INTEGER PRIMARY KEY (rowid>?)"},
 		"last id": {selectLastID, nil, "SEARCH events"},
 		"head": {
-			selectHead, []any{id},
+			selectHead,
+			[]any{id},
 			"SEARCH events USING INDEX events_aggregate_version_unique (aggregate_id=?)",
 		},
 		"version": {
-			selectVersion, []any{"A", id},
+			selectVersion,
+			[]any{"A", id},
 			"SEARCH events USING COVERING INDEX idx_events_aggregate (aggregate_type=? AND aggregate_id=?)",
 		},
 		"handled": {selectHandled, []any{id}, "SEARCH handled USING PRIMARY KEY (event_id=?)"},
