@@ -1,12 +1,14 @@
 package events_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 
 	"github.com/google/uuid"
 
 	"github.com/healz/worker/internal/events"
+	"github.com/healz/worker/internal/eventstest"
 )
 
 // Bed is an aggregate: it embeds the root, refuses what must not happen, and says how events change its state.
@@ -51,36 +53,37 @@ type MealOrdered struct {
 func (MealOrdered) EventType() string     { return "MealOrdered" }
 func (MealOrdered) AggregateType() string { return "Meal" }
 
-// An aggregate raises events and is loaded from them; a handler lets others follow.
+// An aggregate raises events, a repository keeps it, and a handler lets other events follow.
 func Example() {
-	bed := &Bed{}
-	if err := events.Begin(bed, uuid.New(), events.Origin{TenantID: uuid.New()}); err != nil {
-		fmt.Println(err)
-		return
-	}
-	fmt.Println(bed.Occupy("Ana"), bed.Version())
-	fmt.Println(bed.Occupy("Ben"), bed.Version())
+	ctx := context.Background()
+	var store eventstest.Streams
+	beds := events.NewRepository(&store, func() *Bed { return &Bed{} })
+	id, origin := uuid.New(), events.Origin{TenantID: uuid.New()}
 
-	again := &Bed{}
-	if err := events.Load(again, each(bed.Uncommitted(), nil)); err != nil {
-		fmt.Println(err)
-		return
+	for _, patient := range []string{"Ana", "Ben"} {
+		_, err := beds.Execute(ctx, origin, id, func(b *Bed) error { return b.Occupy(patient) })
+		fmt.Println(patient, err)
 	}
-	fmt.Println(again.patient, again.Version())
 
-	occupied := bed.Uncommitted()[0]
-	follow, err := events.Follow(occupied, MealOrdered{Patient: "Ana"})
+	bed, err := beds.Load(ctx, origin, id)
 	if err != nil {
 		fmt.Println(err)
 		return
 	}
-	meal := follow[0]
-	fmt.Println(meal.Type, string(meal.Data))
-	fmt.Println(meal.CorrelationID == occupied.CorrelationID, meal.CausationID.UUID == occupied.ID)
+	fmt.Println(bed.patient, bed.Version())
+
+	occupied := store.Events()[0]
+	follow, err := events.Follow(occupied, MealOrdered{Patient: bed.patient})
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	fmt.Println(follow[0].Type, string(follow[0].Data))
+	fmt.Println(follow[0].CorrelationID == occupied.CorrelationID, follow[0].CausationID.UUID == occupied.ID)
 
 	// Output:
-	// <nil> 1
-	// the bed is taken 1
+	// Ana <nil>
+	// Ben the bed is taken
 	// Ana 1
 	// MealOrdered {"patient":"Ana"}
 	// true true
