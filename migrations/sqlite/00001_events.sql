@@ -1,5 +1,5 @@
--- The contract's columns, in SQLite's types: a uuid is its canonical lower-case text, a time the microseconds since 1970
--- in UTC, JSON its text as it was written. Writers are serialised, so the order of id is the order of commit.
+-- The contract's columns, in SQLite's types: a uuid is its canonical lower-case text, a time the microseconds since
+-- 1970 in UTC, JSON its text as it was written. Writers are serialised, so the order of id is the order of commit.
 --
 -- What the worker writes (own = 1) it has validated. Rows of other programs are held to the same here, as one that
 -- cannot be read would stop the relay.

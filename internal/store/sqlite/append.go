@@ -36,8 +36,8 @@ func (s *Store) AppendMany(ctx context.Context, batch []events.Event) error {
 	if err := store.CheckBatch(batch); err != nil {
 		return fmt.Errorf("%s: %w", doing, err)
 	}
-	err := s.write(ctx, doing, func(ctx context.Context, tx *transaction) error {
-		return tx.append(ctx, batch)
+	err := s.write(ctx, doing, func(ctx context.Context, tx *sql.Tx) error {
+		return insertBatch(ctx, tx, batch)
 	})
 	if err == nil {
 		s.wakers.wake()
@@ -45,17 +45,17 @@ func (s *Store) AppendMany(ctx context.Context, batch []events.Event) error {
 	return err
 }
 
-// append inserts a checked batch. Nobody else writes meanwhile, so an aggregate's head stays what it is read as.
-func (t *transaction) append(ctx context.Context, batch []events.Event) error {
+// insertBatch inserts a checked batch. Nobody else writes meanwhile, so an aggregate's head stays what it is read as.
+func insertBatch(ctx context.Context, tx *sql.Tx, batch []events.Event) error {
 	begun := make(map[uuid.UUID]struct{})
 	for i, e := range batch {
 		if _, ok := begun[e.AggregateID]; !ok {
-			if err := t.checkHead(ctx, e); err != nil {
-				return t.orDuplicate(ctx, batch, i, err)
+			if err := checkHead(ctx, tx, e); err != nil {
+				return orDuplicate(ctx, tx, batch, i, err)
 			}
 			begun[e.AggregateID] = struct{}{}
 		}
-		if err := t.insert(ctx, e); err != nil {
+		if err := insertOne(ctx, tx, e); err != nil {
 			return inBatch(batch, i, err)
 		}
 	}
@@ -63,9 +63,9 @@ func (t *transaction) append(ctx context.Context, batch []events.Event) error {
 }
 
 // checkHead tells why e cannot be the next event of its aggregate.
-func (t *transaction) checkHead(ctx context.Context, e events.Event) error {
+func checkHead(ctx context.Context, tx *sql.Tx, e events.Event) error {
 	head := events.Event{AggregateType: e.AggregateType, TenantID: e.TenantID}
-	err := t.queryRow(ctx, selectHead, e.AggregateID.String()).
+	err := tx.QueryRowContext(ctx, selectHead, e.AggregateID.String()).
 		Scan(&head.AggregateType, &head.TenantID, &head.AggregateVersion)
 	if err != nil && !errors.Is(err, sql.ErrNoRows) {
 		return err
@@ -81,10 +81,10 @@ func (t *transaction) checkHead(ctx context.Context, e events.Event) error {
 
 // orDuplicate looks for the cause of err, which event i met, that tells the caller more: the batch, or a part of it, is
 // in the store already. The events before i are in it for the sake of this transaction only.
-func (t *transaction) orDuplicate(ctx context.Context, batch []events.Event, i int, err error) error {
+func orDuplicate(ctx context.Context, tx *sql.Tx, batch []events.Event, i int, err error) error {
 	for j := i; j < len(batch); j++ {
 		var exists bool
-		if errExists := t.queryRow(ctx, selectEventExists, batch[j].ID.String()).Scan(&exists); errExists != nil {
+		if errExists := tx.QueryRowContext(ctx, selectEventExists, batch[j].ID.String()).Scan(&exists); errExists != nil {
 			return errExists
 		}
 		if exists {
@@ -94,12 +94,12 @@ func (t *transaction) orDuplicate(ctx context.Context, batch []events.Event, i i
 	return inBatch(batch, i, err)
 }
 
-func (t *transaction) insert(ctx context.Context, e events.Event) error {
+func insertOne(ctx context.Context, tx *sql.Tx, e events.Event) error {
 	var metadata any
 	if len(e.Metadata) > 0 {
 		metadata = string(e.Metadata)
 	}
-	_, err := t.exec(ctx, insertEvent,
+	_, err := tx.ExecContext(ctx, insertEvent,
 		e.ID.String(), e.Type, e.AggregateType, e.AggregateID.String(), e.AggregateVersion, e.TenantID.String(),
 		e.ClinicID, e.CausationID, e.CorrelationID.String(), e.UserID,
 		e.CreatedAt.UnixMicro(), string(e.Data), metadata)

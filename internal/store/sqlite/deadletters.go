@@ -86,7 +86,7 @@ func (s *Store) PurgeLetters(ctx context.Context) (int, error) {
 }
 
 func (s *Store) letters(ctx context.Context, query string, args ...any) ([]deadletter.Letter, error) {
-	rows, err := s.readers.query(ctx, query, args...)
+	rows, err := s.readers.QueryContext(ctx, query, args...)
 	if err != nil {
 		return nil, err
 	}
@@ -119,7 +119,6 @@ func scanLetter(rows *sql.Rows) (deadletter.Letter, error) {
 	if err := decoder.Decode(&l.Headers); err != nil {
 		return l, fmt.Errorf("decode the headers of letter %s: %w", l.ID, err)
 	}
-	l.Body = append([]byte{}, l.Body...)   // the driver gives nil for no bytes
 	l.Event, _ = events.ParseDraft(l.Body) // what cannot be read stays zero
 	return l, nil
 }

@@ -5,6 +5,6 @@
 // returned for is on the disk, and outlives a power cut.
 //
 // Two more files lie beside the database for as long as it is open, its -wal and -shm, and two that are empty, its
-// -relay.lock and -migrate.lock. All belong to the user who runs the worker and to no one else. A copy of a database in
+// -relay.lock and -setup.lock. All belong to the user who runs the worker and to no one else. A copy of a database in
 // use is made with VACUUM INTO, not by copying the file. The file must not be on a network file system.
 package sqlite

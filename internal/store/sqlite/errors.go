@@ -20,7 +20,7 @@ func translate(doing string, err error) error {
 	switch {
 	case err == nil:
 		return nil
-	case errors.Is(err, store.ErrUnavailable):
+	case errors.Is(err, store.ErrUnavailable), errors.Is(err, store.ErrUnknownOutcome):
 		return fmt.Errorf("%s: %w", doing, err)
 	case isPassing(err):
 		return fmt.Errorf("%s: %w: %w", doing, store.ErrUnavailable, err)

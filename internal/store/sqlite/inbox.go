@@ -3,6 +3,7 @@ package sqlite
 import (
 	"bytes"
 	"context"
+	"database/sql"
 	"fmt"
 	"time"
 
@@ -21,7 +22,7 @@ const (
 // Handled returns the names of the handlers that have handled e. See [store.Store].
 func (s *Store) Handled(ctx context.Context, e events.Event) ([]string, error) {
 	doing := fmt.Sprintf("read who has handled event %s", e.ID)
-	rows, err := s.readers.query(ctx, selectHandled, e.ID.String())
+	rows, err := s.readers.QueryContext(ctx, selectHandled, e.ID.String())
 	if err != nil {
 		return nil, translate(doing, err)
 	}
@@ -48,11 +49,11 @@ func (s *Store) Record(ctx context.Context, handler string, e events.Event, foll
 	if err := store.CheckBatch(followUps); err != nil {
 		return fmt.Errorf("%s: %w", doing, err)
 	}
-	err := s.write(ctx, doing, func(ctx context.Context, tx *transaction) error {
-		if err := tx.record(ctx, handler, e); err != nil {
+	err := s.write(ctx, doing, func(ctx context.Context, tx *sql.Tx) error {
+		if err := insertRecord(ctx, tx, handler, e); err != nil {
 			return err
 		}
-		return tx.append(ctx, followUps)
+		return insertBatch(ctx, tx, followUps)
 	})
 	if err == nil && len(followUps) > 0 {
 		s.wakers.wake()
@@ -60,10 +61,10 @@ func (s *Store) Record(ctx context.Context, handler string, e events.Event, foll
 	return err
 }
 
-func (t *transaction) record(ctx context.Context, handler string, e events.Event) error {
+func insertRecord(ctx context.Context, tx *sql.Tx, handler string, e events.Event) error {
 	id, said := e.ID.String(), e.Fingerprint()
 	var contradictions, records int
-	if err := t.queryRow(ctx, selectRecord, said[:], handler, id).Scan(&contradictions, &records); err != nil {
+	if err := tx.QueryRowContext(ctx, selectRecord, said[:], handler, id).Scan(&contradictions, &records); err != nil {
 		return err
 	}
 	switch {
@@ -72,6 +73,6 @@ func (t *transaction) record(ctx context.Context, handler string, e events.Event
 	case records > 0:
 		return store.ErrHandled
 	}
-	_, err := t.exec(ctx, insertHandled, id, handler, said[:], time.Now().UnixMicro())
+	_, err := tx.ExecContext(ctx, insertHandled, id, handler, said[:], time.Now().UnixMicro())
 	return err
 }

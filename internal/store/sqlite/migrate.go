@@ -15,7 +15,8 @@ const selectSchema = `SELECT coalesce(max(version_id), 0) FROM ` + migrations.Ta
 // ErrHoldsEvents says that a schema cannot be taken back, as events or dead letters would be destroyed with it.
 var ErrHoldsEvents = errors.New("the tables hold events or dead letters, which are never destroyed")
 
-// Migrate brings the schema up to date; nothing happens when it is. Of several processes that begin at once one does it.
+// Migrate brings the schema up to date; nothing happens when it is. Of several processes that begin at once one does
+// it.
 func (s *Store) Migrate(ctx context.Context) error {
 	return s.migrate(ctx, "migrate up", (*migrations.Migrator).Up)
 }
@@ -35,7 +36,9 @@ func (s *Store) MigrationStatus(ctx context.Context) (list []migrations.Status, 
 	return list, err
 }
 
-func (s *Store) migrate(ctx context.Context, doing string, work func(*migrations.Migrator, context.Context) error) error {
+func (s *Store) migrate(
+	ctx context.Context, doing string, work func(*migrations.Migrator, context.Context) error,
+) error {
 	err := s.exclusively(ctx, func() error { return work(s.migrator, ctx) })
 	if err != nil && strings.Contains(err.Error(), "the_tables_hold_events") {
 		return fmt.Errorf("%s: %w", doing, ErrHoldsEvents)
@@ -48,7 +51,7 @@ func (s *Store) migrate(ctx context.Context, doing string, work func(*migrations
 func (s *Store) Ping(ctx context.Context) error {
 	const doing = "check the schema"
 	var version int64
-	if err := s.readers.queryRow(ctx, &version, selectSchema); err != nil {
+	if err := s.readers.QueryRowContext(ctx, selectSchema).Scan(&version); err != nil {
 		return translate(doing, err)
 	}
 	switch latest := s.migrator.Latest(); {

@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"github.com/gofrs/flock"
-	modernc "modernc.org/sqlite"
 
 	"github.com/healz/worker/internal/store"
 	"github.com/healz/worker/migrations"
@@ -67,29 +66,20 @@ func Open(ctx context.Context, path string, o Options) (*Store, error) {
 	if err := s.exclusively(ctx, func() error { return s.prepareFile(ctx) }); err != nil {
 		return nil, translate(doing, err)
 	}
-	if s.writer, err = newPool(s.dsn(writing), 1, writerQueries()); err != nil {
+	if s.writer, err = openDB(s.dsn(writing), 1); err != nil {
 		return nil, translate(doing, err)
 	}
-	if s.readers, err = newPool(s.dsn(reading), readerConnections, readerQueries()); err != nil {
+	if s.readers, err = openDB(s.dsn(reading), readerConnections); err != nil {
 		return nil, translate(doing, err)
 	}
-	if s.migrationDB, err = openDB(s.dsn(migrating)); err != nil {
+	if s.migrating, err = openDB(s.dsn(migrating), 1); err != nil {
 		return nil, translate(doing, err)
 	}
-	s.migrationDB.SetMaxIdleConns(0)
-	if s.migrator, err = migrations.SQLite(s.migrationDB); err != nil {
+	s.migrating.SetMaxIdleConns(0)
+	if s.migrator, err = migrations.SQLite(s.migrating); err != nil {
 		return nil, errors.Join(translate(doing, err), s.Close())
 	}
 	return s, nil
-}
-
-// openDB connects to nothing yet: that happens when it is used.
-func openDB(dsn string) (*sql.DB, error) {
-	connector, err := modernc.NewConnector(dsn)
-	if err != nil {
-		return nil, err
-	}
-	return sql.OpenDB(connector), nil
 }
 
 // exclusively runs work while no other process, nor another Store of this one, is opening or migrating the database.
@@ -103,7 +93,7 @@ func (s *Store) exclusively(ctx context.Context, work func() error) error {
 
 // prepareFile makes the file, turns on its write-ahead log, and finds out now what appends would fail of.
 func (s *Store) prepareFile(ctx context.Context) error {
-	db, err := openDB(s.dsn(creating))
+	db, err := openDB(s.dsn(creating), 1)
 	if err != nil {
 		return err
 	}
@@ -128,13 +118,13 @@ const walMode = "wal"
 
 // checkWritable asks SQLite, which opens a file that it may not write all the same, to read it.
 func checkWritable(ctx context.Context, db *sql.DB) error {
-	conn, err := db.Conn(ctx)
+	c, err := db.Conn(ctx)
 	if err != nil {
 		return err
 	}
-	defer conn.Close()
-	return conn.Raw(func(c any) error {
-		readOnly, err := c.(interface{ IsReadOnly(string) (bool, error) }).IsReadOnly("main")
+	defer c.Close()
+	return c.Raw(func(c any) error {
+		readOnly, err := c.(*conn).IsReadOnly("main")
 		if err == nil && readOnly {
 			err = fmt.Errorf("%w: the file is read-only", store.ErrUnavailable)
 		}
@@ -186,18 +176,3 @@ func (s *Store) dsn(a access) string {
 }
 
 func milliseconds(d time.Duration) string { return strconv.FormatInt(d.Milliseconds(), 10) }
-
-func writerQueries() []string {
-	return []string{
-		selectHead, selectEventExists, insertEvent, selectRecord, insertHandled,
-		insertLetter, requestReplay, deleteLetter, deleteLetters,
-		initPosition, updatePosition,
-	}
-}
-
-func readerQueries() []string {
-	return []string{
-		selectByAggregate, selectByCorrelation, selectByType, selectByTenant, selectAll, selectVersion, selectLastID,
-		selectSchema, selectHandled, selectLetters, selectRequested,
-	}
-}

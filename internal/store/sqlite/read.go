@@ -168,7 +168,7 @@ func (s *Store) stream(
 // Version is the version of an aggregate's last event. See [store.Store].
 func (s *Store) Version(ctx context.Context, aggregateType string, aggregateID uuid.UUID) (int, error) {
 	var version int
-	err := s.readers.queryRow(ctx, &version, selectVersion, aggregateType, aggregateID.String())
+	err := s.readers.QueryRowContext(ctx, selectVersion, aggregateType, aggregateID.String()).Scan(&version)
 	return version, translate("read an aggregate's version", err)
 }
 
@@ -177,7 +177,7 @@ func (s *Store) Version(ctx context.Context, aggregateType string, aggregateID u
 func (s *Store) recorded(
 	ctx context.Context, most int, query string, args ...any,
 ) (found []store.Recorded, more bool, err error) {
-	rows, err := s.readers.query(ctx, query, args...)
+	rows, err := s.readers.QueryContext(ctx, query, args...)
 	if err != nil {
 		return nil, false, err
 	}

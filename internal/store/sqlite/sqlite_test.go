@@ -18,17 +18,24 @@ import (
 
 func TestStore(t *testing.T) {
 	t.Parallel()
-	storetest.Run(t, func(t *testing.T) store.Store { return openUnclosed(t, migrated(t)) })
+	storetest.Run(t, func(t *testing.T) store.Store {
+		t.Helper()
+		return openUnclosed(t, migrated(t))
+	})
 }
 
 func TestShelf(t *testing.T) {
 	t.Parallel()
-	storetest.RunShelf(t, func(t *testing.T) deadletter.Shelf { return open(t, migrated(t)) })
+	storetest.RunShelf(t, func(t *testing.T) deadletter.Shelf {
+		t.Helper()
+		return open(t, migrated(t))
+	})
 }
 
 func TestTail(t *testing.T) {
 	t.Parallel()
 	storetest.RunTail(t, func(t *testing.T) storetest.Database {
+		t.Helper()
 		path := migrated(t)
 		return storetest.Database{
 			Open:   func(t *testing.T) storetest.Tailed { return openUnclosed(t, path) },
@@ -72,11 +79,12 @@ func connect(tb testing.TB, path string) *sql.DB {
 	return db
 }
 
-// insertSQL names only the contract's columns.
-const insertSQL = `
-	INSERT INTO events (event_id, event_type, aggregate_type, aggregate_id, aggregate_version, tenant_id, clinic_id,
-		causation_id, correlation_id, user_id, created_at, event_data, metadata)
-	VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`
+const (
+	contractColumns = `event_id, event_type, aggregate_type, aggregate_id, aggregate_version, tenant_id, clinic_id,
+		causation_id, correlation_id, user_id, created_at, event_data, metadata`
+	placeholders = `?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?`
+	insertSQL    = `INSERT INTO events (` + contractColumns + `) VALUES (` + placeholders + `)`
+)
 
 func insert(tb testing.TB, db *sql.DB, e events.Event) {
 	tb.Helper()
@@ -84,7 +92,7 @@ func insert(tb testing.TB, db *sql.DB, e events.Event) {
 	require.NoError(tb, err)
 }
 
-// row is the event in the columns of insertSQL.
+// row is the event in the contract's columns.
 func row(e events.Event) []any {
 	var metadata any
 	if len(e.Metadata) > 0 {

@@ -13,7 +13,6 @@ import (
 	wsql "github.com/ThreeDotsLabs/watermill-sql/v3/pkg/sql"
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/gofrs/flock"
-	modernc "modernc.org/sqlite"
 
 	"github.com/healz/worker/internal/store"
 )
@@ -47,15 +46,15 @@ func (s *Store) Tail(ctx context.Context, c store.TailConfig) (*store.Tail, erro
 		return nil, err
 	}
 	var last int64
-	if err := s.readers.queryRow(ctx, &last, selectLastID); err != nil {
+	if err := s.readers.QueryRowContext(ctx, selectLastID).Scan(&last); err != nil {
 		return nil, translate(doing, err)
 	}
-	connector, err := modernc.NewConnector(s.dsn(reading))
+	connector, err := newConnector(s.dsn(reading))
 	if err != nil {
 		return nil, translate(doing, err)
 	}
 	lock := flock.New(s.path + relayLockSuffix)
-	db := sql.OpenDB(tailConnector{Connector: connector, store: s, lock: lock})
+	db := sql.OpenDB(tailConnector{connector: connector, store: s, lock: lock})
 	db.SetMaxOpenConns(1)
 
 	wake := make(chan struct{}, 1)
@@ -88,7 +87,7 @@ func (s *Store) watch(ctx context.Context, last int64, wake chan<- struct{}) {
 		case <-ticker.C:
 		}
 		var now int64
-		if err := s.readers.queryRow(ctx, &now, selectLastID); err != nil || now == last {
+		if err := s.readers.QueryRowContext(ctx, selectLastID).Scan(&now); err != nil || now == last {
 			continue // the relay's own poll meets the error too, and reports it
 		}
 		last = now
@@ -206,22 +205,22 @@ func (tailOffsets) BeforeSubscribingQueries(string, string) []wsql.Query { retur
 // cannot be emptied, and once a handler has appended something it may no longer write. Here each statement stands for
 // itself; what the transaction was to ensure, that nobody else moves the position meanwhile, the lock does.
 type tailConnector struct {
-	driver.Connector
+	connector
 	store *Store
 	lock  *flock.Flock
 }
 
 func (c tailConnector) Connect(ctx context.Context) (driver.Conn, error) {
-	conn, err := c.Connector.Connect(ctx)
+	conn, err := c.open(ctx)
 	if err != nil {
 		return nil, translate("open a connection", err)
 	}
-	return tailConn{Conn: conn, store: c.store, lock: c.lock}, nil
+	return tailConn{conn: conn, store: c.store, lock: c.lock}, nil
 }
 
 // tailConn reads by a connection of its own and writes as the store does, in turn.
 type tailConn struct {
-	driver.Conn
+	*conn
 	store *Store
 	lock  *flock.Flock
 }
@@ -239,7 +238,7 @@ func (c tailConn) BeginTx(context.Context, driver.TxOptions) (driver.Tx, error) 
 }
 
 func (c tailConn) QueryContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
-	rows, err := c.Conn.(driver.QueryerContext).QueryContext(ctx, query, args)
+	rows, err := c.conn.QueryContext(ctx, query, args)
 	return rows, translate("read a batch of events", err)
 }
 
@@ -251,12 +250,6 @@ func (c tailConn) ExecContext(ctx context.Context, query string, args []driver.N
 	changed, err := c.store.exec(ctx, "move the relay's position", query, values...)
 	return driver.RowsAffected(changed), err
 }
-
-func (c tailConn) ResetSession(ctx context.Context) error {
-	return c.Conn.(driver.SessionResetter).ResetSession(ctx)
-}
-
-func (c tailConn) IsValid() bool { return c.Conn.(driver.Validator).IsValid() }
 
 // noTransaction is a transaction of statements that each stand for themselves.
 type noTransaction struct{}
