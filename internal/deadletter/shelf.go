@@ -37,7 +37,7 @@ func (s *ShelfSink) Put(ctx context.Context, m *message.Message, f Failure) erro
 		l.Headers[key] = value
 	}
 	if err := s.shelf.AddLetter(ctx, l); err != nil {
-		return fmt.Errorf("put event %s on the shelf: %w", m.UUID, err)
+		return fmt.Errorf("put a message on the shelf: %w", err)
 	}
 	return nil
 }

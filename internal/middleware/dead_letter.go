@@ -30,7 +30,7 @@ func DeadLetter(sink deadletter.Sink, l Lifetime, logger *slog.Logger) message.H
 				return produced, err
 			}
 			for _, failure := range failures(err) {
-				logger.ErrorContext(ctx, "event failed for good", "event_id", m.UUID, "handler", failure.Handler,
+				logger.ErrorContext(ctx, "event failed for good", "event_id", eventID(m), "handler", failure.Handler,
 					"attempts", failure.Attempts, "reason", failure.Reason)
 				if err := put(ctx, sink, m, failure, l, logger); err != nil {
 					return nil, err
@@ -59,7 +59,7 @@ func put(ctx context.Context, sink deadletter.Sink, m *message.Message, f deadle
 			return nil
 		}
 		delay := waits.NextBackOff()
-		logger.ErrorContext(ctx, "cannot put the dead letter, the message stays in hand", "event_id", m.UUID, "wait", delay, "error", err)
+		logger.ErrorContext(ctx, "cannot put the dead letter, the message stays in hand", "event_id", eventID(m), "wait", delay, "error", err)
 		timer := time.NewTimer(delay)
 		select {
 		case <-timer.C:

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/google/uuid"
 
 	"github.com/healz/worker/internal/bus"
 )
@@ -52,6 +53,16 @@ func (c *Counts) add(o Outcome) {
 	}
 }
 
+// eventID is the id of a message as the log may have it: what another program puts there need not be an id, and could
+// say anything of anybody.
+func eventID(m *message.Message) string {
+	id, err := uuid.Parse(m.UUID)
+	if err != nil {
+		return "unreadable"
+	}
+	return id.String()
+}
+
 type outcomeKey struct{}
 
 // SetOutcome says what became of the message in hand, where it is not simply [Handled].
@@ -75,7 +86,7 @@ func Observe(logger *slog.Logger, counts *Counts) message.HandlerMiddleware {
 				level = slog.LevelError
 			}
 			attrs := []slog.Attr{
-				slog.String("event_id", m.UUID), slog.String("event_type", m.Metadata.Get(bus.EventTypeKey)),
+				slog.String("event_id", eventID(m)), slog.String("event_type", m.Metadata.Get(bus.EventTypeKey)),
 				slog.Duration("took", time.Since(began).Round(time.Microsecond)),
 			}
 			if err != nil {
