@@ -113,5 +113,6 @@ func runWorker(ctx context.Context, s worker.Settings, f runFlags, logger *slog.
 		<-served
 	}()
 	logger.InfoContext(ctx, "serving /healthz and /readyz", "address", "http://"+listener.Addr().String())
+	logger.InfoContext(ctx, "opened", "store", s.StoreName(), "bus", s.BusName())
 	return w.Run(ctx)
 }

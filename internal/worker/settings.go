@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"time"
 
 	"github.com/healz/worker/internal/bus"
@@ -82,6 +83,26 @@ type Backend interface {
 	MigrationStatus(ctx context.Context) ([]migrations.Status, error)
 	// Tail opens the relay's side of the store.
 	Tail(ctx context.Context, c store.TailConfig) (*store.Tail, error)
+}
+
+// StoreName and BusName say what the settings name, without its credentials.
+func (s Settings) StoreName() string {
+	if s.Embedded() {
+		path, err := filepath.Abs(s.SQLitePath)
+		if err != nil {
+			path = s.SQLitePath
+		}
+		return "SQLite " + path
+	}
+	return "Postgres"
+}
+
+// BusName is as StoreName.
+func (s Settings) BusName() string {
+	if s.AMQP.URL == "" {
+		return "in-process"
+	}
+	return "RabbitMQ " + s.AMQP.Prefix
 }
 
 // Embedded tells whether the store is the SQLite file.
