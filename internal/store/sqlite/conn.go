@@ -6,6 +6,7 @@ import (
 	"database/sql/driver"
 	"errors"
 	"fmt"
+	"sync"
 
 	modernc "modernc.org/sqlite"
 )
@@ -22,12 +23,16 @@ func openDB(dsn string, connections int) (*sql.DB, error) {
 	return db, nil
 }
 
-// connector makes connections that remember their statements.
-type connector struct{ driver.Connector }
+// connector makes connections that remember their statements. As part of a [sql.DB] it lets the DB's Close, which does
+// not wait for the connections in use, wait for them.
+type connector struct {
+	driver.Connector
+	inUse *sync.RWMutex // read-locked by each connection until it is closed
+}
 
 func newConnector(dsn string) (connector, error) {
 	c, err := modernc.NewConnector(dsn)
-	return connector{c}, err
+	return connector{c, new(sync.RWMutex)}, err
 }
 
 func (c connector) Connect(ctx context.Context) (driver.Conn, error) { return c.open(ctx) }
@@ -41,7 +46,15 @@ func (c connector) open(ctx context.Context) (*conn, error) {
 	if !ok {
 		return nil, errors.Join(fmt.Errorf("the driver's %T lacks what the store needs", opened), opened.Close())
 	}
-	return &conn{innerConn: inner, prepared: make(map[string]driver.Stmt)}, nil
+	c.inUse.RLock()
+	return &conn{innerConn: inner, inUse: c.inUse, prepared: make(map[string]driver.Stmt)}, nil
+}
+
+// Close waits until all connections are closed.
+func (c connector) Close() error {
+	c.inUse.Lock()
+	defer c.inUse.Unlock()
+	return nil
 }
 
 type innerConn interface {
@@ -58,6 +71,7 @@ type innerConn interface {
 // statement may run twice at once on one connection, so a transaction closes its rows before it goes on.
 type conn struct {
 	innerConn
+	inUse    *sync.RWMutex
 	prepared map[string]driver.Stmt
 }
 
@@ -89,6 +103,7 @@ func (c *conn) QueryContext(ctx context.Context, query string, args []driver.Nam
 }
 
 func (c *conn) Close() error {
+	defer c.inUse.RUnlock()
 	var errs []error
 	for _, s := range c.prepared {
 		errs = append(errs, s.Close())

@@ -4,6 +4,7 @@ import (
 	"database/sql"
 	"net/url"
 	"path/filepath"
+	"sync"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -102,4 +103,26 @@ func row(e events.Event) []any {
 		e.ID.String(), e.Type, e.AggregateType, e.AggregateID.String(), e.AggregateVersion, e.TenantID.String(),
 		e.ClinicID, e.CausationID, e.CorrelationID.String(), e.UserID, e.CreatedAt.UnixMicro(), string(e.Data), metadata,
 	}
+}
+
+func TestCloseWaitsForAppends(t *testing.T) {
+	t.Parallel()
+	path := migrated(t)
+	s, stream := openUnclosed(t, path), storetest.NewStream()
+	began := make(chan struct{})
+	var appending sync.WaitGroup
+	var failed error
+	appending.Go(func() {
+		failed = s.AppendMany(t.Context(), stream.Take(100))
+		close(began)
+		for failed == nil {
+			failed = s.AppendMany(t.Context(), stream.Take(100))
+		}
+	})
+	<-began
+
+	require.NoError(t, s.Close())
+	require.NoFileExists(t, path+"-wal", "nobody has the file open")
+	appending.Wait()
+	require.ErrorContains(t, failed, "database is closed")
 }
