@@ -21,7 +21,7 @@ const consumerTag = "worker"
 const (
 	// minNackWait and maxNackWait bound the growing wait before a message that was nacked is handed out again.
 	minNackWait = 50 * time.Millisecond
-	maxNackWait = 5 * time.Second
+	maxNackWait = time.Second
 )
 
 // Subscriber consumes queues. It is safe for concurrent use.
