@@ -105,7 +105,8 @@ func TestRaise(t *testing.T) {
 		require.Equal(t, "Account", e.AggregateType)
 		require.Equal(t, id, e.AggregateID)
 		require.Equal(t, origin, events.Origin{
-			TenantID: e.TenantID, ClinicID: e.ClinicID, UserID: e.UserID, CorrelationID: e.CorrelationID, CausationID: e.CausationID,
+			TenantID: e.TenantID, ClinicID: e.ClinicID, UserID: e.UserID,
+			CorrelationID: e.CorrelationID, CausationID: e.CausationID,
 		})
 	}
 
@@ -203,7 +204,8 @@ func TestLoadRefuses(t *testing.T) {
 		version int
 	}{
 		"an error of the history": {
-			func(past []events.Event) ([]events.Event, error) { return past[:2], gone }, gone, "load Account: the store is away", 2,
+			func(past []events.Event) ([]events.Event, error) { return past[:2], gone },
+			gone, "load Account: the store is away", 2,
 		},
 		"another kind of aggregate": {func(past []events.Event) ([]events.Event, error) {
 			past[1].AggregateType = "Patient"

@@ -146,7 +146,8 @@ func TestFollowRefuses(t *testing.T) {
 
 func TestDerivedID(t *testing.T) {
 	t.Parallel()
-	id, other := uuid.MustParse("0198c9ab-0000-7000-8000-000000000001"), uuid.MustParse("0198c9ab-0000-7000-8000-000000000002")
+	id := uuid.MustParse("0198c9ab-0000-7000-8000-000000000001")
+	other := uuid.MustParse("0198c9ab-0000-7000-8000-000000000002")
 	require.Equal(t, "490aa81b-def5-50a5-a394-41edd99975ef", events.DerivedID(id, "Message").String(),
 		"ids in stores depend on it")
 	require.EqualValues(t, 5, events.DerivedID(id, "Message").Version())
@@ -156,7 +157,9 @@ func TestDerivedID(t *testing.T) {
 
 func TestDataOf(t *testing.T) {
 	t.Parallel()
-	e := parsed(t, map[string]string{"event_data": `{"name":"Ana","balance":9007199254740993.10,"more":{"n":0.30000000000000004}}`})
+	e := parsed(t, map[string]string{
+		"event_data": `{"name":"Ana","balance":9007199254740993.10,"more":{"n":0.30000000000000004}}`,
+	})
 	p, err := events.DataOf[registered](e)
 	require.NoError(t, err)
 	require.Equal(t, registered{Name: "Ana"}, p, "unknown fields are ignored")
@@ -204,17 +207,21 @@ func TestDataOfErrorsQuoteNoValues(t *testing.T) {
 			"decode event_data of PatientRegistered 0198c9ab-0000-7000-8000-000000000001 into events_test.registered: " +
 				"a JSON string does not fit into events_test.registered",
 		},
-		"a field of another type": {`{"name":{"x":"` + secret + `"}}`, into[registered], "field name: a JSON object does not fit into string"},
-		"a field too great":       {`{"inner":{"n":7777777}}`, into[sized], "field inner.n: a JSON number does not fit into int8"},
-		"a key of a map":          {`{"` + secret + `":"x"}`, into[map[string]int], "a JSON string does not fit into int"},
-		"no time":                 {`{"at":"` + secret + `"}`, into[timed], "a value is refused by its type (*time.ParseError)"},
-		"no UUID":                 {`"urn:ana-:` + secret + `0000-7000-8000-000000000001"`, into[uuid.UUID], "a value is refused by its type"},
-		"no number":               {`"` + secret + `"`, into[big.Int], "a value is refused by its type"},
-		"no number in a string":   {`{"n":"` + secret + `"}`, into[quoted], "into events_test.quoted: "},
-		"no JSON":                 {secret, into[registered], "not valid JSON at byte 1"},
-		"cut off":                 {`{"name":"` + secret, into[registered], "not valid JSON: it ends too early"},
-		"nothing":                 {"", into[registered], "not valid JSON: it ends too early"},
-		"two values":              {`{} "` + secret + `"`, into[registered], "more than one JSON value"},
+		"a field of another type": {
+			`{"name":{"x":"` + secret + `"}}`, into[registered], "field name: a JSON object does not fit into string",
+		},
+		"a field too great": {`{"inner":{"n":7777777}}`, into[sized], "field inner.n: a JSON number does not fit into int8"},
+		"a key of a map":    {`{"` + secret + `":"x"}`, into[map[string]int], "a JSON string does not fit into int"},
+		"no time":           {`{"at":"` + secret + `"}`, into[timed], "a value is refused by its type (*time.ParseError)"},
+		"no UUID": {
+			`"urn:ana-:` + secret + `0000-7000-8000-000000000001"`, into[uuid.UUID], "a value is refused by its type",
+		},
+		"no number":             {`"` + secret + `"`, into[big.Int], "a value is refused by its type"},
+		"no number in a string": {`{"n":"` + secret + `"}`, into[quoted], "into events_test.quoted: "},
+		"no JSON":               {secret, into[registered], "not valid JSON at byte 1"},
+		"cut off":               {`{"name":"` + secret, into[registered], "not valid JSON: it ends too early"},
+		"nothing":               {"", into[registered], "not valid JSON: it ends too early"},
+		"two values":            {`{} "` + secret + `"`, into[registered], "more than one JSON value"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -254,6 +261,7 @@ func TestDecodeMetadata(t *testing.T) {
 
 	e.Metadata = json.RawMessage(`{"source":["` + secret + `"]}`)
 	err := e.DecodeMetadata(&metadata)
-	require.ErrorContains(t, err, "decode metadata of PatientRegistered 0198c9ab-0000-7000-8000-000000000001: field source: a JSON array")
+	require.ErrorContains(t, err,
+		"decode metadata of PatientRegistered 0198c9ab-0000-7000-8000-000000000001: field source: a JSON array")
 	require.NotContains(t, err.Error(), secret)
 }

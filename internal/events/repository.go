@@ -84,7 +84,9 @@ func (r *Repository[A]) Execute(ctx context.Context, origin Origin, id uuid.UUID
 
 // Decide runs a command and returns what it raises without saving it. It is for handlers: the events that a
 // handler returns are appended together with the record that it has handled its event.
-func (r *Repository[A]) Decide(ctx context.Context, origin Origin, id uuid.UUID, command func(A) error) ([]Event, error) {
+func (r *Repository[A]) Decide(
+	ctx context.Context, origin Origin, id uuid.UUID, command func(A) error,
+) ([]Event, error) {
 	a, err := r.decide(ctx, origin, id, command)
 	if err != nil {
 		return nil, err

@@ -24,7 +24,7 @@ const (
 	maxRoutingKeyBytes = 255
 	// maxDepth is one less than what encoding/json reads, as event_data stands inside the envelope.
 	maxDepth = 9_999
-	// maxDigits limits the digits and the exponent of a number; a numeric of Postgres's takes more.
+	// maxDigits limits the digits of a number when it is written out; a numeric of Postgres's takes more.
 	maxDigits = 1_000
 )
 
@@ -212,24 +212,24 @@ func stringLength(raw []byte) int {
 // numberLength is the length of the JSON number at the beginning of raw.
 func numberLength(raw []byte) int {
 	for i, c := range raw {
-		if (c < '0' || c > '9') && !bytes.ContainsRune([]byte("+-.eE"), rune(c)) {
+		if (c < '0' || c > '9') && strings.IndexByte("+-.eE", c) < 0 {
 			return i
 		}
 	}
 	return len(raw)
 }
 
-// checkNumber refuses numbers whose digits, written out, a numeric column would refuse, or that would grow in it
-// beyond measure: 1e100000 is a text of 100 001 characters when it is read back.
+// checkNumber refuses numbers that a numeric column refuses, or that grow in it beyond measure: it writes them out, so
+// that 1e100000 is a text of 100 001 characters when it is read back. What is accepted is accepted again then.
 func checkNumber(number []byte) error {
-	e := bytes.IndexAny(number, "eE")
-	if e < 0 {
-		e = len(number)
-	} else if exponent, err := strconv.Atoi(string(number[e+1:])); err != nil || max(exponent, -exponent) > maxDigits {
-		return fmt.Errorf("contains a number whose exponent is beyond %d", maxDigits)
+	var exponent int64
+	if e := bytes.IndexAny(number, "eE"); e >= 0 {
+		exponent, _ = strconv.ParseInt(string(number[e+1:]), 10, 32) // the nearest there is, when it is out of range
+		number = number[:e]
 	}
-	if e > maxDigits {
-		return fmt.Errorf("contains a number of more than %d digits", maxDigits)
+	digits := len(number) - bytes.Count(number, []byte("-")) - bytes.Count(number, []byte("."))
+	if int64(digits)+max(exponent, -exponent) > maxDigits {
+		return fmt.Errorf("contains a number of more than %d digits when written out", maxDigits)
 	}
 	return nil
 }

@@ -29,10 +29,12 @@ func TestAppointment(t *testing.T) {
 		when  func(*Appointment) error
 		then  events.Data
 	}{
-		"schedule":                 {nil, schedule, scheduled()},
-		"confirm":                  {[]events.Data{scheduled()}, confirm, AppointmentConfirmed{}},
-		"cancel":                   {[]events.Data{scheduled()}, cancel, AppointmentCancelled{Reason: "ill"}},
-		"cancel what is confirmed": {[]events.Data{scheduled(), AppointmentConfirmed{}}, cancel, AppointmentCancelled{Reason: "ill"}},
+		"schedule": {nil, schedule, scheduled()},
+		"confirm":  {[]events.Data{scheduled()}, confirm, AppointmentConfirmed{}},
+		"cancel":   {[]events.Data{scheduled()}, cancel, AppointmentCancelled{Reason: "ill"}},
+		"cancel what is confirmed": {
+			[]events.Data{scheduled(), AppointmentConfirmed{}}, cancel, AppointmentCancelled{Reason: "ill"},
+		},
 		"after an event of a newer worker": {
 			[]events.Data{scheduled(), roomAssigned{}}, confirm, AppointmentConfirmed{},
 		},
