@@ -55,7 +55,7 @@ func (p *proxy) accept() {
 		if err != nil {
 			return
 		}
-		server, err := net.Dial("tcp", p.server) //nolint:noctx // a test's
+		server, err := net.Dial("tcp", p.server)
 		p.mu.Lock()
 		if err != nil || p.refuses {
 			_ = client.Close()
