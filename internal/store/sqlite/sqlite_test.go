@@ -39,8 +39,14 @@ func TestTail(t *testing.T) {
 		t.Helper()
 		path := migrated(t)
 		return storetest.Database{
-			Open:   func(t *testing.T) storetest.Tailed { return openUnclosed(t, path) },
-			Insert: func(t *testing.T, e events.Event) { insert(t, connect(t, path), e) },
+			Open: func(t *testing.T) storetest.Tailed {
+				t.Helper()
+				return openUnclosed(t, path)
+			},
+			Insert: func(t *testing.T, e events.Event) {
+				t.Helper()
+				insert(t, connect(t, path), e)
+			},
 		}
 	})
 }
