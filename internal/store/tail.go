@@ -34,11 +34,11 @@ const (
 var ErrNotLeader = errors.New("another worker tails the store")
 
 // Tail is a store's side of the relay: the parts from which watermill-sql's subscriber is built. Each message that the
-// subscriber yields carries a batch: its payload is a JSON array of events as they go over the wire, in commit order, with
-// the versions of each aggregate ascending; at least one, at most TailConfig.BatchSize. (Lower versions that would follow
-// behind the batch are put into it besides, and come again: only a program that writes in long transactions brings that
-// about.) Acking it moves the position behind the batch. Only one subscriber over all processes gets messages at a time;
-// when its process dies, another's next poll takes over.
+// subscriber yields carries a batch: its payload is a JSON array of events as they go over the wire, in commit order,
+// with the versions of each aggregate ascending; at least one, at most TailConfig.BatchSize. (Lower versions that would
+// follow behind the batch are put into it besides, and come again: only a program that writes in long transactions
+// brings that about.) Acking it moves the position behind the batch. Only one subscriber over all processes gets
+// messages at a time; when its process dies, another's next poll takes over.
 type Tail struct {
 	DB      wsql.Beginner
 	Schema  wsql.SchemaAdapter

@@ -79,12 +79,17 @@ ALTER TABLE events ADD COLUMN IF NOT EXISTS own boolean NOT NULL DEFAULT false;
 CREATE UNIQUE INDEX IF NOT EXISTS events_aggregate_version_unique ON events (aggregate_id, aggregate_version);
 CREATE UNIQUE INDEX IF NOT EXISTS events_transaction_unique ON events (transaction_id, id);
 CREATE INDEX IF NOT EXISTS events_own ON events (transaction_id, id) WHERE own;
-CREATE INDEX IF NOT EXISTS idx_events_aggregate ON events (aggregate_type, aggregate_id);
-CREATE INDEX IF NOT EXISTS idx_events_correlation ON events (correlation_id);
 CREATE INDEX IF NOT EXISTS idx_events_causation ON events (causation_id);
-CREATE INDEX IF NOT EXISTS idx_events_tenant ON events (tenant_id);
-CREATE INDEX IF NOT EXISTS idx_events_type ON events (event_type);
 CREATE INDEX IF NOT EXISTS idx_events_created_at ON events (created_at);
+
+-- In place of the contract's indexes without the columns that a read sorts by. With 210 000 rows, the newest 100 of a tenant whose
+-- 10 000 events are the oldest took 58-90 ms and 9 113 pages with those, and take 0.1 ms and 8 pages with these; of a
+-- type 41-46 ms and 0.1 ms. Inserting 10 000 rows took as long with the one as with the other.
+CREATE INDEX IF NOT EXISTS events_aggregate_page ON events (aggregate_type, aggregate_id, aggregate_version);
+CREATE INDEX IF NOT EXISTS events_correlation_page ON events (correlation_id, created_at, id);
+CREATE INDEX IF NOT EXISTS events_tenant_page ON events (tenant_id, created_at, id);
+CREATE INDEX IF NOT EXISTS events_type_page ON events (event_type, created_at, id);
+DROP INDEX IF EXISTS idx_events_aggregate, idx_events_correlation, idx_events_tenant, idx_events_type;
 
 -- +goose StatementBegin
 CREATE FUNCTION events_refuse_change() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -96,11 +101,15 @@ $$;
 CREATE TRIGGER events_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON events
     FOR EACH STATEMENT EXECUTE FUNCTION events_refuse_change();
 
--- Wakes the relay, whoever inserts.
+-- Wakes the relay, whoever inserts. A transaction that notifies keeps all others from committing while it commits, and
+-- from sharing its flush: 8 writers came to 1 245 inserts/s, and to 4 720 without it. So only one transaction at a time
+-- does (3 360). Those that run meanwhile commit at about the same time, and a relay that was woken soon looks again.
 -- +goose StatementBegin
 CREATE FUNCTION events_notify() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    PERFORM pg_notify('events_' || TG_RELID, '');
+    IF pg_try_advisory_xact_lock(hashtext('worker wake'), TG_RELID::integer) THEN
+        PERFORM pg_notify('events_' || TG_RELID, '');
+    END IF;
     RETURN NULL;
 END
 $$;
@@ -122,6 +131,11 @@ BEGIN
         DROP TABLE events;
     ELSE
         ALTER TABLE events DROP COLUMN transaction_id, DROP COLUMN own;
+        CREATE INDEX idx_events_aggregate ON events (aggregate_type, aggregate_id);
+        CREATE INDEX idx_events_correlation ON events (correlation_id);
+        CREATE INDEX idx_events_tenant ON events (tenant_id);
+        CREATE INDEX idx_events_type ON events (event_type);
+        DROP INDEX events_aggregate_page, events_correlation_page, events_tenant_page, events_type_page;
     END IF;
 END
 $$;

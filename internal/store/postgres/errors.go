@@ -53,7 +53,8 @@ func fault(ctx context.Context, doing string, err error) error {
 // isNamed tells whether err has a name of the store's already.
 func isNamed(err error) bool {
 	return slices.ContainsFunc([]error{
-		store.ErrUnavailable, store.ErrUnknownOutcome, store.ErrNoSchema, store.ErrNewerSchema, store.ErrContradiction,
+		store.ErrUnavailable, store.ErrUnknownOutcome, store.ErrNoSchema, store.ErrNewerSchema,
+		store.ErrContradiction,
 	}, func(name error) bool { return errors.Is(err, name) })
 }
 
@@ -79,8 +80,9 @@ func isBroken(err error) bool {
 	return network || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || pgconn.SafeToRetry(err)
 }
 
-// writeFault is fault for a statement that writes, once it may have been sent: without an answer its outcome is unknown.
-// The server answers with an error only if nothing was written.
+// writeFault is fault for a statement that writes, once it may have been sent: without an answer its outcome is
+// unknown. The server answers with an error only if nothing was written: a session that is terminated after its commit
+// ends without a word.
 func writeFault(ctx context.Context, doing string, err error) error {
 	_, answered := errors.AsType[*pgconn.PgError](err)
 	if err == nil || answered || pgconn.SafeToRetry(err) {

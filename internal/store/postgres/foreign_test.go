@@ -27,10 +27,11 @@ func connect(tb testing.TB, url string) *pgx.Conn {
 	return conn
 }
 
-func insert(tb testing.TB, db interface {
+type execer interface {
 	Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error)
-}, e events.Event,
-) {
+}
+
+func insert(tb testing.TB, db execer, e events.Event) {
 	tb.Helper()
 	_, err := db.Exec(tb.Context(), insertSQL, insertArgs(e)...)
 	require.NoError(tb, err)

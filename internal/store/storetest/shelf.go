@@ -11,8 +11,8 @@ import (
 	"github.com/healz/worker/internal/deadletter"
 )
 
-// RunShelf holds stores to [deadletter.Shelf]. Each call of open returns a store on a new, migrated, empty database, and
-// sees to its end.
+// RunShelf holds stores to [deadletter.Shelf]. Each call of open returns a store on a new, migrated, empty database,
+// and sees to its end.
 func RunShelf(t *testing.T, open func(t *testing.T) deadletter.Shelf) {
 	t.Helper()
 	for name, test := range map[string]func(*testing.T, deadletter.Shelf){

@@ -1,8 +1,11 @@
 -- The events of a type before a place among them ($2, $3), newest first.
+--
+-- With event_type = $1 the planner might go through the events of all others by created_at, which takes long when this
+-- type's lie far away. This order only the index on (event_type, created_at, id) has.
 SELECT
     event_id, event_type, aggregate_type, aggregate_id, aggregate_version, tenant_id, clinic_id, correlation_id,
     causation_id, user_id, created_at, event_data, metadata, transaction_id, id
 FROM events
-WHERE event_type = $1 AND (created_at, id) < ($2, $3)
-ORDER BY created_at DESC, id DESC
+WHERE event_type >= $1 AND (event_type, created_at, id) < ($1, $2, $3)
+ORDER BY event_type DESC, created_at DESC, id DESC
 LIMIT $4 OFFSET $5

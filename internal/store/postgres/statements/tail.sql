@@ -1,8 +1,8 @@
 -- The next batch for the relay, as one row: an array of events as they go over the wire, and the position behind them.
--- At most $1 events and about 8 MB of data, but at least one event. No row when there is none. The conditions "true" become
--- "own" where only own events are wanted.
+-- At most $1 events and about 8 MB of data, but at least one event. No row when there is none. The conditions "true"
+-- become "own" where only own events are wanted.
 --
--- The plan begins with a scan of the index on (transaction_id, id), or of that on own rows, between position and horizon.
+-- The plan begins with a scan of the index on (transaction_id, id), or of that on own rows, from position to horizon.
 WITH RECURSIVE position AS MATERIALIZED (
     SELECT * FROM relay_position
 ),

@@ -1,0 +1,307 @@
+package postgres_test
+
+import (
+	"os"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/healz/worker/internal/events"
+	"github.com/healz/worker/internal/store"
+	"github.com/healz/worker/internal/store/storetest"
+	"github.com/healz/worker/internal/testservers"
+)
+
+// foreignSQL is the table as a NestJS service's own migration makes it.
+const foreignSQL = `
+CREATE TABLE events (
+	id bigserial PRIMARY KEY NOT NULL,
+	event_id uuid DEFAULT gen_random_uuid() NOT NULL,
+	event_type varchar(100) NOT NULL,
+	aggregate_type varchar(50) NOT NULL,
+	aggregate_id uuid NOT NULL,
+	aggregate_version integer NOT NULL,
+	tenant_id uuid NOT NULL,
+	clinic_id uuid,
+	causation_id uuid,
+	correlation_id uuid NOT NULL,
+	user_id uuid,
+	created_at timestamp with time zone DEFAULT now() NOT NULL,
+	event_data jsonb NOT NULL,
+	metadata jsonb DEFAULT '{}'::jsonb,
+	CONSTRAINT events_event_id_unique UNIQUE (event_id)
+);
+CREATE UNIQUE INDEX events_aggregate_version_unique ON events (aggregate_id, aggregate_version);
+CREATE INDEX idx_events_aggregate ON events (aggregate_type, aggregate_id);
+CREATE INDEX idx_events_correlation ON events (correlation_id);
+CREATE INDEX idx_events_causation ON events (causation_id);
+CREATE INDEX idx_events_tenant ON events (tenant_id);
+CREATE INDEX idx_events_type ON events (event_type);
+CREATE INDEX idx_events_created_at ON events (created_at);`
+
+// foreign returns the URL of a database in which another service has made the table, with rows.
+func foreign(t *testing.T, rows []events.Event) string {
+	t.Helper()
+	url := testservers.Postgres(t)
+	conn := connect(t, url)
+	_, err := conn.Exec(t.Context(), foreignSQL)
+	require.NoError(t, err)
+	for _, e := range rows {
+		insert(t, conn, e)
+	}
+	return url
+}
+
+func TestAdoptsTableWithRows(t *testing.T) {
+	t.Parallel()
+	stream := storetest.NewStream()
+	old := stream.Take(3)
+	url := foreign(t, old)
+	s := open(t, url)
+
+	require.ErrorIs(t, s.Ping(t.Context()), store.ErrNoSchema)
+	require.NoError(t, s.Migrate(t.Context()))
+	require.NoError(t, s.Ping(t.Context()))
+
+	page, err := s.ByAggregate(t.Context(), stream.AggregateType, stream.AggregateID, store.Query{})
+	require.NoError(t, err)
+	requireIDs(t, old, page.Events)
+	fresh := stream.Take(2)
+	require.NoError(t, s.Append(t.Context(), fresh[0]))
+	insert(t, connect(t, url), fresh[1])
+	requireIDs(t, fresh, storetest.Subscribe(t, s, store.TailConfig{BatchSize: 10}).Take(t, 2))
+}
+
+func TestRelaysAdoptedRowsWhenTold(t *testing.T) {
+	t.Parallel()
+	stream := storetest.NewStream()
+	want := stream.Take(3)
+	s := open(t, foreign(t, want))
+	require.NoError(t, s.Migrate(t.Context()))
+	want = append(want, stream.Next())
+	require.NoError(t, s.Append(t.Context(), want[3]))
+
+	tail := storetest.Subscribe(t, s, store.TailConfig{BatchSize: 10, Start: store.StartBeginning})
+
+	requireIDs(t, want, tail.Take(t, 4))
+}
+
+// A transaction that began before the migration must not fall behind the adopted rows.
+func TestAdoptionPassesNoRunningTransaction(t *testing.T) {
+	t.Parallel()
+	stream := storetest.NewStream()
+	url := foreign(t, stream.Take(1))
+	tx, err := connect(t, url).Begin(t.Context())
+	require.NoError(t, err)
+	_, err = tx.Exec(t.Context(), "SELECT pg_current_xact_id()")
+	require.NoError(t, err)
+	s := open(t, url)
+	require.NoError(t, s.Migrate(t.Context()))
+	late := stream.Next()
+	insert(t, tx, late)
+	require.NoError(t, tx.Commit(t.Context()))
+
+	requireIDs(t, []events.Event{late}, storetest.Subscribe(t, s, store.TailConfig{BatchSize: 10}).Take(t, 1))
+}
+
+func TestRefusesTableThatIsNotTheContracts(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct{ change, problem string }{
+		"another type": {
+			"ALTER TABLE events ALTER COLUMN event_type TYPE text", "event_type is text not null, not character varying(100)",
+		},
+		"nullable":      {"ALTER TABLE events ALTER COLUMN tenant_id DROP NOT NULL", "tenant_id is uuid, not uuid not null"},
+		"missing":       {"ALTER TABLE events DROP COLUMN user_id", "user_id is missing, not uuid"},
+		"no uniqueness": {"ALTER TABLE events DROP CONSTRAINT events_event_id_unique", "event_id is not unique"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			url := foreign(t, storetest.NewStream().Take(1))
+			conn := connect(t, url)
+			_, err := conn.Exec(t.Context(), test.change)
+			require.NoError(t, err)
+			s := open(t, url)
+
+			err = s.Migrate(t.Context())
+
+			require.ErrorContains(t, err, test.problem)
+			require.NotContains(t, err.Error(), "DECLARE", "the statement is of no use to people")
+			var touched bool
+			require.NoError(t, conn.QueryRow(t.Context(), `SELECT EXISTS (SELECT FROM information_schema.columns
+				WHERE table_name = 'events' AND column_name = 'transaction_id')`).Scan(&touched))
+			require.False(t, touched)
+		})
+	}
+}
+
+func TestDownNeverDestroysEvents(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		url   func(*testing.T, []events.Event) string
+		rows  int
+		stays bool
+	}{
+		"of a foreign table with rows": {foreign, 3, true},
+		"of an empty foreign table":    {foreign, 0, true},
+		"of the worker's with rows":    {migratedWith, 3, true},
+		"of the worker's, empty":       {migratedWith, 0, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			stream := storetest.NewStream()
+			url := test.url(t, stream.Take(test.rows))
+			s := open(t, url)
+			conn := connect(t, url)
+			require.NoError(t, s.Migrate(t.Context()))
+
+			for range 4 {
+				require.NoError(t, s.MigrateDown(t.Context()))
+			}
+
+			require.ErrorIs(t, s.MigrateDown(t.Context()), store.ErrNoSchema)
+			var exists bool
+			require.NoError(t, conn.QueryRow(t.Context(), "SELECT to_regclass('events') IS NOT NULL").Scan(&exists))
+			require.Equal(t, test.stays, exists)
+			if test.stays {
+				requireColumns(t, url)
+				insert(t, conn, stream.Next())
+				_, err := conn.Exec(t.Context(), "UPDATE events SET created_at = created_at")
+				require.NoError(t, err, "the triggers are gone")
+				var count int
+				require.NoError(t, conn.QueryRow(t.Context(), "SELECT count(*) FROM events").Scan(&count))
+				require.Equal(t, test.rows+1, count)
+			}
+
+			require.NoError(t, s.Migrate(t.Context()))
+			require.NoError(t, s.Append(t.Context(), stream.Next()))
+		})
+	}
+}
+
+// migratedWith returns the URL of a database whose table the worker made.
+func migratedWith(t *testing.T, rows []events.Event) string {
+	t.Helper()
+	url := migrated(t)
+	require.NoError(t, open(t, url).AppendMany(t.Context(), rows))
+	return url
+}
+
+// requireColumns checks that the table is the contract's again, indexes and all.
+func requireColumns(t *testing.T, url string) {
+	t.Helper()
+	conn := connect(t, url)
+	var columns int
+	require.NoError(t, conn.QueryRow(t.Context(),
+		"SELECT count(*) FROM information_schema.columns WHERE table_name = 'events'").Scan(&columns))
+	require.Equal(t, 14, columns)
+	var indexes int
+	require.NoError(t, conn.QueryRow(t.Context(), `SELECT count(*) FROM pg_indexes WHERE tablename = 'events'
+		AND indexname IN ('events_aggregate_version_unique', 'idx_events_aggregate', 'idx_events_correlation',
+			'idx_events_causation', 'idx_events_tenant', 'idx_events_type', 'idx_events_created_at')`).Scan(&indexes))
+	require.Equal(t, 7, indexes)
+}
+
+func TestMigrateTwiceAndAtOnce(t *testing.T) {
+	t.Parallel()
+	url := testservers.Postgres(t)
+	results := make([]error, 3)
+	var done sync.WaitGroup
+	for i := range results {
+		s := open(t, url)
+		done.Go(func() { results[i] = s.Migrate(t.Context()) })
+	}
+	done.Wait()
+	for _, err := range results {
+		require.NoError(t, err)
+	}
+
+	s := open(t, url)
+	require.NoError(t, s.Migrate(t.Context()))
+	status, err := s.MigrationStatus(t.Context())
+	require.NoError(t, err)
+	require.Len(t, status, 4)
+	require.Equal(t, "events", status[0].Name)
+	for i, v := range status {
+		require.EqualValues(t, i+1, v.Version)
+		require.False(t, v.AppliedAt.IsZero())
+	}
+}
+
+func TestSchemas(t *testing.T) {
+	t.Parallel()
+	url := testservers.Postgres(t)
+	conn := connect(t, url)
+	_, err := conn.Exec(t.Context(), "CREATE SCHEMA one; CREATE SCHEMA other")
+	require.NoError(t, err)
+	one := open(t, withParameter(t, url, "search_path", "one"))
+	other := open(t, withParameter(t, url, "search_path", "other"))
+	require.NoError(t, one.Migrate(t.Context()))
+	stream := storetest.NewStream()
+	require.NoError(t, one.Append(t.Context(), stream.Next()))
+
+	require.ErrorIs(t, other.Ping(t.Context()), store.ErrNoSchema)
+	require.ErrorIs(t, other.Append(t.Context(), stream.Next()), store.ErrNoSchema)
+	_, err = other.Tail(t.Context(), store.TailConfig{BatchSize: 1})
+	require.ErrorIs(t, err, store.ErrNoSchema)
+	require.NoError(t, other.Migrate(t.Context()))
+	version, err := other.Version(t.Context(), stream.AggregateType, stream.AggregateID)
+	require.NoError(t, err)
+	require.Zero(t, version)
+
+	_, err = conn.Exec(t.Context(), "INSERT INTO other.worker_migrations (version_id, is_applied) VALUES (99, true)")
+	require.NoError(t, err)
+	require.ErrorIs(t, other.Ping(t.Context()), store.ErrNewerSchema)
+	require.ErrorIs(t, other.Migrate(t.Context()), store.ErrNewerSchema)
+	require.ErrorIs(t, other.MigrateDown(t.Context()), store.ErrNewerSchema)
+	_, err = conn.Exec(t.Context(), "DELETE FROM one.worker_migrations WHERE version_id = 4")
+	require.NoError(t, err)
+	require.ErrorIs(t, one.Ping(t.Context()), store.ErrNoSchema, "an older schema")
+}
+
+// In a restored database the stored transaction ids are those of another cluster.
+func TestRestoredDatabase(t *testing.T) {
+	t.Parallel()
+	url := migrated(t)
+	s, stream := open(t, url), storetest.NewStream()
+	tail := storetest.Subscribe(t, s, store.TailConfig{BatchSize: 2})
+	want := stream.Take(6)
+	require.NoError(t, s.AppendMany(t.Context(), want[:4]))
+	got := tail.Take(t, 4)
+	tail.Close(t)
+	require.NoError(t, s.AppendMany(t.Context(), want[4:]))
+	conn := connect(t, url)
+	_, err := conn.Exec(t.Context(), `SET session_replication_role = replica;
+		UPDATE events SET transaction_id = (transaction_id::text::numeric + 1e15)::text::xid8;
+		UPDATE relay_position SET transaction_id = (transaction_id::text::numeric + 1e15)::text::xid8`)
+	require.NoError(t, err)
+
+	runFile(t, url, "restored.sql", nil)
+
+	want = append(want, stream.Next())
+	require.NoError(t, s.Append(t.Context(), want[6]))
+	got = append(got, storetest.Subscribe(t, s, store.TailConfig{BatchSize: 2}).Take(t, 3)...)
+	requireIDs(t, want, got)
+}
+
+// runFile runs one of the files that are no migrations, with psql's variables filled in.
+func runFile(t *testing.T, url, name string, variables map[string]string) {
+	t.Helper()
+	text, err := os.ReadFile("../../../migrations/postgres/" + name)
+	require.NoError(t, err)
+	statements := string(text)
+	for variable, value := range variables {
+		statements = strings.ReplaceAll(statements, `:"`+variable+`"`, `"`+value+`"`)
+	}
+	_, err = connect(t, url).Exec(t.Context(), statements)
+	require.NoError(t, err)
+}
+
+func requireIDs(t *testing.T, want, got []events.Event) {
+	t.Helper()
+	require.Len(t, got, len(want))
+	for i := range want {
+		require.Equal(t, want[i].ID, got[i].ID, "event %d is version %d", i, got[i].AggregateVersion)
+	}
+}

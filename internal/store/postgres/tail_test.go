@@ -1,0 +1,239 @@
+package postgres_test
+
+import (
+	"encoding/json"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/healz/worker/internal/events"
+	"github.com/healz/worker/internal/store"
+	"github.com/healz/worker/internal/store/storetest"
+)
+
+// Ids are given at the INSERT, rows become visible at the COMMIT: a lower id may come later.
+func TestLateCommitIsNotSkipped(t *testing.T) {
+	t.Parallel()
+	address := migrated(t)
+	s := open(t, address)
+	early, late := storetest.NewStream().Next(), storetest.NewStream().Next()
+	tail := storetest.Subscribe(t, s, store.TailConfig{BatchSize: 10})
+	tx, err := connect(t, address).Begin(t.Context())
+	require.NoError(t, err)
+	insert(t, tx, early)
+	require.NoError(t, s.Append(t.Context(), late))
+
+	tail.Silent(t)
+	require.Empty(t, readAll(t, s))
+	require.NoError(t, tx.Commit(t.Context()))
+
+	requireIDs(t, []events.Event{early, late}, tail.Take(t, 2))
+	requireIDs(t, []events.Event{early, late}, readAll(t, s))
+}
+
+func readAll(t *testing.T, s store.Store) []events.Event {
+	t.Helper()
+	var list []events.Event
+	for r, err := range s.All(t.Context(), store.Position{}) {
+		require.NoError(t, err)
+		list = append(list, r.Event)
+	}
+	return list
+}
+
+// A transaction that is older than the versions it has seen stands before them in commit order.
+func TestVersionsStayInOrderWhenATransactionIsOlder(t *testing.T) {
+	t.Parallel()
+	for name, between := range map[string]int{
+		"within a batch":               2,
+		"over the border of a batch":   7,
+		"over many borders of a batch": 150,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			address := migrated(t)
+			s, stream := open(t, address), storetest.NewStream()
+			tx, err := connect(t, address).Begin(t.Context())
+			require.NoError(t, err)
+			_, err = tx.Exec(t.Context(), "SELECT pg_current_xact_id()")
+			require.NoError(t, err)
+			others := 0
+			for i := range between { // commits with younger transactions, of which the last two are seen
+				if i < between-2 {
+					require.NoError(t, s.Append(t.Context(), storetest.NewStream().Next()))
+					others++
+				} else {
+					require.NoError(t, s.Append(t.Context(), stream.Next()))
+				}
+			}
+			insert(t, tx, stream.Next())
+			insert(t, tx, stream.Next())
+			require.NoError(t, tx.Commit(t.Context()))
+
+			tail := storetest.Subscribe(t, s, store.TailConfig{BatchSize: 5})
+			seen := make(map[int]bool)
+			others -= countOthers(t, tail, stream, seen, others+4)
+
+			require.Zero(t, others, "nothing is skipped")
+			require.Len(t, seen, 4)
+		})
+	}
+}
+
+// countOthers takes events until it has seen so many different ones; those of the stream must not come before the
+// versions below them. It returns how many were of other streams.
+func countOthers(
+	t *testing.T, tail *storetest.Subscription, stream *storetest.Stream, seen map[int]bool, want int,
+) int {
+	t.Helper()
+	others := 0
+	for others+len(seen) < want {
+		m, batch := tail.Receive(t)
+		for _, e := range batch {
+			if e.AggregateID != stream.AggregateID {
+				others++
+				continue
+			}
+			for lower := 1; lower < e.AggregateVersion; lower++ {
+				require.True(t, seen[lower], "version %d came before %d", e.AggregateVersion, lower)
+			}
+			seen[e.AggregateVersion] = true
+		}
+		m.Ack()
+	}
+	return others
+}
+
+// While a batch is handled, the tail holds no transaction id: readers in commit order, of any program, go on.
+func TestHandlersDelayNobody(t *testing.T) {
+	t.Parallel()
+	s, stream := open(t, migrated(t)), storetest.NewStream()
+	require.NoError(t, s.Append(t.Context(), stream.Next()))
+	tail := storetest.Subscribe(t, s, store.TailConfig{BatchSize: 1})
+	m, _ := tail.Receive(t)
+	second := stream.Next()
+	require.NoError(t, s.Append(t.Context(), second))
+
+	require.Eventually(t, func() bool { return len(readAll(t, s)) == 2 }, 10*time.Second, 10*time.Millisecond)
+
+	require.True(t, m.Ack())
+	requireIDs(t, []events.Event{second}, tail.Take(t, 1))
+}
+
+// The relay whose sessions die gives way, and one of the two goes on where it was.
+func TestTakeoverWhenSessionsDie(t *testing.T) {
+	t.Parallel()
+	address := migrated(t)
+	s, stream := open(t, address), storetest.NewStream()
+	want := stream.Take(4)
+	require.NoError(t, s.AppendMany(t.Context(), want))
+	leader, err := s.Tail(t.Context(), store.TailConfig{BatchSize: 2})
+	require.NoError(t, err)
+	defer func() { require.NoError(t, leader.Close()) }()
+	tx, err := leader.DB.BeginTx(t.Context(), nil)
+	require.NoError(t, err)
+	other, err := open(t, address).Tail(t.Context(), store.TailConfig{BatchSize: 2})
+	require.NoError(t, err)
+	defer func() { require.NoError(t, other.Close()) }()
+	_, err = other.DB.BeginTx(t.Context(), nil)
+	require.ErrorIs(t, err, store.ErrNotLeader)
+
+	terminateAll(t.Context(), t, connect(t, address))
+
+	require.Eventually(t, func() bool {
+		next, err := other.DB.BeginTx(t.Context(), nil)
+		if err != nil {
+			return false
+		}
+		return next.Rollback() == nil
+	}, 10*time.Second, 10*time.Millisecond)
+	_, err = tx.ExecContext(t.Context(), "SELECT 1")
+	require.Error(t, err)
+	_ = tx.Rollback()
+	requireIDs(t, want, storetest.Subscribe(t, open(t, address), store.TailConfig{BatchSize: 2}).Take(t, 4))
+}
+
+func TestWakes(t *testing.T) {
+	t.Parallel()
+	address := migrated(t)
+	s, stream := open(t, address), storetest.NewStream()
+	tail, err := s.Tail(t.Context(), store.TailConfig{BatchSize: 1})
+	require.NoError(t, err)
+	defer func() { require.NoError(t, tail.Close()) }()
+	admin := connect(t, address)
+	requireWake(t, tail) // the listener listens
+	insert(t, admin, stream.Next())
+	requireWake(t, tail)
+
+	terminateAll(t.Context(), t, admin)
+	requireWake(t, tail) // it listens again, and something may have been missed
+	insert(t, admin, stream.Next())
+	requireWake(t, tail)
+}
+
+func requireWake(t *testing.T, tail *store.Tail) {
+	t.Helper()
+	select {
+	case <-tail.Wake:
+	case <-time.After(20 * time.Second):
+		require.FailNow(t, "the tail was not woken")
+	}
+}
+
+func TestTailRefusesBadSettings(t *testing.T) {
+	t.Parallel()
+	s := open(t, migrated(t))
+	for _, config := range []store.TailConfig{{}, {BatchSize: -1}, {BatchSize: 1, Start: "middle"}} {
+		_, err := s.Tail(t.Context(), config)
+		require.Error(t, err)
+	}
+}
+
+// The batch is found by an index whatever the planner knows of the table.
+func TestTailScansAnIndex(t *testing.T) {
+	t.Parallel()
+	s := open(t, migrated(t))
+	require.NoError(t, s.AppendMany(t.Context(), storetest.NewStream().Take(2000)))
+	for onlyOwn, index := range map[bool]string{false: "events_transaction_unique", true: "events_own"} {
+		tail, err := s.Tail(t.Context(), store.TailConfig{BatchSize: 100, OnlyOwn: onlyOwn})
+		require.NoError(t, err)
+		q := tail.Schema.SelectQuery("", "", tail.Offsets)
+		rows, err := tail.DB.QueryContext(t.Context(), "EXPLAIN "+q.Query, q.Args...)
+		require.NoError(t, err)
+		var plan strings.Builder
+		for rows.Next() {
+			var line string
+			require.NoError(t, rows.Scan(&line))
+			plan.WriteString(line + "\n")
+		}
+		require.NoError(t, rows.Err())
+		require.NoError(t, rows.Close())
+		require.NoError(t, tail.Close())
+		require.Contains(t, plan.String(), "Index Scan using "+index+" on events")
+		require.NotContains(t, plan.String(), "Seq Scan on events")
+	}
+}
+
+// Whatever another program has inserted goes over the wire as the JSON it is, for the consumer to judge.
+func TestRelaysOddRows(t *testing.T) {
+	t.Parallel()
+	address := migrated(t)
+	s, conn := open(t, address), connect(t, address)
+	_, err := conn.Exec(t.Context(), `INSERT INTO events (event_type, aggregate_type, aggregate_id, aggregate_version,
+		tenant_id, correlation_id, created_at, event_data, metadata) VALUES
+		(E'with "quotes" and \n', '', gen_random_uuid(), -1, gen_random_uuid(), gen_random_uuid(),
+			'0044-03-15 BC', 'null', NULL),
+		('', 'x', gen_random_uuid(), 1, gen_random_uuid(), gen_random_uuid(), '12345-01-01', '[1.10]', '[]')`)
+	require.NoError(t, err)
+	tail, err := s.Tail(t.Context(), store.TailConfig{BatchSize: 10})
+	require.NoError(t, err)
+	defer func() { require.NoError(t, tail.Close()) }()
+	require.Eventually(t, func() bool { return len(readAll(t, s)) == 2 }, 10*time.Second, 10*time.Millisecond)
+	var bodies []map[string]any
+	require.NoError(t, json.Unmarshal(selectBatch(t, tail).Msg.Payload, &bodies))
+	require.Equal(t, "with \"quotes\" and \n", bodies[0]["event_type"])
+	require.NotContains(t, bodies[0], "metadata")
+	require.Equal(t, []any{1.1}, bodies[1]["event_data"])
+}
