@@ -1,4 +1,4 @@
-package main_test
+package main
 
 import (
 	"bufio"
@@ -30,31 +30,26 @@ const (
 	tick     = 100 * time.Millisecond
 )
 
-func TestMain(m *testing.M) { testservers.Main(m) }
+// asWorker makes the test program the worker itself, so that the tests run the real one as processes of their own.
+const asWorker = "TEST_AS_WORKER"
 
-// program is the real worker, built once, with the settings of one test.
+func TestMain(m *testing.M) {
+	if os.Getenv(asWorker) != "" {
+		os.Exit(run())
+	}
+	testservers.Main(m)
+}
+
+// program is the worker with the settings of one test.
 type program struct {
 	t    *testing.T
 	path string
 	env  []string
 }
 
-var build = sync.OnceValues(func() (string, error) { //nolint:gochecknoglobals // one build for all tests
-	folder, err := os.MkdirTemp("", "worker-test-")
-	if err != nil {
-		return "", err
-	}
-	path := filepath.Join(folder, "worker")
-	out, err := exec.Command("go", "build", "-race", "-o", path, ".").CombinedOutput() //nolint:noctx // go test bounds it
-	if err != nil {
-		return "", fmt.Errorf("build: %w\n%s", err, out)
-	}
-	return path, nil
-})
-
 func newProgram(t *testing.T, env ...string) *program {
 	t.Helper()
-	path, err := build()
+	path, err := os.Executable()
 	require.NoError(t, err)
 	return &program{t: t, path: path, env: env}
 }
@@ -95,7 +90,7 @@ func platforms(t *testing.T, test func(*testing.T, *program)) {
 func (p *program) command(ctx context.Context, in string, args ...string) *exec.Cmd {
 	c := exec.CommandContext(ctx, p.path, args...)
 	c.Stdin = strings.NewReader(in)
-	c.Env = append([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + p.t.TempDir()}, p.env...)
+	c.Env = append([]string{asWorker + "=1", "HOME=" + p.t.TempDir()}, p.env...)
 	c.Dir = p.t.TempDir()
 	return c
 }
