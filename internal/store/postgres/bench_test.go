@@ -22,13 +22,17 @@ const appendSize = 100
 // BenchmarkAppend compares the store's appends with what the same rows cost without its promises: a plain INSERT, and
 // COPY. Only figures of one run compare.
 func BenchmarkAppend(b *testing.B) {
-	s := open(b, migrated(b))
+	address := migrated(b)
+	s := open(b, address)
+	pool, err := pgxpool.New(b.Context(), address)
+	require.NoError(b, err)
+	defer pool.Close()
 	for name, way := range map[string]func(context.Context, []events.Event) error{
 		"store": s.AppendMany,
 		"plain INSERT": func(ctx context.Context, batch []events.Event) error {
-			return plainInsert(ctx, s.Pool(), batch)
+			return plainInsert(ctx, pool, batch)
 		},
-		"COPY": func(ctx context.Context, batch []events.Event) error { return plainCopy(ctx, s.Pool(), batch) },
+		"COPY": func(ctx context.Context, batch []events.Event) error { return plainCopy(ctx, pool, batch) },
 	} {
 		for _, size := range []int{1, appendSize} {
 			b.Run(strconv.Itoa(size)+"/"+name, func(b *testing.B) {

@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -110,12 +111,11 @@ func TestSessionsTerminatedDuringAppends(t *testing.T) {
 		err   error
 	}
 	results := make([][]outcome, writers)
-	ctx, stop := context.WithCancel(t.Context())
-	defer stop()
+	var stopped atomic.Bool
 	var done sync.WaitGroup
 	for i := range writers {
 		done.Go(func() {
-			for ctx.Err() == nil {
+			for !stopped.Load() {
 				e := storetest.NewStream().Next()
 				var err error
 				if len(results[i])%2 == 0 {
@@ -133,7 +133,7 @@ func TestSessionsTerminatedDuringAppends(t *testing.T) {
 		<-pause.C
 		terminateAll(t.Context(), t, admin)
 	}
-	stop()
+	stopped.Store(true)
 	done.Wait()
 
 	succeeded, failed := 0, 0
@@ -231,7 +231,7 @@ func newSilencer(t *testing.T, target string) *silencer {
 			if err != nil {
 				return
 			}
-			server, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", target)
+			server, err := (&net.Dialer{}).DialContext(silent, "tcp", target)
 			if err != nil {
 				client.Close()
 				return

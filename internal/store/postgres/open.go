@@ -117,9 +117,6 @@ func (c impatientConn) Write(b []byte) (int, error) {
 	return c.Conn.Write(b)
 }
 
-// Pool is the store's pool of connections, for what else is kept in the same database.
-func (s *Store) Pool() *pgxpool.Pool { return s.pool }
-
 // Close waits for the calls under way and closes the connections.
 func (s *Store) Close() error {
 	s.pool.Close()

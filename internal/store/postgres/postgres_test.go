@@ -17,21 +17,34 @@ func TestMain(m *testing.M) { testservers.Main(m) }
 
 func TestStore(t *testing.T) {
 	t.Parallel()
-	storetest.Run(t, func(t *testing.T) store.Store { return openUnclosed(t, migrated(t)) })
+	storetest.Run(t, func(t *testing.T) store.Store {
+		t.Helper()
+		return openUnclosed(t, migrated(t))
+	})
 }
 
 func TestShelf(t *testing.T) {
 	t.Parallel()
-	storetest.RunShelf(t, func(t *testing.T) deadletter.Shelf { return open(t, migrated(t)) })
+	storetest.RunShelf(t, func(t *testing.T) deadletter.Shelf {
+		t.Helper()
+		return open(t, migrated(t))
+	})
 }
 
 func TestTail(t *testing.T) {
 	t.Parallel()
 	storetest.RunTail(t, func(t *testing.T) storetest.Database {
+		t.Helper()
 		url := migrated(t)
 		return storetest.Database{
-			Open:   func(t *testing.T) storetest.Tailed { return openUnclosed(t, url) },
-			Insert: func(t *testing.T, e events.Event) { insert(t, connect(t, url), e) },
+			Open: func(t *testing.T) storetest.Tailed {
+				t.Helper()
+				return openUnclosed(t, url)
+			},
+			Insert: func(t *testing.T, e events.Event) {
+				t.Helper()
+				insert(t, connect(t, url), e)
+			},
 		}
 	})
 }

@@ -1,0 +1,47 @@
+package store_test
+
+import (
+	"math"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/healz/worker/internal/store"
+)
+
+func TestCursorBelongsToItsRead(t *testing.T) {
+	t.Parallel()
+	for _, place := range [][2]int64{{0, 0}, {-62135596800000000, 1}, {math.MaxInt64, math.MaxInt64}} {
+		c := store.NewCursor("tenant 1", place[0], place[1])
+		sortKey, id, err := c.Place("tenant 1")
+		require.NoError(t, err)
+		require.Equal(t, place, [2]int64{sortKey, id})
+
+		_, _, err = c.Place("tenant 2")
+		require.Equal(t, &store.QueryError{Field: "after", Problem: "is a cursor of another read"}, err)
+	}
+}
+
+func TestWhatIsNoCursor(t *testing.T) {
+	t.Parallel()
+	good := store.NewCursor("tenant 1", 1, 2)
+	for _, c := range []store.Cursor{"", "x", "!", "MSAyIDM", good + "A", good[:len(good)-1], good + "=", " " + good} {
+		_, _, err := c.Place("tenant 1")
+		var bad *store.QueryError
+		require.ErrorAs(t, err, &bad, "%q", c)
+	}
+}
+
+func TestPositionIsItsText(t *testing.T) {
+	t.Parallel()
+	for _, p := range []store.Position{{}, {ID: 7}, {Transaction: math.MaxUint64, ID: math.MaxInt64}} {
+		parsed, err := store.ParsePosition(p.String())
+		require.NoError(t, err)
+		require.Equal(t, p, parsed)
+	}
+	for _, text := range []string{"", ":", "1", "1:", ":1", "-1:1", "1:-1", "1:2:3", "18446744073709551616:1"} {
+		_, err := store.ParsePosition(text)
+		var bad *store.QueryError
+		require.ErrorAs(t, err, &bad, "%q", text)
+	}
+}
