@@ -84,7 +84,7 @@ func withInput(c *cobra.Command, args []string, batch int, do func(io.Reader) er
 	if err != nil {
 		return usageError{err}
 	}
-	defer file.Close() //nolint:errcheck // it was only read
+	defer file.Close()
 	return do(file)
 }
 

@@ -67,7 +67,7 @@ func onServers(t *testing.T) *program {
 }
 
 // platforms are the combinations of store and bus.
-func platforms(t *testing.T, test func(*testing.T, *program)) {
+func platforms(t *testing.T, test func(*program)) {
 	t.Helper()
 	for name, open := range map[string]func(*testing.T) *program{
 		"embedded":                embedded,
@@ -82,7 +82,7 @@ func platforms(t *testing.T, test func(*testing.T, *program)) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			test(t, open(t))
+			test(open(t))
 		})
 	}
 }
@@ -202,7 +202,7 @@ func (r *running) get(path string) (int, string) {
 	if err != nil {
 		return 0, ""
 	}
-	defer resp.Body.Close() //nolint:errcheck // it was only read
+	defer resp.Body.Close()
 	body, err := io.ReadAll(resp.Body)
 	require.NoError(r.t, err)
 	return resp.StatusCode, string(body)
@@ -312,7 +312,8 @@ func (p *program) awaitLetters(n int) []letter {
 
 func TestAnAppendedEventReachesItsHandler(t *testing.T) {
 	t.Parallel()
-	platforms(t, func(t *testing.T, p *program) {
+	platforms(t, func(p *program) {
+		t := p.t
 		w := p.start()
 		tenant := uuid.NewString()
 		appended := p.append(registration(tenant, `{"name":"Ana","visits":9007199254740993,"fee":12.10}`, ""))
@@ -353,7 +354,8 @@ func TestAnAppointmentGetsAReminder(t *testing.T) {
 
 func TestDeadLettersAreLookedAtAndReplayed(t *testing.T) {
 	t.Parallel()
-	platforms(t, func(t *testing.T, p *program) {
+	platforms(t, func(p *program) {
+		t := p.t
 		w := p.start("--chaos", "--retry-attempts", "2", "--retry-initial", "1ms")
 		tenant := uuid.NewString()
 		sent := p.append(registration(tenant, `{"name":"Ana"}`, `,"metadata":{"fail_times":1}`) +
@@ -401,7 +403,8 @@ func TestDeadLettersAreLookedAtAndReplayed(t *testing.T) {
 // What was appended while no worker ran, or while it was killed, reaches its handler later, and takes effect once.
 func TestNothingIsLostOrDoubledByAKill(t *testing.T) {
 	t.Parallel()
-	platforms(t, func(t *testing.T, p *program) {
+	platforms(t, func(p *program) {
+		t := p.t
 		p.must("", "migrate", "up")
 		const rounds, each = 3, 40
 		var sent []wire

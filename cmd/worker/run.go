@@ -110,7 +110,9 @@ func runWorker(ctx context.Context, s worker.Settings, f runFlags, logger *slog.
 	go func() { served <- server.Serve(listener) }()
 	defer func() {
 		err = errors.Join(err, server.Close())
-		<-served
+		if failed := <-served; !errors.Is(failed, http.ErrServerClosed) {
+			err = errors.Join(err, failed)
+		}
 	}()
 	logger.InfoContext(ctx, "serving /healthz and /readyz", "address", "http://"+listener.Addr().String())
 	logger.InfoContext(ctx, "opened", "store", s.StoreName(), "bus", s.BusName())

@@ -198,10 +198,10 @@ func TestFailures(t *testing.T) {
 		"a panic": {func(context.Context, events.Event, registered) ([]events.Event, error) {
 			panic("at the disco")
 		}, 3, "panic: at the disco"},
-		"a nil pointer": {func(context.Context, events.Event, registered) ([]events.Event, error) {
-			var p *registered
-			return nil, errors.New(p.Name)
-		}, 3, "panic: runtime error: invalid memory address or nil pointer dereference"},
+		"a bug": {func(context.Context, events.Event, registered) ([]events.Event, error) {
+			none := func() []string { return nil }
+			return nil, errors.New(none()[0])
+		}, 3, "panic: runtime error: index out of range [0] with length 0"},
 		"too slow": {func(ctx context.Context, _ events.Event, _ registered) ([]events.Event, error) {
 			<-ctx.Done()
 			return nil, ctx.Err()
@@ -254,41 +254,46 @@ func TestAPanicsStackGoesToTheLogAlone(t *testing.T) {
 	require.Contains(t, b.log.String(), "dispatch_test.go")
 }
 
-func TestMessagesThatReachNoHandler(t *testing.T) {
+func welcoming(t *testing.T) *bench {
+	t.Helper()
+	return newBench(t, func(reg *handlers.Registry) { handlers.On(reg, "Registered", "welcome", welcome) })
+}
+
+func TestWhatIsNoEventReachesNoHandler(t *testing.T) {
 	t.Parallel()
-	b := newBench(t, func(reg *handlers.Registry) { handlers.On(reg, "Registered", "welcome", welcome) })
-	handle := func(body string) error {
-		m := message.NewMessage("1", []byte(body))
-		m.SetContext(t.Context())
-		return b.Handle(m)
-	}
-	t.Run("no event", func(t *testing.T) {
-		failed := failures(t, handle(`{"event_type":7}`))
-		require.Empty(t, failed[0].Handler)
-		require.Contains(t, failed[0].Reason, "event_type is a JSON number, not a string")
-		require.Contains(t, failed[0].Reason, "tenant_id is missing")
-		require.Equal(t, 1, failed[0].Attempts)
-	})
-	t.Run("no handler", func(t *testing.T) {
-		e := newEvent(t, welcomed{})
-		require.NoError(t, b.deliver(e))
-	})
-	t.Run("data of another shape", func(t *testing.T) {
-		e := newEvent(t, registered{})
-		e.Data = json.RawMessage(`{"name":{"first":"Ana Kovač"}}`)
-		failed := failures(t, b.deliver(e))
-		require.Equal(t, 1, failed[0].Attempts, "no retry will mend it")
-		require.Contains(t, failed[0].Reason, "field name: a JSON object does not fit into string")
-	})
-	t.Run("the same event_id with another body", func(t *testing.T) {
-		e := newEvent(t, registered{Name: "Ana"})
-		require.NoError(t, b.deliver(e))
-		e.Data = json.RawMessage(`{"name":"Ben"}`)
-		failed := failures(t, b.deliver(e))
-		require.Empty(t, failed[0].Handler)
-		require.Contains(t, failed[0].Reason, store.ErrContradiction.Error())
-		require.Equal(t, []string{"Welcomed"}, b.followUps(e))
-	})
+	m := message.NewMessage("1", []byte(`{"event_type":7}`))
+	m.SetContext(t.Context())
+	failed := failures(t, welcoming(t).Handle(m))
+	require.Empty(t, failed[0].Handler)
+	require.Contains(t, failed[0].Reason, "event_type is a JSON number, not a string")
+	require.Contains(t, failed[0].Reason, "tenant_id is missing")
+	require.Equal(t, 1, failed[0].Attempts)
+}
+
+func TestAnEventWithoutAHandlerIsDoneWith(t *testing.T) {
+	t.Parallel()
+	require.NoError(t, welcoming(t).deliver(newEvent(t, welcomed{})))
+}
+
+func TestDataOfAnotherShapeFailsForGood(t *testing.T) {
+	t.Parallel()
+	e := newEvent(t, registered{})
+	e.Data = json.RawMessage(`{"name":{"first":"Ana Kovač"}}`)
+	failed := failures(t, welcoming(t).deliver(e))
+	require.Equal(t, 1, failed[0].Attempts, "no retry will mend it")
+	require.Contains(t, failed[0].Reason, "field name: a JSON object does not fit into string")
+}
+
+func TestTheSameIDWithAnotherBodyIsRefused(t *testing.T) {
+	t.Parallel()
+	b := welcoming(t)
+	e := newEvent(t, registered{Name: "Ana"})
+	require.NoError(t, b.deliver(e))
+	e.Data = json.RawMessage(`{"name":"Ben"}`)
+	failed := failures(t, b.deliver(e))
+	require.Empty(t, failed[0].Handler)
+	require.Contains(t, failed[0].Reason, store.ErrContradiction.Error())
+	require.Equal(t, []string{"Welcomed"}, b.followUps(e))
 }
 
 // A handler in hand when the worker stops has not failed, and its event is delivered again.

@@ -97,7 +97,7 @@ func Observe(logger *slog.Logger, counts *Counts) message.HandlerMiddleware {
 				}
 			}
 			counts.add(outcome)
-			logger.LogAttrs(ctx, level, "event "+string(outcome), attrs...)
+			logger.LogAttrs(ctx, level, "event", append(attrs, slog.String("outcome", string(outcome)))...)
 			return produced, err
 		}
 	}

@@ -76,9 +76,9 @@ func New(tail *store.Tail, publisher bus.BatchPublisher, poll time.Duration, log
 	}
 }
 
-// AddTo makes the relay a handler of the router. Publishing ends early with ended, which is done when a stop's grace
+// AddTo makes the relay a handler of the router. Publishing ends early with ctx, which is done when a stop's grace
 // period is over. The bus must be ready to take messages when the router runs the handler.
-func (r *Relay) AddTo(router *message.Router, ended context.Context) error {
+func (r *Relay) AddTo(ctx context.Context, router *message.Router) error {
 	deadline := ackDeadline
 	subscriber, err := wsql.NewSubscriber(r.tail.DB, wsql.SubscriberConfig{
 		AckDeadline:    &deadline,
@@ -91,7 +91,7 @@ func (r *Relay) AddTo(router *message.Router, ended context.Context) error {
 		return fmt.Errorf("build the relay's subscriber: %w", err)
 	}
 	r.handler = router.AddConsumerHandler(handlerName, topic, subscriber, func(m *message.Message) error {
-		return r.publish(ended, m)
+		return r.publish(ctx, m)
 	})
 	return nil
 }

@@ -69,7 +69,7 @@ func open(ctx context.Context, s Settings, o OpenOptions, closers *closers) (*Wo
 		closers.add(publisher.Close)
 		parts.Bus, parts.Sink = broker{amqp.NewSubscriber(conn), publisher, conn}, amqp.NewFailedQueue(conn)
 	}
-	return New(parts, s.Tuning, o.Logger)
+	return New(ctx, parts, s.Tuning, o.Logger)
 }
 
 func openBackend(ctx context.Context, s Settings, o OpenOptions) (Backend, error) {

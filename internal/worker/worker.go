@@ -67,14 +67,14 @@ type Worker struct {
 }
 
 // New assembles a worker. It fails with all that is wrong with the handlers' registrations.
-func New(parts Parts, tuning Tuning, logger *slog.Logger) (*Worker, error) {
+func New(ctx context.Context, parts Parts, tuning Tuning, logger *slog.Logger) (*Worker, error) {
 	logger = slog.New(middleware.LogCorrelation(logger.Handler()))
 	w := &Worker{
 		parts: parts, tuning: tuning, logger: logger, stopping: make(chan struct{}),
 		relay:    relay.New(parts.Tail, parts.Bus, tuning.RelayPoll, logger),
 		consumer: errors.New("not started"),
 	}
-	w.ended, w.end = context.WithCancel(context.Background())
+	w.ended, w.end = context.WithCancel(context.WithoutCancel(ctx))
 	var err error
 	w.dispatch, err = handlers.NewDispatcher(parts.Handlers, parts.Inbox, middleware.Retry{
 		Attempts: tuning.RetryAttempts, Initial: tuning.RetryInitial, Max: tuning.RetryMax,
@@ -147,7 +147,7 @@ func (w *Worker) addConsumers(router *message.Router) []*message.Handler {
 }
 
 func (w *Worker) startRelay(ctx context.Context, router *message.Router) error {
-	if err := w.relay.AddTo(router, w.ended); err != nil {
+	if err := w.relay.AddTo(w.ended, router); err != nil {
 		return err
 	}
 	if err := router.RunHandlers(ctx); err != nil {
