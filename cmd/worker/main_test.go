@@ -400,15 +400,15 @@ func TestDeadLettersAreLookedAtAndReplayed(t *testing.T) {
 	})
 }
 
-// What was appended while no worker ran, or while it was killed, reaches its handler later, and takes effect once.
-func TestNothingIsLostOrDoubledByAKill(t *testing.T) {
+// What was appended while no worker ran, or while it was killed or stopped, reaches its handler, and takes effect once.
+func TestNothingIsLostOrDoubledByAnEnd(t *testing.T) {
 	t.Parallel()
 	platforms(t, func(p *program) {
 		t := p.t
 		p.must("", "migrate", "up")
-		const rounds, each = 3, 40
+		const rounds, each = 4, 40
 		var sent []wire
-		for range rounds {
+		for round := range rounds {
 			w := p.start()
 			var lines strings.Builder
 			tenant := uuid.NewString()
@@ -416,7 +416,11 @@ func TestNothingIsLostOrDoubledByAKill(t *testing.T) {
 				lines.WriteString(registration(tenant, fmt.Sprintf(`{"name":"N%d"}`, i), ""))
 			}
 			sent = append(sent, p.append(lines.String())...)
-			w.kill()
+			if round%2 == 0 {
+				w.kill()
+			} else {
+				w.stop()
+			}
 		}
 		w := p.start()
 		effects := func() map[string]int {

@@ -1,0 +1,210 @@
+package relay_test
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill"
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/stretchr/testify/require"
+
+	"github.com/healz/worker/internal/relay"
+	"github.com/healz/worker/internal/store"
+	"github.com/healz/worker/internal/store/sqlite"
+	"github.com/healz/worker/internal/store/storetest"
+)
+
+const (
+	patience = 20 * time.Second
+	tick     = 5 * time.Millisecond
+)
+
+// publisher keeps what it is given. It can be made to fail and to take its time at a given moment, which no real bus can.
+type publisher struct {
+	mu        sync.Mutex
+	failure   error
+	published []string
+	// begun, when it is there, receives at the beginning of each batch, which then waits for proceed or its context.
+	begun, proceed chan struct{}
+}
+
+func (p *publisher) PublishBatch(ctx context.Context, batch []*message.Message) error {
+	if p.begun != nil {
+		p.begun <- struct{}{}
+		select {
+		case <-p.proceed:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.failure != nil {
+		return p.failure
+	}
+	for _, m := range batch {
+		p.published = append(p.published, m.UUID)
+	}
+	return nil
+}
+
+func (p *publisher) fail(err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.failure = err
+}
+
+func (p *publisher) ids() []string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return append([]string(nil), p.published...)
+}
+
+func openStore(t *testing.T, path string) *sqlite.Store {
+	t.Helper()
+	s, err := sqlite.Open(t.Context(), path, sqlite.Options{})
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, s.Close()) })
+	require.NoError(t, s.Migrate(t.Context()))
+	return s
+}
+
+// start runs a relay in a router of its own. stop stops it within the given time and closes its tail.
+func start(t *testing.T, s *sqlite.Store, p *publisher) (r *relay.Relay, stop func(time.Duration)) {
+	t.Helper()
+	tail, err := s.Tail(t.Context(), store.TailConfig{BatchSize: 10, Start: store.StartAuto})
+	require.NoError(t, err)
+	router, err := message.NewRouter(message.RouterConfig{CloseTimeout: time.Second}, watermill.NopLogger{})
+	require.NoError(t, err)
+	r = relay.New(tail, p, 50*time.Millisecond, slog.New(slog.DiscardHandler))
+	ended, end := context.WithCancel(context.WithoutCancel(t.Context()))
+	require.NoError(t, r.AddTo(ended, router))
+	done := make(chan error, 1)
+	go func() { done <- router.Run(ended) }()
+	<-router.Running()
+	return r, func(grace time.Duration) {
+		ctx, cancel := context.WithTimeout(ended, grace)
+		defer cancel()
+		r.Stop(ctx)
+		end()
+		require.NoError(t, router.Close())
+		require.NoError(t, <-done)
+		require.NoError(t, tail.Close())
+	}
+}
+
+// appendTo appends n events of one stream and returns their ids.
+func appendTo(t *testing.T, s *sqlite.Store, stream *storetest.Stream, n int) []string {
+	t.Helper()
+	var ids []string
+	for range n {
+		e := stream.Next()
+		require.NoError(t, s.Append(t.Context(), e))
+		ids = append(ids, e.ID.String())
+	}
+	return ids
+}
+
+func stateOf(r *relay.Relay) relay.State {
+	state, _ := r.Status()
+	return state
+}
+
+func TestRelayPublishesWhatIsAppendedAndGoesOnAfterAStop(t *testing.T) {
+	t.Parallel()
+	s := openStore(t, filepath.Join(t.TempDir(), "test.db"))
+	p, stream := &publisher{}, storetest.NewStream()
+	want := appendTo(t, s, stream, 25)
+	r, stop := start(t, s, p)
+	want = append(want, appendTo(t, s, stream, 3)...)
+	require.Eventually(t, func() bool { return len(p.ids()) == len(want) }, patience, tick)
+	require.Eventually(t, func() bool { return stateOf(r) == relay.Idle }, patience, tick)
+	stop(patience)
+	require.Equal(t, relay.Stopped, stateOf(r))
+
+	want = append(want, appendTo(t, s, stream, 3)...)
+	_, stop = start(t, s, p)
+	require.Eventually(t, func() bool { return len(p.ids()) == len(want) }, patience, tick)
+	stop(patience)
+	require.Equal(t, want, p.ids(), "in order, each once")
+}
+
+func TestRelayTriesAgainWhileTheBusFails(t *testing.T) {
+	t.Parallel()
+	s := openStore(t, filepath.Join(t.TempDir(), "test.db"))
+	p := &publisher{failure: errors.New("the bus is away")}
+	r, stop := start(t, s, p)
+	want := appendTo(t, s, storetest.NewStream(), 1)
+	require.Eventually(t, func() bool { return stateOf(r) == relay.Failing }, patience, tick)
+	_, err := r.Status()
+	require.ErrorContains(t, err, "the bus is away")
+	p.fail(nil)
+	require.Eventually(t, func() bool { return stateOf(r) == relay.Idle }, patience, tick)
+	require.Equal(t, want, p.ids())
+	_, err = r.Status()
+	require.NoError(t, err)
+	stop(patience)
+}
+
+func TestRelayStopsAfterTheBatchInHand(t *testing.T) {
+	t.Parallel()
+	s := openStore(t, filepath.Join(t.TempDir(), "test.db"))
+	p := &publisher{begun: make(chan struct{}), proceed: make(chan struct{})}
+	stream := storetest.NewStream()
+	want := appendTo(t, s, stream, 1)
+	_, stop := start(t, s, p)
+	<-p.begun
+	appendTo(t, s, stream, 1)
+	stopped := make(chan struct{})
+	go func() {
+		defer close(stopped)
+		stop(patience)
+	}()
+	select {
+	case p.proceed <- struct{}{}:
+	case <-stopped:
+		require.Fail(t, "stopped with a batch in hand")
+	}
+	<-stopped
+	require.Equal(t, want, p.ids(), "the batch in hand, and no other")
+}
+
+func TestRelayGivesUpTheBatchInHandWhenTheGracePeriodEnds(t *testing.T) {
+	t.Parallel()
+	s := openStore(t, filepath.Join(t.TempDir(), "test.db"))
+	p := &publisher{begun: make(chan struct{}), proceed: make(chan struct{})}
+	want := appendTo(t, s, storetest.NewStream(), 1)
+	_, stop := start(t, s, p)
+	<-p.begun
+	stop(10 * time.Millisecond)
+	require.Empty(t, p.ids())
+
+	p = &publisher{}
+	_, stop = start(t, s, p)
+	require.Eventually(t, func() bool { return len(p.ids()) == 1 }, patience, tick, "it comes again")
+	require.Equal(t, want, p.ids())
+	stop(patience)
+}
+
+func TestOneRelaysAndTheOtherTakesOver(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "test.db")
+	first, second := openStore(t, path), openStore(t, path)
+	p, stream := &publisher{}, storetest.NewStream()
+	r1, stop1 := start(t, first, p)
+	require.Eventually(t, func() bool { return stateOf(r1) == relay.Idle }, patience, tick)
+	r2, stop2 := start(t, second, p)
+	require.Eventually(t, func() bool { return stateOf(r2) == relay.Standby }, patience, tick)
+	want := appendTo(t, first, stream, 5)
+	require.Eventually(t, func() bool { return len(p.ids()) == 5 }, patience, tick)
+	stop1(patience)
+	want = append(want, appendTo(t, second, stream, 5)...)
+	require.Eventually(t, func() bool { return len(p.ids()) == 10 }, patience, tick)
+	stop2(patience)
+	require.Equal(t, want, p.ids())
+}
