@@ -47,9 +47,10 @@ func Run(ctx context.Context, out io.Writer) (err error) {
 	settings.SQLitePath = filepath.Join(folder, "demo.db")
 	settings.Tuning.RetryAttempts = attempts
 	log := slog.New(slog.NewTextHandler(&indented{out: out}, &slog.HandlerOptions{Level: slog.LevelWarn, ReplaceAttr: withoutTime}))
-	reg := &handlers.Registry{}
-	register.All(reg, register.Options{Chaos: true})
-	w, closeParts, err := worker.Open(ctx, settings, worker.OpenOptions{Handlers: reg, Migrate: true, Logger: log})
+	registerAll := func(reg *handlers.Registry, streams events.Streams) {
+		register.All(reg, register.Options{Streams: streams, Chaos: true})
+	}
+	w, closeParts, err := worker.Open(ctx, settings, worker.OpenOptions{Register: registerAll, Migrate: true, Logger: log})
 	if err != nil {
 		return err
 	}
