@@ -56,7 +56,8 @@ func publishCommand(s *worker.Settings) *cobra.Command {
 		Use:   "publish [FILE]",
 		Short: "Publish events, given as JSON lines, straight to the bus",
 		Long: `publish reads one event a line, from FILE or, without one or with "-", from standard input, and publishes them to
-RabbitMQ without storing them. event_id, created_at and correlation_id may be left out. What was published is printed.`,
+RabbitMQ without storing them. event_id, created_at and correlation_id may be left out; aggregate_version may not, as only
+the store knows it. What was published is printed.`,
 		Args: atMostOne,
 	}
 	f := addFormat(c)

@@ -145,7 +145,7 @@ func (d *demo) deadLettered(ctx context.Context) error {
 	d.say("  letter   %s\n  event    %s %s\n  handler  %s\n  tries    %d\n  reason   %s", letter.ID, letter.Event.Type,
 		letter.Event.ID, letter.Handler, letter.Attempts, letter.Reason)
 
-	d.title("What was wrong is mended: `worker dlq replay --id %s` hands it to the handler that had failed.", letter.ID)
+	d.title("The cause is fixed: `worker dlq replay --id %s` hands it to the handler that had failed.", letter.ID)
 	for _, err := range d.letters.Replay(ctx, deadletter.Filter{ID: letter.ID}) {
 		if err != nil {
 			return err
