@@ -65,6 +65,16 @@ func (e *GapError) Error() string {
 		e.AggregateType, e.AggregateID, e.Wanted, e.Found)
 }
 
+// EventError says which event of a batch is at fault.
+type EventError struct {
+	// Index is the event's place in the batch, Of how many there are.
+	Index, Of int
+	Err       error
+}
+
+func (e *EventError) Error() string { return fmt.Sprintf("event %d of %d: %s", e.Index+1, e.Of, e.Err) }
+func (e *EventError) Unwrap() error { return e.Err }
+
 // QueryError says what is wrong with a read's limit, offset, cursor or position.
 type QueryError struct{ Field, Problem string }
 
