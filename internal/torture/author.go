@@ -70,6 +70,26 @@ func (a *author) newStream() *stream {
 	return s
 }
 
+// reply makes up an appointment, and a patient's reply to it, on which its handler adds to the appointment.
+func (a *author) reply() []entry {
+	appointment := &stream{aggregateType: "Appointment", id: a.id(), tenant: a.id()}
+	reply := &stream{aggregateType: "Reply", id: a.id(), tenant: appointment.tenant}
+	batch := append(a.some(appointment, 1), a.some(reply, 1)...)
+	batch[1].event.Type, batch[1].fate = "ConfirmationReceived", handled
+	batch[1].event.Data = fmt.Appendf(nil, `{"appointment_id":%q,"remark":%q}`, appointment.id, a.planted)
+	return batch
+}
+
+// failures makes up n events of one aggregate whose handler fails for good.
+func (a *author) failures(n int) []entry {
+	batch := a.some(&stream{aggregateType: "Patient", id: a.id(), tenant: a.id()}, n)
+	for i := range batch {
+		batch[i].event.Type, batch[i].fate = "PatientRegistered", failing
+		batch[i].event.Data, batch[i].event.Metadata = fmt.Appendf(nil, `{"name":"","remark":%q}`, a.planted), nil
+	}
+	return batch
+}
+
 // next makes up the event behind the n that are on their way to s.
 func (a *author) next(s *stream, n int) (events.Event, fate) {
 	e := events.Event{
@@ -83,12 +103,12 @@ func (a *author) next(s *stream, n int) (events.Event, fate) {
 	case s.aggregateType == "Patient" && a.chance(0.8):
 		e.Type, f = "PatientRegistered", handled
 		data["name"] = a.planted
-		switch {
-		case a.chance(0.1):
+		switch a.IntN(50) {
+		case 0, 1, 2, 3, 4:
 			metadata["fail_times"] = a.number(1, 2)
-		case a.chance(0.02):
+		case 5:
 			metadata["fail_times"], f = endless, failing
-		case a.chance(0.02):
+		case 6:
 			data["name"], f = "", failing
 		}
 	case s.aggregateType == "Patient":

@@ -3,15 +3,15 @@ package torture
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
-	"maps"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	amqp091 "github.com/rabbitmq/amqp091-go"
 
 	"github.com/healz/worker/internal/deadletter"
@@ -30,6 +30,9 @@ type row struct {
 // rowsSQL selects all events in the order in which they were committed.
 const rowsSQL = `SELECT event_id, aggregate_id, aggregate_version, event_type, tenant_id, correlation_id, causation_id
 	FROM events ORDER BY transaction_id, id`
+
+// insufficientPrivilege is Postgres's code for a lack of rights.
+const insufficientPrivilege = "42501"
 
 // letters counts dead letters by the event they are of.
 type letters map[uuid.UUID]int
@@ -124,7 +127,7 @@ func judge(rows []row, dead letters, written map[uuid.UUID]entry, seen testimony
 		appended: map[writer]int{}, delivered: len(seen.seen), duplicates: seen.duplicates, misordered: seen.misordered,
 	}
 	lose := func(format string, args ...any) { v.lost = append(v.lost, fmt.Sprintf(format, args...)) }
-	break_ := func(promise, format string, args ...any) {
+	breach := func(promise, format string, args ...any) {
 		v.other = append(v.other, violation{promise, fmt.Sprintf(format, args...)})
 	}
 
@@ -139,7 +142,7 @@ func judge(rows []row, dead letters, written map[uuid.UUID]entry, seen testimony
 			lose("P1: %s %s of aggregate %s is in the table and never came to the bus", row.Type, row.Event, row.Aggregate)
 		}
 		if _, was := written[row.Event]; !was && !row.Cause.Valid {
-			break_("P2", "%s %s is in the table, and nobody wrote it", row.Type, row.Event)
+			breach("P2", "%s %s is in the table, and nobody wrote it", row.Type, row.Event)
 		}
 	}
 	v.handledOrder = handledOutOfOrder(rows, stored, written)
@@ -161,7 +164,7 @@ func judge(rows []row, dead letters, written map[uuid.UUID]entry, seen testimony
 		case refused:
 			v.refused++
 			if isStored {
-				break_("P2", "event %s was refused (%s) and is in the table", id, e.writer)
+				breach("P2", "event %s was refused (%s) and is in the table", id, e.writer)
 			}
 		}
 		if !wasSeen {
@@ -171,21 +174,21 @@ func judge(rows []row, dead letters, written map[uuid.UUID]entry, seen testimony
 		switch e.fate {
 		case unhandled:
 			if len(follow) > 0 || dead[id] > 0 {
-				break_("P3", "event %s, which has no handler, has %d effects and %d dead letters", id, len(follow), dead[id])
+				breach("P3", "event %s, which has no handler, has %d effects and %d dead letters", id, len(follow), dead[id])
 			}
 		case handled:
 			if len(follow) == 0 {
 				lose("P5: event %s was not handled (dead letters: %d)", id, dead[id])
 			}
 			if dead[id] > 0 {
-				break_("P5", "event %s became a dead letter, though its handler would have handled it", id)
+				breach("P5", "event %s became a dead letter, though its handler would have handled it", id)
 			}
 		case failing:
 			if dead[id] == 0 {
 				lose("P5: event %s fails and is not among the dead letters", id)
 			}
 			if len(follow) > 0 {
-				break_("P3", "event %s, whose handler fails, has effects", id)
+				breach("P3", "event %s, whose handler fails, has effects", id)
 			}
 		}
 		if len(follow) > 1 {
@@ -197,19 +200,19 @@ func judge(rows []row, dead letters, written map[uuid.UUID]entry, seen testimony
 		}
 		for _, f := range follow {
 			if f.Tenant != cause.TenantID || f.Correlation != cause.CorrelationID {
-				break_("P7", "event %s has another tenant or correlation than its cause %s", f.Event, id)
+				breach("P7", "event %s has another tenant or correlation than its cause %s", f.Event, id)
 			}
 		}
 	}
 	for cause := range followers {
 		if _, was := written[cause]; !was {
-			break_("P7", "an event has the cause %s, which nobody wrote", cause)
+			breach("P7", "an event has the cause %s, which nobody wrote", cause)
 		}
 	}
 	for id := range dead {
 		v.letters++
-		if e, was := written[id]; !was || e.fate != failing && e.fate != handled && e.fate != unhandled {
-			break_("P5", "there is a dead letter of event %s, which nobody wrote", id)
+		if _, was := written[id]; !was {
+			breach("P5", "there is a dead letter of event %s, which nobody wrote", id)
 		}
 	}
 	return v
@@ -233,6 +236,23 @@ func handledOutOfOrder(rows []row, stored map[uuid.UUID]row, written map[uuid.UU
 		last[aggregate] = max(last[aggregate], version)
 	}
 	return n
+}
+
+// checkRights tries to change history in the worker's role.
+func (r *rig) checkRights(ctx context.Context) error {
+	conn, err := pgx.Connect(ctx, r.databaseURL(workerRole))
+	if err != nil {
+		return fmt.Errorf("connect as the worker: %w", err)
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	for _, statement := range []string{"UPDATE events SET event_type = ''", "DELETE FROM events", "TRUNCATE events"} {
+		_, err := conn.Exec(ctx, statement)
+		refusal, refused := errors.AsType[*pgconn.PgError](err)
+		if !refused || refusal.Code != insufficientPrivilege {
+			r.blame("P12", "%q in the worker's role: %v", statement, err)
+		}
+	}
+	return nil
 }
 
 // checkLogs looks for planted values and for data races in all that the workers have written.
@@ -264,9 +284,9 @@ func (r *rig) checkLogs() error {
 
 // appendedInAll is the number of events that were taken, whoever wrote them.
 func (v verdict) appendedInAll() int {
-	n := 0
-	for _, one := range slices.Collect(maps.Values(v.appended)) {
-		n += one
+	all := 0
+	for _, n := range v.appended {
+		all += n
 	}
-	return n
+	return all
 }

@@ -34,12 +34,12 @@ func faults() []fault {
 		{"kill -9 of Postgres", func(ctx context.Context, r *rig, a *author) error { return killServer(ctx, r, a, r.postgres) }},
 		{"kill -9 of the broker", func(ctx context.Context, r *rig, a *author) error { return killServer(ctx, r, a, r.rabbit) }},
 		{"SIGSTOP of a worker", pauseWorker},
-		{"SIGSTOP of Postgres", func(ctx context.Context, r *rig, a *author) error { return pauseServer(ctx, r, r.postgres, true) }},
-		{"SIGSTOP of the broker", func(ctx context.Context, r *rig, a *author) error { return pauseServer(ctx, r, r.rabbit, false) }},
+		{"SIGSTOP of Postgres", func(ctx context.Context, r *rig, _ *author) error { return pauseServer(ctx, r, r.postgres, true) }},
+		{"SIGSTOP of the broker", func(ctx context.Context, r *rig, _ *author) error { return pauseServer(ctx, r, r.rabbit, false) }},
 		{"connections to Postgres cut", func(ctx context.Context, r *rig, a *author) error { return cut(ctx, a, r.toPostgres) }},
 		{"connections to the broker cut", func(ctx context.Context, r *rig, a *author) error { return cut(ctx, a, r.toRabbit) }},
-		{"200 ms to Postgres", func(ctx context.Context, r *rig, a *author) error { return slow(ctx, r, a, r.toPostgres) }},
-		{"200 ms to the broker", func(ctx context.Context, r *rig, a *author) error { return slow(ctx, r, a, r.toRabbit) }},
+		{"200 ms to Postgres", func(ctx context.Context, r *rig, _ *author) error { return slow(ctx, r, r.toPostgres) }},
+		{"200 ms to the broker", func(ctx context.Context, r *rig, _ *author) error { return slow(ctx, r, r.toRabbit) }},
 		{"half-open to Postgres", func(ctx context.Context, r *rig, a *author) error { return halfOpen(ctx, r, a, r.toPostgres) }},
 		{halfOpenToBroker, func(ctx context.Context, r *rig, a *author) error { return halfOpen(ctx, r, a, r.toRabbit) }},
 		{"pg_terminate_backend", terminateSessions},
@@ -130,7 +130,7 @@ func cut(ctx context.Context, a *author, p *proxy) error {
 	return nil
 }
 
-func slow(ctx context.Context, r *rig, a *author, p *proxy) error {
+func slow(ctx context.Context, r *rig, p *proxy) error {
 	p.slowDown(true)
 	p.cut() // what connects again is slow
 	sleep(ctx, r.pauseFor()/2)
@@ -344,25 +344,21 @@ func deleteDeadLetterExchange(ctx context.Context, r *rig, a *author) error {
 		if err != nil {
 			return err
 		}
-		s := &stream{aggregateType: "Patient", id: a.id(), tenant: a.id()}
-		batch := a.some(s, 3)
-		for i := range batch {
-			batch[i].event.Type, batch[i].fate = "PatientRegistered", failing
-			batch[i].event.Data = []byte(`{"name":""}`)
-			batch[i].event.Metadata = nil
-		}
-		r.load.appendOnce(ctx, batch, true)
+		r.load.appendOnce(ctx, a.failures(3), true)
 		sleep(ctx, a.between(0, time.Second))
 	}
 	return nil
 }
 
-// killReplay replays all dead letters, and kills the command now and then. They all fail again.
+// killReplay lets dead letters gather, and replays all again and again with a command that it kills. They all fail again.
 func killReplay(ctx context.Context, r *rig, a *author) error {
-	for range a.number(2, 4) {
-		bounded, cancel := context.WithTimeout(ctx, a.between(20*time.Millisecond, time.Second))
-		c := r.load.worker(bounded, "dlq", "replay")
-		_ = c.Run() // killed or not, nothing is lost
+	for range 4 {
+		r.load.appendOnce(ctx, a.failures(50), true)
+	}
+	sleep(ctx, time.Second)
+	for range a.number(5, 10) {
+		bounded, cancel := context.WithTimeout(ctx, a.between(30*time.Millisecond, 300*time.Millisecond))
+		_ = r.load.worker(bounded, "dlq", "replay").Run() // killed or not, nothing is lost
 		cancel()
 	}
 	return nil

@@ -76,7 +76,7 @@ func (f *fleet) start(ctx context.Context, i int) error {
 		return fmt.Errorf("open the log of %s: %w", name, err)
 	}
 	c := exec.CommandContext(context.WithoutCancel(ctx), f.program, "run", "--http-addr=127.0.0.1:0", "--wait=10m", "--migrate=false",
-		"--chaos", "--retry-attempts=4", "--retry-initial=10ms", "--retry-max=200ms", "--grace-period="+grace.String(),
+		"--chaos", "--retry-attempts=12", "--retry-initial=5ms", "--retry-max=50ms", "--grace-period="+grace.String(),
 		"--relay-poll=500ms", "--database-conns=8", "--rabbitmq-heartbeat=5s")
 	c.Env, c.Dir = f.env, f.folder
 	c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // a Ctrl-C is the harness's to pass on

@@ -103,6 +103,10 @@ func (s *shelf) giveBack(taken *stream, n int) {
 
 // append appends a batch to one or two aggregates through the store API.
 func (l *load) append(ctx context.Context, a *author, own *shelf) {
+	if a.chance(0.1) {
+		l.appendOnce(ctx, a.reply(), a.chance(0.7))
+		return
+	}
 	streams := []*stream{own.take(a)}
 	if a.chance(0.3) {
 		streams = append(streams, a.newStream())

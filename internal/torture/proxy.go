@@ -23,7 +23,8 @@ type proxy struct {
 	server   string
 	listener net.Listener
 	tasks    sync.WaitGroup
-	end      chan struct{}
+	life     context.Context // ends with close
+	end      context.CancelFunc
 
 	mu      sync.Mutex
 	links   map[*link]struct{}
@@ -46,7 +47,8 @@ func newProxy(ctx context.Context, server string) (*proxy, error) {
 	if err != nil {
 		return nil, fmt.Errorf("listen for a proxy: %w", err)
 	}
-	p := &proxy{server: server, listener: listener, end: make(chan struct{}), links: map[*link]struct{}{}}
+	p := &proxy{server: server, listener: listener, links: map[*link]struct{}{}}
+	p.life, p.end = context.WithCancel(context.WithoutCancel(ctx))
 	p.tasks.Go(p.accept)
 	return p, nil
 }
@@ -56,7 +58,7 @@ func (p *proxy) address() string { return p.listener.Addr().String() }
 // close ends the proxy and all connections through it.
 func (p *proxy) close() error {
 	err := p.listener.Close()
-	close(p.end)
+	p.end()
 	p.cut()
 	p.tasks.Wait()
 	return err
@@ -89,7 +91,7 @@ func (p *proxy) serve(client net.Conn) {
 	if refuses {
 		return
 	}
-	server, err := net.DialTimeout("tcp", p.server, time.Second)
+	server, err := (&net.Dialer{Timeout: time.Second}).DialContext(p.life, "tcp", p.server)
 	if err != nil {
 		return
 	}
@@ -146,7 +148,7 @@ func (p *proxy) carry(l *link, to, from net.Conn) {
 		}
 		select {
 		case <-time.After(abandonedFor):
-		case <-p.end:
+		case <-p.life.Done():
 		}
 	}
 	_ = to.Close()

@@ -177,7 +177,7 @@ func (r *rig) settle(ctx context.Context) (verdict, error) {
 	if !r.emptied() {
 		r.blame("P5", "something is left in the workers' queue")
 	}
-	if err := r.checkLogs(); err != nil {
+	if err := errors.Join(r.checkRights(ctx), r.checkLogs()); err != nil {
 		return verdict{}, err
 	}
 	v, err := r.judge(ctx)
