@@ -1,6 +1,9 @@
 GO ?= go
 BENCHTIME ?= 1s
 FUZZTIME ?= 30s
+DURATION ?= 2m
+WORKERS ?= 3
+SEED ?=
 GOLANGCI_LINT_VERSION := 2.15.0
 
 # The race detector needs a C compiler, without which Go turns cgo off.
@@ -12,7 +15,7 @@ BENCHMARKED = $(shell grep -rl --include='*_test.go' '^func Benchmark' . | xargs
 
 .PHONY: help
 help: ## Say what there is to make
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: run
 run: build ## Build the worker and run it, by default on SQLite and the in-process bus
@@ -40,6 +43,11 @@ fuzz: ## Fuzz the decoding of events, each target for FUZZTIME
 	@set -e; for target in $$($(GO) test -list='^Fuzz' ./internal/events | grep '^Fuzz'); do \
 		$(GO) test -run='^$$' -fuzz="^$$target\$$" -fuzztime=$(FUZZTIME) ./internal/events; \
 	done
+
+.PHONY: torture
+torture: build ## Harm workers and servers under traffic for DURATION, by SEED, and check that nothing is lost or doubled
+	@$(GO) build -o bin/torture ./internal/torture/cmd/torture
+	bin/torture -duration=$(DURATION) -workers=$(WORKERS) $(if $(SEED),-seed=$(SEED))
 
 .PHONY: demo
 demo: build ## See the main job done on sample clinic traffic

@@ -54,7 +54,7 @@ func startMissing(ctx context.Context) ([]*supervisor, error) {
 	var group sync.WaitGroup
 	for k, variable := range [kinds]string{kindPostgres: databaseURL, kindRabbitMQ: rabbitMQURL} {
 		if os.Getenv(variable) == "" {
-			group.Go(func() { started[k], failures[k] = startSupervisor(ctx, kind(k)) })
+			group.Go(func() { started[k], failures[k] = startSupervisor(ctx, kind(k), false) })
 		}
 	}
 	group.Wait()

@@ -14,7 +14,7 @@ import (
 )
 
 // startPostgres starts a Postgres server whose data do not outlive it.
-func startPostgres(ctx context.Context, dir string) (server, error) {
+func startPostgres(ctx context.Context, dir string, durable bool) (server, error) {
 	creator, err := initdb().find(ctx)
 	if err != nil {
 		return server{}, err
@@ -36,29 +36,34 @@ func startPostgres(ctx context.Context, dir string) (server, error) {
 	if err != nil {
 		return server{}, err
 	}
-	command := exec.CommandContext(context.WithoutCancel(ctx), filepath.Join(filepath.Dir(creator), "postgres"),
-		"-D", data, "-h", "127.0.0.1", "-p", port, "-k", "", "-c", "max_connections=300",
-		"-c", "fsync=off", "-c", "full_page_writes=off")
-	command.Dir, command.Env, command.SysProcAttr = dir, environment(dir), account
-	postgres, err := startProcess(command, dir)
-	if err != nil {
-		return server{}, err
+	arguments := []string{"-D", data, "-h", "127.0.0.1", "-p", port, "-k", ""}
+	if durable {
+		arguments = append(arguments, "-c", "max_connections=100")
+	} else {
+		arguments = append(arguments, "-c", "max_connections=300", "-c", "fsync=off", "-c", "full_page_writes=off")
 	}
-	stop := func() { postgres.stop(syscall.SIGQUIT) } // at once: the data are thrown away
-
 	address := "postgres://postgres@127.0.0.1:" + port + "/postgres?sslmode=disable"
-	err = postgres.waitUntil(ctx, func(ctx context.Context) error {
-		conn, err := pgx.Connect(ctx, address)
-		if err != nil {
-			return err
-		}
-		return conn.Close(ctx)
-	})
-	if err != nil {
-		stop()
+	s := server{
+		settings: map[string]string{databaseURL: address},
+		start: func(ctx context.Context) (*process, error) {
+			command := exec.CommandContext(context.WithoutCancel(ctx), filepath.Join(filepath.Dir(creator), "postgres"),
+				arguments...)
+			// A copy, since startProcess changes it.
+			command.Dir, command.Env, command.SysProcAttr = dir, environment(dir), new(*account)
+			return startReady(ctx, command, dir, syscall.SIGQUIT, func(ctx context.Context) error {
+				conn, err := pgx.Connect(ctx, address)
+				if err != nil {
+					return err
+				}
+				return conn.Close(ctx)
+			})
+		},
+	}
+	if s.process, err = s.start(ctx); err != nil {
 		return server{}, err
 	}
-	return server{settings: map[string]string{databaseURL: address}, stop: stop}, nil
+	s.stop = func() { s.process.stop(syscall.SIGQUIT) } // at once: the data are thrown away
+	return s, nil
 }
 
 // unprivileged returns the attributes of a process that may run Postgres, which refuses root, and gives it dir.

@@ -42,7 +42,7 @@ func (p *privateServers) settings(t testing.TB, k kind) map[string]string {
 	}
 	server := &p.servers[k]
 	server.once.Do(func() {
-		server.supervisor, server.err = startSupervisor(t.Context(), k)
+		server.supervisor, server.err = startSupervisor(t.Context(), k, false)
 	})
 	if server.err != nil {
 		t.Fatal(server.err)
@@ -65,18 +65,24 @@ func (p *privateServers) stop() error {
 type supervisor struct {
 	kind     kind
 	command  *exec.Cmd
-	leash    io.Closer
+	leash    io.WriteCloser
+	orders   *json.Encoder
+	answers  *json.Decoder
 	settings map[string]string
+	log      string
 }
 
 // startSupervisor returns when the server is ready. Cancelling ctx gives up a start; it does not end a started server.
-func startSupervisor(ctx context.Context, k kind) (*supervisor, error) {
+func startSupervisor(ctx context.Context, k kind, durable bool) (*supervisor, error) {
 	program, err := os.Executable()
 	if err != nil {
 		return nil, fmt.Errorf("find the own program: %w", err)
 	}
 	command := exec.CommandContext(context.WithoutCancel(ctx), program)
 	command.Env = append(os.Environ(), superviseVariable+"="+k.String())
+	if durable {
+		command.Env = append(command.Env, durableVariable+"=1")
+	}
 	command.Stderr = os.Stderr
 	command.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // out of reach of the terminal's Ctrl-C
 	leash, err := command.StdinPipe()
@@ -90,11 +96,13 @@ func startSupervisor(ctx context.Context, k kind) (*supervisor, error) {
 	if err := command.Start(); err != nil {
 		return nil, fmt.Errorf("start the supervisor: %w", err)
 	}
-	s := &supervisor{kind: k, command: command, leash: leash}
+	s := &supervisor{
+		kind: k, command: command, leash: leash, orders: json.NewEncoder(leash), answers: json.NewDecoder(answer),
+	}
 
 	giveUp := context.AfterFunc(ctx, func() { _ = leash.Close() })
 	var started report
-	err = json.NewDecoder(answer).Decode(&started)
+	err = s.answers.Decode(&started)
 	if !giveUp() {
 		err = context.Cause(ctx)
 	}
@@ -104,8 +112,23 @@ func startSupervisor(ctx context.Context, k kind) (*supervisor, error) {
 	if err != nil {
 		return nil, fmt.Errorf("start a private %s: %w", k, errors.Join(err, s.stop()))
 	}
-	s.settings = started.Settings
+	s.settings, s.log = started.Settings, started.Log
 	return s, nil
+}
+
+// do gives an order and waits until it is done.
+func (s *supervisor) do(o order) (output string, err error) {
+	if err := s.orders.Encode(o); err != nil {
+		return "", fmt.Errorf("%s the private %s: %w", o.Do, s.kind, err)
+	}
+	var done report
+	if err := s.answers.Decode(&done); err != nil {
+		return "", fmt.Errorf("%s the private %s: %w", o.Do, s.kind, err)
+	}
+	if done.Error != "" {
+		return "", fmt.Errorf("%s the private %s: %s", o.Do, s.kind, done.Error)
+	}
+	return done.Output, nil
 }
 
 // stop returns when the server and its folder are gone.

@@ -30,7 +30,7 @@ type process struct {
 // startProcess starts a program whose output goes to a file in dir.
 func startProcess(command *exec.Cmd, dir string) (*process, error) {
 	name := filepath.Base(command.Path)
-	output, err := os.Create(filepath.Join(dir, name+".log"))
+	output, err := os.OpenFile(filepath.Join(dir, name+".log"), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("open the log of %s: %w", name, err)
 	}
@@ -49,6 +49,21 @@ func startProcess(command *exec.Cmd, dir string) (*process, error) {
 		defer close(p.exited)
 		_ = command.Wait()
 	}()
+	return p, nil
+}
+
+// startReady starts a program and returns when it is ready. One that does not get there is stopped.
+func startReady(
+	ctx context.Context, command *exec.Cmd, dir string, stopSignal syscall.Signal, ready func(context.Context) error,
+) (*process, error) {
+	p, err := startProcess(command, dir)
+	if err != nil {
+		return nil, err
+	}
+	if err := p.waitUntil(ctx, ready); err != nil {
+		p.stop(stopSignal)
+		return nil, err
+	}
 	return p, nil
 }
 

@@ -15,7 +15,7 @@ import (
 //
 // A node needs epmd, the Erlang port mapper, and leaves a daemon behind where none runs. So the node is given one on a
 // port of its own, which is stopped with it.
-func startRabbitMQ(ctx context.Context, dir string) (_ server, err error) {
+func startRabbitMQ(ctx context.Context, dir string, _ bool) (_ server, err error) {
 	program, err := rabbitMQServer().find(ctx)
 	if err != nil {
 		return server{}, err
@@ -58,48 +58,42 @@ func startRabbitMQ(ctx context.Context, dir string) (_ server, err error) {
 		"RABBITMQ_LOGS=-",
 	)
 
-	portMapper, err := startProgram(ctx, mapper, dir, env)
+	run := func(ctx context.Context, program string, arguments ...string) *exec.Cmd {
+		command := exec.CommandContext(ctx, program, arguments...)
+		command.Dir, command.Env = dir, env
+		return command
+	}
+	portMapper, err := startReady(ctx, run(context.WithoutCancel(ctx), mapper), dir, syscall.SIGKILL, listening(mapperPort))
 	if err != nil {
 		return server{}, err
 	}
-	defer func() {
-		if err != nil {
-			portMapper.stop(syscall.SIGKILL)
-		}
-	}()
-	if err := portMapper.waitUntil(ctx, listening(mapperPort)); err != nil {
-		return server{}, err
-	}
-
-	node, err := startProgram(ctx, program, dir, env)
-	if err != nil {
-		return server{}, err
-	}
-	defer func() {
-		if err != nil {
-			node.stop(syscall.SIGKILL)
-		}
-	}()
 	management := "http://guest:guest@127.0.0.1:" + managementPort
-	if err := node.waitUntil(ctx, healthy(management+"/api/health/checks/port-listener/"+amqpPort)); err != nil {
-		return server{}, err
-	}
-	return server{
+	s := server{
 		settings: map[string]string{
 			rabbitMQURL:   "amqp://guest:guest@127.0.0.1:" + amqpPort + "/",
 			managementURL: management,
 		},
-		stop: func() {
-			node.stop(syscall.SIGKILL) // at once: the data are thrown away
-			portMapper.stop(syscall.SIGKILL)
+		start: func(ctx context.Context) (*process, error) {
+			return startReady(ctx, run(context.WithoutCancel(ctx), program), dir, syscall.SIGKILL,
+				healthy(management+"/api/health/checks/port-listener/"+amqpPort))
 		},
-	}, nil
-}
-
-func startProgram(ctx context.Context, program, dir string, env []string) (*process, error) {
-	command := exec.CommandContext(context.WithoutCancel(ctx), program)
-	command.Dir, command.Env = dir, env
-	return startProcess(command, dir)
+		control: func(ctx context.Context, arguments []string) (string, error) {
+			output, err := run(ctx, filepath.Join(filepath.Dir(program), "rabbitmqctl"), arguments...).CombinedOutput()
+			if err != nil {
+				return "", fmt.Errorf("rabbitmqctl %s: %w\n%s", arguments[0], err, output)
+			}
+			return string(output), nil
+		},
+	}
+	if s.process, err = s.start(ctx); err != nil {
+		portMapper.stop(syscall.SIGKILL)
+		return server{}, err
+	}
+	s.stop = func() {
+		s.process.stop(syscall.SIGKILL) // at once: the data are thrown away
+		portMapper.stop(syscall.SIGKILL)
+	}
+	return s, nil
 }
 
 func listening(port string) func(context.Context) error {

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"net"
 	"os"
@@ -29,16 +28,68 @@ const (
 
 func (k kind) String() string { return [kinds]string{"Postgres", "RabbitMQ"}[k] }
 
-// report is the supervisor's only answer on its standard output.
+// durableVariable, when set beside it, makes the server one that syncs its data to disk.
+const durableVariable = "TESTSERVERS_DURABLE"
+
+// report is the supervisor's answer on its standard output: one when the server is ready, and one to each order.
 type report struct {
 	Settings map[string]string
+	Log      string
+	Output   string
 	Error    string
 }
+
+// order is what a supervisor is told on its standard input.
+type order struct {
+	Do        action
+	Arguments []string
+}
+
+// action is what a supervisor can do to its server.
+type action string
+
+const (
+	actionKill    action = "kill"
+	actionStart   action = "start"
+	actionPause   action = "pause"
+	actionResume  action = "resume"
+	actionControl action = "control"
+)
 
 // server is a private server that is ready.
 type server struct {
 	settings map[string]string
-	stop     func()
+	process  *process
+	// start starts the server's process, on the same port and with the same data.
+	start func(context.Context) (*process, error)
+	// control runs the server's own administration program, if it has one.
+	control func(ctx context.Context, arguments []string) (output string, err error)
+	stop    func()
+}
+
+// obey does to the server what it is told to.
+func (s *server) obey(ctx context.Context, o order) (output string, err error) {
+	switch o.Do {
+	case actionKill:
+		return "", s.process.kill()
+	case actionStart:
+		started, err := s.start(ctx)
+		if err == nil {
+			s.process = started
+		}
+		return "", err
+	case actionPause:
+		return "", s.process.signalTree(syscall.SIGSTOP)
+	case actionResume:
+		return "", s.process.signalTree(syscall.SIGCONT)
+	case actionControl:
+		if s.control == nil {
+			return "", errors.New("the server has no administration program")
+		}
+		return s.control(ctx, o.Arguments)
+	default:
+		return "", fmt.Errorf("there is no action %q", o.Do)
+	}
 }
 
 // Supervise makes this process the supervisor of a private server, and then exits, if it was started to be that by
@@ -50,24 +101,35 @@ func Supervise() {
 	}
 	signal.Ignore(syscall.SIGPIPE) // whoever waited for the report may be gone: the server must be stopped all the same
 	ctx, cancel := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	orders := make(chan order)
 	go func() {
-		_, _ = io.Copy(io.Discard, os.Stdin)
-		cancel()
+		defer cancel()
+		input := json.NewDecoder(os.Stdin)
+		for {
+			var o order
+			if input.Decode(&o) != nil {
+				return
+			}
+			orders <- o
+		}
 	}()
 
 	start := startPostgres
 	if name == kindRabbitMQ.String() {
 		start = startRabbitMQ
 	}
-	if err := serve(ctx, start); err != nil {
+	if err := serve(ctx, start, os.Getenv(durableVariable) != "", orders); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
 	os.Exit(0)
 }
 
-// serve starts a server, reports on standard output how it went, and keeps the server up until ctx ends.
-func serve(ctx context.Context, start func(ctx context.Context, dir string) (server, error)) (err error) {
+// serve starts a server, reports on standard output how it went, and obeys orders until ctx ends.
+func serve(
+	ctx context.Context, start func(ctx context.Context, dir string, durable bool) (server, error), durable bool,
+	orders <-chan order,
+) (err error) {
 	answer := json.NewEncoder(os.Stdout)
 	dir, err := os.MkdirTemp("", "testservers-")
 	if err != nil {
@@ -75,16 +137,32 @@ func serve(ctx context.Context, start func(ctx context.Context, dir string) (ser
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 
-	s, err := start(ctx, dir)
+	s, err := start(ctx, dir, durable)
 	if err != nil {
 		return answer.Encode(report{Error: err.Error()})
 	}
-	defer s.stop()
-	if err := answer.Encode(report{Settings: s.settings}); err != nil {
+	defer func() {
+		_ = s.process.signalTree(syscall.SIGCONT) // it may be killed, or never have been paused
+		s.stop()
+	}()
+	if err := answer.Encode(report{Settings: s.settings, Log: s.process.log}); err != nil {
 		return fmt.Errorf("report the server's address: %w", err)
 	}
-	<-ctx.Done()
-	return nil
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case o := <-orders:
+			var r report
+			var failed error
+			if r.Output, failed = s.obey(ctx, o); failed != nil {
+				r.Error = failed.Error()
+			}
+			if err := answer.Encode(r); err != nil && ctx.Err() == nil {
+				return fmt.Errorf("answer an order: %w", err)
+			}
+		}
+	}
 }
 
 // freePort returns a port of 127.0.0.1 that nobody listens on. It is below the range from which systems take the ports

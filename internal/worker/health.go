@@ -10,8 +10,10 @@ import (
 	"github.com/healz/worker/internal/relay"
 )
 
-// checkTimeout bounds one look at the store.
+// checkTimeout bounds the wait for the store's answer.
 const checkTimeout = 2 * time.Second
+
+var errNoAnswer = fmt.Errorf("the store has not answered within %s", checkTimeout)
 
 // Health is what the worker says of itself.
 type Health struct {
@@ -24,8 +26,6 @@ type Health struct {
 
 // Health looks at each part. The worker is ready when it can consume, relay (or another worker does) and reach its store.
 func (w *Worker) Health(ctx context.Context) Health {
-	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
-	defer cancel()
 	state, relayErr := w.relay.Status()
 	if state == relay.Starting && relayErr == nil {
 		relayErr = errors.New("starting")
@@ -35,7 +35,7 @@ func (w *Worker) Health(ctx context.Context) Health {
 	w.mu.Unlock()
 	h := Health{Ready: true, Parts: map[string]string{}, Events: w.counts.Map()}
 	for part, err := range map[string]error{
-		"consumer": consumer, "store": w.parts.Inbox.Ping(ctx), "bus": w.parts.Bus.Ready(), "relay": relayErr,
+		"consumer": consumer, "store": w.lookAtStore(ctx), "bus": w.parts.Bus.Ready(), "relay": relayErr,
 	} {
 		h.Parts[part] = "ok"
 		if err != nil {
@@ -46,4 +46,41 @@ func (w *Worker) Health(ctx context.Context) Health {
 		h.Parts["relay"] = fmt.Sprintf("ok (%s)", state)
 	}
 	return h
+}
+
+// look is a ping of the store that is under way.
+type look struct {
+	done chan struct{}
+	err  error
+}
+
+// lookAtStore pings the store, once at a time however many ask. It does not wait for a ping that takes too long: of a
+// server that is frozen even the end of the attempt takes its time. Closing the store waits for it.
+func (w *Worker) lookAtStore(ctx context.Context) error {
+	w.mu.Lock()
+	l := w.look
+	if l == nil {
+		l = &look{done: make(chan struct{})}
+		w.look = l
+		go func() {
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), checkTimeout)
+			defer cancel()
+			l.err = w.parts.Inbox.Ping(ctx)
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			w.look = nil
+			close(l.done)
+		}()
+	}
+	w.mu.Unlock()
+	timer := time.NewTimer(checkTimeout)
+	defer timer.Stop()
+	select {
+	case <-l.done:
+		return l.err
+	case <-timer.C:
+		return errNoAnswer
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }

@@ -78,6 +78,7 @@ type Worker struct {
 
 	mu       sync.Mutex
 	consumer error
+	look     *look // the ping of the store that is under way, if there is one
 }
 
 // New assembles a worker. It fails with all that is wrong with the handlers' registrations.

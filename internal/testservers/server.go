@@ -1,0 +1,63 @@
+package testservers
+
+import "context"
+
+// Server is a private server for a program that harms it on purpose: it is the caller's alone, syncs its data to disk,
+// and keeps its port and its data when it is killed and started again. It ends with the process that started it,
+// however that ends. Its methods are for one goroutine at a time.
+//
+// A program that has one must call [Supervise] first.
+type Server struct{ supervisor *supervisor }
+
+// StartPostgres returns a Postgres server, with at most 100 connections, when it is ready.
+func StartPostgres(ctx context.Context) (*Server, error) { return startServer(ctx, kindPostgres) }
+
+// StartRabbitMQ returns a RabbitMQ broker with its management API when it is ready.
+func StartRabbitMQ(ctx context.Context) (*Server, error) { return startServer(ctx, kindRabbitMQ) }
+
+func startServer(ctx context.Context, k kind) (*Server, error) {
+	s, err := startSupervisor(ctx, k, true)
+	if err != nil {
+		return nil, err
+	}
+	return &Server{supervisor: s}, nil
+}
+
+// URL is the server's address, with the credentials of its administrator.
+func (s *Server) URL() string {
+	if s.supervisor.kind == kindPostgres {
+		return s.supervisor.settings[databaseURL]
+	}
+	return s.supervisor.settings[rabbitMQURL]
+}
+
+// ManagementURL is the base URL of the broker's management API, credentials included and without a slash at its end.
+func (s *Server) ManagementURL() string { return s.supervisor.settings[managementURL] }
+
+// Log is the file to which the server writes.
+func (s *Server) Log() string { return s.supervisor.log }
+
+// Kill kills the server as kill -9 does, and returns when it is gone.
+func (s *Server) Kill() error { return s.do(actionKill) }
+
+// Start starts the server that was killed, and returns when it is ready.
+func (s *Server) Start() error { return s.do(actionStart) }
+
+// Pause stops all of the server's processes with SIGSTOP.
+func (s *Server) Pause() error { return s.do(actionPause) }
+
+// Resume lets a paused server go on.
+func (s *Server) Resume() error { return s.do(actionResume) }
+
+// Control runs rabbitmqctl and returns what it prints.
+func (s *Server) Control(arguments ...string) (string, error) {
+	return s.supervisor.do(order{Do: actionControl, Arguments: arguments})
+}
+
+// Stop ends the server and returns when it and its data are gone.
+func (s *Server) Stop() error { return s.supervisor.stop() }
+
+func (s *Server) do(a action) error {
+	_, err := s.supervisor.do(order{Do: a})
+	return err
+}

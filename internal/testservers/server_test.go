@@ -1,0 +1,64 @@
+package testservers_test
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	amqp "github.com/rabbitmq/amqp091-go"
+	"github.com/stretchr/testify/require"
+
+	"github.com/healz/worker/internal/testservers"
+)
+
+const silence = 500 * time.Millisecond
+
+func TestPostgresIsHarmedAndKeepsItsData(t *testing.T) {
+	t.Parallel()
+	server, err := testservers.StartPostgres(t.Context())
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, server.Stop()) })
+	conn := connect(t, server.URL())
+	_, err = conn.Exec(t.Context(), "CREATE TABLE kept ()")
+	require.NoError(t, err)
+
+	require.NoError(t, server.Pause())
+	ctx, cancel := context.WithTimeout(t.Context(), silence)
+	defer cancel()
+	require.Error(t, conn.Ping(ctx), "a backend answers that should be stopped")
+	require.NoError(t, server.Resume())
+	require.NoError(t, connect(t, server.URL()).Ping(t.Context()))
+
+	require.NoError(t, server.Kill())
+	_, err = pgx.Connect(t.Context(), server.URL())
+	require.Error(t, err)
+	require.NoError(t, server.Start())
+	_, err = connect(t, server.URL()).Exec(t.Context(), "SELECT FROM kept")
+	require.NoError(t, err)
+
+	_, err = server.Control("status")
+	require.ErrorContains(t, err, "no administration program")
+}
+
+func TestRabbitMQIsHarmedAndKeepsItsData(t *testing.T) {
+	t.Parallel()
+	server, err := testservers.StartRabbitMQ(t.Context())
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, server.Stop()) })
+	_, err = dial(t, server.URL()).QueueDeclare("kept", true, false, false, false, nil)
+	require.NoError(t, err)
+
+	require.NoError(t, server.Pause())
+	_, err = amqp.DialConfig(server.URL(), amqp.Config{Dial: amqp.DefaultDial(silence)})
+	require.Error(t, err, "a broker answers that should be stopped")
+	require.NoError(t, server.Resume())
+
+	require.NoError(t, server.Kill())
+	_, err = amqp.Dial(server.URL())
+	require.Error(t, err)
+	require.NoError(t, server.Start())
+	queues, err := server.Control("--quiet", "list_queues", "name")
+	require.NoError(t, err)
+	require.Contains(t, queues, "kept")
+}

@@ -1,0 +1,365 @@
+package torture
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	amqp091 "github.com/rabbitmq/amqp091-go"
+
+	"github.com/healz/worker/internal/testservers"
+)
+
+// quietLimit is how long the workers may take to finish all there is, when nothing is wrong and nothing new comes.
+const quietLimit = 90 * time.Second
+
+// halfOpenToBroker is the kind after which a single worker may handle an aggregate's events out of order.
+const halfOpenToBroker = "half-open to the broker"
+
+// fault is a kind of harm. inject does it and returns when it is healed; how the choices fall is the author's.
+type fault struct {
+	kind   string
+	inject func(context.Context, *rig, *author) error
+}
+
+// faults are all kinds. No two are done at once.
+func faults() []fault {
+	return []fault{
+		{"kill -9 of a worker", killWorker},
+		{"kill -9 of the worker that relays", killLeader},
+		{"kill -9 of Postgres", func(ctx context.Context, r *rig, a *author) error { return killServer(ctx, r, a, r.postgres) }},
+		{"kill -9 of the broker", func(ctx context.Context, r *rig, a *author) error { return killServer(ctx, r, a, r.rabbit) }},
+		{"SIGSTOP of a worker", pauseWorker},
+		{"SIGSTOP of Postgres", func(ctx context.Context, r *rig, _ *author) error { return pauseServer(ctx, r, r.postgres, true) }},
+		{"SIGSTOP of the broker", func(ctx context.Context, r *rig, _ *author) error { return pauseServer(ctx, r, r.rabbit, false) }},
+		{"connections to Postgres cut", func(ctx context.Context, r *rig, a *author) error { return cut(ctx, a, r.toPostgres) }},
+		{"connections to the broker cut", func(ctx context.Context, r *rig, a *author) error { return cut(ctx, a, r.toRabbit) }},
+		{"200 ms to Postgres", func(ctx context.Context, r *rig, _ *author) error { return slow(ctx, r, r.toPostgres) }},
+		{"200 ms to the broker", func(ctx context.Context, r *rig, _ *author) error { return slow(ctx, r, r.toRabbit) }},
+		{"half-open to Postgres", func(ctx context.Context, r *rig, a *author) error { return halfOpen(ctx, r, a, r.toPostgres) }},
+		{halfOpenToBroker, func(ctx context.Context, r *rig, a *author) error { return halfOpen(ctx, r, a, r.toRabbit) }},
+		{"pg_terminate_backend", terminateSessions},
+		{"foreign transaction holds an xid", holdTransactionID},
+		{"rolling restart", rollingRestart},
+		{"queue deleted", deleteQueue},
+		{"topology gone", deleteTopology},
+		{"broker's memory alarm", raiseAlarm},
+		{"Postgres out of connections", exhaustConnections},
+		{"dead-letter exchange deleted", deleteDeadLetterExchange},
+		{"replay killed half-way", killReplay},
+	}
+}
+
+func killWorker(ctx context.Context, r *rig, a *author) error {
+	i := a.IntN(r.fleet.size())
+	r.fleet.kill(i)
+	sleep(ctx, a.between(0, 2*time.Second))
+	return r.fleet.start(ctx, i)
+}
+
+// killLeader lets a backlog grow behind a foreign transaction, and kills the worker that relays it in the midst of it.
+func killLeader(ctx context.Context, r *rig, a *author) error {
+	err := r.holdBack(ctx, func() {
+		for range 20 {
+			r.load.appendOnce(ctx, a.some(a.newStream(), 50), true)
+		}
+	})
+	if err != nil {
+		return err
+	}
+	victim, _ := r.fleet.leader(ctx)
+	if victim < 0 {
+		victim = a.IntN(r.fleet.size())
+	}
+	sleep(ctx, a.between(0, 300*time.Millisecond))
+	r.fleet.kill(victim)
+	sleep(ctx, a.between(0, 2*time.Second))
+	return r.fleet.start(ctx, victim)
+}
+
+func killServer(ctx context.Context, r *rig, a *author, s *testservers.Server) error {
+	if err := s.Kill(); err != nil {
+		return err
+	}
+	if a.chance(0.5) {
+		r.fleet.awaitUnready(ctx, 15*time.Second, "a server was killed")
+	}
+	return s.Start()
+}
+
+// pauseFor is how long a process is stopped.
+func (r *rig) pauseFor() time.Duration {
+	if r.config.long() {
+		return 20 * time.Second
+	}
+	return 5 * time.Second
+}
+
+func pauseWorker(ctx context.Context, r *rig, a *author) error {
+	i := a.IntN(r.fleet.size())
+	r.fleet.signal(i, syscall.SIGSTOP)
+	sleep(ctx, r.pauseFor())
+	r.fleet.signal(i, syscall.SIGCONT)
+	return nil
+}
+
+// pauseServer stops a server. One that the workers ask again and again they must find missing.
+func pauseServer(ctx context.Context, r *rig, s *testservers.Server, asked bool) error {
+	if err := s.Pause(); err != nil {
+		return err
+	}
+	began := time.Now()
+	if asked {
+		r.fleet.awaitUnready(ctx, r.pauseFor(), "a server is stopped")
+	}
+	sleep(ctx, r.pauseFor()-time.Since(began))
+	return s.Resume()
+}
+
+func cut(ctx context.Context, a *author, p *proxy) error {
+	p.refuse(true)
+	for range a.number(1, 3) {
+		p.cut()
+		sleep(ctx, a.between(0, time.Second))
+		p.refuse(false)
+	}
+	return nil
+}
+
+func slow(ctx context.Context, r *rig, p *proxy) error {
+	p.slowDown(true)
+	p.cut() // what connects again is slow
+	sleep(ctx, r.pauseFor()/2)
+	p.slowDown(false)
+	p.cut()
+	return nil
+}
+
+// halfOpen swallows what goes over the connections. In the end they are reset, or stay as they are until either end has
+// found out by itself.
+func halfOpen(ctx context.Context, r *rig, a *author, p *proxy) error {
+	p.silence(true)
+	sleep(ctx, r.pauseFor()/2)
+	p.silence(false)
+	if !r.config.long() || a.chance(0.7) {
+		p.cut()
+	}
+	return nil
+}
+
+func terminateSessions(ctx context.Context, r *rig, a *author) error {
+	for range a.number(1, 3) {
+		if err := r.terminate(ctx); err != nil {
+			return err
+		}
+		sleep(ctx, a.between(0, time.Second))
+	}
+	return nil
+}
+
+// terminate ends all sessions of the worker's role.
+func (r *rig) terminate(ctx context.Context) error {
+	return r.waiting(ctx, func(ctx context.Context) error {
+		_, err := r.admin.Exec(ctx, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = $1", workerRole)
+		return err
+	})
+}
+
+func holdTransactionID(ctx context.Context, r *rig, a *author) error {
+	hold := a.between(r.pauseFor()/2, r.pauseFor()*3/2)
+	return r.holdBack(ctx, func() { sleep(ctx, hold) })
+}
+
+// holdBack does something while a foreign transaction holds back the horizon of all that read in commit order.
+func (r *rig) holdBack(ctx context.Context, do func()) error {
+	return r.waiting(ctx, func(context.Context) error {
+		return pgx.BeginFunc(ctx, r.admin, func(tx pgx.Tx) error {
+			if _, err := tx.Exec(ctx, "SELECT pg_current_xact_id()"); err != nil {
+				return err
+			}
+			do()
+			return nil
+		})
+	})
+}
+
+func rollingRestart(ctx context.Context, r *rig, _ *author) error {
+	for i := range r.fleet.size() {
+		r.fleet.stop(i)
+		if err := r.fleet.start(ctx, i); err != nil {
+			return err
+		}
+		if !r.fleet.awaitReady(ctx, startLimit) {
+			r.blame("P10", "not ready %s after a restart: %s", startLimit, strings.Join(r.fleet.unready(ctx), "; "))
+		}
+	}
+	return nil
+}
+
+// whileQuiet holds the writers back, waits until the workers have finished all there is, and does something. What lies in
+// a queue that is deleted is lost, by RabbitMQ, and nobody is told: so a queue is deleted only when it is empty. And the
+// writers are let go on only when the worker's queue is there again: until then the witness's would take the messages,
+// and so nobody would be told that they reach no worker.
+func whileQuiet(ctx context.Context, r *rig, do func() error) error {
+	r.load.gate.Lock()
+	defer r.load.gate.Unlock()
+	var last verdict
+	quiet := until(ctx, quietLimit, 500*time.Millisecond, func(ctx context.Context) bool {
+		v, err := r.judge(ctx)
+		last = v
+		return err == nil && len(v.lost) == 0 && r.emptied()
+	})
+	if ctx.Err() != nil {
+		return nil
+	}
+	if !quiet {
+		r.blame("P1", "not all is done %s after the writers have stopped; %d events are under way, such as: %s", quietLimit,
+			len(last.lost), strings.Join(last.lost[:min(3, len(last.lost))], "; "))
+		return nil
+	}
+	if err := do(); err != nil {
+		return err
+	}
+	if !until(ctx, startLimit, 50*time.Millisecond, func(context.Context) bool { return r.declared() == nil }) && ctx.Err() == nil {
+		return fmt.Errorf("the workers did not declare the topology again within %s: %w", startLimit, r.declared())
+	}
+	return r.witness.bind()
+}
+
+// emptied tells whether nothing of the worker's queue is waiting or in hand.
+func (r *rig) emptied() bool {
+	counts, err := r.rabbit.Control("--quiet", "list_queues", "name", "messages")
+	if err != nil {
+		return false
+	}
+	for line := range strings.Lines(counts) {
+		if fields := strings.Fields(line); len(fields) == 2 && fields[0] == consumerQueue {
+			return fields[1] == "0"
+		}
+	}
+	return false
+}
+
+// declared tells what is missing of the contract's topology.
+func (r *rig) declared() error {
+	return r.onBroker(func(channel *amqp091.Channel) error {
+		for _, name := range []string{exchange, deadLetterExchange} {
+			if err := channel.ExchangeDeclarePassive(name, amqp091.ExchangeTopic, true, false, false, false, nil); err != nil {
+				return err
+			}
+		}
+		for _, name := range []string{consumerQueue, failedQueue} {
+			if _, err := channel.QueueDeclarePassive(name, true, false, false, false, nil); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+func deleteQueue(ctx context.Context, r *rig, _ *author) error {
+	return whileQuiet(ctx, r, func() error {
+		return r.onBroker(func(channel *amqp091.Channel) error {
+			_, err := channel.QueueDelete(consumerQueue, false, true, false)
+			return err
+		})
+	})
+}
+
+// deleteTopology deletes all that the contract names. The dead letters are read out before.
+func deleteTopology(ctx context.Context, r *rig, _ *author) error {
+	return whileQuiet(ctx, r, func() error {
+		taken, err := r.readLetters(true)
+		if err != nil {
+			return err
+		}
+		for id, n := range taken {
+			r.taken[id] += n
+		}
+		return r.onBroker(func(channel *amqp091.Channel) error {
+			for _, name := range []string{exchange, deadLetterExchange} {
+				if err := channel.ExchangeDelete(name, false, false); err != nil {
+					return err
+				}
+			}
+			for _, name := range []string{failedQueue, consumerQueue} {
+				if _, err := channel.QueueDelete(name, false, true, false); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	})
+}
+
+func raiseAlarm(ctx context.Context, r *rig, a *author) error {
+	if _, err := r.rabbit.Control("set_vm_memory_high_watermark", "0.00001"); err != nil {
+		return err
+	}
+	sleep(ctx, a.between(2*time.Second, r.pauseFor()))
+	_, err := r.rabbit.Control("set_vm_memory_high_watermark", "0.4")
+	return err
+}
+
+// exhaustConnections takes all connections that Postgres has, but for those that it keeps for superusers.
+func exhaustConnections(ctx context.Context, r *rig, a *author) error {
+	address := mustParse(r.postgres.URL())
+	address.User, address.Path = nil, "/"+database
+	address.RawQuery += "&user=" + serviceRole
+	var hoard []*pgx.Conn
+	defer func() {
+		for _, conn := range hoard {
+			_ = conn.Close(context.WithoutCancel(ctx))
+		}
+	}()
+	hold := time.Now().Add(a.between(3*time.Second, max(4*time.Second, r.pauseFor()/2)))
+	terminated := false
+	for time.Now().Before(hold) && ctx.Err() == nil {
+		conn, err := pgx.Connect(ctx, address.String())
+		if err == nil {
+			hoard = append(hoard, conn)
+			continue
+		}
+		if !terminated { // there is no free one left: now those of the workers
+			terminated = true
+			if err := r.terminate(ctx); err != nil {
+				return err
+			}
+		}
+		sleep(ctx, 20*time.Millisecond)
+	}
+	if !terminated && ctx.Err() == nil {
+		return errors.New("could not take all connections of Postgres in time")
+	}
+	return nil
+}
+
+func deleteDeadLetterExchange(ctx context.Context, r *rig, a *author) error {
+	for range a.number(1, 3) {
+		err := r.onBroker(func(channel *amqp091.Channel) error { return channel.ExchangeDelete(deadLetterExchange, false, false) })
+		if err != nil {
+			return err
+		}
+		r.load.appendOnce(ctx, a.failures(3), true)
+		sleep(ctx, a.between(0, time.Second))
+	}
+	return nil
+}
+
+// killReplay lets dead letters gather, and replays all again and again with a command that it kills. They all fail again.
+func killReplay(ctx context.Context, r *rig, a *author) error {
+	for range 4 {
+		r.load.appendOnce(ctx, a.failures(50), true)
+	}
+	sleep(ctx, time.Second)
+	for range a.number(5, 10) {
+		bounded, cancel := context.WithTimeout(ctx, a.between(30*time.Millisecond, 300*time.Millisecond))
+		_ = r.load.worker(bounded, "dlq", "replay").Run() // killed or not, nothing is lost
+		cancel()
+	}
+	return nil
+}

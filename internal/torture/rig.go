@@ -1,0 +1,299 @@
+package torture
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	amqp091 "github.com/rabbitmq/amqp091-go"
+
+	"github.com/healz/worker/internal/store/postgres"
+	"github.com/healz/worker/internal/testservers"
+)
+
+// The contract's topology.
+const (
+	exchange           = "healz.events"
+	deadLetterExchange = "healz.events.dlx"
+	consumerQueue      = "healz.events.consumer"
+	failedQueue        = "healz.events.failed"
+)
+
+// The accounts: the worker's, with the rights that roles.sql gives it, and that of another program on the same table.
+const (
+	database    = "healz"
+	workerRole  = "healz_worker"
+	serviceRole = "clinic_service"
+	brokerUser  = "healz"
+)
+
+// rolesFile grants the worker its rights; a psql script, with one variable.
+const rolesFile = "migrations/postgres/roles.sql"
+
+// violation is a promise that was broken.
+type violation struct{ promise, text string }
+
+// rig is all that a run needs: the servers, the proxies before them, the workers, the traffic and the witnesses.
+type rig struct {
+	config  Config
+	folder  string
+	planted string
+
+	postgres, rabbit *testservers.Server
+	toPostgres       *proxy
+	toRabbit         *proxy
+	admin            *pgxpool.Pool // the superuser's, not through the proxy
+	fleet            *fleet
+	ledger           *ledger
+	witness          *witness
+	load             *load
+	taken            letters // dead letters that were taken out of their queue before it was deleted
+
+	mu         sync.Mutex
+	violations []violation
+	closers    []func() error
+}
+
+// open starts everything but the traffic.
+func (r *rig) open(ctx context.Context) error {
+	if err := r.startServers(ctx); err != nil {
+		return err
+	}
+	if err := r.prepareDatabase(ctx); err != nil {
+		return fmt.Errorf("prepare the database: %w", err)
+	}
+	if err := r.prepareBroker(ctx); err != nil {
+		return fmt.Errorf("prepare the broker: %w", err)
+	}
+	env := []string{
+		"HOME=" + r.folder,
+		"DATABASE_URL=" + r.databaseURL(workerRole), "RABBITMQ_URL=" + r.brokerURL(),
+	}
+	r.fleet = newFleet(r.config.Worker, r.folder, env, r.blame)
+	r.closers = append(r.closers, func() error { r.fleet.end(); return nil })
+	if err := r.fleet.launch(ctx, r.config.Workers); err != nil {
+		return err
+	}
+	return r.prepareLoad(ctx, env)
+}
+
+func (r *rig) startServers(ctx context.Context) error {
+	var starts sync.WaitGroup
+	var errPostgres, errRabbit error
+	starts.Go(func() { r.postgres, errPostgres = testservers.StartPostgres(ctx) })
+	starts.Go(func() { r.rabbit, errRabbit = testservers.StartRabbitMQ(ctx) })
+	starts.Wait()
+	for _, s := range []*testservers.Server{r.postgres, r.rabbit} {
+		if s != nil {
+			r.closers = append(r.closers, func() error { return errors.Join(r.keepLog(s), s.Stop()) })
+		}
+	}
+	if err := errors.Join(errPostgres, errRabbit); err != nil {
+		return err
+	}
+	for _, p := range []struct {
+		proxy  **proxy
+		server *testservers.Server
+	}{{&r.toPostgres, r.postgres}, {&r.toRabbit, r.rabbit}} {
+		made, err := newProxy(ctx, mustParse(p.server.URL()).Host)
+		if err != nil {
+			return err
+		}
+		*p.proxy = made
+		r.closers = append(r.closers, made.close)
+	}
+	return nil
+}
+
+// keepLog copies a server's log, which goes with the server.
+func (r *rig) keepLog(s *testservers.Server) error {
+	log, err := os.ReadFile(s.Log())
+	if err != nil {
+		return fmt.Errorf("keep a server's log: %w", err)
+	}
+	return os.WriteFile(filepath.Join(r.folder, filepath.Base(s.Log())), log, 0o600)
+}
+
+func (r *rig) prepareDatabase(ctx context.Context) error {
+	conn, err := pgx.Connect(ctx, r.postgres.URL())
+	if err != nil {
+		return err
+	}
+	for _, statement := range []string{
+		"CREATE DATABASE " + database,
+		"CREATE ROLE " + workerRole + " LOGIN PASSWORD '" + r.planted + "'",
+		"CREATE ROLE " + serviceRole + " LOGIN PASSWORD '" + r.planted + "'",
+	} {
+		if _, err := conn.Exec(ctx, statement); err != nil {
+			return errors.Join(err, conn.Close(ctx))
+		}
+	}
+	if err := conn.Close(ctx); err != nil {
+		return err
+	}
+
+	own := mustParse(r.postgres.URL())
+	own.Path = "/" + database
+	owner, err := postgres.Open(ctx, own.String(), postgres.Options{MaxConns: 2})
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(owner.Migrate(ctx), owner.Close()); err != nil {
+		return err
+	}
+	config, err := pgxpool.ParseConfig(own.String())
+	if err != nil {
+		return err
+	}
+	config.MaxConns, config.MinConns = 2, 2 // within those that Postgres keeps free for superusers
+	if r.admin, err = pgxpool.NewWithConfig(ctx, config); err != nil {
+		return err
+	}
+	r.closers = append(r.closers, func() error { r.admin.Close(); return nil })
+	grants, err := os.ReadFile(rolesFile)
+	if err != nil {
+		return fmt.Errorf("run this in the root of the repository: %w", err)
+	}
+	_, err = r.admin.Exec(ctx, strings.ReplaceAll(string(grants), `:"worker"`, workerRole)+
+		"GRANT SELECT, INSERT ON events TO "+serviceRole+"; GRANT USAGE ON SEQUENCE events_id_seq TO "+serviceRole)
+	return err
+}
+
+func (r *rig) prepareBroker(ctx context.Context) error {
+	for path, body := range map[string]string{
+		"/api/users/" + brokerUser: fmt.Sprintf(`{"password":%q,"tags":""}`, r.planted),
+	} {
+		if err := r.manage(ctx, http.MethodPut, path, body); err != nil {
+			return err
+		}
+	}
+	const all = `{"configure":".*","write":".*","read":".*"}`
+	if err := r.manage(ctx, http.MethodPut, "/api/permissions/%2F/"+brokerUser, all); err != nil {
+		return err
+	}
+	err := r.onBroker(func(channel *amqp091.Channel) error {
+		return channel.ExchangeDeclare(exchange, amqp091.ExchangeTopic, true, false, false, false, nil)
+	})
+	if err != nil {
+		return err
+	}
+	r.witness = newWitness(r.rabbit.URL())
+	if err := r.witness.bind(); err != nil {
+		return err
+	}
+	watching, stop := context.WithCancel(context.WithoutCancel(ctx))
+	var watch sync.WaitGroup
+	watch.Go(func() { r.witness.watch(watching) })
+	r.closers = append(r.closers, func() error { stop(); watch.Wait(); return nil })
+	return nil
+}
+
+func (r *rig) prepareLoad(ctx context.Context, env []string) error {
+	asWorker, err := postgres.Open(ctx, r.databaseURL(workerRole), postgres.Options{MaxConns: 4})
+	if err != nil {
+		return err
+	}
+	r.closers = append(r.closers, asWorker.Close)
+	config, err := pgxpool.ParseConfig(r.databaseURL(serviceRole))
+	if err != nil {
+		return err
+	}
+	config.MaxConns = 4
+	asService, err := pgxpool.NewWithConfig(ctx, config)
+	if err != nil {
+		return err
+	}
+	r.closers = append(r.closers, func() error { asService.Close(); return nil })
+	log, err := os.Create(filepath.Join(r.folder, "commands.log"))
+	if err != nil {
+		return err
+	}
+	r.closers = append(r.closers, log.Close)
+	r.load = &load{
+		seed: r.config.Seed, ledger: r.ledger, store: asWorker, service: asService, broker: r.brokerURL(),
+		program: r.config.Worker, env: env, log: log,
+	}
+	return nil
+}
+
+// close ends everything, the last opened first.
+func (r *rig) close() error {
+	var errs []error
+	for i := len(r.closers) - 1; i >= 0; i-- {
+		errs = append(errs, r.closers[i]())
+	}
+	return errors.Join(errs...)
+}
+
+// databaseURL and brokerURL lead through the proxies.
+func (r *rig) databaseURL(role string) string {
+	return fmt.Sprintf("postgres://%s:%s@%s/%s?sslmode=disable", role, r.planted, r.toPostgres.address(), database)
+}
+
+func (r *rig) brokerURL() string {
+	return fmt.Sprintf("amqp://%s:%s@%s/", brokerUser, r.planted, r.toRabbit.address())
+}
+
+func mustParse(serversOwn string) *url.URL {
+	u, err := url.Parse(serversOwn)
+	if err != nil {
+		panic(err) // testservers made it of an address and a port
+	}
+	return u
+}
+
+// onBroker does something as the broker's administrator, not through the proxy.
+func (r *rig) onBroker(do func(*amqp091.Channel) error) error { return withChannel(r.rabbit.URL(), do) }
+
+func (r *rig) manage(ctx context.Context, method, path, body string) error {
+	request, err := http.NewRequestWithContext(ctx, method, r.rabbit.ManagementURL()+path, strings.NewReader(body))
+	if err != nil {
+		return err
+	}
+	request.Header.Set("Content-Type", "application/json")
+	response, err := http.DefaultClient.Do(request)
+	if err != nil {
+		return err
+	}
+	defer response.Body.Close()
+	if response.StatusCode >= http.StatusMultipleChoices {
+		reason, _ := io.ReadAll(response.Body)
+		return fmt.Errorf("%s %s: %s: %s", method, path, response.Status, bytes.TrimSpace(reason))
+	}
+	return nil
+}
+
+// blame notes that a promise was broken.
+func (r *rig) blame(promise, format string, args ...any) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.violations = append(r.violations, violation{promise, fmt.Sprintf(format, args...)})
+}
+
+// waiting asks the database as long as it takes to get an answer: it may just have been harmed.
+func (r *rig) waiting(ctx context.Context, ask func(context.Context) error) error {
+	var last error
+	if !until(ctx, time.Minute, 200*time.Millisecond, func(ctx context.Context) bool {
+		bounded, cancel := context.WithTimeout(ctx, 10*time.Second)
+		defer cancel()
+		err := ask(bounded)
+		if err != nil {
+			last = err
+		}
+		return err == nil
+	}) {
+		return fmt.Errorf("no answer: %w", errors.Join(ctx.Err(), last))
+	}
+	return nil
+}

@@ -1,0 +1,189 @@
+// Package torture runs real workers on real servers of their own, under traffic of all kinds of writers, harms all of
+// them at random, heals everything, waits for quiet, and checks from outside what the worker promises: nothing lost,
+// nothing doubled, nothing out of order.
+//
+// The traces that it compares are the writers' own notes of what they were told, the table, a second queue that is bound
+// to the exchange like the worker's, the dead letters, and the workers' logs, exit codes and /readyz.
+//
+// Two things cannot be promised, and are not asked for. What lies in a queue that somebody deletes is lost by RabbitMQ,
+// which tells nobody; so queues are deleted when they are empty. And where several workers take from one queue, or where
+// a broker believes in a connection that is half-open and keeps the deliveries on it from everybody else, an aggregate's
+// events reach the queue in order but may be handled out of order; so that is asked of a single worker alone, and
+// without half-open connections to the broker.
+package torture
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+)
+
+const (
+	// longRun is from when on a run has time for long harm.
+	longRun = 5 * time.Minute
+	// recoveryLimit is how long after the end of a fault all must work again. A worker that waits for an answer of a
+	// Postgres that is gone without a word takes a minute to find out.
+	recoveryLimit = 2 * time.Minute
+	// finalLimit is how long after the end of all faults and all traffic everything must be done.
+	finalLimit = 3 * time.Minute
+	// settle is how long the last effects may take to show that were not to come.
+	settle = 3 * time.Second
+)
+
+// Config is what to run.
+type Config struct {
+	// Seed decides all choices.
+	Seed uint64
+	// Duration is how long faults are injected. Starting before and healing and checking after them take a minute or two.
+	Duration time.Duration
+	// Workers is how many workers run.
+	Workers int
+	// Worker is the path of the worker's program.
+	Worker string
+}
+
+func (c Config) long() bool { return c.Duration >= longRun }
+
+// ErrBroken says that at least one promise was broken.
+var ErrBroken = errors.New("promises were broken")
+
+// Run does one run and prints its course and its result. The error is [ErrBroken], or says why the run could not be
+// done. The program that calls it must call testservers.Supervise first, in the root of the repository.
+func Run(ctx context.Context, c Config, out io.Writer) (err error) {
+	if c.Worker, err = filepath.Abs(c.Worker); err != nil {
+		return fmt.Errorf("find the worker: %w", err)
+	}
+	folder, err := os.MkdirTemp("", "torture-")
+	if err != nil {
+		return fmt.Errorf("make a folder for the logs: %w", err)
+	}
+	r := &rig{config: c, folder: folder, planted: plantedValue(c.Seed), ledger: newLedger(), taken: letters{}}
+	began := time.Now()
+	report := newReport(out, c, began)
+	report.say("seed %d, %s, %d workers; logs in %s", c.Seed, c.Duration, c.Workers, folder)
+	err = r.open(ctx)
+	if err == nil {
+		report.say("servers, workers and witness are up")
+		err = r.torture(ctx, report)
+	}
+	if closing := r.close(); closing != nil {
+		err = errors.Join(err, fmt.Errorf("end the run: %w", closing))
+	}
+	if err != nil {
+		report.say("the logs are in %s", folder)
+		return err
+	}
+	return os.RemoveAll(folder)
+}
+
+// torture does the harm and the checks. The writers end with it.
+func (r *rig) torture(ctx context.Context, report *report) error {
+	writing, stopWriting := context.WithCancel(ctx)
+	defer stopWriting()
+	written := make(chan struct{})
+	go func() {
+		defer close(written)
+		r.load.run(writing)
+	}()
+	err := r.harm(ctx, report)
+	stopWriting()
+	<-written
+	if err != nil {
+		return err
+	}
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	report.say("all is healed and nothing new is written")
+	v, err := r.settle(ctx)
+	if err != nil {
+		return err
+	}
+	return report.print(r, v)
+}
+
+// harm injects one fault after another, in rounds of all kinds, each in an order of its own.
+func (r *rig) harm(ctx context.Context, report *report) error {
+	a := newAuthor(r.config.Seed, "faults")
+	kinds := slices.DeleteFunc(faults(), func(f fault) bool {
+		return r.config.Workers == 1 && f.kind == halfOpenToBroker
+	})
+	end := time.Now().Add(r.config.Duration)
+	for round := 0; ; round++ {
+		a.Shuffle(len(kinds), func(i, j int) { kinds[i], kinds[j] = kinds[j], kinds[i] })
+		for i, f := range kinds {
+			if !sleep(ctx, a.between(200*time.Millisecond, time.Second)) || time.Now().After(end) {
+				return nil
+			}
+			began := time.Now()
+			choices := newAuthor(r.config.Seed, fmt.Sprintf("fault %d.%d", round, i))
+			if err := f.inject(ctx, r, choices); err != nil {
+				return fmt.Errorf("%s: %w", f.kind, err)
+			}
+			healed := time.Now()
+			r.recover(ctx, f.kind)
+			report.fault(f.kind, healed.Sub(began), time.Since(healed))
+		}
+	}
+}
+
+// recover returns when all works again: every worker is ready, and an event that is written now takes effect.
+func (r *rig) recover(ctx context.Context, kind string) {
+	probe := entry{fate: handled}
+	a := newAuthor(r.config.Seed, "probe "+uuid.NewString())
+	for probe.fate != handled || probe.event.Type != "PatientRegistered" || strings.Contains(string(probe.event.Metadata), "fail_times") {
+		probe.event, probe.fate = a.next(&stream{aggregateType: "Patient", id: a.id(), tenant: a.id()}, 0)
+	}
+	stored := false
+	works := until(ctx, recoveryLimit, 50*time.Millisecond, func(ctx context.Context) bool {
+		if !stored {
+			stored = r.load.appendOnce(ctx, []entry{probe}, false) == kept
+			if !stored {
+				probe.event.ID, probe.event.AggregateID = a.id(), a.id()
+				return false
+			}
+		}
+		var follows bool
+		const sql = "SELECT EXISTS (SELECT FROM events WHERE causation_id = $1)"
+		return r.admin.QueryRow(ctx, sql, probe.event.ID).Scan(&follows) == nil && follows && len(r.fleet.unready(ctx)) == 0
+	})
+	if !works && ctx.Err() == nil {
+		r.blame("P10", "%s after the end of %q not all works (probe %s, written: %t): %s", recoveryLimit, kind, probe.event.ID,
+			stored, strings.Join(r.fleet.unready(ctx), "; "))
+	}
+}
+
+// settle waits until all is done, stops the workers, and returns the last verdict.
+func (r *rig) settle(ctx context.Context) (verdict, error) {
+	until(ctx, finalLimit, time.Second, func(ctx context.Context) bool {
+		v, err := r.judge(ctx)
+		return err == nil && len(v.lost) == 0 && r.emptied()
+	})
+	if unready := r.fleet.unready(ctx); len(unready) > 0 {
+		r.blame("P10", "not ready in the end: %s", strings.Join(unready, "; "))
+	}
+	sleep(ctx, settle)
+	for i := range r.fleet.size() {
+		r.fleet.stop(i)
+	}
+	if !r.emptied() {
+		r.blame("P5", "something is left in the workers' queue")
+	}
+	if err := errors.Join(r.checkRights(ctx), r.checkLogs()); err != nil {
+		return verdict{}, err
+	}
+	v, err := r.judge(ctx)
+	if err == nil && r.config.Workers == 1 && v.handledOrder > 0 {
+		v.misordered = append(v.misordered, fmt.Sprintf("P4: %d events were handled before an earlier one of their aggregate",
+			v.handledOrder))
+	}
+	return v, err
+}

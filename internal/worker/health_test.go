@@ -1,0 +1,57 @@
+package worker_test
+
+import (
+	"context"
+	"log/slog"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/healz/worker/internal/handlers"
+	"github.com/healz/worker/internal/worker"
+)
+
+// frozenStore does not answer, nor heed the end of a call's context, as a server that is stopped.
+type frozenStore struct {
+	worker.Inbox
+	thawed chan struct{}
+	pings  atomic.Int32
+}
+
+func (s *frozenStore) Ping(context.Context) error {
+	s.pings.Add(1)
+	<-s.thawed
+	return nil
+}
+
+type readyBus struct{ worker.Bus }
+
+func (readyBus) Ready() error { return nil }
+
+func TestHealthDoesNotWaitForAFrozenStore(t *testing.T) {
+	t.Parallel()
+	store := &frozenStore{thawed: make(chan struct{})}
+	parts := worker.Parts{Inbox: store, Bus: readyBus{}, Handlers: &handlers.Registry{}}
+	w, err := worker.New(t.Context(), parts, worker.DefaultTuning(), slog.New(slog.DiscardHandler))
+	require.NoError(t, err)
+
+	answers := make(chan worker.Health, 2)
+	for range cap(answers) {
+		go func() { answers <- w.Health(t.Context()) }()
+	}
+	for range cap(answers) {
+		select {
+		case h := <-answers:
+			require.False(t, h.Ready)
+			require.Contains(t, h.Parts["store"], "not answered")
+		case <-time.After(patience):
+			require.Fail(t, "health waits for the store")
+		}
+	}
+	require.EqualValues(t, 1, store.pings.Load(), "the store is asked once at a time")
+
+	close(store.thawed)
+	require.Eventually(t, func() bool { return w.Health(t.Context()).Parts["store"] == "ok" }, patience, tick)
+}
