@@ -70,6 +70,7 @@ is in hand is finished within the grace period or given back. A second SIGTERM e
 	flags.StringVar(&f.relayStart, "relay-start", string(s.Relay.Start),
 		"where the first relay of a database begins: auto (behind the rows of an adopted table), beginning, end")
 	flags.BoolVar(&s.Relay.OnlyOwn, "relay-only-own", false, "relay only the events written by this program, where others publish theirs themselves")
+	flags.BoolVar(&s.AMQP.LeavePartitions, "leave-partitions", false, "go back from partitions to one queue, once what lies in them is handled")
 	flags.IntVar(&s.MaxConns, "database-conns", s.MaxConns, "most connections to Postgres")
 	return c
 }

@@ -11,7 +11,7 @@ import (
 	"syscall"
 )
 
-// startRabbitMQ starts a broker with the management plugin, whose data do not outlive it.
+// startRabbitMQ starts a broker with the plugins for management and consistent hashing, whose data do not outlive it.
 //
 // A node needs epmd, the Erlang port mapper, and leaves a daemon behind where none runs. So the node is given one on a
 // port of its own, which is stopped with it.
@@ -37,7 +37,7 @@ func startRabbitMQ(ctx context.Context, dir string) (_ server, err error) {
 		config: "listeners.tcp.1 = 127.0.0.1:" + amqpPort + "\n" +
 			"management.tcp.ip = 127.0.0.1\n" +
 			"management.tcp.port = " + managementPort + "\n",
-		plugins: "[rabbitmq_management].\n",
+		plugins: "[rabbitmq_management,rabbitmq_consistent_hash_exchange].\n",
 	} {
 		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
 			return server{}, fmt.Errorf("write the broker's settings: %w", err)

@@ -142,9 +142,6 @@ type embeddedBus struct{ *inprocess.Bus }
 
 func (embeddedBus) Ready() error { return nil }
 
-// consumerTopic is the topic of the contract's one queue, which holds the events of all types.
-const consumerTopic = "#"
-
 // broker is RabbitMQ as a bus.
 type broker struct {
 	*amqp.Subscriber
@@ -155,5 +152,5 @@ type broker struct {
 func (b broker) PublishBatch(ctx context.Context, batch []*message.Message) error {
 	return b.publisher.PublishBatch(ctx, batch)
 }
-func (b broker) Topics() []string { return []string{consumerTopic} }
+func (b broker) Topics() []string { return b.conn.Topics() }
 func (b broker) Ready() error     { return b.conn.Ready() }

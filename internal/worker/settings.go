@@ -38,9 +38,12 @@ func DefaultSettings() Settings {
 	return Settings{
 		MaxConns:   20,
 		SQLitePath: "healz.db",
-		AMQP:       amqp.Config{Prefix: amqp.DefaultPrefix, Prefetch: amqp.DefaultPrefetch, Heartbeat: amqp.DefaultHeartbeat},
-		Relay:      store.TailConfig{BatchSize: 500, Start: store.StartAuto},
-		Tuning:     DefaultTuning(),
+		AMQP: amqp.Config{
+			Prefix: amqp.DefaultPrefix, Prefetch: amqp.DefaultPrefetch, Heartbeat: amqp.DefaultHeartbeat,
+			QueueType: amqp.ClassicQueues,
+		},
+		Relay:  store.TailConfig{BatchSize: 500, Start: store.StartAuto},
+		Tuning: DefaultTuning(),
 	}
 }
 
@@ -57,6 +60,12 @@ func (s Settings) Check() error {
 		"prefetch must be from the concurrency (%d) to %d, but is %d", s.Tuning.Concurrency, maxPrefetch, s.AMQP.Prefetch)
 	problem(s.AMQP.Prefix == "", "rabbitmq-prefix must not be empty")
 	problem(s.AMQP.Heartbeat < time.Second, "rabbitmq-heartbeat must be at least 1s, but is %s", s.AMQP.Heartbeat)
+	problem(s.AMQP.Partitions < 0 || s.AMQP.Partitions > amqp.MaxPartitions,
+		"partitions must be from 0 to %d, but are %d", amqp.MaxPartitions, s.AMQP.Partitions)
+	problem(s.AMQP.Partitions > 0 && s.AMQP.URL == "", "partitions need RabbitMQ: set rabbitmq-url")
+	problem(s.AMQP.Partitions > 0 && s.AMQP.LeavePartitions, "leave-partitions goes with partitions 0")
+	problem(s.AMQP.QueueType != amqp.ClassicQueues && s.AMQP.QueueType != amqp.QuorumQueues,
+		"queue-type must be %s or %s, not %q", amqp.ClassicQueues, amqp.QuorumQueues, s.AMQP.QueueType)
 	problem(s.Relay.BatchSize < 1 || s.Relay.BatchSize > store.MaxLimit,
 		"relay-batch must be from 1 to %d, but is %d", store.MaxLimit, s.Relay.BatchSize)
 	switch s.Relay.Start {

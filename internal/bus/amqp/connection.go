@@ -36,6 +36,12 @@ const (
 	maxReconnectWait = 5 * time.Second
 )
 
+// Values of [Config.QueueType].
+const (
+	ClassicQueues = amqp091.QueueTypeClassic
+	QuorumQueues  = amqp091.QueueTypeQuorum
+)
+
 // Config is how to use a broker. Only URL is required.
 type Config struct {
 	// URL is amqp[s]://user:password@host:port/vhost; reserved characters are percent-encoded.
@@ -47,8 +53,8 @@ type Config struct {
 	// Prefetch is how many deliveries the broker sends ahead to a subscription; together with the size of the
 	// messages it bounds the memory. [DefaultPrefetch] if 0.
 	Prefetch int
-	// Concurrency is how many deliveries of a subscription are handled at once; [DefaultConcurrency] if 0. Those of
-	// one aggregate are always handled one after another; with 1, all are.
+	// Concurrency is how many deliveries of a subscription, or of all that [Connection.Topics] are for, are handled at
+	// once; [DefaultConcurrency] if 0. Those of one aggregate are always handled one after another; with 1, all are.
 	Concurrency int
 	// Heartbeat is after how much silence either side takes the other for dead; [DefaultHeartbeat] if 0. The URL may
 	// set another.
@@ -58,6 +64,14 @@ type Config struct {
 	ResponseTimeout time.Duration
 	// DrainTimeout is how long a subscription that ends waits for the messages in hand; [DefaultDrainTimeout] if 0.
 	DrainTimeout time.Duration
+	// Partitions is over how many queues the events are spread by their aggregates, so that several workers share them
+	// and still handle each aggregate in order; 0: the contract's one queue. All that use the prefix must agree on it.
+	Partitions int
+	// LeavePartitions lets a Connection without partitions do away with those that the broker has, instead of failing.
+	// What lies in their queues is consumed before all else; it stays set until they are empty.
+	LeavePartitions bool
+	// QueueType is [ClassicQueues] or [QuorumQueues], of all queues; [ClassicQueues], the contract's, if empty.
+	QueueType string
 	// Logger may be nil.
 	Logger *slog.Logger
 }
@@ -84,6 +98,9 @@ func (c Config) withDefaults() Config {
 	if c.DrainTimeout == 0 {
 		c.DrainTimeout = DefaultDrainTimeout
 	}
+	if c.QueueType == "" {
+		c.QueueType = ClassicQueues
+	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -98,6 +115,8 @@ type Connection struct {
 	uri     amqp091.URI
 	routing wamqp.Config
 	names   names
+	// leftovers are the queues to be emptied before the others are consumed: what lies in them is older.
+	leftovers []string
 
 	publishing, consuming *link
 	life                  context.Context // ends with Close
@@ -115,7 +134,11 @@ type Connection struct {
 // ctx bounds the connecting, not the connection, which lives until Close.
 func Dial(ctx context.Context, c Config) (*Connection, error) {
 	c = c.withDefaults()
-	return dial(ctx, c, ContractConfig(c.URL, c.Prefix))
+	routing := ContractConfig(c.URL, c.Prefix)
+	routing.TopologyBuilder = Topology{
+		Prefix: c.Prefix, Partitions: c.Partitions, QueueType: c.QueueType, LeavePartitions: c.LeavePartitions,
+	}
+	return dial(ctx, c, routing)
 }
 
 var errURL = errors.New("the RabbitMQ URL is not amqp[s]://user:password@host:port/vhost with reserved characters " +
@@ -129,6 +152,9 @@ func dial(ctx context.Context, c Config, routing wamqp.Config) (*Connection, err
 	if c.Prefetch < 1 || c.Prefetch > math.MaxUint16 || c.Concurrency < 1 {
 		return nil, fmt.Errorf("prefetch %d and concurrency %d must be at least 1, and prefetch at most %d",
 			c.Prefetch, c.Concurrency, math.MaxUint16)
+	}
+	if c.Partitions < 0 || c.Partitions > MaxPartitions {
+		return nil, fmt.Errorf("partitions must be from 0 to %d, but are %d", MaxPartitions, c.Partitions)
 	}
 	conn := &Connection{config: c, uri: uri, routing: routing, names: namesOf(c.Prefix)}
 	conn.life, conn.end = context.WithCancel(context.WithoutCancel(ctx))
@@ -144,7 +170,26 @@ func dial(ctx context.Context, c Config, routing wamqp.Config) (*Connection, err
 		*l.link = newLink(conn, l.purpose, session)
 		conn.spawn((*l.link).run)
 	}
+	if conn.leftovers, err = conn.consuming.current.leftovers(c, conn.names); err != nil {
+		_ = conn.Close() // never fails
+		return nil, fmt.Errorf("look for partitions: %w", classify(err))
+	}
 	return conn, nil
+}
+
+// Topics are what to subscribe to, once each, to get every event. With partitions, the contract's queue is among them:
+// replays of older letters go there.
+func (c *Connection) Topics() []string {
+	topics := []string{c.names.consumerQueue}
+	for i := range c.config.Partitions {
+		topics = append(topics, c.names.partition(i))
+	}
+	for _, queue := range c.leftovers {
+		if queue != c.names.consumerQueue {
+			topics = append(topics, queue)
+		}
+	}
+	return topics
 }
 
 // Ready tells whether messages can be published and consumed right now. The error says why not; it wraps

@@ -3,6 +3,7 @@ package amqp
 import (
 	"errors"
 	"fmt"
+	"strings"
 
 	amqp091 "github.com/rabbitmq/amqp091-go"
 )
@@ -27,14 +28,29 @@ var (
 // TopologyError says that an exchange, a queue or a binding could not be declared, as when it exists with other
 // properties (406) or rights are missing (403). It wraps the broker's *[amqp091.Error].
 type TopologyError struct {
-	// Kind is "exchange", "queue" or "binding of queue".
+	// Kind is "exchange", "queue", "binding of queue" or the like; "no …" of what should not be there.
 	Kind string
 	Name string
 	Err  error
 }
 
 func (e *TopologyError) Error() string {
-	return fmt.Sprintf("declare %s %q: %s", e.Kind, e.Name, e.Err)
+	return fmt.Sprintf("declare %s %q: %s%s", e.Kind, e.Name, e.Err, e.advice())
+}
+
+// advice tells what to do about what the broker refuses.
+func (e *TopologyError) advice() string {
+	answer, ok := errors.AsType[*amqp091.Error](e.Err)
+	switch {
+	case !ok:
+		return ""
+	case strings.HasSuffix(e.Name, ".partitioned") && answer.Code == amqp091.PreconditionFailed:
+		return ": the broker has another number of partitions than the settings; see --partitions and --leave-partitions"
+	case answer.Code == amqp091.CommandInvalid:
+		return ": partitions need the broker's plugin rabbitmq_consistent_hash_exchange"
+	default:
+		return ""
+	}
 }
 
 func (e *TopologyError) Unwrap() error { return e.Err }
@@ -58,7 +74,7 @@ func classify(err error) error {
 	if answer, ok := errors.AsType[*amqp091.Error](err); ok && answer.Server {
 		switch answer.Code {
 		case amqp091.AccessRefused, amqp091.NotAllowed, amqp091.PreconditionFailed, amqp091.ResourceLocked,
-			amqp091.NotImplemented:
+			amqp091.NotImplemented, amqp091.CommandInvalid:
 			refused = true
 		}
 	}

@@ -145,7 +145,7 @@ func (q *FailedQueue) Replay(ctx context.Context, f deadletter.Filter) iter.Seq2
 			if !f.Match(l) {
 				return true, nil
 			}
-			err := q.send(ctx, "", cmp.Or(l.Source, q.conn.names.consumerQueue), replayOf(d, l))
+			err := q.send(ctx, "", q.home(l), replayOf(d, l))
 			if _, unroutable := errors.AsType[*UnroutableError](err); unroutable {
 				stopped = !yield(l, fmt.Errorf("replay dead letter %s: %w", l.ID, err))
 				return !stopped, nil
@@ -163,6 +163,15 @@ func (q *FailedQueue) Replay(ctx context.Context, f deadletter.Filter) iter.Seq2
 			yield(deadletter.Letter{}, fmt.Errorf("replay dead letters: %w", err))
 		}
 	}
+}
+
+// home is the queue that a letter is replayed to. A partition that is no more is not consumed any more.
+func (q *FailedQueue) home(l deadletter.Letter) string {
+	n := q.conn.names
+	if i, ok := n.partitionOf(l.Source); l.Source == "" || ok && i >= q.conn.config.Partitions {
+		return n.consumerQueue
+	}
+	return l.Source
 }
 
 // Purge destroys all letters and returns how many.
