@@ -46,6 +46,8 @@ func (e *TopologyError) advice() string {
 		return ""
 	case strings.HasSuffix(e.Name, ".partitioned") && answer.Code == amqp091.PreconditionFailed:
 		return ": the broker has another number of partitions than the settings; see --partitions and --leave-partitions"
+	case e.Kind == "queue" && strings.Contains(answer.Reason, "'x-queue-type'"):
+		return ": the queue is of another type than the settings have it; see --queue-type"
 	case answer.Code == amqp091.CommandInvalid:
 		return ": partitions need the broker's plugin rabbitmq_consistent_hash_exchange"
 	default:

@@ -257,8 +257,12 @@ func (s *subscription) look(ticker *time.Ticker) {
 		s.quiet = 0
 		return
 	}
+	name := s.queue
+	if !s.old { // each worker consumes the contract's queue, and not every queue counts those that wait in line
+		name = s.conn.names.consumerQueue
+	}
 	release := s.session.bound()
-	queue, err := s.channel.QueueDeclarePassive(s.queue, true, false, false, false, nil)
+	queue, err := s.channel.QueueDeclarePassive(name, true, false, false, false, nil)
 	release()
 	switch {
 	case err != nil: // the channel is lost, which shows elsewhere
@@ -348,7 +352,7 @@ func (s *subscription) settle(r result) {
 	switch { // errors mean that the channel is lost, which shows elsewhere
 	case current && r.acked:
 		_ = h.channel.Ack(h.delivery.DeliveryTag, false)
-	case current:
+	case current && !s.keeps():
 		_ = h.channel.Nack(h.delivery.DeliveryTag, false, true)
 	}
 }
@@ -392,11 +396,10 @@ func (s *subscription) closeChannel() {
 }
 
 // drain stops consuming, gives back what was not handed out, and waits for what is in hand; not for long, and not once
-// the Connection is closed and nothing can be acked any more. A partition is kept until then: the next worker must not
-// begin while something is in hand here.
+// the Connection is closed and nothing can be acked any more.
 func (s *subscription) drain() {
 	s.stop()
-	if s.channel != nil && !s.partition {
+	if s.channel != nil && !s.keeps() {
 		s.giveBack()
 	}
 	timeout := time.NewTimer(s.conn.config.DrainTimeout)
@@ -413,6 +416,13 @@ func (s *subscription) drain() {
 			return
 		}
 	}
+}
+
+// keeps tells whether a drain keeps all until its end, when the channel is closed: the next worker must not begin with a
+// partition while something is in hand here, and to a quorum queue messages return in the order in which they are given
+// back.
+func (s *subscription) keeps() bool {
+	return s.partition || s.conn.config.QueueType == QuorumQueues
 }
 
 // giveBack cancels the consumer and requeues what was not handed out.
