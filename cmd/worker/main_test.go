@@ -479,6 +479,8 @@ func TestCommandLine(t *testing.T) {
 		"negative prefetch":        {args: []string{"run", "--prefetch", "-1"}, code: 2, want: "prefetch must be from"},
 		"negative partitions":      {args: []string{"run", "--partitions", "-1"}, code: 2, want: "partitions must be from"},
 		"partitions in process":    {args: []string{"run", "--partitions", "2"}, code: 2, want: "partitions need RabbitMQ"},
+		"retry later in process":   {args: []string{"run", "--retry-later", "10s"}, code: 2, want: "retry-later needs RabbitMQ"},
+		"retry later of no time":   {args: []string{"run", "--retry-later", "10s,0s"}, code: 2, want: "retry-later must be from"},
 		"unknown queue type":       {args: []string{"run", "--queue-type", "stream"}, code: 2, want: "queue-type must be"},
 		"negative time":            {args: []string{"run", "--grace-period", "-1s"}, code: 2, want: "grace-period must be positive"},
 		"unknown start":            {args: []string{"run", "--relay-start", "middle"}, code: 2, want: "relay-start must be"},

@@ -63,6 +63,8 @@ is in hand is finished within the grace period or given back. A second SIGTERM e
 	flags.IntVar(&t.RetryAttempts, "retry-attempts", t.RetryAttempts, "tries of a handler before its event is a dead letter")
 	flags.DurationVar(&t.RetryInitial, "retry-initial", t.RetryInitial, "wait before the second try; it doubles from try to try")
 	flags.DurationVar(&t.RetryMax, "retry-max", t.RetryMax, "longest wait between two tries")
+	flags.DurationSliceVar(&s.AMQP.RetryLater, "retry-later", nil,
+		"waits before more rounds of tries, as 10s,1m,10m, in which RabbitMQ keeps the event; the later ones of its aggregate go on")
 	flags.DurationVar(&t.HandlerTimeout, "handler-timeout", t.HandlerTimeout, "bound of one try of one handler")
 	flags.DurationVar(&t.GracePeriod, "grace-period", t.GracePeriod, "how long a stop waits for what is in hand")
 	flags.DurationVar(&t.RelayPoll, "relay-poll", t.RelayPoll, "how often the relay looks for events it was not woken for")

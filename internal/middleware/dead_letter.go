@@ -17,8 +17,9 @@ import (
 const maxSinkWait = 5 * time.Second
 
 // DeadLetter turns a message that failed into dead letters, one for each handler that failed for good, and reports
-// success, so that it is acked. While the sink fails the message stays in hand, and it is tried again, until the worker
-// stops; the message is then given back. A message that is given back because the worker stops is no failure.
+// success, so that it is acked. A sink that is a [deadletter.Postponer] is first asked to have the handler try again
+// later. While the sink fails the message stays in hand, and it is tried again, until the worker stops; the message is
+// then given back. A message that is given back because the worker stops is no failure.
 //
 // Watermill's PoisonQueue writes one reason for all handlers and gives up at the sink's first error.
 func DeadLetter(sink deadletter.Sink, l Lifetime, logger *slog.Logger) message.HandlerMiddleware {
@@ -29,17 +30,43 @@ func DeadLetter(sink deadletter.Sink, l Lifetime, logger *slog.Logger) message.H
 			if err == nil || errors.Is(err, ErrStopping) {
 				return produced, err
 			}
-			for _, failure := range failures(err) {
-				logger.ErrorContext(ctx, "event failed for good", "event_id", eventID(m), "handler", failure.Handler,
-					"attempts", failure.Attempts, "reason", failure.Reason)
-				if err := put(ctx, sink, m, failure, l, logger); err != nil {
+			outcome := Postponed
+			for _, f := range failures(err) {
+				logger := logger.With("event_id", eventID(m), "handler", f.Handler, "attempts", f.Attempts, "reason", f.Reason)
+				postponed, err := settle(ctx, sink, m, f, l, logger)
+				if err != nil {
 					return nil, err
 				}
+				if !postponed {
+					outcome = DeadLettered
+				}
 			}
-			SetOutcome(ctx, DeadLettered)
+			SetOutcome(ctx, outcome)
 			return nil, nil
 		}
 	}
+}
+
+// settle postpones a message, or else makes it a dead letter.
+func settle(
+	ctx context.Context, sink deadletter.Sink, m *message.Message, f deadletter.Failure, l Lifetime, logger *slog.Logger,
+) (postponed bool, err error) {
+	var wait time.Duration
+	if postponer, ok := sink.(deadletter.Postponer); ok && f.MayPass {
+		err := untilTaken(ctx, l, logger, func() (err error) {
+			wait, err = postponer.Postpone(ctx, m, f)
+			return err
+		})
+		if err != nil {
+			return false, err
+		}
+	}
+	if wait > 0 {
+		logger.WarnContext(ctx, "event failed, will try again later", "wait", wait)
+		return true, nil
+	}
+	logger.ErrorContext(ctx, "event failed for good")
+	return false, untilTaken(ctx, l, logger, func() error { return sink.Put(ctx, m, f) })
 }
 
 func failures(err error) []deadletter.Failure {
@@ -50,22 +77,23 @@ func failures(err error) []deadletter.Failure {
 	return []deadletter.Failure{{Reason: deadletter.CutReason(err.Error()), Attempts: 1, FirstFailed: now, LastFailed: now}}
 }
 
-func put(ctx context.Context, sink deadletter.Sink, m *message.Message, f deadletter.Failure, l Lifetime, logger *slog.Logger) error {
+// untilTaken tries until the sink takes the message, or the worker stops.
+func untilTaken(ctx context.Context, l Lifetime, logger *slog.Logger, try func() error) error {
 	waits := backoff.NewExponentialBackOff()
 	waits.MaxInterval = maxSinkWait
 	for {
-		err := sink.Put(ctx, m, f)
+		err := try()
 		if err == nil {
 			return nil
 		}
 		delay := waits.NextBackOff()
-		logger.ErrorContext(ctx, "cannot put the dead letter, the message stays in hand", "event_id", eventID(m), "wait", delay, "error", err)
+		logger.ErrorContext(ctx, "cannot put the failed message away, it stays in hand", "wait", delay, "error", err)
 		timer := time.NewTimer(delay)
 		select {
 		case <-timer.C:
 		case <-l.Stopping:
 			timer.Stop()
-			return fmt.Errorf("%w: put dead letter: %w", ErrStopping, err)
+			return fmt.Errorf("%w: put the failed message away: %w", ErrStopping, err)
 		}
 	}
 }

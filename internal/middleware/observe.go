@@ -24,19 +24,22 @@ const (
 	Unhandled Outcome = "unhandled"
 	// DeadLettered: at least one handler failed for good, or the message is no event.
 	DeadLettered Outcome = "dead-lettered"
+	// Postponed: the handlers that failed try again later.
+	Postponed Outcome = "postponed"
 	// GivenBack: the worker stops, or the message could not be dead-lettered; it will be delivered again.
 	GivenBack Outcome = "given back"
 )
 
 // Counts counts messages by their outcome. The zero value is ready; it is safe for concurrent use.
 type Counts struct {
-	handled, unhandled, deadLettered, givenBack atomic.Int64
+	handled, unhandled, deadLettered, postponed, givenBack atomic.Int64
 }
 
 // Map returns the counts by outcome.
 func (c *Counts) Map() map[Outcome]int64 {
 	return map[Outcome]int64{
-		Handled: c.handled.Load(), Unhandled: c.unhandled.Load(), DeadLettered: c.deadLettered.Load(), GivenBack: c.givenBack.Load(),
+		Handled: c.handled.Load(), Unhandled: c.unhandled.Load(), DeadLettered: c.deadLettered.Load(),
+		Postponed: c.postponed.Load(), GivenBack: c.givenBack.Load(),
 	}
 }
 
@@ -48,6 +51,8 @@ func (c *Counts) add(o Outcome) {
 		c.unhandled.Add(1)
 	case DeadLettered:
 		c.deadLettered.Add(1)
+	case Postponed:
+		c.postponed.Add(1)
 	case GivenBack:
 		c.givenBack.Add(1)
 	}
@@ -82,8 +87,12 @@ func Observe(logger *slog.Logger, counts *Counts) message.HandlerMiddleware {
 			m.SetContext(ctx)
 			produced, err := next(m)
 			level := slog.LevelInfo
-			if outcome == DeadLettered {
+			switch outcome {
+			case DeadLettered:
 				level = slog.LevelError
+			case Postponed:
+				level = slog.LevelWarn
+			default:
 			}
 			attrs := []slog.Attr{
 				slog.String("event_id", eventID(m)), slog.String("event_type", m.Metadata.Get(bus.EventTypeKey)),

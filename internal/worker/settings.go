@@ -66,6 +66,10 @@ func (s Settings) Check() error {
 	problem(s.AMQP.Partitions > 0 && s.AMQP.LeavePartitions, "leave-partitions goes with partitions 0")
 	problem(s.AMQP.QueueType != amqp.ClassicQueues && s.AMQP.QueueType != amqp.QuorumQueues,
 		"queue-type must be %s or %s, not %q", amqp.ClassicQueues, amqp.QuorumQueues, s.AMQP.QueueType)
+	problem(len(s.AMQP.RetryLater) > 0 && s.AMQP.URL == "", "retry-later needs RabbitMQ: set rabbitmq-url")
+	for _, wait := range s.AMQP.RetryLater {
+		problem(wait < time.Millisecond || wait > maxRetryLater, "retry-later must be from 1ms to %s, but is %s", maxRetryLater, wait)
+	}
 	problem(s.Relay.BatchSize < 1 || s.Relay.BatchSize > store.MaxLimit,
 		"relay-batch must be from 1 to %d, but is %d", store.MaxLimit, s.Relay.BatchSize)
 	switch s.Relay.Start {
@@ -75,6 +79,9 @@ func (s Settings) Check() error {
 	}
 	return errors.Join(problems...)
 }
+
+// maxRetryLater is the longest step of a retry.
+const maxRetryLater = 24 * time.Hour
 
 // maxPrefetch is the most that AMQP can say.
 const maxPrefetch = 65535

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -79,7 +80,8 @@ func (s *syncBuffer) String() string {
 	return s.b.String()
 }
 
-func newSite(t *testing.T) *site {
+// newSite runs a worker; each change may add handlers and alter the settings.
+func newSite(t *testing.T, changes ...func(*worker.Settings, *handlers.Registry)) *site {
 	t.Helper()
 	settings := worker.DefaultSettings()
 	settings.DatabaseURL, settings.AMQP.URL = testservers.Postgres(t), testservers.RabbitMQ(t)
@@ -87,6 +89,10 @@ func newSite(t *testing.T) *site {
 	s := &site{t: t, witness: &witness{seen: map[uuid.UUID]json.RawMessage{}}, log: &syncBuffer{}}
 	reg := &handlers.Registry{}
 	handlers.OnAll(reg, "witness", s.witness.handle)
+	for _, change := range changes {
+		change(&settings, reg)
+	}
+	require.NoError(t, settings.Check())
 	logger := slog.New(slog.NewTextHandler(s.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	w, closeParts, err := worker.Open(t.Context(), settings, worker.OpenOptions{Handlers: reg, Migrate: true, Logger: logger})
 	require.NoError(t, err)
@@ -321,4 +327,52 @@ func TestTheSameIDWithAnotherBody(t *testing.T) {
 	require.Contains(t, s.all()[0].Reason, "with other contents")
 	data, _ := s.witness.data(id)
 	require.Contains(t, string(data), secret)
+}
+
+// A handler that fails is tried again later, alone, while the others go on; at last it is a dead letter with the whole
+// number of attempts. What is permanent is one at once.
+func TestRetryLater(t *testing.T) {
+	t.Parallel()
+	var mu sync.Mutex
+	tries := map[string]int{}
+	count := func(name string) int {
+		mu.Lock()
+		defer mu.Unlock()
+		return tries[name]
+	}
+	s := newSite(t, func(s *worker.Settings, reg *handlers.Registry) {
+		s.Tuning.RetryAttempts = 2
+		s.AMQP.RetryLater = []time.Duration{20 * time.Millisecond, 300 * time.Millisecond}
+		for name, failures := range map[string]int{"steady": 0, "late": 3, "never": 1000} {
+			handlers.OnAll(reg, name, func(context.Context, events.Event, json.RawMessage) ([]events.Event, error) {
+				mu.Lock()
+				defer mu.Unlock()
+				if tries[name]++; tries[name] <= failures {
+					return nil, errors.New("not yet")
+				}
+				return nil, nil
+			})
+		}
+		handlers.On(reg, "Noted", "refuses", func(context.Context, events.Event, json.RawMessage) ([]events.Event, error) {
+			mu.Lock()
+			defer mu.Unlock()
+			tries["refuses"]++
+			return nil, handlers.Permanent(errors.New("no"))
+		})
+	})
+	began := time.Now()
+	s.publish(body(nil), nil)
+	require.Eventually(t, func() bool { return len(s.all()) == 2 }, patience, tick)
+	require.GreaterOrEqual(t, time.Since(began), 320*time.Millisecond)
+	letters := map[string]deadletter.Letter{}
+	for _, l := range s.all() {
+		letters[l.Handler] = l
+	}
+	require.Equal(t, 1, letters["refuses"].Attempts)
+	require.Equal(t, 6, letters["never"].Attempts)
+	require.Contains(t, letters["never"].Reason, "not yet")
+	require.WithinDuration(t, began, letters["never"].FirstFailed, letters["never"].LastFailed.Sub(began)/2)
+	for name, want := range map[string]int{"steady": 1, "late": 4, "never": 6, "refuses": 1} {
+		require.Equal(t, want, count(name), name)
+	}
 }

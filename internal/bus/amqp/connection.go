@@ -72,6 +72,9 @@ type Config struct {
 	LeavePartitions bool
 	// QueueType is [ClassicQueues] or [QuorumQueues], of all queues; [ClassicQueues], the contract's, if empty.
 	QueueType string
+	// RetryLater are the waits after which a message whose handler has failed is handled again, one after another,
+	// before it becomes a dead letter; none if empty. Meanwhile the later events of its aggregate go on.
+	RetryLater []time.Duration
 	// Logger may be nil.
 	Logger *slog.Logger
 }
@@ -136,7 +139,8 @@ func Dial(ctx context.Context, c Config) (*Connection, error) {
 	c = c.withDefaults()
 	routing := ContractConfig(c.URL, c.Prefix)
 	routing.TopologyBuilder = Topology{
-		Prefix: c.Prefix, Partitions: c.Partitions, QueueType: c.QueueType, LeavePartitions: c.LeavePartitions,
+		Prefix: c.Prefix, Partitions: c.Partitions, LeavePartitions: c.LeavePartitions,
+		QueueType: c.QueueType, RetryLater: c.RetryLater,
 	}
 	return dial(ctx, c, routing)
 }

@@ -37,7 +37,8 @@ const (
 func isLetterKey(key string) bool {
 	switch key {
 	case deadletter.ReasonKey, deadletter.HandlerKey, deadletter.TopicKey, deadletter.AttemptsKey,
-		deadletter.FirstFailedKey, deadletter.LastFailedKey, letterIDKey, sourceQueueKey, expirationKey:
+		deadletter.FirstFailedKey, deadletter.LastFailedKey, letterIDKey, sourceQueueKey, expirationKey,
+		postponedCountKey, postponedAttemptsKey, postponedFirstFailedKey, postponedDeathsKey:
 		return true
 	default:
 		return false
@@ -59,8 +60,8 @@ type FailedQueue struct {
 }
 
 var (
-	_ deadletter.Queue = (*FailedQueue)(nil)
-	_ deadletter.Sink  = (*FailedQueue)(nil)
+	_ deadletter.Queue     = (*FailedQueue)(nil)
+	_ deadletter.Postponer = (*FailedQueue)(nil)
 )
 
 // NewFailedQueue returns the failed queue of a Connection.
@@ -76,7 +77,9 @@ func (q *FailedQueue) Put(ctx context.Context, m *message.Message, f deadletter.
 	if err != nil {
 		return fmt.Errorf("put dead letter: %w", err)
 	}
+	h := historyOf(p.Headers)
 	p.Headers = withoutLetterKeys(p.Headers)
+	h.tell(&p, &f, &topic)
 	set := func(key, value string) {
 		if value != "" {
 			p.Headers[key] = value
@@ -148,7 +151,7 @@ func (q *FailedQueue) Replay(ctx context.Context, f deadletter.Filter) iter.Seq2
 			if !f.Match(l) {
 				return false, true, nil
 			}
-			err = q.send(ctx, "", q.home(l), replayOf(d, l))
+			err = q.send(ctx, "", q.home(l.Source), replayOf(d, l))
 			if _, unroutable := errors.AsType[*UnroutableError](err); unroutable {
 				stopped = !yield(l, fmt.Errorf("replay dead letter %s: %w", l.ID, err))
 				return false, !stopped, nil
@@ -168,13 +171,13 @@ func (q *FailedQueue) Replay(ctx context.Context, f deadletter.Filter) iter.Seq2
 	}
 }
 
-// home is the queue that a letter is replayed to. A partition that is no more is not consumed any more.
-func (q *FailedQueue) home(l deadletter.Letter) string {
+// home is the queue to which a message of some queue returns. A partition that is no more is not consumed any more.
+func (q *FailedQueue) home(source string) string {
 	n := q.conn.names
-	if i, ok := n.partitionOf(l.Source); l.Source == "" || ok && i >= q.conn.config.Partitions {
+	if i, ok := n.partitionOf(source); source == "" || ok && i >= q.conn.config.Partitions {
 		return n.consumerQueue
 	}
-	return l.Source
+	return source
 }
 
 // Purge destroys all letters and returns how many.

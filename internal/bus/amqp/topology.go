@@ -4,6 +4,7 @@ import (
 	"maps"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/ThreeDotsLabs/watermill"
 	wamqp "github.com/ThreeDotsLabs/watermill-amqp/v3/pkg/amqp"
@@ -85,10 +86,11 @@ func ContractConfig(url, prefix string) wamqp.Config {
 // *[TopologyError]. An exchange is left to be declared before what depends on it.
 type Topology struct {
 	Prefix string
-	// Partitions, QueueType and LeavePartitions are those of [Config].
+	// Partitions, LeavePartitions, QueueType and RetryLater are those of [Config].
 	Partitions      int
-	QueueType       string
 	LeavePartitions bool
+	QueueType       string
+	RetryLater      []time.Duration
 }
 
 var _ wamqp.TopologyBuilder = Topology{}
@@ -115,6 +117,11 @@ func (t Topology) BuildTopology(
 	}
 	if err := d.queue(params.QueueName, t.arguments(config.Queue.Arguments)); err != nil {
 		return err
+	}
+	for _, wait := range t.RetryLater {
+		if err := t.retry(d, wait); err != nil {
+			return err
+		}
 	}
 	if t.Partitions > 0 {
 		return t.partitioned(d, n, params, config)
