@@ -60,6 +60,7 @@ is in hand is finished within the grace period or given back. A second SIGTERM e
 	t := &s.Tuning
 	flags.IntVar(&t.Concurrency, "concurrency", t.Concurrency, "events handled at once; those of one aggregate never are")
 	flags.IntVar(&s.AMQP.Prefetch, "prefetch", s.AMQP.Prefetch, "deliveries that the broker sends ahead; at least the concurrency")
+	flags.IntVar(&t.MaxMessage, "max-message", t.MaxMessage, "most bytes of an event; a larger one is a dead letter, unread")
 	flags.IntVar(&t.RetryAttempts, "retry-attempts", t.RetryAttempts, "tries of a handler before its event is a dead letter")
 	flags.DurationVar(&t.RetryInitial, "retry-initial", t.RetryInitial, "wait before the second try; it doubles from try to try")
 	flags.DurationVar(&t.RetryMax, "retry-max", t.RetryMax, "longest wait between two tries")

@@ -2,7 +2,6 @@ package middleware
 
 import (
 	"context"
-	"encoding/json"
 	"log/slog"
 
 	"github.com/ThreeDotsLabs/watermill/message"
@@ -14,17 +13,10 @@ import (
 type correlationKey struct{}
 
 // Correlation puts the correlation id of a message into the context of all that happens on its behalf: the one that the
-// message carries, in a header or in its body, or else a new one.
+// message carries, which a bus has completed from its body, or else a new one.
 func Correlation(next message.HandlerFunc) message.HandlerFunc {
 	return func(m *message.Message) ([]*message.Message, error) {
 		text := m.Metadata.Get(bus.CorrelationIDKey)
-		if text == "" { // a producer that sets no headers
-			var body struct {
-				CorrelationID string `json:"correlation_id"`
-			}
-			_ = json.Unmarshal(m.Payload, &body) // what is no event has none
-			text = body.CorrelationID
-		}
 		id := events.CorrelationIDOrNew(text).String()
 		m.SetContext(context.WithValue(m.Context(), correlationKey{}, id))
 		return next(m)

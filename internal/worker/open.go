@@ -95,7 +95,8 @@ func openBackend(ctx context.Context, s Settings, o OpenOptions) (Backend, error
 
 func dial(ctx context.Context, s Settings, o OpenOptions) (*amqp.Connection, error) {
 	config := s.AMQP
-	config.Concurrency, config.DrainTimeout, config.Logger = s.Tuning.Concurrency, s.Tuning.GracePeriod, o.Logger
+	config.Concurrency, config.MaxMessage = s.Tuning.Concurrency, s.Tuning.MaxMessage
+	config.DrainTimeout, config.Logger = s.Tuning.GracePeriod, o.Logger
 	var conn *amqp.Connection
 	err := waitFor(ctx, o, amqp.ErrUnavailable, func() (err error) {
 		conn, err = amqp.Dial(ctx, config)

@@ -54,6 +54,12 @@ func (w *witness) data(id string) (json.RawMessage, bool) {
 	return data, seen
 }
 
+func (w *witness) count() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return len(w.seen)
+}
+
 // site is a worker that runs on servers of its own, with a plain client beside it.
 type site struct {
 	t       *testing.T
@@ -185,7 +191,9 @@ func TestBadMessages(t *testing.T) {
 		"truncated":                 {body(nil)[:100], "the body is not valid JSON"},
 		"invalid UTF-8":             {bytes.Replace(body(nil), []byte(secret), []byte("\xff\xfe"), 1), "the body is not valid UTF-8"},
 		"10 000 levels deep":        {field("event_data", raw(strings.Repeat("[", 10_000)+strings.Repeat("]", 10_000))), ""},
-		"20 MB of no JSON":          {bytes.Repeat([]byte("x"), 20<<20), "the body is not valid JSON"},
+		"15 MB of no JSON":          {bytes.Repeat([]byte("x"), 15<<20), "the body is not valid JSON"},
+		"20 MB of no JSON":          {bytes.Repeat([]byte("x"), 20<<20), "the body has 20971520 bytes, over the 16777216"},
+		"20 MB of data":             {field("event_data", strings.Repeat("x", 20<<20)), "over the 16777216"},
 		"NUL in the data":           {field("event_data", raw(`{"name":"a\u0000b"}`)), `event_data contains \u0000`},
 		"NUL in a key of the data":  {field("event_data", raw(`{"a\u0000b":1}`)), `event_data contains \u0000`},
 		"half a surrogate pair":     {field("event_data", raw(`"\ud800"`)), "surrogate"},
@@ -270,7 +278,7 @@ func TestOddMessages(t *testing.T) {
 	for i := range 1000 {
 		many[fmt.Sprintf("header-%d", i)] = int32(i)
 	}
-	big, err := json.Marshal(strings.Repeat("x", 20<<20))
+	big, err := json.Marshal(strings.Repeat("x", 15<<20))
 	require.NoError(t, err)
 	for name, test := range map[string]struct {
 		data    string
@@ -289,7 +297,7 @@ func TestOddMessages(t *testing.T) {
 		"ids in upper case":           {data: "{}", changes: map[string]any{"tenant_id": strings.ToUpper(uuid.NewString())}},
 		"headers of every type":       {data: "{}", headers: table},
 		"1 000 headers":               {data: "{}", headers: many},
-		"20 MB":                       {data: string(big)},
+		"15 MB":                       {data: string(big)},
 		"a header named as Watermill": {data: "{}", headers: amqp091.Table{"_watermill_message_uuid": int64(7)}},
 	} {
 		changes := map[string]any{"event_data": raw(test.data)}
@@ -306,6 +314,21 @@ func TestOddMessages(t *testing.T) {
 		require.True(t, test.data == string(got), "%s: the data is another: %d bytes became %d", name, len(test.data), len(got))
 	}
 	require.Empty(t, s.all())
+}
+
+// The largest message is a setting: one byte more is a dead letter.
+func TestLargestMessage(t *testing.T) {
+	t.Parallel()
+	within := body(map[string]any{"event_data": strings.Repeat("x", 20<<20)})
+	beyond := body(map[string]any{"event_data": strings.Repeat("x", 20<<20+1)})
+	s := newSite(t, func(s *worker.Settings, _ *handlers.Registry) { s.Tuning.MaxMessage = len(within) })
+	s.publish(beyond, amqp091.Table{"aggregate_id": uuid.NewString()})
+	s.publish(within, nil)
+	require.Eventually(t, func() bool { return s.witness.count() == 1 }, patience, tick)
+	require.Eventually(t, func() bool { return len(s.all()) == 1 }, patience, 10*tick)
+	letter := s.all()[0]
+	require.Equal(t, fmt.Sprintf("the body has %d bytes, over the %d of the largest message", len(beyond), len(within)), letter.Reason)
+	require.True(t, bytes.Equal(beyond, letter.Body))
 }
 
 // Two events of one id that contradict each other: the first takes effect, the second is looked into.

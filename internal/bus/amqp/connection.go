@@ -23,6 +23,7 @@ const (
 	DefaultHeartbeat       = time.Minute
 	DefaultConcurrency     = 16
 	DefaultPrefetch        = 64
+	DefaultMaxMessage      = 16 << 20 // as much as RabbitMQ 4 takes by default
 	DefaultResponseTimeout = 30 * time.Second
 	DefaultDrainTimeout    = 30 * time.Second
 )
@@ -50,9 +51,12 @@ type Config struct {
 	Prefix string
 	// Name is what the broker shows for the connections; [DefaultName] if empty.
 	Name string
-	// Prefetch is how many deliveries the broker sends ahead to a subscription; together with the size of the
-	// messages it bounds the memory. [DefaultPrefetch] if 0.
+	// Prefetch is how many deliveries the broker sends ahead to a subscription; [DefaultPrefetch] if 0. Once the
+	// bodies of all subscriptions have 64 MiB, no more are read until some are handled.
 	Prefetch int
+	// MaxMessage is the most bytes of a body that is looked into; [DefaultMaxMessage] if 0. What is larger is handed
+	// out with its headers alone.
+	MaxMessage int
 	// Concurrency is how many deliveries of a subscription, or of all that [Connection.Topics] are for, are handled at
 	// once; [DefaultConcurrency] if 0. Those of one aggregate are always handled one after another; with 1, all are.
 	Concurrency int
@@ -89,6 +93,9 @@ func (c Config) withDefaults() Config {
 	if c.Prefetch == 0 {
 		c.Prefetch = DefaultPrefetch
 	}
+	if c.MaxMessage == 0 {
+		c.MaxMessage = DefaultMaxMessage
+	}
 	if c.Concurrency == 0 {
 		c.Concurrency = DefaultConcurrency
 	}
@@ -122,6 +129,7 @@ type Connection struct {
 	leftovers []string
 
 	publishing, consuming *link
+	window                *window
 	life                  context.Context // ends with Close
 	end                   context.CancelFunc
 
@@ -138,6 +146,7 @@ type Connection struct {
 func Dial(ctx context.Context, c Config) (*Connection, error) {
 	c = c.withDefaults()
 	routing := ContractConfig(c.URL, c.Prefix)
+	routing.Marshaler = Marshaler{MaxBytes: c.MaxMessage}
 	routing.TopologyBuilder = Topology{
 		Prefix: c.Prefix, Partitions: c.Partitions, LeavePartitions: c.LeavePartitions,
 		QueueType: c.QueueType, RetryLater: c.RetryLater,
@@ -160,18 +169,19 @@ func dial(ctx context.Context, c Config, routing wamqp.Config) (*Connection, err
 	if c.Partitions < 0 || c.Partitions > MaxPartitions {
 		return nil, fmt.Errorf("partitions must be from 0 to %d, but are %d", MaxPartitions, c.Partitions)
 	}
-	conn := &Connection{config: c, uri: uri, routing: routing, names: namesOf(c.Prefix)}
+	conn := &Connection{config: c, uri: uri, routing: routing, names: namesOf(c.Prefix), window: newWindow()}
 	conn.life, conn.end = context.WithCancel(context.WithoutCancel(ctx))
 	for _, l := range []struct {
 		link    **link
 		purpose string
-	}{{&conn.publishing, "publish"}, {&conn.consuming, "consume"}} {
-		session, err := conn.connect(ctx, l.purpose)
+		window  *window
+	}{{&conn.publishing, "publish", nil}, {&conn.consuming, "consume", conn.window}} {
+		session, err := conn.connect(ctx, l.purpose, l.window)
 		if err != nil {
 			_ = conn.Close() // never fails
 			return nil, err
 		}
-		*l.link = newLink(conn, l.purpose, session)
+		*l.link = newLink(conn, l.purpose, l.window, session)
 		conn.spawn((*l.link).run)
 	}
 	if conn.leftovers, err = conn.consuming.current.leftovers(c, conn.names); err != nil {
@@ -223,11 +233,11 @@ func (c *Connection) spawn(task func()) bool {
 	return !c.closed
 }
 
-// connect makes one connection and declares the topology on it.
-func (c *Connection) connect(ctx context.Context, purpose string) (*session, error) {
+// connect makes one connection and declares the topology on it. It is read through the window, if there is one.
+func (c *Connection) connect(ctx context.Context, purpose string, w *window) (*session, error) {
 	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
 	defer cancel()
-	s := &session{responseTimeout: c.config.ResponseTimeout}
+	s := &session{responseTimeout: c.config.ResponseTimeout, window: w}
 	release := context.AfterFunc(ctx, func() { s.kill() })
 	defer release()
 
@@ -254,6 +264,7 @@ func (c *Connection) connect(ctx context.Context, purpose string) (*session, err
 // session is one connection while it lasts.
 type session struct {
 	responseTimeout time.Duration
+	window          *window // may be nil
 
 	conn    *amqp091.Connection
 	socket  atomic.Pointer[net.Conn]
@@ -268,7 +279,11 @@ func (s *session) dial(ctx context.Context, url string, config amqp091.Config) e
 		}
 		s.socket.Store(&socket)
 		deadline, _ := ctx.Deadline() // the library lifts it after the handshake
-		return socket, socket.SetDeadline(deadline)
+		err = socket.SetDeadline(deadline)
+		if s.window != nil {
+			return windowedConn{socket, s.window}, err
+		}
+		return socket, err
 	}
 	var err error
 	s.conn, err = amqp091.DialConfig(url, config)
@@ -314,7 +329,14 @@ func (s *session) bound() (release func()) {
 			s.kill()
 		}
 	})
-	return func() { timer.Stop() }
+	if s.window == nil {
+		return func() { timer.Stop() }
+	}
+	lowered := s.window.lift()
+	return func() {
+		timer.Stop()
+		lowered()
+	}
 }
 
 func (s *session) close() {
@@ -326,6 +348,7 @@ func (s *session) close() {
 type link struct {
 	conn    *Connection
 	purpose string
+	window  *window // may be nil
 
 	mu      sync.Mutex
 	current *session
@@ -333,8 +356,8 @@ type link struct {
 	changed chan struct{} // closed when current changes
 }
 
-func newLink(c *Connection, purpose string, s *session) *link {
-	return &link{conn: c, purpose: purpose, current: s, changed: make(chan struct{})}
+func newLink(c *Connection, purpose string, w *window, s *session) *link {
+	return &link{conn: c, purpose: purpose, window: w, current: s, changed: make(chan struct{})}
 }
 
 // run watches the session and replaces it when it is lost, until the Connection is closed.
@@ -396,7 +419,7 @@ func (l *link) reconnect(ctx context.Context, logger *slog.Logger) *session {
 			return nil
 		case <-timer.C:
 		}
-		s, err := l.conn.connect(ctx, l.purpose)
+		s, err := l.conn.connect(ctx, l.purpose, l.window)
 		if err == nil {
 			return s
 		}

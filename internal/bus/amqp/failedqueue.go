@@ -182,7 +182,7 @@ func (q *FailedQueue) home(source string) string {
 
 // Purge destroys all letters and returns how many.
 func (q *FailedQueue) Purge(ctx context.Context) (int, error) {
-	s, err := q.conn.connect(ctx, "dead letters")
+	s, err := q.conn.connect(ctx, "dead letters", nil)
 	if err != nil {
 		return 0, fmt.Errorf("purge dead letters: %w", err)
 	}
@@ -202,7 +202,7 @@ func (q *FailedQueue) Purge(ctx context.Context) (int, error) {
 // walk shows the letters that lie there now, oldest first, until visit is done or fails. Those that visit does not take,
 // by an ack, go back.
 func (q *FailedQueue) walk(ctx context.Context, visit func(amqp091.Delivery) (taken, more bool, err error)) error {
-	s, err := q.conn.connect(ctx, "dead letters")
+	s, err := q.conn.connect(ctx, "dead letters", nil)
 	if err != nil {
 		return err
 	}

@@ -1,7 +1,6 @@
 package amqp
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -162,6 +161,7 @@ type subscription struct {
 	yielding  bool   // and it hands it on
 	old       bool   // the queue is a leftover not known to be empty
 	quiet     int    // looks at it in a row that found nothing
+	bytes     int    // of the bodies that are held
 	slot      bool   // has a slot of the share for the next message
 
 	session    *session
@@ -253,7 +253,7 @@ func (s *subscription) looks() *time.Ticker {
 
 // look finds out whether a leftover queue is empty, and whether a partition is to be handed on.
 func (s *subscription) look(ticker *time.Ticker) {
-	if s.old && len(s.lanes.byKey) > 0 || !s.old && !s.active {
+	if s.conn.window.full() || s.old && len(s.lanes.byKey) > 0 || !s.old && !s.active {
 		s.quiet = 0
 		return
 	}
@@ -288,8 +288,12 @@ func (s *subscription) receive(d amqp091.Delivery) {
 		s.active = true
 		s.share.gain()
 	}
+	s.hold(len(d.Body))
+	resume := s.pause(d)
 	m, err := s.conn.routing.Marshaler.Unmarshal(d)
+	resume()
 	if err != nil {
+		s.hold(-len(d.Body))
 		s.logger.ErrorContext(s.consuming, "cannot read a message, the broker dead-letters it", "queue", s.queue,
 			"error", err)
 		_ = s.channel.Reject(d.DeliveryTag, false) // fails only if the channel is lost
@@ -300,6 +304,31 @@ func (s *subscription) receive(d amqp091.Delivery) {
 		key = ""
 	}
 	s.lanes.add(key, &held{delivery: d, channel: s.channel, message: m})
+}
+
+// hold counts bytes of bodies that are held, and with less than 0 such as no longer are.
+func (s *subscription) hold(bytes int) {
+	s.bytes += bytes
+	s.conn.window.hold(bytes)
+}
+
+// pause closes the window while a large body is read as JSON: what the library reads meanwhile, nobody has counted yet.
+func (s *subscription) pause(d amqp091.Delivery) (resume func()) {
+	if len(d.Body) < largeBody {
+		return func() {}
+	}
+	s.conn.window.hold(maxHeldBytes)
+	return func() { s.conn.window.hold(-maxHeldBytes) }
+}
+
+// forget gives up what is not handed out.
+func (s *subscription) forget(all []*held) {
+	for _, h := range all {
+		if h.cancel != nil {
+			h.cancel()
+		}
+		s.hold(-len(h.delivery.Body))
+	}
 }
 
 // messageOf is the message to hand out for h.
@@ -349,6 +378,7 @@ func (s *subscription) settle(r result) {
 		return
 	}
 	s.lanes.done(h)
+	s.hold(-len(h.delivery.Body))
 	switch { // errors mean that the channel is lost, which shows elsewhere
 	case current && r.acked:
 		_ = h.channel.Ack(h.delivery.DeliveryTag, false)
@@ -372,9 +402,7 @@ func (s *subscription) discard() {
 	} else {
 		s.logger.WarnContext(s.consuming, "consuming was interrupted", "queue", s.queue, "reason", reason)
 	}
-	for _, h := range s.lanes.clear() {
-		h.forget()
-	}
+	s.forget(s.lanes.clear())
 	s.closeChannel()
 }
 
@@ -404,8 +432,16 @@ func (s *subscription) drain() {
 	}
 	timeout := time.NewTimer(s.conn.config.DrainTimeout)
 	defer timeout.Stop()
+	deliveries := s.deliveries
+	if s.channel == nil || !s.keeps() {
+		deliveries = nil
+	}
 	for s.lanes.inHand > 0 {
 		select {
+		case _, ok := <-deliveries: // let go of the body; it is delivered again
+			if !ok {
+				deliveries = nil
+			}
 		case r := <-s.results:
 			s.settle(r)
 		case <-s.conn.life.Done():
@@ -427,17 +463,25 @@ func (s *subscription) keeps() bool {
 
 // giveBack cancels the consumer and requeues what was not handed out.
 func (s *subscription) giveBack() {
-	release := s.session.bound()
-	_ = s.channel.Cancel(consumerTag, false) // an error means that the channel is lost, and all is given back
-	release()
-	back := s.lanes.clear()
-	for d := range s.deliveries {
-		back = append(back, &held{delivery: d})
+	waiting := s.lanes.clear()
+	var tags []uint64
+	for _, h := range waiting {
+		tags = append(tags, h.delivery.DeliveryTag)
 	}
-	slices.SortFunc(back, func(a, b *held) int { return cmp.Compare(a.delivery.DeliveryTag, b.delivery.DeliveryTag) })
-	for _, h := range back {
-		h.forget()
-		_ = s.channel.Nack(h.delivery.DeliveryTag, false, true) // likewise
+	s.forget(waiting)
+	canceled := make(chan struct{})
+	s.waiters.Go(func() {
+		defer close(canceled)
+		defer s.session.bound()()
+		_ = s.channel.Cancel(consumerTag, false) // an error means that the channel is lost, and all is given back
+	})
+	for d := range s.deliveries { // until the broker has heard of it
+		tags = append(tags, d.DeliveryTag)
+	}
+	<-canceled
+	slices.Sort(tags)
+	for _, tag := range tags {
+		_ = s.channel.Nack(tag, false, true) // likewise
 	}
 }
 
@@ -447,6 +491,7 @@ func (s *subscription) end() {
 	s.cancelMessages()
 	s.abandon()
 	s.waiters.Wait()
+	s.hold(-s.bytes)
 	s.closeChannel()
 }
 
