@@ -564,6 +564,23 @@ func TestPartitions(t *testing.T) {
 	left.stop()
 }
 
+func TestTLS(t *testing.T) {
+	t.Parallel()
+	database, ofDatabase := testservers.PostgresTLS(t)
+	broker, ofBroker := testservers.RabbitMQTLS(t)
+	client := "&certfile=" + filepath.Join(ofBroker, "client.pem") + "&keyfile=" + filepath.Join(ofBroker, "client.key")
+	p := newProgram(t, "DATABASE_URL="+database+"&sslrootcert="+filepath.Join(ofDatabase, "ca.pem"),
+		"RABBITMQ_URL="+broker+"?cacertfile="+filepath.Join(ofBroker, "ca.pem")+client)
+	w := p.start()
+	p.awaitFollowUp(p.append(registration(uuid.NewString(), `{"name":"Ana"}`, ""))[0], "WelcomeMessageRequested")
+	w.stop()
+	p.env[1] = "RABBITMQ_URL=" + broker + "?cacertfile=" + filepath.Join(ofBroker, "other-ca.pem") + client
+	r := p.run("", "run", "--http-addr", "127.0.0.1:0", "--wait", "20s")
+	require.Equal(t, 1, r.code)
+	require.Contains(t, r.err, "unknown authority")
+	require.NotContains(t, r.err, "waiting for a server")
+}
+
 func TestServersThatRefuse(t *testing.T) {
 	t.Parallel()
 	database, broker := testservers.Postgres(t), testservers.RabbitMQ(t)

@@ -32,13 +32,22 @@ func startPostgres(ctx context.Context, dir string) (server, error) {
 		return server{}, fmt.Errorf("create a Postgres cluster: %w\n%s", err, output)
 	}
 
+	certificates := filepath.Join(dir, "certificates")
+	if err := writeCertificates(certificates); err != nil {
+		return server{}, err
+	}
+	if err := give(certificates, account); err != nil {
+		return server{}, err
+	}
 	port, err := freePort(ctx)
 	if err != nil {
 		return server{}, err
 	}
 	command := exec.CommandContext(context.WithoutCancel(ctx), filepath.Join(filepath.Dir(creator), "postgres"),
 		"-D", data, "-h", "127.0.0.1", "-p", port, "-k", "", "-c", "max_connections=300",
-		"-c", "fsync=off", "-c", "full_page_writes=off")
+		"-c", "fsync=off", "-c", "full_page_writes=off", "-c", "ssl=on",
+		"-c", "ssl_cert_file="+filepath.Join(certificates, serverFile),
+		"-c", "ssl_key_file="+filepath.Join(certificates, serverKey))
 	command.Dir, command.Env, command.SysProcAttr = dir, environment(dir), account
 	postgres, err := startProcess(command, dir)
 	if err != nil {
@@ -58,7 +67,21 @@ func startPostgres(ctx context.Context, dir string) (server, error) {
 		stop()
 		return server{}, err
 	}
-	return server{settings: map[string]string{databaseURL: address}, stop: stop}, nil
+	settings := map[string]string{databaseURL: address, databaseCertificates: certificates}
+	return server{settings: settings, stop: stop}, nil
+}
+
+// give makes a folder and the files in it the account's.
+func give(dir string, account *syscall.SysProcAttr) error {
+	if account.Credential == nil {
+		return nil
+	}
+	return filepath.WalkDir(dir, func(path string, _ os.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		return os.Chown(path, int(account.Credential.Uid), int(account.Credential.Gid))
+	})
 }
 
 // unprivileged returns the attributes of a process that may run Postgres, which refuses root, and gives it dir.

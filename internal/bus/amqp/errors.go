@@ -1,8 +1,10 @@
 package amqp
 
 import (
+	"crypto/tls"
 	"errors"
 	"fmt"
+	"io/fs"
 	"strings"
 
 	amqp091 "github.com/rabbitmq/amqp091-go"
@@ -69,7 +71,8 @@ func (e *UnroutableError) Error() string {
 }
 
 // classify wraps an error of a connection attempt in [ErrRefused], where trying again is of no use until somebody
-// changes something, or in [ErrUnavailable]. A [TopologyError] of the first kind stays as it is.
+// changes something, or in [ErrUnavailable]. A [TopologyError] of the first kind stays as it is, and so do errors of
+// certificates.
 func classify(err error) error {
 	refused := errors.Is(err, amqp091.ErrCredentials) || errors.Is(err, amqp091.ErrVhost) ||
 		errors.Is(err, amqp091.ErrSASL)
@@ -85,6 +88,12 @@ func classify(err error) error {
 	}
 	if refused {
 		return fmt.Errorf("%w: %w", ErrRefused, err)
+	}
+	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
+		return err
+	}
+	if _, ok := errors.AsType[*fs.PathError](err); ok { // a certificate's file that the URL names
+		return err
 	}
 	return fmt.Errorf("%w: %w", ErrUnavailable, err)
 }
