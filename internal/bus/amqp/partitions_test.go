@@ -163,11 +163,10 @@ func TestPartitionsTakeOverWhatTheContractsQueueHolds(t *testing.T) {
 	before := dial(t, amqp.Config{URL: url})
 	aggregates := newIDs(20)
 	publish := publisherOf(t, before, aggregates)
-	total := publish(30)
+	publish(30)
 	partitioned := amqp.Config{URL: url, Partitions: 3, Concurrency: 4}
 	dial(t, partitioned)
-	publish(1)
-	total = publish(29) // by now to the partitions
+	total := publish(30) // by now to the partitions
 	ch := raw(t, url)
 	require.Equal(t, total/2, count(t, ch, consumerQueue), "no longer bound")
 	require.Equal(t, total/2, count(t, ch, consumerQueue+".0")+count(t, ch, consumerQueue+".1")+count(t, ch, consumerQueue+".2"))

