@@ -10,6 +10,7 @@ import (
 
 	"github.com/ThreeDotsLabs/watermill/message"
 	wmiddleware "github.com/ThreeDotsLabs/watermill/message/router/middleware"
+	"github.com/cenkalti/backoff/v5"
 
 	"github.com/healz/worker/internal/bus"
 	"github.com/healz/worker/internal/deadletter"
@@ -17,6 +18,9 @@ import (
 	"github.com/healz/worker/internal/middleware"
 	"github.com/healz/worker/internal/store"
 )
+
+// recordTimeout bounds the store's part of an attempt, which the handlers' timeout does not cover.
+const recordTimeout = time.Minute
 
 // Inbox records which handler has handled which event. Both stores are one.
 type Inbox interface {
@@ -48,9 +52,8 @@ func NewDispatcher(reg *Registry, inbox Inbox, retry middleware.Retry, timeout t
 	}
 	d := &Dispatcher{inbox: inbox, retry: retry, logger: logger}
 	for _, h := range reg.handlers {
-		run := redact(logger.With("handler", h.name), wmiddleware.Recoverer(d.attempt(h)))
-		run = wmiddleware.Timeout(timeout)(run)
 		retry.Logger = logger.With("handler", h.name)
+		run := redact(retry.Logger, wmiddleware.Recoverer(d.attempt(h, timeout)))
 		d.runners = append(d.runners, runner{handler: h, run: retry.Middleware(run)})
 	}
 	return d, nil
@@ -117,36 +120,56 @@ func (d *Dispatcher) choose(e events.Event, only string) []runner {
 func (d *Dispatcher) handled(ctx context.Context, e events.Event) (names []string, err error) {
 	err = d.retry.Do(ctx, func() error {
 		names, err = d.inbox.Handled(ctx, e)
-		if errors.Is(err, store.ErrContradiction) {
-			return Permanent(err)
-		}
-		return err
+		return faultOfInbox(ctx, err)
 	})
 	return names, err
 }
 
-// attempt is one run of a handler, with what it leaves behind.
-func (d *Dispatcher) attempt(h handler) message.HandlerFunc {
+// attempt is one run of a handler, and then the record of what follows. The timeout is the handler's alone: a store that
+// does not answer is not its failure.
+func (d *Dispatcher) attempt(h handler, timeout time.Duration) message.HandlerFunc {
 	return func(m *message.Message) ([]*message.Message, error) {
 		ctx := m.Context()
 		e, _ := events.FromContext(ctx) // Handle has put it there
-		followUps, err := h.call(ctx, e)
+		calling, cancel := context.WithTimeout(ctx, timeout)
+		defer cancel()
+		followUps, err := h.call(calling, e)
+		if errors.Is(err, context.DeadlineExceeded) && calling.Err() != nil {
+			return nil, fmt.Errorf("timed out after %s: %w", timeout, err)
+		}
 		if err != nil {
 			return nil, err
 		}
 		if err := checkFollowUps(e, followUps); err != nil {
 			return nil, Permanent(err)
 		}
-		err = d.inbox.Record(ctx, h.name, e, followUps)
+		recording, cancel := context.WithTimeout(ctx, recordTimeout)
+		defer cancel()
+		err = d.inbox.Record(recording, h.name, e, followUps)
 		if errors.Is(err, store.ErrHandled) {
-			d.logger.DebugContext(ctx, "duplicate suppressed", "event_id", e.ID, "handler", h.name)
+			d.logger.DebugContext(ctx, "duplicate suppressed", "handler", h.name)
 			return nil, nil
 		}
-		if _, invalid := errors.AsType[*events.InvalidError](err); invalid {
-			return nil, Permanent(err)
-		}
-		return nil, err
+		return nil, faultOfInbox(ctx, err)
 	}
+}
+
+// faultOfInbox tells the errors of the store that an event or a handler is to blame for from all others, such as those of
+// a database that is away, refuses the password, or lacks its tables. Of the others no event may become a dead letter:
+// they count as an outage, which is waited out. Repeating a record of unknown outcome is safe.
+func faultOfInbox(ctx context.Context, err error) error {
+	_, invalid := errors.AsType[*events.InvalidError](err)
+	_, gap := errors.AsType[*store.GapError](err)
+	_, duplicate := errors.AsType[*store.DuplicateError](err)
+	switch {
+	case err == nil, ctx.Err() != nil, gap, duplicate, errors.Is(err, events.ErrConflict):
+		return err
+	case invalid, errors.Is(err, store.ErrContradiction), errors.Is(err, events.ErrOtherTenant):
+		return backoff.Permanent(err)
+	case errors.Is(err, store.ErrUnavailable):
+		return err
+	}
+	return fmt.Errorf("%w: %w", store.ErrUnavailable, err)
 }
 
 // checkFollowUps refuses events that would mix tenants or break the chain of causes.

@@ -12,12 +12,11 @@ import (
 
 type correlationKey struct{}
 
-// Correlation puts the correlation id of a message into the context of all that happens on its behalf: the one that the
-// message carries, which a bus has completed from its body, or else a new one.
+// Correlation puts the correlation id of a message into the context of all that happens on its behalf: the one that it
+// carries ([bus.Complete] has looked into its body too), or else a new one.
 func Correlation(next message.HandlerFunc) message.HandlerFunc {
 	return func(m *message.Message) ([]*message.Message, error) {
-		text := m.Metadata.Get(bus.CorrelationIDKey)
-		id := events.CorrelationIDOrNew(text).String()
+		id := events.CorrelationIDOrNew(m.Metadata.Get(bus.CorrelationIDKey)).String()
 		m.SetContext(context.WithValue(m.Context(), correlationKey{}, id))
 		return next(m)
 	}
@@ -29,7 +28,8 @@ func CorrelationID(ctx context.Context) string {
 	return id
 }
 
-// LogCorrelation adds the correlation id of the message in hand to each log line that is written on its behalf.
+// LogCorrelation adds the correlation id of the message in hand, and what its handlers log the event, to each log line
+// that is written on its behalf.
 func LogCorrelation(next slog.Handler) slog.Handler { return correlatedLog{next} }
 
 type correlatedLog struct{ slog.Handler }
@@ -37,6 +37,9 @@ type correlatedLog struct{ slog.Handler }
 func (h correlatedLog) Handle(ctx context.Context, r slog.Record) error {
 	if id := CorrelationID(ctx); id != "" {
 		r.AddAttrs(slog.String("correlation_id", id))
+	}
+	if e, ok := events.FromContext(ctx); ok {
+		r.AddAttrs(slog.String("event_id", e.ID.String()), slog.String("event_type", e.Type))
 	}
 	return h.Handler.Handle(ctx, r)
 }

@@ -31,15 +31,22 @@ func DeadLetter(sink deadletter.Sink, l Lifetime, logger *slog.Logger) message.H
 				return produced, err
 			}
 			outcome := Postponed
-			for _, f := range failures(err) {
-				logger := logger.With("event_id", eventID(m), "handler", f.Handler, "attempts", f.Attempts, "reason", f.Reason)
-				postponed, err := settle(ctx, sink, m, f, l, logger)
+			for _, failure := range failures(err) {
+				wait, err := settle(ctx, sink, m, failure, l, logger)
 				if err != nil {
 					return nil, err
 				}
-				if !postponed {
-					outcome = DeadLettered
+				attrs := append(describe(m), slog.Int("attempts", failure.Attempts), slog.String("reason", failure.Reason))
+				if failure.Handler != "" {
+					attrs = append(attrs, slog.String("handler", failure.Handler))
 				}
+				if wait > 0 {
+					attrs = append(attrs, slog.String("outcome", string(Postponed)), slog.Duration("wait", wait))
+					logger.LogAttrs(ctx, slog.LevelWarn, "event", attrs...)
+					continue
+				}
+				outcome = DeadLettered
+				logger.LogAttrs(ctx, slog.LevelError, "event", append(attrs, slog.String("outcome", string(DeadLettered)))...)
 			}
 			SetOutcome(ctx, outcome)
 			return nil, nil
@@ -47,26 +54,19 @@ func DeadLetter(sink deadletter.Sink, l Lifetime, logger *slog.Logger) message.H
 	}
 }
 
-// settle postpones a message, or else makes it a dead letter.
+// settle postpones a message, and returns for how long, or else makes it a dead letter.
 func settle(
 	ctx context.Context, sink deadletter.Sink, m *message.Message, f deadletter.Failure, l Lifetime, logger *slog.Logger,
-) (postponed bool, err error) {
-	var wait time.Duration
-	if postponer, ok := sink.(deadletter.Postponer); ok && f.MayPass {
-		err := untilTaken(ctx, l, logger, func() (err error) {
-			wait, err = postponer.Postpone(ctx, m, f)
-			return err
-		})
-		if err != nil {
-			return false, err
+) (wait time.Duration, err error) {
+	err = untilTaken(ctx, m, l, logger, func() error {
+		if postponer, ok := sink.(deadletter.Postponer); ok && f.MayPass {
+			if wait, err = postponer.Postpone(ctx, m, f); err != nil || wait > 0 {
+				return err
+			}
 		}
-	}
-	if wait > 0 {
-		logger.WarnContext(ctx, "event failed, will try again later", "wait", wait)
-		return true, nil
-	}
-	logger.ErrorContext(ctx, "event failed for good")
-	return false, untilTaken(ctx, l, logger, func() error { return sink.Put(ctx, m, f) })
+		return sink.Put(ctx, m, f)
+	})
+	return wait, err
 }
 
 func failures(err error) []deadletter.Failure {
@@ -78,7 +78,7 @@ func failures(err error) []deadletter.Failure {
 }
 
 // untilTaken tries until the sink takes the message, or the worker stops.
-func untilTaken(ctx context.Context, l Lifetime, logger *slog.Logger, try func() error) error {
+func untilTaken(ctx context.Context, m *message.Message, l Lifetime, logger *slog.Logger, try func() error) error {
 	waits := backoff.NewExponentialBackOff()
 	waits.MaxInterval = maxSinkWait
 	for {
@@ -87,7 +87,8 @@ func untilTaken(ctx context.Context, l Lifetime, logger *slog.Logger, try func()
 			return nil
 		}
 		delay := waits.NextBackOff()
-		logger.ErrorContext(ctx, "cannot put the failed message away, it stays in hand", "wait", delay, "error", err)
+		logger.LogAttrs(ctx, slog.LevelError, "cannot put the failed message away, it stays in hand",
+			append(describe(m), slog.Duration("wait", delay), slog.Any("error", err))...)
 		timer := time.NewTimer(delay)
 		select {
 		case <-timer.C:

@@ -93,14 +93,15 @@ func newSite(t *testing.T, changes ...func(*worker.Settings, *handlers.Registry)
 	settings.DatabaseURL, settings.AMQP.URL = testservers.Postgres(t), testservers.RabbitMQ(t)
 	settings.Tuning.RetryInitial = time.Millisecond
 	s := &site{t: t, witness: &witness{seen: map[uuid.UUID]json.RawMessage{}}, log: &syncBuffer{}}
-	reg := &handlers.Registry{}
-	handlers.OnAll(reg, "witness", s.witness.handle)
+	added := &handlers.Registry{}
+	handlers.OnAll(added, "witness", s.witness.handle)
 	for _, change := range changes {
-		change(&settings, reg)
+		change(&settings, added)
 	}
 	require.NoError(t, settings.Check())
+	register := func(reg *handlers.Registry, _ events.Streams) { *reg = *added }
 	logger := slog.New(slog.NewTextHandler(s.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
-	w, closeParts, err := worker.Open(t.Context(), settings, worker.OpenOptions{Handlers: reg, Migrate: true, Logger: logger})
+	w, closeParts, err := worker.Open(t.Context(), settings, worker.OpenOptions{Register: register, Migrate: true, Logger: logger})
 	require.NoError(t, err)
 	ctx, stop := context.WithCancel(context.WithoutCancel(t.Context()))
 	done := make(chan error, 1)

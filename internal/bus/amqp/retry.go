@@ -3,6 +3,7 @@ package amqp
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"strconv"
@@ -85,7 +86,11 @@ func (q *FailedQueue) Postpone(ctx context.Context, m *message.Message, f deadle
 		p.Headers[bus.ReplayHandlerKey] = f.Handler
 	}
 	p.Expiration = ""
-	if err := q.send(ctx, q.conn.names.retryQueue(wait), q.home(source), p); err != nil {
+	err = q.send(ctx, q.conn.names.retryQueue(wait), q.home(source), p)
+	if errors.Is(err, ErrTooLarge) { // its own headers leave no room for ours
+		return 0, nil
+	}
+	if err != nil {
 		return 0, fmt.Errorf("postpone: %w", err)
 	}
 	return wait, nil
