@@ -157,6 +157,29 @@ func TestPartitionsOfADeadWorkerMoveAtOnce(t *testing.T) {
 	require.Less(t, time.Since(began), 5*time.Second)
 }
 
+// Connections that are cut move partitions while something of them is in hand: it is handled again elsewhere, and nothing
+// is overtaken or lost.
+func TestPartitionsOverCutConnections(t *testing.T) {
+	t.Parallel()
+	url := partitionable(t)
+	c := newCrew(t)
+	publish := publisherOf(t, dial(t, amqp.Config{URL: url, Partitions: 4}), newIDs(20))
+	var networks []*proxy
+	for range 3 {
+		network, through := newProxy(t, url)
+		networks = append(networks, network)
+		c.join(amqp.Config{URL: through, Partitions: 4})
+	}
+	total := 0
+	for i := range 12 {
+		total = publish(10)
+		networks[i%3].cut()
+		<-time.After(rand.N(200 * time.Millisecond))
+	}
+	c.awaitHandled(total)
+	require.NotContains(t, c.faults(), "a version was overtaken")
+}
+
 func TestPartitionsTakeOverWhatTheContractsQueueHolds(t *testing.T) {
 	t.Parallel()
 	url := partitionable(t)
