@@ -14,6 +14,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/healz/worker/internal/bus/amqp"
 	"github.com/healz/worker/internal/worker"
 )
 
@@ -76,6 +77,10 @@ RABBITMQ_URL a RabbitMQ broker to use instead; either goes with either.`,
 	flags.StringVar(&settings.AMQP.URL, "rabbitmq-url", "", "RabbitMQ broker, as amqp://… or amqps://…; empty: a bus inside the process")
 	flags.StringVar(&settings.AMQP.Prefix, "rabbitmq-prefix", settings.AMQP.Prefix, "beginning of the names of exchanges and queues")
 	flags.DurationVar(&settings.AMQP.Heartbeat, "rabbitmq-heartbeat", settings.AMQP.Heartbeat, "how often broker and worker show that they live")
+	flags.StringVar(&settings.AMQP.QueueType, "queue-type", settings.AMQP.QueueType, "type of RabbitMQ's queues: classic or quorum")
+	flags.IntVar(&settings.AMQP.Partitions, "partitions", 0,
+		"RabbitMQ queues over which the aggregates are spread, the same for all workers and commands; 0: one queue")
+	complete(root, "queue-type", amqp.ClassicQueues, amqp.QuorumQueues)
 	root.AddCommand(
 		runCommand(&settings), migrateCommand(&settings), appendCommand(&settings), publishCommand(&settings),
 		eventsCommand(&settings), dlqCommand(&settings), demoCommand(),

@@ -487,6 +487,11 @@ func TestCommandLine(t *testing.T) {
 		"variable of no number":    {args: []string{"run"}, env: []string{"WORKER_CONCURRENCY=many"}, code: 2, want: "WORKER_CONCURRENCY"},
 		"no concurrency":           {args: []string{"run", "--concurrency", "0"}, code: 2, want: "concurrency must be at least 1"},
 		"negative prefetch":        {args: []string{"run", "--prefetch", "-1"}, code: 2, want: "prefetch must be from"},
+		"negative partitions":      {args: []string{"run", "--partitions", "-1"}, code: 2, want: "partitions must be from"},
+		"partitions in process":    {args: []string{"run", "--partitions", "2"}, code: 2, want: "partitions need RabbitMQ"},
+		"retry later in process":   {args: []string{"run", "--retry-later", "10s"}, code: 2, want: "retry-later needs RabbitMQ"},
+		"retry later of no time":   {args: []string{"run", "--retry-later", "10s,0s"}, code: 2, want: "retry-later must be from"},
+		"unknown queue type":       {args: []string{"run", "--queue-type", "stream"}, code: 2, want: "queue-type must be"},
 		"negative time":            {args: []string{"run", "--grace-period", "-1s"}, code: 2, want: "grace-period must be positive"},
 		"unknown start":            {args: []string{"run", "--relay-start", "middle"}, code: 2, want: "relay-start must be"},
 		"unknown level":            {args: []string{"run", "--log-level", "loud"}, code: 2, want: "log-level"},
@@ -536,6 +541,62 @@ func TestCommandLine(t *testing.T) {
 			require.NotContains(t, r.out+r.err, "Kovač")
 		})
 	}
+}
+
+// Two workers share the partitions; one is killed, and the other takes its partitions over.
+func TestPartitions(t *testing.T) {
+	t.Parallel()
+	p := onServers(t)
+	if r := p.run("", "dlq", "list", "--partitions", "4"); strings.Contains(r.err, "rabbitmq_consistent_hash_exchange") {
+		t.Skip(r.err)
+	}
+	survivor := p.start("--partitions", "4")
+	victim := p.start("--partitions", "4")
+	appendTen := func() []wire {
+		var lines strings.Builder
+		for range 10 {
+			lines.WriteString(registration(uuid.NewString(), `{"name":"Ana"}`, ""))
+		}
+		return p.append(lines.String())
+	}
+	require.Eventually(t, func() bool { // under load the first hands some on
+		for _, e := range appendTen() {
+			p.awaitFollowUp(e, "WelcomeMessageRequested")
+		}
+		return strings.Contains(victim.log.String(), "outcome=handled")
+	}, patience, tick)
+	events := appendTen()
+	victim.kill()
+	for _, e := range append(events, appendTen()...) {
+		p.awaitFollowUp(e, "WelcomeMessageRequested")
+	}
+	r := p.run("", "dlq", "list")
+	require.Equal(t, 1, r.code, "a command without the setting must not change the topology")
+	require.Contains(t, r.err, "--partitions")
+	p.must("", "dlq", "list", "--partitions", "4")
+	survivor.stop()
+
+	left := p.start("--leave-partitions")
+	p.awaitFollowUp(appendTen()[0], "WelcomeMessageRequested")
+	p.must("", "dlq", "list")
+	left.stop()
+}
+
+func TestTLS(t *testing.T) {
+	t.Parallel()
+	database, ofDatabase := testservers.PostgresTLS(t)
+	broker, ofBroker := testservers.RabbitMQTLS(t)
+	client := "&certfile=" + filepath.Join(ofBroker, "client.pem") + "&keyfile=" + filepath.Join(ofBroker, "client.key")
+	p := newProgram(t, "DATABASE_URL="+database+"&sslrootcert="+filepath.Join(ofDatabase, "ca.pem"),
+		"RABBITMQ_URL="+broker+"?cacertfile="+filepath.Join(ofBroker, "ca.pem")+client)
+	w := p.start()
+	p.awaitFollowUp(p.append(registration(uuid.NewString(), `{"name":"Ana"}`, ""))[0], "WelcomeMessageRequested")
+	w.stop()
+	p.env[1] = "RABBITMQ_URL=" + broker + "?cacertfile=" + filepath.Join(ofBroker, "other-ca.pem") + client
+	r := p.run("", "run", "--http-addr", "127.0.0.1:0", "--wait", "20s")
+	require.Equal(t, 1, r.code)
+	require.Contains(t, r.err, "unknown authority")
+	require.NotContains(t, r.err, "waiting for a server")
 }
 
 func TestServersThatRefuse(t *testing.T) {

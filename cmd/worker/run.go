@@ -79,9 +79,12 @@ is in hand is finished within the grace period or given back. A second SIGTERM e
 	t := &s.Tuning
 	flags.IntVar(&t.Concurrency, "concurrency", t.Concurrency, "events handled at once; those of one aggregate never are")
 	flags.IntVar(&s.AMQP.Prefetch, "prefetch", s.AMQP.Prefetch, "deliveries that the broker sends ahead; at least the concurrency")
+	flags.IntVar(&t.MaxMessage, "max-message", t.MaxMessage, "most bytes of an event; a larger one is a dead letter, unread")
 	flags.IntVar(&t.RetryAttempts, "retry-attempts", t.RetryAttempts, "attempts of a handler before its event becomes a dead letter")
 	flags.DurationVar(&t.RetryInitial, "retry-initial", t.RetryInitial, "wait before the second attempt; it doubles from attempt to attempt")
 	flags.DurationVar(&t.RetryMax, "retry-max", t.RetryMax, "longest wait between two attempts")
+	flags.DurationSliceVar(&s.AMQP.RetryLater, "retry-later", nil,
+		"waits before more rounds of attempts, as 10s,1m,10m, in which RabbitMQ keeps the event; the later ones of its aggregate go on")
 	flags.DurationVar(&t.HandlerTimeout, "handler-timeout", t.HandlerTimeout, "time limit for one attempt of one handler")
 	flags.DurationVar(&t.GracePeriod, "grace-period", t.GracePeriod, "how long a stop waits for what is in hand")
 	flags.DurationVar(&t.RelayPoll, "relay-poll", t.RelayPoll, "how often the relay looks for events it was not woken for")
@@ -89,6 +92,7 @@ is in hand is finished within the grace period or given back. A second SIGTERM e
 	flags.StringVar(&f.relayStart, "relay-start", string(s.Relay.Start),
 		"where the first relay of a database begins: auto (behind the rows of an adopted table), beginning, end")
 	flags.BoolVar(&s.Relay.OnlyOwn, "relay-only-own", false, "relay only the events written by this program, where others publish theirs themselves")
+	flags.BoolVar(&s.AMQP.LeavePartitions, "leave-partitions", false, "go back from partitions to one queue, once what lies in them is handled")
 	flags.IntVar(&s.MaxConns, "database-conns", s.MaxConns, "most connections to Postgres")
 	complete(c, "log-level", "debug", "info", "warn", "error")
 	complete(c, "log-format", "text", "json")

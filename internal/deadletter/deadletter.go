@@ -39,6 +39,9 @@ type Failure struct {
 	Attempts    int
 	FirstFailed time.Time
 	LastFailed  time.Time
+	// MayPass tells that trying again later may help: what was tried is exhausted, and the error is not permanent. A
+	// letter does not keep it.
+	MayPass bool
 }
 
 // Letter is a message that failed, with the story of its failure. Only Body and Headers are certain: the message may
@@ -78,6 +81,14 @@ type Sink interface {
 	// can be acked; on an error m must stay where it is. It keeps trying for as long as ctx lives only where the fault
 	// is certain to pass. The context must not be that of a handler, which may be over.
 	Put(ctx context.Context, m *message.Message, f Failure) error
+}
+
+// Postponer is a Sink that can first have a message handled again later.
+type Postponer interface {
+	Sink
+	// Postpone has the handler that failed handle m again, and returns after how long, or 0 if m is to be Put, as it was
+	// postponed often enough or the failure will not pass. For errors and ctx see Sink.
+	Postpone(ctx context.Context, m *message.Message, f Failure) (time.Duration, error)
 }
 
 // Queue is a place where dead letters lie.

@@ -203,6 +203,7 @@ func failureOf(handler string, err error) deadletter.Failure {
 	if exhausted, ok := errors.AsType[*middleware.ExhaustedError](err); ok {
 		f.Attempts, f.FirstFailed, f.LastFailed = exhausted.Attempts, exhausted.FirstFailed, exhausted.LastFailed
 		err = exhausted.Err
+		f.MayPass = !IsPermanent(err)
 	}
 	f.Reason = deadletter.CutReason(err.Error())
 	return f

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/stretchr/testify/require"
@@ -35,7 +36,7 @@ func (s *sink) Put(_ context.Context, _ *message.Message, f deadletter.Failure) 
 }
 
 // through sends a message through the middleware to a handler that returns err.
-func through(t *testing.T, s *sink, l middleware.Lifetime, err error) (map[middleware.Outcome]int64, error) {
+func through(t *testing.T, s deadletter.Sink, l middleware.Lifetime, err error) (map[middleware.Outcome]int64, error) {
 	t.Helper()
 	var counts middleware.Counts
 	logger := slog.New(slog.DiscardHandler)
@@ -45,6 +46,55 @@ func through(t *testing.T, s *sink, l middleware.Lifetime, err error) (map[middl
 	m.SetContext(t.Context())
 	_, err = handle(m)
 	return counts.Map(), err
+}
+
+// postponer is a sink that postpones a message once.
+type postponer struct {
+	sink
+
+	postponed []deadletter.Failure
+}
+
+func (p *postponer) Postpone(_ context.Context, _ *message.Message, f deadletter.Failure) (time.Duration, error) {
+	if p.failures > 0 {
+		p.failures--
+		return 0, errors.New("the broker is away")
+	}
+	if len(p.postponed) > 0 {
+		return 0, nil
+	}
+	p.postponed = append(p.postponed, f)
+	return time.Minute, nil
+}
+
+func TestPostpone(t *testing.T) {
+	t.Parallel()
+	passing := deadletter.Failure{Handler: "a", Reason: "x", MayPass: true}
+	lasting := deadletter.Failure{Handler: "b", Reason: "y"}
+	p := &postponer{sink: sink{failures: 1}}
+	for _, test := range []struct {
+		failures       []deadletter.Failure
+		postponed, put int
+		outcome        middleware.Outcome
+	}{
+		{[]deadletter.Failure{passing}, 1, 0, middleware.Postponed},
+		{[]deadletter.Failure{passing, lasting}, 1, 2, middleware.DeadLettered},
+	} {
+		counts, err := through(t, p, middleware.Lifetime{}, &deadletter.FailedError{Failures: test.failures})
+		require.NoError(t, err)
+		require.Len(t, p.postponed, test.postponed)
+		require.Len(t, p.put, test.put)
+		require.EqualValues(t, 1, counts[test.outcome], "%v", counts)
+	}
+}
+
+func TestMaxSize(t *testing.T) {
+	t.Parallel()
+	handle := middleware.MaxSize(3)(func(*message.Message) ([]*message.Message, error) { return nil, nil })
+	_, err := handle(message.NewMessage("1", []byte("abc")))
+	require.NoError(t, err)
+	_, err = handle(message.NewMessage("1", []byte("abcd")))
+	require.EqualError(t, err, "the body has 4 bytes, over the 3 of the largest message")
 }
 
 func TestDeadLetter(t *testing.T) {

@@ -5,7 +5,8 @@
 //	Detach      the router's shutdown must not cancel what is in hand
 //	Correlation the correlation id is known from here on, in every log line too
 //	Observe     one log line and one count per outcome
-//	DeadLetter  what failed for good goes to the dead letters, and only then is the message acked
+//	DeadLetter  what failed for good is postponed or goes to the dead letters, and only then is the message acked
+//	MaxSize     what is too large is not looked into
 //	Recoverer   (Watermill's) a panic is an error
 //
 // and around each handler that the message is for:

@@ -26,19 +26,22 @@ const (
 	Unhandled Outcome = "unhandled"
 	// DeadLettered: at least one handler failed for good, or the message is no event.
 	DeadLettered Outcome = "dead_lettered"
+	// Postponed: the handlers that failed try again later.
+	Postponed Outcome = "postponed"
 	// GivenBack: the worker stops, or the message could not be dead-lettered; it will be delivered again.
 	GivenBack Outcome = "given_back"
 )
 
 // Counts counts messages by their outcome. The zero value is ready; it is safe for concurrent use.
 type Counts struct {
-	handled, unhandled, deadLettered, givenBack atomic.Int64
+	handled, unhandled, deadLettered, postponed, givenBack atomic.Int64
 }
 
 // Map returns the counts by outcome.
 func (c *Counts) Map() map[Outcome]int64 {
 	return map[Outcome]int64{
-		Handled: c.handled.Load(), Unhandled: c.unhandled.Load(), DeadLettered: c.deadLettered.Load(), GivenBack: c.givenBack.Load(),
+		Handled: c.handled.Load(), Unhandled: c.unhandled.Load(), DeadLettered: c.deadLettered.Load(),
+		Postponed: c.postponed.Load(), GivenBack: c.givenBack.Load(),
 	}
 }
 
@@ -46,7 +49,8 @@ func (c *Counts) Map() map[Outcome]int64 {
 func (c *Counts) LogValue() slog.Value {
 	return slog.GroupValue(
 		slog.Int64(string(Handled), c.handled.Load()), slog.Int64(string(Unhandled), c.unhandled.Load()),
-		slog.Int64(string(DeadLettered), c.deadLettered.Load()), slog.Int64(string(GivenBack), c.givenBack.Load()),
+		slog.Int64(string(DeadLettered), c.deadLettered.Load()), slog.Int64(string(Postponed), c.postponed.Load()),
+		slog.Int64(string(GivenBack), c.givenBack.Load()),
 	)
 }
 
@@ -58,6 +62,8 @@ func (c *Counts) add(o Outcome) {
 		c.unhandled.Add(1)
 	case DeadLettered:
 		c.deadLettered.Add(1)
+	case Postponed:
+		c.postponed.Add(1)
 	case GivenBack:
 		c.givenBack.Add(1)
 	}
@@ -93,7 +99,7 @@ func SetOutcome(ctx context.Context, o Outcome) {
 	}
 }
 
-// Observe counts each message by its outcome, when that is known, and logs one line; those of dead letters, which may be
+// Observe counts each message by its outcome, when that is known, and logs one line; those of failures, which may be
 // several, are [DeadLetter]'s.
 func Observe(logger *slog.Logger, counts *Counts) message.HandlerMiddleware {
 	return func(next message.HandlerFunc) message.HandlerFunc {
@@ -107,7 +113,7 @@ func Observe(logger *slog.Logger, counts *Counts) message.HandlerMiddleware {
 				outcome = GivenBack
 			}
 			counts.add(outcome)
-			if outcome == DeadLettered {
+			if outcome == DeadLettered || outcome == Postponed {
 				return produced, err
 			}
 			level, attrs := slog.LevelInfo, describe(m)

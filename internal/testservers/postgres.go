@@ -32,11 +32,22 @@ func startPostgres(ctx context.Context, dir string, durable bool) (server, error
 		return server{}, fmt.Errorf("create a Postgres cluster: %w\n%s", err, output)
 	}
 
+	certificates := filepath.Join(dir, "certificates")
+	if err := writeCertificates(certificates); err != nil {
+		return server{}, err
+	}
+	if err := give(certificates, account); err != nil {
+		return server{}, err
+	}
 	port, err := freePort(ctx)
 	if err != nil {
 		return server{}, err
 	}
-	arguments := []string{"-D", data, "-h", "127.0.0.1", "-p", port, "-k", ""}
+	arguments := []string{
+		"-D", data, "-h", "127.0.0.1", "-p", port, "-k", "", "-c", "ssl=on",
+		"-c", "ssl_cert_file=" + filepath.Join(certificates, serverFile),
+		"-c", "ssl_key_file=" + filepath.Join(certificates, serverKey),
+	}
 	if durable {
 		arguments = append(arguments, "-c", "max_connections=100")
 	} else {
@@ -44,7 +55,7 @@ func startPostgres(ctx context.Context, dir string, durable bool) (server, error
 	}
 	address := "postgres://postgres@127.0.0.1:" + port + "/postgres?sslmode=disable"
 	s := server{
-		settings: map[string]string{databaseURL: address},
+		settings: map[string]string{databaseURL: address, databaseCertificates: certificates},
 		start: func(ctx context.Context) (*process, error) {
 			command := exec.CommandContext(context.WithoutCancel(ctx), filepath.Join(filepath.Dir(creator), "postgres"),
 				arguments...)
@@ -64,6 +75,19 @@ func startPostgres(ctx context.Context, dir string, durable bool) (server, error
 	}
 	s.stop = func() { s.process.stop(syscall.SIGQUIT) } // at once: the data are thrown away
 	return s, nil
+}
+
+// give makes a folder and the files in it the account's.
+func give(dir string, account *syscall.SysProcAttr) error {
+	if account.Credential == nil {
+		return nil
+	}
+	return filepath.WalkDir(dir, func(path string, _ os.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		return os.Chown(path, int(account.Credential.Uid), int(account.Credential.Gid))
+	})
 }
 
 // unprivileged returns the attributes of a process that may run Postgres, which refuses root, and gives it dir.

@@ -11,7 +11,7 @@ import (
 	"syscall"
 )
 
-// startRabbitMQ starts a broker with the management plugin, whose data do not outlive it.
+// startRabbitMQ starts a broker with the plugins for management and consistent hashing, whose data do not outlive it.
 //
 // A node needs epmd, the Erlang port mapper, and leaves a daemon behind where none runs. So the node is given one on a
 // port of its own, which is stopped with it.
@@ -24,20 +24,30 @@ func startRabbitMQ(ctx context.Context, dir string, _ bool) (_ server, err error
 	if err != nil {
 		return server{}, err
 	}
-	var ports [4]string
+	certificates := filepath.Join(dir, "certificates")
+	if err := writeCertificates(certificates); err != nil {
+		return server{}, err
+	}
+	var ports [5]string
 	for i := range ports {
 		if ports[i], err = freePort(ctx); err != nil {
 			return server{}, err
 		}
 	}
-	amqpPort, managementPort, distributionPort, mapperPort := ports[0], ports[1], ports[2], ports[3]
+	amqpPort, managementPort, distributionPort, mapperPort, tlsPort := ports[0], ports[1], ports[2], ports[3], ports[4]
 
 	config, plugins := filepath.Join(dir, "rabbitmq.conf"), filepath.Join(dir, "enabled_plugins")
 	for path, content := range map[string]string{
 		config: "listeners.tcp.1 = 127.0.0.1:" + amqpPort + "\n" +
+			"listeners.ssl.1 = 127.0.0.1:" + tlsPort + "\n" +
+			"ssl_options.cacertfile = " + filepath.Join(certificates, caFile) + "\n" +
+			"ssl_options.certfile = " + filepath.Join(certificates, serverFile) + "\n" +
+			"ssl_options.keyfile = " + filepath.Join(certificates, serverKey) + "\n" +
+			"ssl_options.verify = verify_peer\n" +
+			"ssl_options.fail_if_no_peer_cert = true\n" +
 			"management.tcp.ip = 127.0.0.1\n" +
 			"management.tcp.port = " + managementPort + "\n",
-		plugins: "[rabbitmq_management].\n",
+		plugins: "[rabbitmq_management,rabbitmq_consistent_hash_exchange].\n",
 	} {
 		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
 			return server{}, fmt.Errorf("write the broker's settings: %w", err)
@@ -70,8 +80,10 @@ func startRabbitMQ(ctx context.Context, dir string, _ bool) (_ server, err error
 	management := "http://guest:guest@127.0.0.1:" + managementPort
 	s := server{
 		settings: map[string]string{
-			rabbitMQURL:   "amqp://guest:guest@127.0.0.1:" + amqpPort + "/",
-			managementURL: management,
+			rabbitMQURL:          "amqp://guest:guest@127.0.0.1:" + amqpPort + "/",
+			managementURL:        management,
+			rabbitMQTLSPort:      tlsPort,
+			rabbitMQCertificates: certificates,
 		},
 		start: func(ctx context.Context) (*process, error) {
 			return startReady(ctx, run(context.WithoutCancel(ctx), program), dir, syscall.SIGKILL,

@@ -18,6 +18,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -33,6 +34,13 @@ const (
 	databaseURL   = "DATABASE_URL"
 	rabbitMQURL   = "RABBITMQ_URL"
 	managementURL = "RABBITMQ_MANAGEMENT_URL"
+)
+
+// Further settings of the private servers, of which with-servers tells the tests.
+const (
+	rabbitMQTLSPort      = "TESTSERVERS_RABBITMQ_TLS_PORT"
+	rabbitMQCertificates = "TESTSERVERS_RABBITMQ_CERTIFICATES"
+	databaseCertificates = "TESTSERVERS_DATABASE_CERTIFICATES"
 )
 
 // cleanupTimeout bounds the removal of one test's database or vhost.
@@ -103,6 +111,40 @@ func RabbitMQManagement(t testing.TB) string {
 	t.Helper()
 	_, management := rabbitMQ(t)
 	return strings.TrimSuffix(management.String(), "/")
+}
+
+// PostgresTLS returns what [Postgres] does, to be reached over TLS only, and the folder of its certificates: ca.pem,
+// client.pem and client.key, and of another authority other-ca.pem, other-client.pem and other-client.key. The server's
+// certificate is for 127.0.0.1. The test is skipped on a server that the environment names.
+func PostgresTLS(t testing.TB) (database, certificates string) {
+	t.Helper()
+	database = Postgres(t)
+	certificates = tlsSetting(t, kindPostgres, databaseURL, databaseCertificates)
+	return strings.Replace(database, "sslmode=disable", "sslmode=verify-full", 1), certificates
+}
+
+// RabbitMQTLS returns what [RabbitMQ] does as an amqps URL; else it is as [PostgresTLS]. The broker lets in only clients
+// that have a certificate.
+func RabbitMQTLS(t testing.TB) (broker, certificates string) {
+	t.Helper()
+	address, err := url.Parse(RabbitMQ(t))
+	if err != nil {
+		t.Fatal(rabbitMQURL + " is not a URL")
+	}
+	address.Scheme = "amqps"
+	address.Host = net.JoinHostPort("127.0.0.1", tlsSetting(t, kindRabbitMQ, rabbitMQURL, rabbitMQTLSPort))
+	return address.String(), tlsSetting(t, kindRabbitMQ, rabbitMQURL, rabbitMQCertificates)
+}
+
+func tlsSetting(t testing.TB, k kind, server, setting string) string {
+	t.Helper()
+	if os.Getenv(server) == "" {
+		return private.settings(t, k)[setting]
+	}
+	if os.Getenv(setting) == "" {
+		t.Skip("the server that " + server + " names may have no TLS")
+	}
+	return os.Getenv(setting)
 }
 
 // rabbitMQ returns the addresses of the broker and of its management API.

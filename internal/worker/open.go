@@ -97,7 +97,8 @@ func openBackend(ctx context.Context, s Settings, o OpenOptions) (Backend, error
 
 func dial(ctx context.Context, s Settings, o OpenOptions) (*amqp.Connection, error) {
 	config := s.AMQP
-	config.Concurrency, config.DrainTimeout, config.Logger = s.Tuning.Concurrency, s.Tuning.GracePeriod, o.Logger
+	config.Concurrency, config.MaxMessage = s.Tuning.Concurrency, s.Tuning.MaxMessage
+	config.DrainTimeout, config.Logger = s.Tuning.GracePeriod, o.Logger
 	var conn *amqp.Connection
 	err := waitFor(ctx, o, amqp.ErrUnavailable, func() (err error) {
 		conn, err = amqp.Dial(ctx, config)
@@ -144,9 +145,6 @@ type embeddedBus struct{ *inprocess.Bus }
 
 func (embeddedBus) Ready() error { return nil }
 
-// consumerTopic is the topic of the contract's one queue, which holds the events of all types.
-const consumerTopic = "#"
-
 // broker is RabbitMQ as a bus.
 type broker struct {
 	*amqp.Subscriber
@@ -157,5 +155,5 @@ type broker struct {
 func (b broker) PublishBatch(ctx context.Context, batch []*message.Message) error {
 	return b.publisher.PublishBatch(ctx, batch)
 }
-func (b broker) Topics() []string { return []string{consumerTopic} }
+func (b broker) Topics() []string { return b.conn.Topics() }
 func (b broker) Ready() error     { return b.conn.Ready() }

@@ -44,9 +44,12 @@ func DefaultSettings() Settings {
 	return Settings{
 		MaxConns:   20,
 		SQLitePath: "healz.db",
-		AMQP:       amqp.Config{Prefix: amqp.DefaultPrefix, Prefetch: amqp.DefaultPrefetch, Heartbeat: amqp.DefaultHeartbeat},
-		Relay:      store.TailConfig{BatchSize: 500, Start: store.StartAuto},
-		Tuning:     DefaultTuning(),
+		AMQP: amqp.Config{
+			Prefix: amqp.DefaultPrefix, Prefetch: amqp.DefaultPrefetch, Heartbeat: amqp.DefaultHeartbeat,
+			QueueType: amqp.ClassicQueues,
+		},
+		Relay:  store.TailConfig{BatchSize: 500, Start: store.StartAuto},
+		Tuning: DefaultTuning(),
 	}
 }
 
@@ -72,6 +75,16 @@ func (s Settings) Check() error {
 		"prefetch must be from the concurrency (%d) to %d, but is %d", s.Tuning.Concurrency, maxPrefetch, s.AMQP.Prefetch)
 	problem(s.AMQP.Prefix == "", "rabbitmq-prefix must not be empty")
 	problem(s.AMQP.Heartbeat < time.Second, "rabbitmq-heartbeat must be at least 1s, but is %s", s.AMQP.Heartbeat)
+	problem(s.AMQP.Partitions < 0 || s.AMQP.Partitions > amqp.MaxPartitions,
+		"partitions must be from 0 to %d, but are %d", amqp.MaxPartitions, s.AMQP.Partitions)
+	problem(s.AMQP.Partitions > 0 && s.AMQP.URL == "", "partitions need RabbitMQ: set rabbitmq-url")
+	problem(s.AMQP.Partitions > 0 && s.AMQP.LeavePartitions, "leave-partitions goes with partitions 0")
+	problem(s.AMQP.QueueType != amqp.ClassicQueues && s.AMQP.QueueType != amqp.QuorumQueues,
+		"queue-type must be %s or %s, not %q", amqp.ClassicQueues, amqp.QuorumQueues, s.AMQP.QueueType)
+	problem(len(s.AMQP.RetryLater) > 0 && s.AMQP.URL == "", "retry-later needs RabbitMQ: set rabbitmq-url")
+	for _, wait := range s.AMQP.RetryLater {
+		problem(wait < time.Millisecond || wait > maxRetryLater, "retry-later must be from 1ms to %s, but is %s", maxRetryLater, wait)
+	}
 	problem(s.Relay.BatchSize < 1 || s.Relay.BatchSize > store.MaxLimit,
 		"relay-batch must be from 1 to %d, but is %d", store.MaxLimit, s.Relay.BatchSize)
 	switch s.Relay.Start {
@@ -81,6 +94,9 @@ func (s Settings) Check() error {
 	}
 	return errors.Join(problems...)
 }
+
+// maxRetryLater is the longest step of a retry.
+const maxRetryLater = 24 * time.Hour
 
 // maxPrefetch is the most that AMQP can say.
 const maxPrefetch = 65535

@@ -4,12 +4,16 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"github.com/healz/worker/internal/bus/amqp"
 )
 
 // Tuning is how a worker works; [DefaultTuning] is fit for production.
 type Tuning struct {
 	// Concurrency is how many events are handled at once; those of one aggregate never are.
 	Concurrency int
+	// MaxMessage is the most bytes of an event's JSON; a larger one is a dead letter, unread.
+	MaxMessage int
 	// RetryAttempts is how often a handler is tried before its event becomes a dead letter; the first try counts.
 	RetryAttempts int
 	// RetryInitial and RetryMax are the first and the longest wait between two tries.
@@ -26,6 +30,7 @@ type Tuning struct {
 func DefaultTuning() Tuning {
 	return Tuning{
 		Concurrency:    16,
+		MaxMessage:     amqp.DefaultMaxMessage,
 		RetryAttempts:  4,
 		RetryInitial:   100 * time.Millisecond,
 		RetryMax:       5 * time.Second,
@@ -49,6 +54,7 @@ func (t Tuning) Check() error {
 		}
 	}
 	atLeast("concurrency", t.Concurrency, 1)
+	atLeast("max-message", t.MaxMessage, 1)
 	atLeast("retry-attempts", t.RetryAttempts, 1)
 	positive("retry-initial", t.RetryInitial)
 	positive("retry-max", t.RetryMax)

@@ -159,6 +159,7 @@ func (w *Worker) addConsumers(router *message.Router) []*message.Handler {
 			middleware.Correlation,
 			middleware.Observe(w.logger, &w.counts),
 			middleware.DeadLetter(w.parts.Sink, w.lifetime(), w.logger),
+			middleware.MaxSize(w.tuning.MaxMessage),
 			wmiddleware.Recoverer,
 		)
 		consumers = append(consumers, h)

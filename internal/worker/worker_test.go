@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -53,6 +54,12 @@ func (w *witness) data(id string) (json.RawMessage, bool) {
 	return data, seen
 }
 
+func (w *witness) count() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return len(w.seen)
+}
+
 // site is a worker that runs on servers of its own, with a plain client beside it.
 type site struct {
 	t       *testing.T
@@ -79,13 +86,20 @@ func (s *syncBuffer) String() string {
 	return s.b.String()
 }
 
-func newSite(t *testing.T) *site {
+// newSite runs a worker; each change may add handlers and alter the settings.
+func newSite(t *testing.T, changes ...func(*worker.Settings, *handlers.Registry)) *site {
 	t.Helper()
 	settings := worker.DefaultSettings()
 	settings.DatabaseURL, settings.AMQP.URL = testservers.Postgres(t), testservers.RabbitMQ(t)
 	settings.Tuning.RetryInitial = time.Millisecond
 	s := &site{t: t, witness: &witness{seen: map[uuid.UUID]json.RawMessage{}}, log: &syncBuffer{}}
-	register := func(reg *handlers.Registry, _ events.Streams) { handlers.OnAll(reg, "witness", s.witness.handle) }
+	added := &handlers.Registry{}
+	handlers.OnAll(added, "witness", s.witness.handle)
+	for _, change := range changes {
+		change(&settings, added)
+	}
+	require.NoError(t, settings.Check())
+	register := func(reg *handlers.Registry, _ events.Streams) { *reg = *added }
 	logger := slog.New(slog.NewTextHandler(s.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	w, closeParts, err := worker.Open(t.Context(), settings, worker.OpenOptions{Register: register, Migrate: true, Logger: logger})
 	require.NoError(t, err)
@@ -178,7 +192,9 @@ func TestBadMessages(t *testing.T) {
 		"truncated":                 {body(nil)[:100], "the body is not valid JSON"},
 		"invalid UTF-8":             {bytes.Replace(body(nil), []byte(secret), []byte("\xff\xfe"), 1), "the body is not valid UTF-8"},
 		"10 000 levels deep":        {field("event_data", raw(strings.Repeat("[", 10_000)+strings.Repeat("]", 10_000))), ""},
-		"20 MB of no JSON":          {bytes.Repeat([]byte("x"), 20<<20), "the body is not valid JSON"},
+		"15 MB of no JSON":          {bytes.Repeat([]byte("x"), 15<<20), "the body is not valid JSON"},
+		"20 MB of no JSON":          {bytes.Repeat([]byte("x"), 20<<20), "the body has 20971520 bytes, over the 16777216"},
+		"20 MB of data":             {field("event_data", strings.Repeat("x", 20<<20)), "over the 16777216"},
 		"NUL in the data":           {field("event_data", raw(`{"name":"a\u0000b"}`)), `event_data contains \u0000`},
 		"NUL in a key of the data":  {field("event_data", raw(`{"a\u0000b":1}`)), `event_data contains \u0000`},
 		"half a surrogate pair":     {field("event_data", raw(`"\ud800"`)), "surrogate"},
@@ -259,7 +275,7 @@ func TestOddMessages(t *testing.T) {
 	for i := range 1000 {
 		many[fmt.Sprintf("header-%d", i)] = int32(i)
 	}
-	big, err := json.Marshal(strings.Repeat("x", 20<<20))
+	big, err := json.Marshal(strings.Repeat("x", 15<<20))
 	require.NoError(t, err)
 	for name, test := range map[string]struct {
 		data    string
@@ -278,7 +294,7 @@ func TestOddMessages(t *testing.T) {
 		"ids in upper case":           {data: "{}", changes: map[string]any{"tenant_id": strings.ToUpper(uuid.NewString())}},
 		"headers of every type":       {data: "{}", headers: table},
 		"1 000 headers":               {data: "{}", headers: many},
-		"20 MB":                       {data: string(big)},
+		"15 MB":                       {data: string(big)},
 		"a header named as Watermill": {data: "{}", headers: amqp091.Table{"_watermill_message_uuid": int64(7)}},
 	} {
 		changes := map[string]any{"event_data": raw(test.data)}
@@ -295,6 +311,21 @@ func TestOddMessages(t *testing.T) {
 		require.True(t, test.data == string(got), "%s: the data is another: %d bytes became %d", name, len(test.data), len(got))
 	}
 	require.Empty(t, s.all())
+}
+
+// The largest message is a setting: one byte more is a dead letter.
+func TestLargestMessage(t *testing.T) {
+	t.Parallel()
+	within := body(map[string]any{"event_data": strings.Repeat("x", 20<<20)})
+	beyond := body(map[string]any{"event_data": strings.Repeat("x", 20<<20+1)})
+	s := newSite(t, func(s *worker.Settings, _ *handlers.Registry) { s.Tuning.MaxMessage = len(within) })
+	s.publish(beyond, amqp091.Table{"aggregate_id": uuid.NewString()})
+	s.publish(within, nil)
+	require.Eventually(t, func() bool { return s.witness.count() == 1 }, patience, tick)
+	require.Eventually(t, func() bool { return len(s.all()) == 1 }, patience, 10*tick)
+	letter := s.all()[0]
+	require.Equal(t, fmt.Sprintf("the body has %d bytes, over the %d of the largest message", len(beyond), len(within)), letter.Reason)
+	require.True(t, bytes.Equal(beyond, letter.Body))
 }
 
 // Two events of one id that contradict each other: the first takes effect, the second is looked into.
@@ -316,4 +347,52 @@ func TestTheSameIDWithAnotherBody(t *testing.T) {
 	require.Contains(t, s.all()[0].Reason, "with other contents")
 	data, _ := s.witness.data(id)
 	require.Contains(t, string(data), secret)
+}
+
+// A handler that fails is tried again later, alone, while the others go on; at last it is a dead letter with the whole
+// number of attempts. What is permanent is one at once.
+func TestRetryLater(t *testing.T) {
+	t.Parallel()
+	var mu sync.Mutex
+	tries := map[string]int{}
+	count := func(name string) int {
+		mu.Lock()
+		defer mu.Unlock()
+		return tries[name]
+	}
+	s := newSite(t, func(s *worker.Settings, reg *handlers.Registry) {
+		s.Tuning.RetryAttempts = 2
+		s.AMQP.RetryLater = []time.Duration{20 * time.Millisecond, 300 * time.Millisecond}
+		for name, failures := range map[string]int{"steady": 0, "late": 3, "never": 1000} {
+			handlers.OnAll(reg, name, func(context.Context, events.Event, json.RawMessage) ([]events.Event, error) {
+				mu.Lock()
+				defer mu.Unlock()
+				if tries[name]++; tries[name] <= failures {
+					return nil, errors.New("not yet")
+				}
+				return nil, nil
+			})
+		}
+		handlers.On(reg, "Noted", "refuses", func(context.Context, events.Event, json.RawMessage) ([]events.Event, error) {
+			mu.Lock()
+			defer mu.Unlock()
+			tries["refuses"]++
+			return nil, handlers.Permanent(errors.New("no"))
+		})
+	})
+	began := time.Now()
+	s.publish(body(nil), nil)
+	require.Eventually(t, func() bool { return len(s.all()) == 2 }, patience, tick)
+	require.GreaterOrEqual(t, time.Since(began), 320*time.Millisecond)
+	letters := map[string]deadletter.Letter{}
+	for _, l := range s.all() {
+		letters[l.Handler] = l
+	}
+	require.Equal(t, 1, letters["refuses"].Attempts)
+	require.Equal(t, 6, letters["never"].Attempts)
+	require.Contains(t, letters["never"].Reason, "not yet")
+	require.WithinDuration(t, began, letters["never"].FirstFailed, letters["never"].LastFailed.Sub(began)/2)
+	for name, want := range map[string]int{"steady": 1, "late": 4, "never": 6, "refuses": 1} {
+		require.Equal(t, want, count(name), name)
+	}
 }

@@ -23,6 +23,7 @@ const (
 	DefaultHeartbeat       = time.Minute
 	DefaultConcurrency     = 16
 	DefaultPrefetch        = 64
+	DefaultMaxMessage      = 16 << 20 // as much as RabbitMQ 4 takes by default
 	DefaultResponseTimeout = 30 * time.Second
 	DefaultDrainTimeout    = 30 * time.Second
 )
@@ -36,6 +37,12 @@ const (
 	maxReconnectWait = 5 * time.Second
 )
 
+// Values of [Config.QueueType].
+const (
+	ClassicQueues = amqp091.QueueTypeClassic
+	QuorumQueues  = amqp091.QueueTypeQuorum
+)
+
 // Config is how to use a broker. Only URL is required.
 type Config struct {
 	// URL is amqp[s]://user:password@host:port/vhost; reserved characters are percent-encoded.
@@ -44,11 +51,14 @@ type Config struct {
 	Prefix string
 	// Name is what the broker shows for the connections; [DefaultName] if empty.
 	Name string
-	// Prefetch is how many deliveries the broker sends ahead to a subscription; together with the size of the
-	// messages it bounds the memory. [DefaultPrefetch] if 0.
+	// Prefetch is how many deliveries the broker sends ahead to a subscription; [DefaultPrefetch] if 0. Once the
+	// bodies of all subscriptions have 64 MiB, no more are read until some are handled.
 	Prefetch int
-	// Concurrency is how many deliveries of a subscription are handled at once; [DefaultConcurrency] if 0. Those of
-	// one aggregate are always handled one after another; with 1, all are.
+	// MaxMessage is the most bytes of a body that is looked into; [DefaultMaxMessage] if 0. What is larger is handed
+	// out with its headers alone.
+	MaxMessage int
+	// Concurrency is how many deliveries of a subscription, or of all that [Connection.Topics] are for, are handled at
+	// once; [DefaultConcurrency] if 0. Those of one aggregate are always handled one after another; with 1, all are.
 	Concurrency int
 	// Heartbeat is after how much silence either side takes the other for dead; [DefaultHeartbeat] if 0. The URL may
 	// set another.
@@ -58,6 +68,17 @@ type Config struct {
 	ResponseTimeout time.Duration
 	// DrainTimeout is how long a subscription that ends waits for the messages in hand; [DefaultDrainTimeout] if 0.
 	DrainTimeout time.Duration
+	// Partitions is over how many queues the events are spread by their aggregates, so that several workers share them
+	// and still handle each aggregate in order; 0: the contract's one queue. All that use the prefix must agree on it.
+	Partitions int
+	// LeavePartitions lets a Connection without partitions do away with those that the broker has, instead of failing.
+	// What lies in their queues is consumed before all else; it stays set until they are empty.
+	LeavePartitions bool
+	// QueueType is [ClassicQueues] or [QuorumQueues], of all queues; [ClassicQueues], the contract's, if empty.
+	QueueType string
+	// RetryLater are the waits after which a message whose handler has failed is handled again, one after another,
+	// before it becomes a dead letter; none if empty. Meanwhile the later events of its aggregate go on.
+	RetryLater []time.Duration
 	// Logger may be nil.
 	Logger *slog.Logger
 }
@@ -72,6 +93,9 @@ func (c Config) withDefaults() Config {
 	if c.Prefetch == 0 {
 		c.Prefetch = DefaultPrefetch
 	}
+	if c.MaxMessage == 0 {
+		c.MaxMessage = DefaultMaxMessage
+	}
 	if c.Concurrency == 0 {
 		c.Concurrency = DefaultConcurrency
 	}
@@ -83,6 +107,9 @@ func (c Config) withDefaults() Config {
 	}
 	if c.DrainTimeout == 0 {
 		c.DrainTimeout = DefaultDrainTimeout
+	}
+	if c.QueueType == "" {
+		c.QueueType = ClassicQueues
 	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
@@ -98,8 +125,11 @@ type Connection struct {
 	uri     amqp091.URI
 	routing wamqp.Config
 	names   names
+	// leftovers are the queues to be emptied before the others are consumed: what lies in them is older.
+	leftovers []string
 
 	publishing, consuming *link
+	window                *window
 	life                  context.Context // ends with Close
 	end                   context.CancelFunc
 
@@ -115,7 +145,13 @@ type Connection struct {
 // ctx bounds the connecting, not the connection, which lives until Close.
 func Dial(ctx context.Context, c Config) (*Connection, error) {
 	c = c.withDefaults()
-	return dial(ctx, c, ContractConfig(c.URL, c.Prefix))
+	routing := ContractConfig(c.URL, c.Prefix)
+	routing.Marshaler = Marshaler{MaxBytes: c.MaxMessage}
+	routing.TopologyBuilder = Topology{
+		Prefix: c.Prefix, Partitions: c.Partitions, LeavePartitions: c.LeavePartitions,
+		QueueType: c.QueueType, RetryLater: c.RetryLater,
+	}
+	return dial(ctx, c, routing)
 }
 
 var errURL = errors.New("the RabbitMQ URL is not amqp[s]://user:password@host:port/vhost with reserved characters " +
@@ -130,21 +166,44 @@ func dial(ctx context.Context, c Config, routing wamqp.Config) (*Connection, err
 		return nil, fmt.Errorf("prefetch %d and concurrency %d must be at least 1, and prefetch at most %d",
 			c.Prefetch, c.Concurrency, math.MaxUint16)
 	}
-	conn := &Connection{config: c, uri: uri, routing: routing, names: namesOf(c.Prefix)}
+	if c.Partitions < 0 || c.Partitions > MaxPartitions {
+		return nil, fmt.Errorf("partitions must be from 0 to %d, but are %d", MaxPartitions, c.Partitions)
+	}
+	conn := &Connection{config: c, uri: uri, routing: routing, names: namesOf(c.Prefix), window: newWindow()}
 	conn.life, conn.end = context.WithCancel(context.WithoutCancel(ctx))
 	for _, l := range []struct {
 		link    **link
 		purpose string
-	}{{&conn.publishing, "publish"}, {&conn.consuming, "consume"}} {
-		session, err := conn.connect(ctx, l.purpose)
+		window  *window
+	}{{&conn.publishing, "publish", nil}, {&conn.consuming, "consume", conn.window}} {
+		session, err := conn.connect(ctx, l.purpose, l.window)
 		if err != nil {
 			_ = conn.Close() // never fails
 			return nil, err
 		}
-		*l.link = newLink(conn, l.purpose, session)
+		*l.link = newLink(conn, l.purpose, l.window, session)
 		conn.spawn((*l.link).run)
 	}
+	if conn.leftovers, err = conn.consuming.current.leftovers(c, conn.names); err != nil {
+		_ = conn.Close() // never fails
+		return nil, fmt.Errorf("look for partitions: %w", classify(err))
+	}
 	return conn, nil
+}
+
+// Topics are what to subscribe to, once each, to get every event. With partitions, the contract's queue is among them:
+// replays of older letters go there.
+func (c *Connection) Topics() []string {
+	topics := []string{c.names.consumerQueue}
+	for i := range c.config.Partitions {
+		topics = append(topics, c.names.partition(i))
+	}
+	for _, queue := range c.leftovers {
+		if queue != c.names.consumerQueue {
+			topics = append(topics, queue)
+		}
+	}
+	return topics
 }
 
 // Ready tells whether messages can be published and consumed right now. The error says why not; it wraps
@@ -174,11 +233,11 @@ func (c *Connection) spawn(task func()) bool {
 	return !c.closed
 }
 
-// connect makes one connection and declares the topology on it.
-func (c *Connection) connect(ctx context.Context, purpose string) (*session, error) {
+// connect makes one connection and declares the topology on it. It is read through the window, if there is one.
+func (c *Connection) connect(ctx context.Context, purpose string, w *window) (*session, error) {
 	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
 	defer cancel()
-	s := &session{responseTimeout: c.config.ResponseTimeout}
+	s := &session{responseTimeout: c.config.ResponseTimeout, window: w}
 	release := context.AfterFunc(ctx, func() { s.kill() })
 	defer release()
 
@@ -205,6 +264,7 @@ func (c *Connection) connect(ctx context.Context, purpose string) (*session, err
 // session is one connection while it lasts.
 type session struct {
 	responseTimeout time.Duration
+	window          *window // may be nil
 
 	conn    *amqp091.Connection
 	socket  atomic.Pointer[net.Conn]
@@ -219,7 +279,11 @@ func (s *session) dial(ctx context.Context, url string, config amqp091.Config) e
 		}
 		s.socket.Store(&socket)
 		deadline, _ := ctx.Deadline() // the library lifts it after the handshake
-		return socket, socket.SetDeadline(deadline)
+		err = socket.SetDeadline(deadline)
+		if s.window != nil {
+			return windowedConn{socket, s.window}, err
+		}
+		return socket, err
 	}
 	var err error
 	s.conn, err = amqp091.DialConfig(url, config)
@@ -265,7 +329,14 @@ func (s *session) bound() (release func()) {
 			s.kill()
 		}
 	})
-	return func() { timer.Stop() }
+	if s.window == nil {
+		return func() { timer.Stop() }
+	}
+	lowered := s.window.lift()
+	return func() {
+		timer.Stop()
+		lowered()
+	}
 }
 
 func (s *session) close() {
@@ -277,6 +348,7 @@ func (s *session) close() {
 type link struct {
 	conn    *Connection
 	purpose string
+	window  *window // may be nil
 
 	mu      sync.Mutex
 	current *session
@@ -284,8 +356,8 @@ type link struct {
 	changed chan struct{} // closed when current changes
 }
 
-func newLink(c *Connection, purpose string, s *session) *link {
-	return &link{conn: c, purpose: purpose, current: s, changed: make(chan struct{})}
+func newLink(c *Connection, purpose string, w *window, s *session) *link {
+	return &link{conn: c, purpose: purpose, window: w, current: s, changed: make(chan struct{})}
 }
 
 // run watches the session and replaces it when it is lost, until the Connection is closed.
@@ -347,7 +419,7 @@ func (l *link) reconnect(ctx context.Context, logger *slog.Logger) *session {
 			return nil
 		case <-timer.C:
 		}
-		s, err := l.conn.connect(ctx, l.purpose)
+		s, err := l.conn.connect(ctx, l.purpose, l.window)
 		if err == nil {
 			return s
 		}

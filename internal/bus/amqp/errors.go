@@ -1,8 +1,11 @@
 package amqp
 
 import (
+	"crypto/tls"
 	"errors"
 	"fmt"
+	"io/fs"
+	"strings"
 
 	amqp091 "github.com/rabbitmq/amqp091-go"
 )
@@ -27,14 +30,31 @@ var (
 // TopologyError says that an exchange, a queue or a binding could not be declared, as when it exists with other
 // properties (406) or rights are missing (403). It wraps the broker's *[amqp091.Error].
 type TopologyError struct {
-	// Kind is "exchange", "queue" or "binding of queue".
+	// Kind is "exchange", "queue", "binding of queue" or the like; "no …" of what should not be there.
 	Kind string
 	Name string
 	Err  error
 }
 
 func (e *TopologyError) Error() string {
-	return fmt.Sprintf("declare %s %q: %s", e.Kind, e.Name, e.Err)
+	return fmt.Sprintf("declare %s %q: %s%s", e.Kind, e.Name, e.Err, e.advice())
+}
+
+// advice tells what to do about what the broker refuses.
+func (e *TopologyError) advice() string {
+	answer, ok := errors.AsType[*amqp091.Error](e.Err)
+	switch {
+	case !ok:
+		return ""
+	case strings.HasSuffix(e.Name, ".partitioned") && answer.Code == amqp091.PreconditionFailed:
+		return ": the broker has another number of partitions than the settings; see --partitions and --leave-partitions"
+	case e.Kind == "queue" && strings.Contains(answer.Reason, "'x-queue-type'"):
+		return ": the queue is of another type than the settings have it; see --queue-type"
+	case answer.Code == amqp091.CommandInvalid:
+		return ": partitions need the broker's plugin rabbitmq_consistent_hash_exchange"
+	default:
+		return ""
+	}
 }
 
 func (e *TopologyError) Unwrap() error { return e.Err }
@@ -51,14 +71,15 @@ func (e *UnroutableError) Error() string {
 }
 
 // classify wraps an error of a connection attempt in [ErrRefused], where trying again is of no use until somebody
-// changes something, or in [ErrUnavailable]. A [TopologyError] of the first kind stays as it is.
+// changes something, or in [ErrUnavailable]. A [TopologyError] of the first kind stays as it is, and so do errors of
+// certificates.
 func classify(err error) error {
 	refused := errors.Is(err, amqp091.ErrCredentials) || errors.Is(err, amqp091.ErrVhost) ||
 		errors.Is(err, amqp091.ErrSASL)
 	if answer, ok := errors.AsType[*amqp091.Error](err); ok && answer.Server {
 		switch answer.Code {
 		case amqp091.AccessRefused, amqp091.NotAllowed, amqp091.PreconditionFailed, amqp091.ResourceLocked,
-			amqp091.NotImplemented:
+			amqp091.NotImplemented, amqp091.CommandInvalid:
 			refused = true
 		}
 	}
@@ -67,6 +88,12 @@ func classify(err error) error {
 	}
 	if refused {
 		return fmt.Errorf("%w: %w", ErrRefused, err)
+	}
+	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
+		return err
+	}
+	if _, ok := errors.AsType[*fs.PathError](err); ok { // a certificate's file that the URL names
+		return err
 	}
 	return fmt.Errorf("%w: %w", ErrUnavailable, err)
 }

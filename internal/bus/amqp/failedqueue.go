@@ -40,7 +40,8 @@ const (
 func isLetterKey(key string) bool {
 	switch key {
 	case deadletter.ReasonKey, deadletter.HandlerKey, deadletter.TopicKey, deadletter.AttemptsKey,
-		deadletter.FirstFailedKey, deadletter.LastFailedKey, letterIDKey, sourceQueueKey, expirationKey:
+		deadletter.FirstFailedKey, deadletter.LastFailedKey, letterIDKey, sourceQueueKey, expirationKey,
+		postponedCountKey, postponedAttemptsKey, postponedFirstFailedKey, postponedDeathsKey:
 		return true
 	default:
 		return false
@@ -53,7 +54,8 @@ const letterTime = "2006-01-02T15:04:05.000Z"
 // the broker, rejected, expired or crowded out of a queue, and of any program. It is safe for concurrent use.
 //
 // List and Replay see the letters that lie there when they begin. While they run the broker shows them to nobody else;
-// when they end, also by death, it puts back what is left, in its old order. They use a connection of their own, and
+// when they end, also by death, it puts back what is left, in its old order; only a quorum queue does not keep that over
+// the death of a process. They use a connection of their own, and
 // hold one letter at a time.
 type FailedQueue struct {
 	conn      *Connection
@@ -61,8 +63,8 @@ type FailedQueue struct {
 }
 
 var (
-	_ deadletter.Queue = (*FailedQueue)(nil)
-	_ deadletter.Sink  = (*FailedQueue)(nil)
+	_ deadletter.Queue     = (*FailedQueue)(nil)
+	_ deadletter.Postponer = (*FailedQueue)(nil)
 )
 
 // NewFailedQueue returns the failed queue of a Connection.
@@ -78,7 +80,9 @@ func (q *FailedQueue) Put(ctx context.Context, m *message.Message, f deadletter.
 	if err != nil {
 		return fmt.Errorf("put dead letter: %w", err)
 	}
+	h := historyOf(p.Headers)
 	p.Headers = withoutLetterKeys(p.Headers)
+	h.tell(&p, &f, &topic)
 	set := func(key, value string) {
 		if value != "" {
 			p.Headers[key] = value
@@ -132,7 +136,9 @@ func (q *FailedQueue) send(ctx context.Context, exchange, key string, p amqp091.
 // List yields the letters, oldest first.
 func (q *FailedQueue) List(ctx context.Context) iter.Seq2[deadletter.Letter, error] {
 	return func(yield func(deadletter.Letter, error) bool) {
-		err := q.walk(ctx, func(d amqp091.Delivery) (bool, error) { return yield(letterOf(d), nil), nil })
+		err := q.walk(ctx, func(d amqp091.Delivery) (taken, more bool, err error) {
+			return false, yield(letterOf(d), nil), nil
+		})
 		if err != nil {
 			yield(deadletter.Letter{}, fmt.Errorf("list dead letters: %w", err))
 		}
@@ -149,24 +155,24 @@ func (q *FailedQueue) List(ctx context.Context) iter.Seq2[deadletter.Letter, err
 func (q *FailedQueue) Replay(ctx context.Context, f deadletter.Filter) iter.Seq2[deadletter.Letter, error] {
 	return func(yield func(deadletter.Letter, error) bool) {
 		stopped := false
-		err := q.walk(ctx, func(d amqp091.Delivery) (bool, error) {
+		err := q.walk(ctx, func(d amqp091.Delivery) (taken, more bool, err error) {
 			l := letterOf(d)
 			if !f.Match(l) {
-				return true, nil
+				return false, true, nil
 			}
-			err := q.send(ctx, "", cmp.Or(l.Source, q.conn.names.consumerQueue), replayOf(d, l))
+			err = q.send(ctx, "", q.home(l.Source), replayOf(d, l))
 			if _, unroutable := errors.AsType[*UnroutableError](err); unroutable {
 				stopped = !yield(l, fmt.Errorf("replay dead letter %s: %w", l.ID, err))
-				return !stopped, nil
+				return false, !stopped, nil
 			}
 			if err != nil {
-				return false, fmt.Errorf("letter %s: %w", l.ID, err)
+				return false, false, fmt.Errorf("letter %s: %w", l.ID, err)
 			}
 			if err := d.Ack(false); err != nil {
-				return false, fmt.Errorf("letter %s was republished, but not removed: %w", l.ID, err)
+				return false, false, fmt.Errorf("letter %s was republished, but not removed: %w", l.ID, err)
 			}
 			stopped = !yield(l, nil)
-			return !stopped, nil
+			return true, !stopped, nil
 		})
 		if err != nil && !stopped {
 			yield(deadletter.Letter{}, fmt.Errorf("replay dead letters: %w", err))
@@ -174,9 +180,18 @@ func (q *FailedQueue) Replay(ctx context.Context, f deadletter.Filter) iter.Seq2
 	}
 }
 
+// home is the queue to which a message of some queue returns. A partition that is no more is not consumed any more.
+func (q *FailedQueue) home(source string) string {
+	n := q.conn.names
+	if i, ok := n.partitionOf(source); source == "" || ok && i >= q.conn.config.Partitions {
+		return n.consumerQueue
+	}
+	return source
+}
+
 // Purge destroys all letters and returns how many.
 func (q *FailedQueue) Purge(ctx context.Context) (int, error) {
-	s, err := q.conn.connect(ctx, "dead letters")
+	s, err := q.conn.connect(ctx, "dead letters", nil)
 	if err != nil {
 		return 0, fmt.Errorf("purge dead letters: %w", err)
 	}
@@ -193,10 +208,10 @@ func (q *FailedQueue) Purge(ctx context.Context) (int, error) {
 	return n, nil
 }
 
-// walk shows the letters that lie there now, oldest first, until visit is done or fails. Those that visit does not ack
-// go back.
-func (q *FailedQueue) walk(ctx context.Context, visit func(amqp091.Delivery) (more bool, err error)) error {
-	s, err := q.conn.connect(ctx, "dead letters")
+// walk shows the letters that lie there now, oldest first, until visit is done or fails. Those that visit does not take,
+// by an ack, go back.
+func (q *FailedQueue) walk(ctx context.Context, visit func(amqp091.Delivery) (taken, more bool, err error)) error {
+	s, err := q.conn.connect(ctx, "dead letters", nil)
 	if err != nil {
 		return err
 	}
@@ -210,21 +225,27 @@ func (q *FailedQueue) walk(ctx context.Context, visit func(amqp091.Delivery) (mo
 	if err != nil {
 		return fmt.Errorf("count: %w", err)
 	}
-	more := true
-	for i := 0; i < queue.Messages && more; i++ {
-		d, ok, err := s.get(channel, queue.Name)
-		switch {
-		case ctx.Err() != nil:
-			return context.Cause(ctx)
-		case err != nil:
-			return fmt.Errorf("get: %w", err)
-		case !ok:
-			more = false
-			continue
+	var back []uint64
+	for i, more := 0, true; i < queue.Messages && more && err == nil; i++ {
+		var d amqp091.Delivery
+		if d, more, err = s.get(channel, queue.Name); !more || err != nil {
+			break
 		}
-		if more, err = visit(d); err != nil {
-			return err
+		var taken bool
+		if taken, more, err = visit(d); !taken {
+			back = append(back, d.DeliveryTag)
 		}
+	}
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	if q.conn.config.QueueType == QuorumQueues { // what is got of such a queue returns at a close in any order
+		for _, tag := range back {
+			_ = channel.Nack(tag, false, true) // fails only if the channel is lost
+		}
+	}
+	if err != nil {
+		return err
 	}
 	if err := channel.Close(); err != nil { // the acks are through, and the others are back
 		return fmt.Errorf("close channel: %w", err)
@@ -234,7 +255,11 @@ func (q *FailedQueue) walk(ctx context.Context, visit func(amqp091.Delivery) (mo
 
 func (s *session) get(channel *amqp091.Channel, queue string) (amqp091.Delivery, bool, error) {
 	defer s.bound()()
-	return channel.Get(queue, false)
+	d, ok, err := channel.Get(queue, false)
+	if err != nil {
+		return d, ok, fmt.Errorf("get: %w", err)
+	}
+	return d, ok, nil
 }
 
 // letterOf reads a letter, whoever wrote it.

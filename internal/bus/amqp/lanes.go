@@ -19,13 +19,6 @@ type held struct {
 	nacks    int
 }
 
-// forget ends a delivery that is not handed out again.
-func (h *held) forget() {
-	if h.cancel != nil {
-		h.cancel()
-	}
-}
-
 // laneOf is the key of a message's lane: its aggregate, or else the message itself, so that no two copies of one
 // message are in hand at once.
 func laneOf(m *message.Message) string {

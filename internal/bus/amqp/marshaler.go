@@ -25,7 +25,10 @@ const (
 // Marshaler maps Watermill's messages to AMQP's and back. It takes the messages of any producer: a header of whatever
 // type is no error. Headers that are strings become metadata; the others stay in the delivery, which a message from a
 // [Subscriber] carries in its context.
-type Marshaler struct{}
+type Marshaler struct {
+	// MaxBytes is the largest body that is looked into for what the headers do not tell; 0: any is.
+	MaxBytes int
+}
 
 var _ wamqp.Marshaler = Marshaler{}
 
@@ -53,7 +56,7 @@ func (Marshaler) Marshal(m *message.Message) (amqp091.Publishing, error) {
 }
 
 // Unmarshal never fails. Where the headers do not tell, the message's properties do, and then the event in its body.
-func (Marshaler) Unmarshal(d amqp091.Delivery) (*message.Message, error) {
+func (r Marshaler) Unmarshal(d amqp091.Delivery) (*message.Message, error) {
 	id, _ := d.Headers[wamqp.DefaultMessageUUIDHeaderKey].(string)
 	if id == "" {
 		id = d.MessageId
@@ -64,7 +67,9 @@ func (Marshaler) Unmarshal(d amqp091.Delivery) (*message.Message, error) {
 			m.Metadata[key] = text
 		}
 	}
-	bus.Complete(m)
+	if r.MaxBytes == 0 || len(d.Body) <= r.MaxBytes {
+		bus.Complete(m)
+	}
 	if m.UUID == "" {
 		m.UUID = uuid.NewString()
 	}

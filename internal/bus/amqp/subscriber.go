@@ -1,7 +1,6 @@
 package amqp
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -26,7 +25,8 @@ const (
 
 // Subscriber consumes queues. It is safe for concurrent use.
 type Subscriber struct {
-	conn *Connection
+	conn  *Connection
+	share *share
 
 	mu            sync.Mutex
 	closed        bool
@@ -40,7 +40,7 @@ var (
 
 // NewSubscriber returns a Subscriber over a Connection.
 func NewSubscriber(c *Connection) *Subscriber {
-	return &Subscriber{conn: c, subscriptions: map[*subscription]struct{}{}}
+	return &Subscriber{conn: c, share: newShare(c), subscriptions: map[*subscription]struct{}{}}
 }
 
 // SubscribeInitialize declares what is needed for a topic.
@@ -59,7 +59,9 @@ func (s *Subscriber) SubscribeInitialize(topic string) error {
 	return channel.Close()
 }
 
-// Subscribe consumes the queue of a topic; under the contract, whatever the topic, the one queue. It hands out up to
+// Subscribe consumes the queue of a topic: under the contract, whatever the topic, the one queue; with partitions each of
+// [Connection.Topics] is to be subscribed to, once, and nothing is handed out of the others until the leftover queues
+// have been empty once. It hands out up to
 // the configured number of messages at once, and those of one aggregate one after another in the order of the queue,
 // also over nacks, lost connections and redeliveries: a message is not handed out while an earlier of its aggregate, or
 // an earlier copy of itself, is in hand.
@@ -81,12 +83,18 @@ func (s *Subscriber) Subscribe(ctx context.Context, topic string) (<-chan *messa
 		lanes:   newLanes(c.Concurrency),
 		results: make(chan result, c.Concurrency),
 		ended:   make(chan struct{}),
+		share:   s.share,
 	}
+	_, sub.partition = s.conn.names.partitionOf(sub.queue)
+	sub.old = s.share != nil && s.share.isOld(sub.queue)
 	sub.handling, sub.abandon = context.WithCancel(context.WithoutCancel(ctx))
 	sub.messages, sub.cancelMessages = context.WithCancel(ctx)
 	sub.consuming, sub.stop = context.WithCancel(ctx)
 
-	err := sub.open(isPermanent)
+	var err error
+	if sub.share == nil || sub.old || sub.share.settled.Err() != nil {
+		err = sub.open(isPermanent)
+	}
 	if err == nil && !s.start(sub) { //nolint:contextcheck // the subscription carries its contexts
 		err = ErrClosed
 	}
@@ -147,6 +155,15 @@ type subscription struct {
 	waiters sync.WaitGroup
 	ended   chan struct{}
 
+	share     *share // nil if this is the only one
+	partition bool   // this one is of a partition
+	active    bool   // and the broker delivers to it
+	yielding  bool   // and it hands it on
+	old       bool   // the queue is a leftover not known to be empty
+	quiet     int    // looks at it in a row that found nothing
+	bytes     int    // of the bodies that are held
+	slot      bool   // has a slot of the share for the next message
+
 	session    *session
 	channel    *amqp091.Channel
 	closed     chan *amqp091.Error
@@ -163,27 +180,47 @@ func (s *subscription) run() {
 	defer close(s.ended)
 	defer close(s.out)
 	defer s.end()
-	for s.consume() {
+	ready := s.channel != nil || s.awaitTurn()
+	for ready && s.consume() {
 		s.discard()
-		if s.open(never) != nil {
-			break // it is to stop
-		}
+		ready = s.open(never) == nil // otherwise it is to stop
 	}
 	s.drain()
 }
 
-// consume takes deliveries in and hands messages out, until it is to stop, or the channel is lost.
-func (s *subscription) consume() (lost bool) {
-	for {
+// awaitTurn begins to consume once the leftover queues are empty. It reports whether it did.
+func (s *subscription) awaitTurn() bool {
+	select {
+	case <-s.share.settled.Done():
+		return s.open(never) == nil
+	case <-s.consuming.Done():
+		return false
+	}
+}
+
+// consume takes deliveries in and hands messages out, until it is to stop, or the channel is lost or to be given up.
+func (s *subscription) consume() (again bool) {
+	look := s.looks()
+	defer look.Stop()
+	for !s.yielding || s.lanes.inHand > 0 {
 		var (
-			out  chan<- *message.Message
-			next *message.Message
-			h    = s.lanes.next()
+			out   chan<- *message.Message
+			next  *message.Message
+			slots chan<- struct{}
+			h     = s.lanes.next()
 		)
-		if h != nil {
+		switch {
+		case h == nil || s.yielding:
+		case s.share != nil && !s.slot:
+			slots = s.share.slots
+		default:
 			out, next = s.out, s.messageOf(h)
 		}
 		select {
+		case slots <- struct{}{}:
+			s.slot = true
+		case <-look.C:
+			s.look(look)
 		case d, ok := <-s.deliveries:
 			if !ok {
 				return s.consuming.Err() == nil
@@ -191,6 +228,7 @@ func (s *subscription) consume() (lost bool) {
 			s.receive(d)
 		case out <- next:
 			s.lanes.take()
+			s.slot = false
 			s.waiters.Go(func() { s.wait(h, next) })
 		case r := <-s.results:
 			s.settle(r)
@@ -198,14 +236,64 @@ func (s *subscription) consume() (lost bool) {
 			return false
 		}
 	}
+	return true
+}
+
+// looks ticks when it is time for a look; never where there is nothing to look for.
+func (s *subscription) looks() *time.Ticker {
+	ticker := time.NewTicker(balanceInterval)
+	switch {
+	case s.old:
+		ticker.Reset(leftoverInterval)
+	case !s.partition:
+		ticker.Stop()
+	}
+	return ticker
+}
+
+// look finds out whether a leftover queue is empty, and whether a partition is to be handed on.
+func (s *subscription) look(ticker *time.Ticker) {
+	if s.conn.window.full() || s.old && len(s.lanes.byKey) > 0 || !s.old && !s.active {
+		s.quiet = 0
+		return
+	}
+	name := s.queue
+	if !s.old { // each worker consumes the contract's queue, and not every queue counts those that wait in line
+		name = s.conn.names.consumerQueue
+	}
+	release := s.session.bound()
+	queue, err := s.channel.QueueDeclarePassive(name, true, false, false, false, nil)
+	release()
+	switch {
+	case err != nil: // the channel is lost, which shows elsewhere
+	case s.old && queue.Messages > 0:
+		s.quiet = 0
+	case s.old:
+		if s.quiet++; s.quiet == quietLooks {
+			s.old = false
+			s.share.empty(s.queue)
+			s.logger.InfoContext(s.consuming, "the leftover queue is empty", "queue", s.queue)
+			ticker.Reset(balanceInterval)
+		}
+	case s.share.yield(queue.Consumers):
+		s.active, s.yielding = false, true
+	}
 }
 
 func (s *subscription) receive(d amqp091.Delivery) {
 	if d.Acknowledger == nil {
 		return // no delivery: the queue is gone
 	}
+	if s.partition && s.share != nil && !s.active && !s.yielding {
+		s.active = true
+		s.share.gain()
+	}
+	s.hold(len(d.Body))
+	resume := s.pause(d)
 	m, err := s.conn.routing.Marshaler.Unmarshal(d)
+	resume()
 	if err != nil {
+		s.hold(-len(d.Body))
 		s.logger.ErrorContext(s.consuming, "cannot read a message, the broker dead-letters it", "queue", s.queue,
 			"error", err)
 		_ = s.channel.Reject(d.DeliveryTag, false) // fails only if the channel is lost
@@ -216,6 +304,31 @@ func (s *subscription) receive(d amqp091.Delivery) {
 		key = ""
 	}
 	s.lanes.add(key, &held{delivery: d, channel: s.channel, message: m})
+}
+
+// hold counts bytes of bodies that are held, and with less than 0 such as no longer are.
+func (s *subscription) hold(bytes int) {
+	s.bytes += bytes
+	s.conn.window.hold(bytes)
+}
+
+// pause closes the window while a large body is read as JSON: what the library reads meanwhile, nobody has counted yet.
+func (s *subscription) pause(d amqp091.Delivery) (resume func()) {
+	if len(d.Body) < largeBody {
+		return func() {}
+	}
+	s.conn.window.hold(maxHeldBytes)
+	return func() { s.conn.window.hold(-maxHeldBytes) }
+}
+
+// forget gives up what is not handed out.
+func (s *subscription) forget(all []*held) {
+	for _, h := range all {
+		if h.cancel != nil {
+			h.cancel()
+		}
+		s.hold(-len(h.delivery.Body))
+	}
 }
 
 // messageOf is the message to hand out for h.
@@ -234,6 +347,9 @@ func (s *subscription) messageOf(h *held) *message.Message {
 // wait waits for what becomes of a message in hand.
 func (s *subscription) wait(h *held, m *message.Message) {
 	defer h.cancel()
+	if s.share != nil {
+		defer func() { <-s.share.slots }()
+	}
 	r := result{held: h}
 	select {
 	case <-m.Acked():
@@ -262,15 +378,16 @@ func (s *subscription) settle(r result) {
 		return
 	}
 	s.lanes.done(h)
+	s.hold(-len(h.delivery.Body))
 	switch { // errors mean that the channel is lost, which shows elsewhere
 	case current && r.acked:
 		_ = h.channel.Ack(h.delivery.DeliveryTag, false)
-	case current:
+	case current && !s.keeps():
 		_ = h.channel.Nack(h.delivery.DeliveryTag, false, true)
 	}
 }
 
-// discard forgets a channel that is lost, and what waits to be handed out: the broker delivers it again.
+// discard forgets a channel that is lost or given up, and what waits to be handed out: the broker delivers it again.
 func (s *subscription) discard() {
 	reason := "the queue is gone"
 	select {
@@ -280,14 +397,24 @@ func (s *subscription) discard() {
 		}
 	default:
 	}
-	s.logger.WarnContext(s.consuming, "consuming was interrupted", "queue", s.queue, "reason", reason)
-	for _, h := range s.lanes.clear() {
-		h.forget()
+	if s.yielding {
+		s.logger.InfoContext(s.consuming, "handing a partition on to another worker", "queue", s.queue)
+	} else {
+		s.logger.WarnContext(s.consuming, "consuming was interrupted", "queue", s.queue, "reason", reason)
 	}
+	s.forget(s.lanes.clear())
 	s.closeChannel()
 }
 
 func (s *subscription) closeChannel() {
+	if s.active {
+		s.share.lose()
+	}
+	s.active, s.yielding = false, false
+	if s.slot {
+		s.slot = false
+		<-s.share.slots
+	}
 	if s.channel == nil {
 		return
 	}
@@ -300,13 +427,21 @@ func (s *subscription) closeChannel() {
 // the Connection is closed and nothing can be acked any more.
 func (s *subscription) drain() {
 	s.stop()
-	if s.channel != nil {
+	if s.channel != nil && !s.keeps() {
 		s.giveBack()
 	}
 	timeout := time.NewTimer(s.conn.config.DrainTimeout)
 	defer timeout.Stop()
+	deliveries := s.deliveries
+	if s.channel == nil || !s.keeps() {
+		deliveries = nil
+	}
 	for s.lanes.inHand > 0 {
 		select {
+		case _, ok := <-deliveries: // let go of the body; it is delivered again
+			if !ok {
+				deliveries = nil
+			}
 		case r := <-s.results:
 			s.settle(r)
 		case <-s.conn.life.Done():
@@ -319,19 +454,34 @@ func (s *subscription) drain() {
 	}
 }
 
+// keeps tells whether a drain keeps all until its end, when the channel is closed: the next worker must not begin with a
+// partition while something is in hand here, and to a quorum queue messages return in the order in which they are given
+// back.
+func (s *subscription) keeps() bool {
+	return s.partition || s.conn.config.QueueType == QuorumQueues
+}
+
 // giveBack cancels the consumer and requeues what was not handed out.
 func (s *subscription) giveBack() {
-	release := s.session.bound()
-	_ = s.channel.Cancel(consumerTag, false) // an error means that the channel is lost, and all is given back
-	release()
-	back := s.lanes.clear()
-	for d := range s.deliveries {
-		back = append(back, &held{delivery: d})
+	waiting := s.lanes.clear()
+	var tags []uint64
+	for _, h := range waiting {
+		tags = append(tags, h.delivery.DeliveryTag)
 	}
-	slices.SortFunc(back, func(a, b *held) int { return cmp.Compare(a.delivery.DeliveryTag, b.delivery.DeliveryTag) })
-	for _, h := range back {
-		h.forget()
-		_ = s.channel.Nack(h.delivery.DeliveryTag, false, true) // likewise
+	s.forget(waiting)
+	canceled := make(chan struct{})
+	s.waiters.Go(func() {
+		defer close(canceled)
+		defer s.session.bound()()
+		_ = s.channel.Cancel(consumerTag, false) // an error means that the channel is lost, and all is given back
+	})
+	for d := range s.deliveries { // until the broker has heard of it
+		tags = append(tags, d.DeliveryTag)
+	}
+	<-canceled
+	slices.Sort(tags)
+	for _, tag := range tags {
+		_ = s.channel.Nack(tag, false, true) // likewise
 	}
 }
 
@@ -341,6 +491,7 @@ func (s *subscription) end() {
 	s.cancelMessages()
 	s.abandon()
 	s.waiters.Wait()
+	s.hold(-s.bytes)
 	s.closeChannel()
 }
 

@@ -1,0 +1,93 @@
+package amqp_test
+
+import (
+	"bytes"
+	"fmt"
+	"runtime"
+	"runtime/metrics"
+	"testing"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/google/uuid"
+	amqp091 "github.com/rabbitmq/amqp091-go"
+	"github.com/stretchr/testify/require"
+
+	"github.com/healz/worker/internal/bus/amqp"
+	"github.com/healz/worker/internal/testservers"
+)
+
+// heapBytes is what the heap has, garbage included.
+func heapBytes() int {
+	sample := []metrics.Sample{{Name: "/memory/classes/heap/objects:bytes"}}
+	metrics.Read(sample)
+	return int(sample[0].Value.Uint64())
+}
+
+// peakOfHeap measures how much the heap grows, at its peak, until it is told to end.
+func peakOfHeap() (end func() int) {
+	runtime.GC()
+	began, peak := heapBytes(), 0
+	stop, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			peak = max(peak, heapBytes()-began)
+			select {
+			case <-stop:
+				return
+			case <-time.After(time.Millisecond):
+			}
+		}
+	}()
+	return func() int { close(stop); <-done; return peak }
+}
+
+// A prefetch of 64 would be 1.3 GB of such messages. The test runs alone, as it measures the process.
+//
+//nolint:paralleltest // see above
+func TestMemoryUnderLargeMessages(t *testing.T) {
+	const messages, size, most = 64, 20 << 20, 512 << 20
+	url := testservers.RabbitMQ(t)
+	c := dial(t, amqp.Config{URL: url, MaxMessage: 32 << 20})
+	body := fmt.Appendf(nil, `{"event_id":%q,"event_type":"Large","aggregate_id":%q,"event_data":%q}`,
+		uuid.New(), uuid.New(), bytes.Repeat([]byte("x"), size))
+	ch := raw(t, url)
+	require.NoError(t, ch.Confirm(false))
+	var confirms []*amqp091.DeferredConfirmation
+	for i := range messages {
+		p := amqp091.Publishing{Body: body, MessageId: "1", Headers: amqp091.Table{
+			"aggregate_id": "1", "event_type": "Large", "correlation_id": "1", "created_at": "1",
+		}}
+		if i%8 == 0 {
+			p = amqp091.Publishing{Body: body} // has to be looked into
+		}
+		confirm, err := ch.PublishWithDeferredConfirm("healz.events", "Large", true, false, p)
+		require.NoError(t, err)
+		confirms = append(confirms, confirm)
+	}
+	for _, confirm := range confirms {
+		require.True(t, confirm.Wait())
+	}
+	measured := func(what string, work func(in <-chan *message.Message)) {
+		end := peakOfHeap()
+		in, subscriber := subscribe(t, c)
+		work(in)
+		require.NoError(t, subscriber.Close())
+		peak := end()
+		t.Logf("%d messages of %d MiB, %s, took %d MiB", messages, size>>20, what, peak>>20)
+		require.Less(t, peak, most)
+	}
+	measured("given back at once", func(in <-chan *message.Message) { receive(t, in).Nack() })
+	awaitCount(t, ch, consumerQueue, messages)
+	measured("handled, the first one slowly", func(in <-chan *message.Message) {
+		first := receive(t, in)
+		<-time.After(3 * time.Second) // all others could come meanwhile
+		first.Ack()
+		for range messages - 1 {
+			m := receive(t, in)
+			require.Len(t, m.Payload, len(body))
+			m.Ack()
+		}
+	})
+}
