@@ -22,6 +22,8 @@ import (
 type Inbox interface {
 	// Handled returns the names of the handlers that have handled e, or [store.ErrContradiction].
 	Handled(ctx context.Context, e events.Event) ([]string, error)
+	// Attempt returns the context for one try of a handler and its Record.
+	Attempt(ctx context.Context) context.Context
 	// Record appends followUps together with the record that handler has handled e, or returns [store.ErrHandled].
 	Record(ctx context.Context, handler string, e events.Event, followUps []events.Event) error
 }
@@ -128,7 +130,7 @@ func (d *Dispatcher) handled(ctx context.Context, e events.Event) (names []strin
 // attempt is one run of a handler, with what it leaves behind.
 func (d *Dispatcher) attempt(h handler) message.HandlerFunc {
 	return func(m *message.Message) ([]*message.Message, error) {
-		ctx := m.Context()
+		ctx := d.inbox.Attempt(m.Context())
 		e, _ := events.FromContext(ctx) // Handle has put it there
 		followUps, err := h.call(ctx, e)
 		if err != nil {

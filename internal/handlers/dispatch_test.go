@@ -3,6 +3,7 @@ package handlers_test
 import (
 	"bytes"
 	"context"
+	"database/sql"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -43,6 +44,7 @@ func (billed) AggregateType() string { return "Bill" }
 // bench is a dispatcher on a real store, with its log.
 type bench struct {
 	t     *testing.T
+	path  string
 	store *sqlite.Store
 	log   *bytes.Buffer
 	*handlers.Dispatcher
@@ -50,7 +52,8 @@ type bench struct {
 
 func newBench(t *testing.T, register func(*handlers.Registry)) *bench {
 	t.Helper()
-	s, err := sqlite.Open(t.Context(), filepath.Join(t.TempDir(), "test.db"), sqlite.Options{})
+	path := filepath.Join(t.TempDir(), "test.db")
+	s, err := sqlite.Open(t.Context(), path, sqlite.Options{})
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, s.Close()) })
 	require.NoError(t, s.Migrate(t.Context()))
@@ -61,7 +64,7 @@ func newBench(t *testing.T, register func(*handlers.Registry)) *bench {
 	retry := middleware.Retry{Attempts: 3, Initial: time.Millisecond, Max: 2 * time.Millisecond, Logger: logger}
 	d, err := handlers.NewDispatcher(reg, s, retry, 50*time.Millisecond, logger)
 	require.NoError(t, err)
-	return &bench{t: t, store: s, log: log, Dispatcher: d}
+	return &bench{t: t, path: path, store: s, log: log, Dispatcher: d}
 }
 
 func newEvent(t *testing.T, data events.Data) events.Event {
@@ -294,6 +297,52 @@ func TestTheSameIDWithAnotherBodyIsRefused(t *testing.T) {
 	require.Empty(t, failed[0].Handler)
 	require.Contains(t, failed[0].Reason, store.ErrContradiction.Error())
 	require.Equal(t, []string{"Welcomed"}, b.followUps(e))
+}
+
+// The SQL that a handler registers takes effect once, however often the handler, its SQL or the worker fails and the
+// event is delivered.
+func TestAHandlersOwnSQLTakesEffectOnce(t *testing.T) {
+	t.Parallel()
+	tries := 0
+	b := newBench(t, func(reg *handlers.Registry) {
+		handlers.On(reg, "Registered", "count", func(ctx context.Context, e events.Event, p registered) ([]events.Event, error) {
+			tries++
+			err := sqlite.InTx(ctx, func(ctx context.Context, tx *sql.Tx) error {
+				_, err := tx.ExecContext(ctx, "INSERT INTO names (name) VALUES (?)", p.Name)
+				return err
+			})
+			if err != nil {
+				return nil, err
+			}
+			switch tries {
+			case 1:
+				return nil, errors.New("failed behind its registration")
+			case 2, 3, 4:
+				return events.Follow(e, welcomed{}, welcomed{}) // two of one aggregate, which is an error
+			case 5:
+				return nil, sqlite.InTx(ctx, func(context.Context, *sql.Tx) error { return errors.New("no place for " + p.Name) })
+			}
+			return welcome(ctx, e, p)
+		})
+	})
+	db, err := sql.Open("sqlite", b.path)
+	require.NoError(t, err)
+	defer db.Close()
+	_, err = db.ExecContext(t.Context(), "CREATE TABLE names (name TEXT)")
+	require.NoError(t, err)
+	e := newEvent(t, registered{Name: "Ana Kovač"})
+
+	require.Error(t, b.deliver(e), "three tries that fail")
+	for range 3 {
+		require.NoError(t, b.deliver(e))
+	}
+
+	require.Equal(t, 6, tries)
+	var count int
+	require.NoError(t, db.QueryRowContext(t.Context(), "SELECT count(*) FROM names").Scan(&count))
+	require.Equal(t, 1, count)
+	require.Equal(t, []string{"Welcomed"}, b.followUps(e))
+	require.NotContains(t, b.log.String(), "Kovač")
 }
 
 // A handler in hand when the worker stops has not failed, and its event is delivered again.

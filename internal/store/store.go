@@ -58,9 +58,15 @@ type Store interface {
 	// the same id that said something else was handled.
 	Handled(ctx context.Context, e events.Event) ([]string, error)
 
+	// Attempt returns the context for one try of a handler, in which it can register SQL of its own with the store's
+	// InTx, to be done by the Record that is called with the same context.
+	Attempt(ctx context.Context) context.Context
+
 	// Record appends followUps together with the record that handler has handled e, in one transaction. It is
-	// [ErrHandled], and nothing is appended, when that is on record already, and [ErrContradiction] when what is on
-	// record is an event of the same id that said something else. Otherwise errors are as of AppendMany.
+	// [ErrHandled], and nothing is done, when that is on record already, and [ErrContradiction] when what is on
+	// record is an event of the same id that said something else. Work that was registered in ctx, which comes from
+	// Attempt, is done in the same transaction, last; its error is returned as it is, and nothing is recorded then.
+	// Otherwise errors are as of AppendMany.
 	Record(ctx context.Context, handler string, e events.Event, followUps []events.Event) error
 
 	// Ping says whether the store answers and has the schema that this version of the worker needs.

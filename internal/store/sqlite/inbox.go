@@ -43,18 +43,50 @@ func (s *Store) Handled(ctx context.Context, e events.Event) ([]string, error) {
 	return handlers, translate(doing, rows.Err())
 }
 
+// InTx registers SQL of a handler's own for the transaction in which the worker records that the handler has handled
+// its event and appends what follows. A handler calls it with its context, as often as it likes, on a worker whose store
+// is SQLite; anywhere else it is [store.ErrNoTransaction]. It only registers: once the handler has returned without an
+// error, the transaction begins, record and follow-ups are written, and the work runs in the order of registration. The
+// effect of all of it is exactly once, however often the event is delivered.
+//
+// An error of the work rolls everything back and is the handler's: the next try runs the handler anew, and all that it
+// registers. Work does not run when another delivery of the event was first.
+//
+// While it runs nobody else writes to the file: keep the work to a few fast statements, and compute, call and wait in the
+// handler itself. It closes its rows before it goes on, passes values as arguments (each text of a statement is kept
+// prepared), and does not commit or roll back. It does not append events: those are what the handler returns.
+func InTx(ctx context.Context, work func(ctx context.Context, tx *sql.Tx) error) error {
+	return store.AddWork(ctx, work)
+}
+
+// Attempt returns the context for one try of a handler. See [store.Store].
+func (s *Store) Attempt(ctx context.Context) context.Context { return store.WithWork[*sql.Tx](ctx) }
+
 // Record appends followUps together with the record that handler has handled e. See [store.Store].
 func (s *Store) Record(ctx context.Context, handler string, e events.Event, followUps []events.Event) error {
 	doing := fmt.Sprintf("record that %s has handled event %s", handler, e.ID)
 	if err := store.CheckBatch(followUps); err != nil {
 		return fmt.Errorf("%s: %w", doing, err)
 	}
+	handlersCtx, work := ctx, store.TakeWork[*sql.Tx](ctx)
+	var failed error // of the work: no fault of the store's
 	err := s.write(ctx, doing, func(ctx context.Context, tx *sql.Tx) error {
 		if err := insertRecord(ctx, tx, handler, e); err != nil {
 			return err
 		}
-		return insertBatch(ctx, tx, followUps)
+		if err := insertBatch(ctx, tx, followUps); err != nil {
+			return err
+		}
+		for _, step := range work {
+			if failed = step(handlersCtx, tx); failed != nil {
+				return failed
+			}
+		}
+		return nil
 	})
+	if failed != nil && ctx.Err() == nil {
+		return failed
+	}
 	if err == nil && len(followUps) > 0 {
 		s.wakers.wake()
 	}
