@@ -478,6 +478,7 @@ func TestCommandLine(t *testing.T) {
 		"no concurrency":           {args: []string{"run", "--concurrency", "0"}, code: 2, want: "concurrency must be at least 1"},
 		"negative prefetch":        {args: []string{"run", "--prefetch", "-1"}, code: 2, want: "prefetch must be from"},
 		"negative time":            {args: []string{"run", "--grace-period", "-1s"}, code: 2, want: "grace-period must be positive"},
+		"negative retention":       {args: []string{"run", "--inbox-retention", "-1h"}, code: 2, want: "inbox-retention must not"},
 		"unknown start":            {args: []string{"run", "--relay-start", "middle"}, code: 2, want: "relay-start must be"},
 		"unknown level":            {args: []string{"run", "--log-level", "loud"}, code: 2, want: "log-level"},
 		"unknown log format":       {args: []string{"run", "--log-format", "xml"}, code: 2, want: "log-format"},

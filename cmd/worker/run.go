@@ -70,6 +70,8 @@ is in hand is finished within the grace period or given back. A second SIGTERM e
 	flags.StringVar(&f.relayStart, "relay-start", string(s.Relay.Start),
 		"where the first relay of a database begins: auto (behind the rows of an adopted table), beginning, end")
 	flags.BoolVar(&s.Relay.OnlyOwn, "relay-only-own", false, "relay only the events written by this program, where others publish theirs themselves")
+	flags.DurationVar(&s.InboxRetention, "inbox-retention", s.InboxRetention,
+		"how long it is remembered who has handled what, by which redeliveries are told; 0: for ever")
 	flags.IntVar(&s.MaxConns, "database-conns", s.MaxConns, "most connections to Postgres")
 	return c
 }

@@ -14,6 +14,7 @@ import (
 	"iter"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/google/uuid"
 
@@ -68,6 +69,10 @@ type Store interface {
 	// Attempt, is done in the same transaction, last; its error is returned as it is, and nothing is recorded then.
 	// Otherwise errors are as of AppendMany.
 	Record(ctx context.Context, handler string, e events.Event, followUps []events.Event) error
+
+	// PruneHandled forgets up to limit records that are older than age, the oldest first, and returns how many. An event
+	// that is delivered again after that is handled again.
+	PruneHandled(ctx context.Context, age time.Duration, limit int) (int, error)
 
 	// Ping says whether the store answers and has the schema that this version of the worker needs.
 	Ping(ctx context.Context) error

@@ -53,7 +53,7 @@ func open(ctx context.Context, s Settings, o OpenOptions, closers *closers) (*Wo
 	}
 	closers.add(tail.Close)
 
-	parts := Parts{Inbox: backend, Tail: tail, Handlers: o.Handlers}
+	parts := Parts{Inbox: backend, Tail: tail, Handlers: o.Handlers, InboxRetention: s.InboxRetention}
 	if s.AMQP.URL == "" {
 		b := inprocess.New(s.Tuning.Concurrency, o.Logger)
 		closers.add(b.Close)

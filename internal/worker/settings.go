@@ -25,6 +25,9 @@ type Settings struct {
 	DatabaseURL string
 	// MaxConns is the most connections to Postgres.
 	MaxConns int
+	// InboxRetention is how long the store remembers who has handled what; 0 is for ever. An event that is delivered
+	// again after that is handled again.
+	InboxRetention time.Duration
 	// SQLitePath is the file of the embedded default.
 	SQLitePath string
 	// AMQP is the broker; without a URL the bus is inside the process.
@@ -36,11 +39,12 @@ type Settings struct {
 // DefaultSettings is the embedded default.
 func DefaultSettings() Settings {
 	return Settings{
-		MaxConns:   20,
-		SQLitePath: "healz.db",
-		AMQP:       amqp.Config{Prefix: amqp.DefaultPrefix, Prefetch: amqp.DefaultPrefetch, Heartbeat: amqp.DefaultHeartbeat},
-		Relay:      store.TailConfig{BatchSize: 500, Start: store.StartAuto},
-		Tuning:     DefaultTuning(),
+		MaxConns:       20,
+		InboxRetention: 30 * 24 * time.Hour,
+		SQLitePath:     "healz.db",
+		AMQP:           amqp.Config{Prefix: amqp.DefaultPrefix, Prefetch: amqp.DefaultPrefetch, Heartbeat: amqp.DefaultHeartbeat},
+		Relay:          store.TailConfig{BatchSize: 500, Start: store.StartAuto},
+		Tuning:         DefaultTuning(),
 	}
 }
 
@@ -53,6 +57,7 @@ func (s Settings) Check() error {
 		}
 	}
 	problem(s.MaxConns < 2, "database-conns must be at least 2, but is %d", s.MaxConns)
+	problem(s.InboxRetention < 0, "inbox-retention must not be negative, but is %s", s.InboxRetention)
 	problem(s.AMQP.Prefetch < s.Tuning.Concurrency || s.AMQP.Prefetch > maxPrefetch,
 		"prefetch must be from the concurrency (%d) to %d, but is %d", s.Tuning.Concurrency, maxPrefetch, s.AMQP.Prefetch)
 	problem(s.AMQP.Prefix == "", "rabbitmq-prefix must not be empty")

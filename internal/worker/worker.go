@@ -35,6 +35,7 @@ type Bus interface {
 // Inbox is what the worker needs of a store, besides its tail.
 type Inbox interface {
 	handlers.Inbox
+	PruneHandled(ctx context.Context, age time.Duration, limit int) (int, error)
 	Ping(ctx context.Context) error
 }
 
@@ -45,6 +46,8 @@ type Parts struct {
 	Bus      Bus
 	Sink     deadletter.Sink
 	Handlers *handlers.Registry
+	// InboxRetention is how long the inbox keeps its records; 0 is for ever.
+	InboxRetention time.Duration
 	// Replayer takes up the dead letters to be replayed, where no broker does; nil otherwise.
 	Replayer *deadletter.Replayer
 }
@@ -111,10 +114,13 @@ func (w *Worker) Run(ctx context.Context) error {
 	if err := w.startRelay(running, router); err != nil {
 		return errors.Join(err, w.stop(router, consumers, nil))
 	}
-	replayer, stopReplayer := context.WithCancel(running)
-	defer stopReplayer()
+	side, stopSide := context.WithCancel(running)
+	defer stopSide()
 	if w.parts.Replayer != nil {
-		background.Go(func() { w.parts.Replayer.Run(replayer) })
+		background.Go(func() { w.parts.Replayer.Run(side) })
+	}
+	if w.parts.InboxRetention > 0 {
+		background.Go(func() { w.prune(side) })
 	}
 	w.logger.InfoContext(ctx, "worker is running", "concurrency", w.tuning.Concurrency)
 
@@ -124,7 +130,7 @@ func (w *Worker) Run(ctx context.Context) error {
 		return fmt.Errorf("the router stopped by itself: %w", errors.Join(err, errors.New("all subscriptions ended")))
 	}
 	w.logger.InfoContext(ctx, "worker is stopping", "grace_period", w.tuning.GracePeriod)
-	err = w.stop(router, consumers, stopReplayer)
+	err = w.stop(router, consumers, stopSide)
 	w.logger.InfoContext(ctx, "worker has stopped", "events", w.counts.Map())
 	return err
 }
@@ -158,15 +164,15 @@ func (w *Worker) startRelay(ctx context.Context, router *message.Router) error {
 
 // stop ends what runs, in the order that loses and doubles nothing: no new batch from the store, no new message from
 // the bus, and only when both are done with what they have in hand the router itself, whose own shutdown is not graceful.
-func (w *Worker) stop(router *message.Router, consumers []*message.Handler, stopReplayer func()) error {
+func (w *Worker) stop(router *message.Router, consumers []*message.Handler, stopSide func()) error {
 	w.setConsumer(errors.New("stopping"))
 	close(w.stopping)
 	grace := time.AfterFunc(w.tuning.GracePeriod, w.end)
 	defer grace.Stop()
 
 	var stops sync.WaitGroup
-	if stopReplayer != nil {
-		stopReplayer()
+	if stopSide != nil {
+		stopSide()
 		stops.Go(func() { w.relay.Stop(w.ended) })
 	}
 	for _, c := range consumers {

@@ -156,7 +156,9 @@ func TestDownNeverDestroysEvents(t *testing.T) {
 			conn := connect(t, url)
 			require.NoError(t, s.Migrate(t.Context()))
 
-			for range 4 {
+			versions, err := s.MigrationStatus(t.Context())
+			require.NoError(t, err)
+			for range versions {
 				require.NoError(t, s.MigrateDown(t.Context()))
 			}
 
@@ -221,7 +223,7 @@ func TestMigrateTwiceAndAtOnce(t *testing.T) {
 	require.NoError(t, s.Migrate(t.Context()))
 	status, err := s.MigrationStatus(t.Context())
 	require.NoError(t, err)
-	require.Len(t, status, 4)
+	require.Greater(t, len(status), 4)
 	require.Equal(t, "events", status[0].Name)
 	for i, v := range status {
 		require.EqualValues(t, i+1, v.Version)
@@ -255,7 +257,8 @@ func TestSchemas(t *testing.T) {
 	require.ErrorIs(t, other.Ping(t.Context()), store.ErrNewerSchema)
 	require.ErrorIs(t, other.Migrate(t.Context()), store.ErrNewerSchema)
 	require.ErrorIs(t, other.MigrateDown(t.Context()), store.ErrNewerSchema)
-	_, err = conn.Exec(t.Context(), "DELETE FROM one.worker_migrations WHERE version_id = 4")
+	_, err = conn.Exec(t.Context(),
+		"DELETE FROM one.worker_migrations WHERE version_id = (SELECT max(version_id) FROM one.worker_migrations)")
 	require.NoError(t, err)
 	require.ErrorIs(t, one.Ping(t.Context()), store.ErrNoSchema, "an older schema")
 }

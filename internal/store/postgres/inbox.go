@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -21,6 +22,8 @@ var (
 	handledSQL string
 	//go:embed statements/record.sql
 	recordSQL string
+	//go:embed statements/prune.sql
+	pruneSQL string
 )
 
 // Handled returns the names of the handlers that have handled e; see [store.Store].
@@ -144,3 +147,9 @@ type handlersTx struct{ pgx.Tx }
 
 func (handlersTx) Commit(context.Context) error   { return errNotYours }
 func (handlersTx) Rollback(context.Context) error { return errNotYours }
+
+// PruneHandled forgets records that are older than age; see [store.Store].
+func (s *Store) PruneHandled(ctx context.Context, age time.Duration, limit int) (int, error) {
+	tag, err := s.pool.Exec(ctx, pruneSQL, age, limit)
+	return int(tag.RowsAffected()), fault(ctx, "prune the inbox", err)
+}

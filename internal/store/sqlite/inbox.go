@@ -17,6 +17,8 @@ const (
 	// selectRecord tells of the records of an event how many contradict it, and whether the handler's is among them.
 	selectRecord = `SELECT count(*) FILTER (WHERE fingerprint <> ?), count(*) FILTER (WHERE handler = ?)
 		FROM handled WHERE event_id = ?`
+	deleteHandled = `DELETE FROM handled WHERE (event_id, handler) IN
+		(SELECT event_id, handler FROM handled WHERE handled_at < ? ORDER BY handled_at LIMIT ?)`
 )
 
 // Handled returns the names of the handlers that have handled e. See [store.Store].
@@ -107,4 +109,10 @@ func insertRecord(ctx context.Context, tx *sql.Tx, handler string, e events.Even
 	}
 	_, err := tx.ExecContext(ctx, insertHandled, id, handler, said[:], time.Now().UnixMicro())
 	return err
+}
+
+// PruneHandled forgets records that are older than age. See [store.Store].
+func (s *Store) PruneHandled(ctx context.Context, age time.Duration, limit int) (int, error) {
+	n, err := s.exec(ctx, "prune the inbox", deleteHandled, time.Now().Add(-age).UnixMicro(), limit)
+	return int(n), err
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -24,6 +25,7 @@ func testInbox(t *testing.T, open func(*testing.T) store.Store) {
 		"another event of the same id":                  contradiction,
 		"the same event in another form":                sameInOtherForm,
 		"a canceled context records nothing":            canceledRecord,
+		"old records are pruned":                        pruned,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -165,4 +167,26 @@ func canceledRecord(t *testing.T, s store.Store) {
 	require.NotErrorIs(t, err, store.ErrUnknownOutcome)
 	requireHandled(t, s, cause)
 	require.Empty(t, stored(t, s, stream))
+}
+
+func pruned(t *testing.T, s store.Store) {
+	t.Helper()
+	stream := NewStream()
+	handled := stream.Take(5)
+	for _, e := range handled {
+		require.NoError(t, s.Record(t.Context(), "handler", e, nil))
+	}
+	prune := func(age time.Duration, limit int) int {
+		t.Helper()
+		n, err := s.PruneHandled(t.Context(), age, limit)
+		require.NoError(t, err)
+		return n
+	}
+	require.Zero(t, prune(time.Hour, 10), "none is so old")
+	require.Equal(t, 2, prune(0, 2))
+	requireHandled(t, s, handled[0])
+	requireHandled(t, s, handled[1])
+	requireHandled(t, s, handled[2], "handler")
+	require.Equal(t, 3, prune(0, 10))
+	require.Zero(t, prune(0, 10))
 }
