@@ -479,6 +479,7 @@ func TestCommandLine(t *testing.T) {
 		"negative prefetch":        {args: []string{"run", "--prefetch", "-1"}, code: 2, want: "prefetch must be from"},
 		"negative time":            {args: []string{"run", "--grace-period", "-1s"}, code: 2, want: "grace-period must be positive"},
 		"negative retention":       {args: []string{"run", "--inbox-retention", "-1h"}, code: 2, want: "inbox-retention must not"},
+		"unknown fate":             {args: []string{"run", "--after-dead-letter", "stop"}, code: 2, want: "after-dead-letter must be"},
 		"unknown start":            {args: []string{"run", "--relay-start", "middle"}, code: 2, want: "relay-start must be"},
 		"unknown level":            {args: []string{"run", "--log-level", "loud"}, code: 2, want: "log-level"},
 		"unknown log format":       {args: []string{"run", "--log-format", "xml"}, code: 2, want: "log-format"},

@@ -24,6 +24,7 @@ type runFlags struct {
 	httpAddr            string
 	logLevel, logFormat string
 	relayStart          string
+	afterDeadLetter     string
 	migrate, chaos      bool
 	wait                time.Duration
 }
@@ -40,6 +41,7 @@ is in hand is finished within the grace period or given back. A second SIGTERM e
 		Args: exactly(0),
 		RunE: func(c *cobra.Command, _ []string) error {
 			s.Relay.Start = store.Start(f.relayStart)
+			s.Tuning.AfterDeadLetter = handlers.AfterDeadLetter(f.afterDeadLetter)
 			if err := s.Check(); err != nil {
 				return usageError{err}
 			}
@@ -63,6 +65,8 @@ is in hand is finished within the grace period or given back. A second SIGTERM e
 	flags.IntVar(&t.RetryAttempts, "retry-attempts", t.RetryAttempts, "tries of a handler before its event is a dead letter")
 	flags.DurationVar(&t.RetryInitial, "retry-initial", t.RetryInitial, "wait before the second try; it doubles from try to try")
 	flags.DurationVar(&t.RetryMax, "retry-max", t.RetryMax, "longest wait between two tries")
+	flags.StringVar(&f.afterDeadLetter, "after-dead-letter", string(t.AfterDeadLetter),
+		"events that follow a dead letter in its aggregate: continue, or park (they wait in the dead letters, and are replayed in order)")
 	flags.DurationVar(&t.HandlerTimeout, "handler-timeout", t.HandlerTimeout, "bound of one try of one handler")
 	flags.DurationVar(&t.GracePeriod, "grace-period", t.GracePeriod, "how long a stop waits for what is in hand")
 	flags.DurationVar(&t.RelayPoll, "relay-poll", t.RelayPoll, "how often the relay looks for events it was not woken for")

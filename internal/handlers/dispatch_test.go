@@ -52,6 +52,11 @@ type bench struct {
 
 func newBench(t *testing.T, register func(*handlers.Registry)) *bench {
 	t.Helper()
+	return newBenchAfter(t, handlers.Continue, register)
+}
+
+func newBenchAfter(t *testing.T, after handlers.AfterDeadLetter, register func(*handlers.Registry)) *bench {
+	t.Helper()
 	path := filepath.Join(t.TempDir(), "test.db")
 	s, err := sqlite.Open(t.Context(), path, sqlite.Options{})
 	require.NoError(t, err)
@@ -62,7 +67,7 @@ func newBench(t *testing.T, register func(*handlers.Registry)) *bench {
 	log := &bytes.Buffer{}
 	logger := slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	retry := middleware.Retry{Attempts: 3, Initial: time.Millisecond, Max: 2 * time.Millisecond, Logger: logger}
-	d, err := handlers.NewDispatcher(reg, s, retry, 50*time.Millisecond, logger)
+	d, err := handlers.NewDispatcher(reg, s, after, retry, 50*time.Millisecond, logger)
 	require.NoError(t, err)
 	return &bench{t: t, path: path, store: s, log: log, Dispatcher: d}
 }
@@ -77,9 +82,18 @@ func newEvent(t *testing.T, data events.Data) events.Event {
 // deliver hands e to the dispatcher as the bus would.
 func (b *bench) deliver(e events.Event) error {
 	b.t.Helper()
+	return b.replay(e, "")
+}
+
+// replay delivers e for one handler alone; "" is all.
+func (b *bench) replay(e events.Event, handler string) error {
+	b.t.Helper()
 	body, err := json.Marshal(e)
 	require.NoError(b.t, err)
 	m := bus.NewMessage(body)
+	if handler != "" {
+		m.Metadata.Set(bus.ReplayHandlerKey, handler)
+	}
 	m.SetContext(b.t.Context())
 	return b.Handle(m)
 }
@@ -373,7 +387,7 @@ func TestRegistrationsAreChecked(t *testing.T) {
 	handlers.OnAll(reg, "nil-for-all", nil)
 	handlers.On(reg, "Registered", "twice", welcome)
 	handlers.On(reg, "Other", "twice", welcome)
-	_, err := handlers.NewDispatcher(reg, nil, middleware.Retry{}, time.Second, slog.New(slog.DiscardHandler))
+	_, err := handlers.NewDispatcher(reg, nil, handlers.Continue, middleware.Retry{}, time.Second, slog.New(slog.DiscardHandler))
 	for _, want := range []string{
 		"a handler has no name", `"nameless-type": an event type is missing`, `"no-types": an event type is missing`,
 		`"nil": its function is nil`, `"nil-for-all": its function is nil`, `"twice": the name is registered twice`,

@@ -30,7 +30,7 @@ func DeadLetter(sink deadletter.Sink, l Lifetime, logger *slog.Logger) message.H
 				return produced, err
 			}
 			for _, failure := range failures(err) {
-				logger.ErrorContext(ctx, "event failed for good", "event_id", eventID(m), "handler", failure.Handler,
+				logger.ErrorContext(ctx, "event goes to the dead letters", "event_id", eventID(m), "handler", failure.Handler,
 					"attempts", failure.Attempts, "reason", failure.Reason)
 				if err := put(ctx, sink, m, failure, l, logger); err != nil {
 					return nil, err

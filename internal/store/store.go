@@ -70,6 +70,17 @@ type Store interface {
 	// Otherwise errors are as of AppendMany.
 	Record(ctx context.Context, handler string, e events.Event, followUps []events.Event) error
 
+	// Park notes that e rests in the dead letters of handler, unless handler has handled it. [Store.Record] takes the
+	// note away. Parking twice is as once.
+	Park(ctx context.Context, handler string, e events.Event) error
+
+	// Parked returns for each of the handlers, if e has to wait behind a parked event of its aggregate, which is one of
+	// a lower version, the id of the first such.
+	Parked(ctx context.Context, e events.Event, handlers []string) (map[string]uuid.UUID, error)
+
+	// UnparkAll takes all notes away: the dead letters are no more.
+	UnparkAll(ctx context.Context) error
+
 	// PruneHandled forgets up to limit records that are older than age, the oldest first, and returns how many. An event
 	// that is delivered again after that is handled again.
 	PruneHandled(ctx context.Context, age time.Duration, limit int) (int, error)

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"path/filepath"
 	"time"
 
@@ -152,5 +154,34 @@ func (s Settings) OpenDeadLetters(ctx context.Context) (deadletter.Queue, func()
 	if err != nil {
 		return nil, nil, err
 	}
-	return amqp.NewFailedQueue(conn), conn.Close, nil
+	return brokersLetters{amqp.NewFailedQueue(conn), s}, conn.Close, nil
+}
+
+// brokersLetters are the dead letters of a broker, behind which events may be parked in the store.
+type brokersLetters struct {
+	*amqp.FailedQueue
+	settings Settings
+}
+
+// Purge destroys all letters, and lets nothing wait behind them any longer.
+func (l brokersLetters) Purge(ctx context.Context) (int, error) {
+	n, err := l.FailedQueue.Purge(ctx)
+	if err != nil {
+		return n, err
+	}
+	if _, err := os.Stat(l.settings.SQLitePath); l.settings.Embedded() && errors.Is(err, fs.ErrNotExist) {
+		return n, nil // there is no store, and none shall be made
+	}
+	if err := l.unpark(ctx); err != nil && !errors.Is(err, store.ErrNoSchema) {
+		return n, fmt.Errorf("%d dead letters were purged, but in the store events are still parked behind them: %w", n, err)
+	}
+	return n, nil
+}
+
+func (l brokersLetters) unpark(ctx context.Context) error {
+	b, err := l.settings.OpenStore(ctx)
+	if err != nil {
+		return err
+	}
+	return errors.Join(b.UnparkAll(ctx), b.Close())
 }

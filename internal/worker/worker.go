@@ -79,7 +79,7 @@ func New(ctx context.Context, parts Parts, tuning Tuning, logger *slog.Logger) (
 	}
 	w.ended, w.end = context.WithCancel(context.WithoutCancel(ctx))
 	var err error
-	w.dispatch, err = handlers.NewDispatcher(parts.Handlers, parts.Inbox, middleware.Retry{
+	w.dispatch, err = handlers.NewDispatcher(parts.Handlers, parts.Inbox, tuning.AfterDeadLetter, middleware.Retry{
 		Attempts: tuning.RetryAttempts, Initial: tuning.RetryInitial, Max: tuning.RetryMax,
 		Lifetime: w.lifetime(), Logger: logger,
 	}, tuning.HandlerTimeout, logger)

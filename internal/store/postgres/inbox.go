@@ -9,6 +9,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -22,6 +23,10 @@ var (
 	handledSQL string
 	//go:embed statements/record.sql
 	recordSQL string
+	//go:embed statements/park.sql
+	parkSQL string
+	//go:embed statements/parked.sql
+	parkedSQL string
 	//go:embed statements/prune.sql
 	pruneSQL string
 )
@@ -148,8 +153,38 @@ type handlersTx struct{ pgx.Tx }
 func (handlersTx) Commit(context.Context) error   { return errNotYours }
 func (handlersTx) Rollback(context.Context) error { return errNotYours }
 
+// Park notes that e rests in the dead letters of handler; see [store.Store].
+func (s *Store) Park(ctx context.Context, handler string, e events.Event) error {
+	_, err := s.pool.Exec(ctx, parkSQL, e.ID, handler, e.AggregateID, e.AggregateVersion)
+	return fault(ctx, "park an event", err)
+}
+
+// Parked returns behind which events e has to wait; see [store.Store].
+func (s *Store) Parked(ctx context.Context, e events.Event, handlers []string) (map[string]uuid.UUID, error) {
+	const doing = "look for parked events"
+	rows, err := s.pool.Query(ctx, parkedSQL, e.AggregateID, e.AggregateVersion, handlers)
+	if err != nil {
+		return nil, fault(ctx, doing, err)
+	}
+	parked := make(map[string]uuid.UUID)
+	var handler string
+	var first uuid.UUID
+	_, err = pgx.ForEachRow(rows, []any{&handler, &first}, func() error {
+		parked[handler] = first
+		return nil
+	})
+	return parked, fault(ctx, doing, err)
+}
+
+// UnparkAll takes all notes of parked events away; see [store.Store].
+func (s *Store) UnparkAll(ctx context.Context) error {
+	_, err := s.pool.Exec(ctx, "DELETE FROM parked")
+	return fault(ctx, "unpark all events", err)
+}
+
 // PruneHandled forgets records that are older than age; see [store.Store].
 func (s *Store) PruneHandled(ctx context.Context, age time.Duration, limit int) (int, error) {
-	tag, err := s.pool.Exec(ctx, pruneSQL, age, limit)
-	return int(tag.RowsAffected()), fault(ctx, "prune the inbox", err)
+	var pruned int
+	err := s.pool.QueryRow(ctx, pruneSQL, age, limit).Scan(&pruned)
+	return pruned, fault(ctx, "prune the inbox", err)
 }

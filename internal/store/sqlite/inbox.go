@@ -4,8 +4,11 @@ import (
 	"bytes"
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
 	"time"
+
+	"github.com/google/uuid"
 
 	"github.com/healz/worker/internal/events"
 	"github.com/healz/worker/internal/store"
@@ -19,6 +22,14 @@ const (
 		FROM handled WHERE event_id = ?`
 	deleteHandled = `DELETE FROM handled WHERE (event_id, handler) IN
 		(SELECT event_id, handler FROM handled WHERE handled_at < ? ORDER BY handled_at LIMIT ?)`
+
+	insertParked = `INSERT INTO parked (event_id, handler, aggregate_id, aggregate_version, parked_at)
+		SELECT ?1, ?2, ?3, ?4, ?5 WHERE NOT EXISTS (SELECT 1 FROM handled WHERE event_id = ?1 AND handler = ?2)
+		ON CONFLICT DO NOTHING`
+	selectParked = `SELECT event_id FROM parked WHERE aggregate_id = ? AND handler = ? AND aggregate_version < ?
+		ORDER BY aggregate_version LIMIT 1`
+	deleteParked    = `DELETE FROM parked WHERE event_id = ? AND handler = ?`
+	deleteAllParked = `DELETE FROM parked`
 )
 
 // Handled returns the names of the handlers that have handled e. See [store.Store].
@@ -107,7 +118,40 @@ func insertRecord(ctx context.Context, tx *sql.Tx, handler string, e events.Even
 	case records > 0:
 		return store.ErrHandled
 	}
-	_, err := tx.ExecContext(ctx, insertHandled, id, handler, said[:], time.Now().UnixMicro())
+	if _, err := tx.ExecContext(ctx, insertHandled, id, handler, said[:], time.Now().UnixMicro()); err != nil {
+		return err
+	}
+	_, err := tx.ExecContext(ctx, deleteParked, id, handler)
+	return err
+}
+
+// Park notes that e rests in the dead letters of handler. See [store.Store].
+func (s *Store) Park(ctx context.Context, handler string, e events.Event) error {
+	_, err := s.exec(ctx, "park an event", insertParked,
+		e.ID.String(), handler, e.AggregateID.String(), e.AggregateVersion, time.Now().UnixMicro())
+	return err
+}
+
+// Parked returns behind which events e has to wait. See [store.Store].
+func (s *Store) Parked(ctx context.Context, e events.Event, handlers []string) (map[string]uuid.UUID, error) {
+	parked := make(map[string]uuid.UUID)
+	for _, handler := range handlers {
+		var first uuid.UUID
+		err := s.readers.QueryRowContext(ctx, selectParked, e.AggregateID.String(), handler, e.AggregateVersion).Scan(&first)
+		if errors.Is(err, sql.ErrNoRows) {
+			continue
+		}
+		if err != nil {
+			return nil, translate("look for parked events", err)
+		}
+		parked[handler] = first
+	}
+	return parked, nil
+}
+
+// UnparkAll takes all notes of parked events away. See [store.Store].
+func (s *Store) UnparkAll(ctx context.Context) error {
+	_, err := s.exec(ctx, "unpark all events", deleteAllParked)
 	return err
 }
 

@@ -1,0 +1,16 @@
+-- The events that rest in the dead letters of a handler, while later ones of their aggregate have to wait behind them.
+
+-- +goose Up
+CREATE TABLE parked (
+    event_id          TEXT    NOT NULL,
+    handler           TEXT    NOT NULL,
+    aggregate_id      TEXT    NOT NULL,
+    aggregate_version INTEGER NOT NULL,
+    parked_at         INTEGER NOT NULL,
+    PRIMARY KEY (event_id, handler)
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX idx_parked_aggregate ON parked (aggregate_id, handler, aggregate_version);
+
+-- +goose Down
+DROP TABLE parked;
