@@ -35,6 +35,7 @@ func (p *pacer) HandleError(_ watermill.LoggerAdapter, noMsg bool, err error) ti
 	var wait time.Duration
 	var wake <-chan struct{} // only a relay that found nothing waits for an append
 	switch {
+	case r.isStopping(): // an error is the end of the subscription
 	case errors.Is(err, store.ErrNotLeader):
 		r.become(Standby, nil)
 		wait = takeOverInterval + rand.N(takeOverInterval/4)
@@ -65,10 +66,8 @@ func (p *pacer) wait(d time.Duration, wake <-chan struct{}) {
 	case <-wake:
 		p.fresh = 0
 	}
-	select {
-	case <-r.stopping:
+	if r.isStopping() {
 		r.rest()
 		<-r.released
-	default:
 	}
 }

@@ -98,11 +98,9 @@ func (r *Relay) AddTo(ctx context.Context, router *message.Router) error {
 
 // publish publishes the batch in m. An error makes the subscriber send it again.
 func (r *Relay) publish(ended context.Context, m *message.Message) error {
-	select {
-	case <-r.stopping:
+	if r.isStopping() {
 		r.rest()
 		return errStopping
-	default:
 	}
 	r.become(Relaying, nil)
 	ctx, cancel := context.WithCancel(context.WithoutCancel(m.Context()))
@@ -127,13 +125,20 @@ func (r *Relay) publish(ended context.Context, m *message.Message) error {
 var errStopping = fmt.Errorf("the relay is stopping: %w", context.Canceled)
 
 func (r *Relay) fail(err error) error {
-	select {
-	case <-r.stopping:
+	if r.isStopping() {
 		r.rest()
 		return errors.Join(errStopping, err)
+	}
+	r.become(Failing, err)
+	return errors.Join(errLogged, err)
+}
+
+func (r *Relay) isStopping() bool {
+	select {
+	case <-r.stopping:
+		return true
 	default:
-		r.become(Failing, err)
-		return errors.Join(errLogged, err)
+		return false
 	}
 }
 
