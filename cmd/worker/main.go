@@ -12,6 +12,8 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/healz/worker/internal/handlers"
+	"github.com/healz/worker/internal/handlers/register"
 	"github.com/healz/worker/internal/worker"
 )
 
@@ -23,20 +25,23 @@ const (
 )
 
 func main() {
-	os.Exit(run())
+	os.Exit(run(register.All))
 }
 
+// registrations registers the handlers that the worker runs.
+type registrations func(*handlers.Registry, register.Options)
+
 // run is main with an exit code. The first SIGINT or SIGTERM ends what runs in good order, the second at once.
-func run() int {
+func run(all registrations) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	context.AfterFunc(ctx, stop)
-	return execute(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr)
+	return execute(ctx, all, os.Args[1:], os.Stdin, os.Stdout, os.Stderr)
 }
 
 // execute runs one command line.
-func execute(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer) int {
-	root := newRoot()
+func execute(ctx context.Context, all registrations, args []string, in io.Reader, out, errOut io.Writer) int {
+	root := newRoot(all)
 	root.SetArgs(args)
 	root.SetIn(in)
 	root.SetOut(out)
@@ -53,7 +58,7 @@ func execute(ctx context.Context, args []string, in io.Reader, out, errOut io.Wr
 	}
 }
 
-func newRoot() *cobra.Command {
+func newRoot(all registrations) *cobra.Command {
 	settings := worker.DefaultSettings()
 	root := group(&cobra.Command{
 		Use:   "worker",
@@ -74,7 +79,7 @@ RABBITMQ_URL a RabbitMQ broker to use instead; either goes with either.`,
 	flags.StringVar(&settings.AMQP.Prefix, "rabbitmq-prefix", settings.AMQP.Prefix, "beginning of the names of exchanges and queues")
 	flags.DurationVar(&settings.AMQP.Heartbeat, "rabbitmq-heartbeat", settings.AMQP.Heartbeat, "how often broker and worker show that they live")
 	root.AddCommand(
-		runCommand(&settings), migrateCommand(&settings), appendCommand(&settings), publishCommand(&settings),
+		runCommand(&settings, all), migrateCommand(&settings), appendCommand(&settings), publishCommand(&settings),
 		eventsCommand(&settings), dlqCommand(&settings), demoCommand(),
 	)
 	describeEnvironment(root)

@@ -22,6 +22,8 @@ import (
 	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
 
+	"github.com/healz/worker/internal/handlers"
+	"github.com/healz/worker/internal/handlers/register"
 	"github.com/healz/worker/internal/testservers"
 )
 
@@ -35,7 +37,10 @@ const asWorker = "TEST_AS_WORKER"
 
 func TestMain(m *testing.M) {
 	if os.Getenv(asWorker) != "" {
-		os.Exit(run())
+		os.Exit(run(func(reg *handlers.Registry, o register.Options) {
+			register.All(reg, o)
+			handlers.On(reg, "Fragile", "fragile", fragile)
+		}))
 	}
 	testservers.Main(m)
 }

@@ -29,7 +29,7 @@ type runFlags struct {
 	wait                time.Duration
 }
 
-func runCommand(s *worker.Settings) *cobra.Command {
+func runCommand(s *worker.Settings, all registrations) *cobra.Command {
 	var f runFlags
 	c := &cobra.Command{
 		Use:   "run",
@@ -49,7 +49,7 @@ is in hand is finished within the grace period or given back. A second SIGTERM e
 			if err != nil {
 				return usageError{err}
 			}
-			return runWorker(c.Context(), *s, f, logger)
+			return runWorker(c.Context(), *s, f, all, logger)
 		},
 	}
 	flags := c.Flags()
@@ -96,14 +96,14 @@ func newLogger(w io.Writer, level, format string) (*slog.Logger, error) {
 	}
 }
 
-func runWorker(ctx context.Context, s worker.Settings, f runFlags, logger *slog.Logger) (err error) {
+func runWorker(ctx context.Context, s worker.Settings, f runFlags, all registrations, logger *slog.Logger) (err error) {
 	var listen net.ListenConfig
 	listener, err := listen.Listen(ctx, "tcp", f.httpAddr)
 	if err != nil {
 		return fmt.Errorf("serve health on %s: %w", f.httpAddr, err)
 	}
 	reg := &handlers.Registry{}
-	register.All(reg, register.Options{Chaos: f.chaos})
+	all(reg, register.Options{Chaos: f.chaos})
 
 	w, closeParts, err := worker.Open(ctx, s, worker.OpenOptions{Handlers: reg, Migrate: f.migrate, Wait: f.wait, Logger: logger})
 	if err != nil {

@@ -8,7 +8,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/ThreeDotsLabs/watermill/message"
@@ -62,9 +64,23 @@ func withoutValues(text string, e events.Event) string {
 	// The longest first, so that no value hides the rest of a longer one.
 	slices.SortFunc(secrets, func(a, b secret) int { return cmp.Compare(len(b.value), len(a.value)) })
 	for _, s := range secrets {
-		text = strings.ReplaceAll(text, s.value, "‹"+s.field+"›")
+		for _, form := range forms(s.value) {
+			text = strings.ReplaceAll(text, form, "‹"+s.field+"›")
+		}
 	}
 	return text
+}
+
+// forms are a value as texts have it: as it stands, or within quotes; a number also as a float, or without its decimals.
+func forms(value string) []string {
+	forms := []string{value}
+	for _, quoted := range []string{strconv.Quote(value), strconv.QuoteToASCII(value)} {
+		forms = append(forms, quoted[1:len(quoted)-1])
+	}
+	if f, err := strconv.ParseFloat(value, 64); err == nil {
+		forms = append(forms, fmt.Sprintf("%f", f), fmt.Sprint(f), fmt.Sprintf("%.0f", math.Trunc(f)))
+	}
+	return slices.DeleteFunc(forms, func(form string) bool { return len(form) < minSecretLength })
 }
 
 type secret struct{ field, value string }
