@@ -31,13 +31,18 @@ that fails ends it, those before it stay. What was appended is printed.`,
 		Example: `  echo '{"event_type":"PatientRegistered","aggregate_type":"Patient",
     "aggregate_id":"5f0c7a52-9b4e-4a35-8f0e-2f6d0f6b1c11","tenant_id":"0b9a4f3e-0c3d-4f5e-9a51-7d2c6b8e4a10",
     "event_data":{"name":"Ana"}}' | tr -d '\n' | worker append`,
-		Args: atMost(1),
+		Args: atMostOne,
 	}
 	f := addFormat(c)
 	c.Flags().IntVar(&batch, "batch", defaultBatch, "events that are appended all or none")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		return withInput(c, args, batch, func(in io.Reader) error {
-			return withSchema(c.Context(), s, func(b worker.Backend) error {
+			return withStore(c.Context(), s, s.OpenStore, func(b worker.Backend) error {
+				if s.Embedded() { // it makes its tables by itself
+					if err := b.Migrate(c.Context()); err != nil {
+						return err
+					}
+				}
 				return printTaken(c, *f, intake.Append(c.Context(), b, in, batch))
 			})
 		})
@@ -51,8 +56,9 @@ func publishCommand(s *worker.Settings) *cobra.Command {
 		Use:   "publish [FILE]",
 		Short: "Publish events, given as JSON lines, straight to the bus",
 		Long: `publish reads one event a line, from FILE or, without one or with "-", from standard input, and publishes them to
-RabbitMQ without storing them. event_id, created_at and correlation_id may be left out. What was published is printed.`,
-		Args: atMost(1),
+RabbitMQ without storing them. event_id, created_at and correlation_id may be left out; aggregate_version may not, as only
+the store knows it. What was published is printed.`,
+		Args: atMostOne,
 	}
 	f := addFormat(c)
 	c.Flags().IntVar(&batch, "batch", defaultBatch, "events that are published at once")

@@ -12,7 +12,7 @@ func demoCommand() *cobra.Command {
 		Short: "Show the main job on sample traffic, in a temporary folder",
 		Long: `demo plays the worker's main job on sample traffic of a clinic and tells what happens: events are appended and
 handled, one is retried, one becomes a dead letter, is looked at and replayed. It needs no server and leaves nothing.`,
-		Args: exactly(0),
+		Args: noArguments, ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(c *cobra.Command, _ []string) error {
 			return demo.Run(c.Context(), c.OutOrStdout())
 		},

@@ -32,7 +32,7 @@ func dlqList(s *worker.Settings) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "list",
 		Short: "List the dead letters, oldest first, and leave them as they are",
-		Args:  exactly(0),
+		Args:  noArguments, ValidArgsFunction: cobra.NoFileCompletions,
 	}
 	f := addFormat(c)
 	c.Flags().StringVar(&filter.Type, "type", "", "only those of this event type")
@@ -64,7 +64,7 @@ func dlqShow(s *worker.Settings) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "show ID",
 		Short: "Show one dead letter, by its id or its event's, and leave it as it is",
-		Args:  exactly(1),
+		Args:  oneID, ValidArgsFunction: cobra.NoFileCompletions,
 	}
 	f := addFormat(c)
 	c.Flags().BoolVar(&reveal, "reveal", false, "show the body and the headers too: they may be about a patient")
@@ -94,7 +94,7 @@ func dlqReplay(s *worker.Settings) *cobra.Command {
 when that is safe: a replay that is interrupted may repeat one, and never loses one. Without RabbitMQ the letters are
 marked, and the worker that runs on the same store takes them up. A letter that is parked behind another which is not yet
 handled becomes a dead letter again: replay until none is left.`,
-		Args: exactly(0),
+		Args: noArguments, ValidArgsFunction: cobra.NoFileCompletions,
 	}
 	f := addFormat(c)
 	c.Flags().StringVar(&filter.ID, "id", "", "only the letter with this id, or of the event with it")
@@ -116,7 +116,11 @@ handled becomes a dead letter again: replay until none is left.`,
 			if filter.ID != "" && p.count == 0 {
 				return fmt.Errorf("no dead letter has the id %q", filter.ID)
 			}
-			fmt.Fprintf(c.ErrOrStderr(), "replayed: %d\n", p.count)
+			if s.AMQP.URL == "" {
+				fmt.Fprintf(c.ErrOrStderr(), "marked for replay: %d; a worker that runs on this store takes them up\n", p.count)
+			} else {
+				fmt.Fprintf(c.ErrOrStderr(), "replayed: %d\n", p.count)
+			}
 			return nil
 		})
 	}
@@ -128,9 +132,9 @@ func dlqPurge(s *worker.Settings) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "purge",
 		Short: "Destroy all dead letters",
-		Args:  exactly(0),
+		Args:  noArguments, ValidArgsFunction: cobra.NoFileCompletions,
 	}
-	c.Flags().BoolVar(&yes, "yes", false, "really: they cannot be brought back")
+	c.Flags().BoolVar(&yes, "yes", false, "confirm; this cannot be undone")
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		if !yes {
 			return usageError{errors.New("purge destroys all dead letters for good: say --yes")}
@@ -259,7 +263,9 @@ func showLetter(w io.Writer, f format, l deadletter.Letter, reveal bool) error {
 		{"correlation", line.CorrelationID},
 		{"bytes", fmt.Sprint(line.Bytes)},
 	} {
-		t.row(row[0], row[1])
+		if row[1] != "" && row[1] != "/" && row[1] != "-" {
+			t.row(row[0], row[1])
+		}
 	}
 	if err := t.flush(); err != nil {
 		return err

@@ -9,27 +9,35 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// variable is the environment variable of a flag. Three have the names that all services share.
-func variable(f *pflag.Flag) string {
-	name := strings.ToUpper(strings.ReplaceAll(f.Name, "-", "_"))
-	switch name {
-	case "DATABASE_URL", "RABBITMQ_URL", "HTTP_ADDR":
+// variable is the environment variable of a flag of c. Three have the names that all services share. The flags of one
+// command among several have its name in theirs, so that what is meant for one does not change another.
+func variable(c *cobra.Command, f *pflag.Flag) string {
+	name := upper(f.Name)
+	switch {
+	case name == "DATABASE_URL" || name == "RABBITMQ_URL" || name == "HTTP_ADDR":
 		return name
+	case c.LocalNonPersistentFlags().Lookup(f.Name) != nil && c.Name() != "run" && f.Name != "format":
+		_, path, _ := strings.Cut(c.CommandPath(), " ")
+		return "WORKER_" + upper(path) + "_" + name
 	default:
 		return "WORKER_" + name
 	}
+}
+
+func upper(s string) string {
+	return strings.ToUpper(strings.NewReplacer("-", "_", " ", "_").Replace(s))
 }
 
 // fromEnvironment sets the flags that the command line does not from their variables. An empty variable counts as none.
 func fromEnvironment(c *cobra.Command, _ []string) error {
 	var failed error
 	c.Flags().VisitAll(func(f *pflag.Flag) {
-		value := os.Getenv(variable(f))
-		if f.Changed || value == "" || f.Name == "help" || failed != nil {
+		value := os.Getenv(variable(c, f))
+		if f.Changed || value == "" || f.Name == "help" || f.Name == "version" || failed != nil {
 			return
 		}
 		if err := c.Flags().Set(f.Name, value); err != nil {
-			failed = usageError{fmt.Errorf("environment variable %s: %w", variable(f), err)}
+			failed = usageError{fmt.Errorf("environment variable %s: %w", variable(c, f), err)}
 		}
 	})
 	return failed
@@ -38,7 +46,7 @@ func fromEnvironment(c *cobra.Command, _ []string) error {
 // describeEnvironment names each flag's variable in its help.
 func describeEnvironment(c *cobra.Command) {
 	describe := func(f *pflag.Flag) {
-		if mark := " [$" + variable(f) + "]"; f.Name != "help" && !strings.HasSuffix(f.Usage, mark) {
+		if mark := " [$" + variable(c, f) + "]"; f.Name != "help" && f.Name != "version" && !strings.HasSuffix(f.Usage, mark) {
 			f.Usage += mark
 		}
 	}

@@ -28,7 +28,7 @@ one tenant (newest first). The table leaves event_data out; --format json prints
 		Example: `  worker events --correlation 0198c9f0-7d1b-7c4e-a0f4-5a1f6f0f3b11
   worker events --aggregate Patient/5f0c7a52-9b4e-4a35-8f0e-2f6d0f6b1c11 --format json
   worker events --type PatientRegistered --limit 20`,
-		Args: exactly(0),
+		Args: noArguments, ValidArgsFunction: cobra.NoFileCompletions,
 	}
 	f := addFormat(c)
 	flags := c.Flags()
@@ -45,7 +45,7 @@ one tenant (newest first). The table leaves event_data out; --format json prints
 		if err != nil {
 			return usageError{err}
 		}
-		return withSchema(c.Context(), s, func(b worker.Backend) error {
+		return withStore(c.Context(), s, s.OpenExisting, func(b worker.Backend) error {
 			page, err := read(c, b)
 			if _, bad := errors.AsType[*store.QueryError](err); bad {
 				return usageError{err}

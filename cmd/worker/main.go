@@ -8,6 +8,8 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"runtime/debug"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -46,11 +48,11 @@ func execute(ctx context.Context, all registrations, args []string, in io.Reader
 	root.SetIn(in)
 	root.SetOut(out)
 	root.SetErr(errOut)
-	switch err := root.ExecuteContext(ctx); {
+	switch command, err := root.ExecuteContextC(ctx); {
 	case err == nil:
 		return exitOK
 	case isUsage(err):
-		fmt.Fprintf(errOut, "worker: %s\nTry `worker --help`, or --help after a command.\n", err)
+		fmt.Fprintf(errOut, "worker: %s\nTry `%s --help`.\n", err, command.CommandPath())
 		return exitUsage
 	default:
 		fmt.Fprintf(errOut, "worker: %s\n", err)
@@ -61,8 +63,9 @@ func execute(ctx context.Context, all registrations, args []string, in io.Reader
 func newRoot(all registrations) *cobra.Command {
 	settings := worker.DefaultSettings()
 	root := group(&cobra.Command{
-		Use:   "worker",
-		Short: "Event store, relay and handlers of a clinic platform",
+		Use:     "worker",
+		Short:   "Event store, relay and handlers of a clinic platform",
+		Version: version(),
 		Long: `worker keeps events in a store, relays them to a bus and hands them to their handlers.
 
 With nothing set it uses a SQLite file and a bus inside the process. DATABASE_URL names a Postgres database and
@@ -86,12 +89,29 @@ RABBITMQ_URL a RabbitMQ broker to use instead; either goes with either.`,
 	return root
 }
 
+// version is what the build was made from.
+func version() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return "unknown"
+	}
+	return info.Main.Version
+}
+
+// complete lets a flag of c be completed by these values.
+func complete(c *cobra.Command, flag string, values ...string) {
+	err := c.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp))
+	if err != nil {
+		panic(err) // there is no such flag
+	}
+}
+
 // group makes a command that only holds others: alone it prints its help, an unknown word is a usage error.
 func group(c *cobra.Command) *cobra.Command {
 	c.Args = cobra.ArbitraryArgs
 	c.RunE = func(c *cobra.Command, args []string) error {
 		if len(args) > 0 {
-			return usageError{fmt.Errorf("%s: unknown command %q", c.CommandPath(), args[0])}
+			return usageError{fmt.Errorf("unknown command %q", strings.TrimPrefix(c.CommandPath()+" "+args[0], "worker "))}
 		}
 		return c.Help()
 	}
@@ -109,15 +129,24 @@ func isUsage(err error) bool {
 	return usage
 }
 
-// exactly and atMost are cobra's, with usage errors.
-func exactly(n int) cobra.PositionalArgs { return asUsage(cobra.ExactArgs(n)) }
-func atMost(n int) cobra.PositionalArgs  { return asUsage(cobra.MaximumNArgs(n)) }
-
-func asUsage(check cobra.PositionalArgs) cobra.PositionalArgs {
-	return func(c *cobra.Command, args []string) error {
-		if err := check(c, args); err != nil {
-			return usageError{fmt.Errorf("%s: %w", c.CommandPath(), err)}
-		}
-		return nil
+// noArguments and atMostOne are cobra's, in other words and as usage errors.
+func noArguments(_ *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return usageError{fmt.Errorf("takes no arguments, but got %q", args[0])}
 	}
+	return nil
+}
+
+func atMostOne(_ *cobra.Command, args []string) error {
+	if len(args) > 1 {
+		return usageError{fmt.Errorf("takes one FILE at the most, but got %d", len(args))}
+	}
+	return nil
+}
+
+func oneID(_ *cobra.Command, args []string) error {
+	if len(args) != 1 {
+		return usageError{fmt.Errorf("takes one ID, but got %d", len(args))}
+	}
+	return nil
 }

@@ -159,6 +159,14 @@ func (l *logBuffer) String() string {
 // start starts `worker run` on a free port and waits until it is ready.
 func (p *program) start(args ...string) *running {
 	p.t.Helper()
+	r := p.launch(args...)
+	require.Eventually(p.t, func() bool { return r.ready() == http.StatusOK }, patience, tick, "not ready")
+	return r
+}
+
+// launch is start without the wait.
+func (p *program) launch(args ...string) *running {
+	p.t.Helper()
 	c := p.command(context.WithoutCancel(p.t.Context()), "", append([]string{"run", "--http-addr", "127.0.0.1:0"}, args...)...)
 	stderr, err := c.StderrPipe()
 	require.NoError(p.t, err)
@@ -191,7 +199,6 @@ func (p *program) start(args ...string) *running {
 	case <-time.After(patience):
 		require.Fail(p.t, "the worker did not start", r.log.String())
 	}
-	require.Eventually(p.t, func() bool { return r.ready() == http.StatusOK }, patience, tick, "not ready")
 	return r
 }
 
@@ -345,7 +352,7 @@ func TestAnAppendedEventReachesItsHandler(t *testing.T) {
 		require.Contains(t, body, `"ready":true`)
 		w.stop()
 		require.NotContains(t, w.log.String(), "Ana", "no log line quotes an event")
-		require.NotContains(t, w.log.String(), "relay fails", "a stop in good order is no fault")
+		require.NotContains(t, w.log.String(), "level=ERROR", "a stop is no error")
 	})
 }
 
@@ -464,7 +471,9 @@ func TestCommandLine(t *testing.T) {
 	directory := t.TempDir()
 	garbage := filepath.Join(directory, "garbage.db")
 	require.NoError(t, os.WriteFile(garbage, bytes.Repeat([]byte("no database "), 1000), 0o600))
-	id := uuid.NewString()
+	id, nowhere := uuid.NewString(), filepath.Join(directory, "nowhere.db")
+	p.must("", "migrate", "up")
+	t.Cleanup(func() { require.NoFileExists(t, nowhere) })
 	for name, test := range map[string]struct {
 		args []string
 		in   string
@@ -477,7 +486,7 @@ func TestCommandLine(t *testing.T) {
 		"no command":               {args: nil, want: "Available Commands"},
 		"completion":               {args: []string{"completion", "bash"}, want: "worker"},
 		"unknown command":          {args: []string{"walk"}, code: 2, want: `unknown command "walk"`},
-		"unknown command of group": {args: []string{"dlq", "walk"}, code: 2, want: `unknown command "walk"`},
+		"unknown command of group": {args: []string{"dlq", "walk"}, code: 2, want: `unknown command "dlq walk"`},
 		"unknown flag":             {args: []string{"run", "--fast"}, code: 2, want: "--fast"},
 		"flag of no number":        {args: []string{"run", "--concurrency", "many"}, code: 2, want: "concurrency"},
 		"variable of no number":    {args: []string{"run"}, env: []string{"WORKER_CONCURRENCY=many"}, code: 2, want: "WORKER_CONCURRENCY"},
@@ -489,7 +498,7 @@ func TestCommandLine(t *testing.T) {
 		"unknown start":            {args: []string{"run", "--relay-start", "middle"}, code: 2, want: "relay-start must be"},
 		"unknown level":            {args: []string{"run", "--log-level", "loud"}, code: 2, want: "log-level"},
 		"unknown log format":       {args: []string{"run", "--log-format", "xml"}, code: 2, want: "log-format"},
-		"too many arguments":       {args: []string{"run", "now"}, code: 2, want: "accepts 0 arg"},
+		"too many arguments":       {args: []string{"run", "now"}, code: 2, want: "takes no arguments"},
 		"unknown format":           {args: []string{"events", "--type", "T", "--format", "xml"}, code: 2, want: "table or json"},
 		"no selection":             {args: []string{"events"}, code: 2, want: "exactly one of"},
 		"two selections":           {args: []string{"events", "--type", "T", "--tenant", id}, code: 2, want: "exactly one of"},
@@ -506,13 +515,21 @@ func TestCommandLine(t *testing.T) {
 		"no such file":             {args: []string{"append", "nowhere.jsonl"}, code: 2, want: "nowhere.jsonl"},
 		"append of no JSON":        {args: []string{"append"}, in: "Ana Kovač\n", code: 1, want: "line 1"},
 		"append of nothing":        {args: []string{"append"}},
-		"bad database URL":         {args: []string{"migrate", "up"}, env: []string{"DATABASE_URL=postgres://u:s3cret@:x/"}, code: 1, want: "the database URL cannot be read"},
+		"bad database URL":         {args: []string{"migrate", "up"}, env: []string{"DATABASE_URL=postgres://u:s3cret@:x/"}, code: 2, want: "database-url is not a Postgres URL"},
 		"database not up":          {args: []string{"migrate", "up"}, env: []string{"DATABASE_URL=postgres://u:s3cret@127.0.0.1:1/db"}, code: 1, want: "unavailable"},
-		"bad broker URL":           {args: []string{"dlq", "list"}, env: []string{"RABBITMQ_URL=http://u:s3cret@127.0.0.1/"}, code: 1, want: "amqp"},
+		"bad broker URL":           {args: []string{"dlq", "list"}, env: []string{"RABBITMQ_URL=http://u:s3cret@127.0.0.1/"}, code: 2, want: "rabbitmq-url is not amqp"},
 		"broker not up":            {args: []string{"dlq", "list"}, env: []string{"RABBITMQ_URL=amqp://u:s3cret@127.0.0.1:1/"}, code: 1, want: "unavailable"},
 		"SQLite path is a folder":  {args: []string{"events", "--type", "T"}, env: []string{"WORKER_SQLITE_PATH=" + directory}, code: 1, want: "it is no file"},
 		"SQLite file is none":      {args: []string{"events", "--type", "T"}, env: []string{"WORKER_SQLITE_PATH=" + garbage}, code: 1, want: "not an SQLite database"},
-		"no address":               {args: []string{"run", "--http-addr", "nowhere:-1"}, code: 1, want: "nowhere:-1"},
+		"no port":                  {args: []string{"run", "--http-addr", "8080"}, code: 2, want: "http-addr must be"},
+		"negative wait":            {args: []string{"run", "--wait", "-1s"}, code: 2, want: "wait must not be negative"},
+		"empty path":               {args: []string{"run", "--sqlite-path", ""}, code: 2, want: "sqlite-path must not be empty"},
+		"no database to read":      {args: []string{"events", "--type", "T"}, env: []string{"WORKER_SQLITE_PATH=" + nowhere}, code: 1, want: "there is no database"},
+		"no dead letters to read":  {args: []string{"dlq", "list"}, env: []string{"WORKER_SQLITE_PATH=" + nowhere}, code: 1, want: "there is no database"},
+		"another's variable":       {args: []string{"events", "--tenant", id}, env: []string{"WORKER_TYPE=T"}, want: "no events"},
+		"a command's variable":     {args: []string{"events"}, env: []string{"WORKER_EVENTS_TYPE=T"}, want: "no events"},
+		"version":                  {args: []string{"--version"}, want: "worker version"},
+		"no address":               {args: []string{"run", "--http-addr", "nowhere:-1"}, code: 2, want: "nowhere:-1"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -571,15 +588,31 @@ func TestMigrations(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			p := open(t)
-			require.Contains(t, p.must("", "migrate", "status"), "-")
 			p.must("", "migrate", "up")
 			p.must("", "migrate", "up")
 			require.Contains(t, p.must("", "migrate", "status", "--format", "json"), `"version":1`)
 			p.must("", "migrate", "down")
 			p.must("", "migrate", "up")
 			p.append(registration(uuid.NewString(), `{"name":"Ana"}`, ""))
+			r := p.run("", "migrate", "down")
+			require.Equal(t, 1, r.code, "what was not relayed yet would be lost")
+			require.Contains(t, r.err, "never destroyed")
 		})
 	}
+}
+
+// While the servers are not up, a worker told to wait lives, is not ready, and can be stopped.
+func TestWaiting(t *testing.T) {
+	t.Parallel()
+	p := newProgram(t, "DATABASE_URL=postgres://u:p@127.0.0.1:1/db")
+	w := p.launch("--wait", "1m")
+	status, _ := w.get("/healthz")
+	require.Equal(t, http.StatusOK, status)
+	status, body := w.get("/readyz")
+	require.Equal(t, http.StatusServiceUnavailable, status)
+	require.Contains(t, body, "starting")
+	require.Eventually(t, func() bool { return strings.Contains(w.log.String(), "waiting for a server") }, patience, tick)
+	w.stop()
 }
 
 func TestDemo(t *testing.T) {

@@ -15,34 +15,55 @@ func migrateCommand(s *worker.Settings) *cobra.Command {
 		Use:   "migrate",
 		Short: "Bring the database's schema up to date, show it, or take a step back",
 	})
-	run := func(use, short string, do func(c *cobra.Command, b worker.Backend) error) *cobra.Command {
-		return &cobra.Command{Use: use, Short: short, Args: exactly(0), RunE: func(c *cobra.Command, _ []string) error {
-			return withStore(c.Context(), s, func(b worker.Backend) error { return do(c, b) })
-		}}
-	}
-	status := run("status", "List the schema's versions and when they were applied", nil)
-	f := addFormat(status)
-	status.RunE = func(c *cobra.Command, _ []string) error {
-		return withStore(c.Context(), s, func(b worker.Backend) error { return printStatus(c, *f, b) })
-	}
-	c.AddCommand(
-		run("up", "Apply what is missing; a table of events that another service made is adopted with its rows", func(c *cobra.Command, b worker.Backend) error {
-			if err := b.Migrate(c.Context()); err != nil {
-				return err
-			}
-			fmt.Fprintln(c.OutOrStdout(), "the schema is up to date")
-			return nil
-		}),
-		status,
-		run("down", "Take the newest version back; events are never destroyed", func(c *cobra.Command, b worker.Backend) error {
-			if err := b.MigrateDown(c.Context()); err != nil {
-				return err
-			}
-			fmt.Fprintln(c.OutOrStdout(), "the schema is one version older")
-			return nil
-		}),
-	)
+	c.AddCommand(migrateUp(s), migrateStatus(s), migrateDown(s))
 	return c
+}
+
+func migrateUp(s *worker.Settings) *cobra.Command {
+	return &cobra.Command{
+		Use:   "up",
+		Short: "Apply what is missing; a table of events that another service made is adopted with its rows",
+		Args:  noArguments, ValidArgsFunction: cobra.NoFileCompletions,
+		RunE: func(c *cobra.Command, _ []string) error {
+			return withStore(c.Context(), s, s.OpenStore, func(b worker.Backend) error {
+				if err := b.Migrate(c.Context()); err != nil {
+					return err
+				}
+				fmt.Fprintln(c.OutOrStdout(), "the schema is up to date")
+				return nil
+			})
+		},
+	}
+}
+
+func migrateStatus(s *worker.Settings) *cobra.Command {
+	c := &cobra.Command{
+		Use:   "status",
+		Short: "List the schema's versions and when they were applied",
+		Args:  noArguments, ValidArgsFunction: cobra.NoFileCompletions,
+	}
+	f := addFormat(c)
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		return withStore(c.Context(), s, s.OpenExisting, func(b worker.Backend) error { return printStatus(c, *f, b) })
+	}
+	return c
+}
+
+func migrateDown(s *worker.Settings) *cobra.Command {
+	return &cobra.Command{
+		Use:   "down",
+		Short: "Take the newest version back; refused when anything would be lost",
+		Args:  noArguments, ValidArgsFunction: cobra.NoFileCompletions,
+		RunE: func(c *cobra.Command, _ []string) error {
+			return withStore(c.Context(), s, s.OpenExisting, func(b worker.Backend) error {
+				if err := b.MigrateDown(c.Context()); err != nil {
+					return err
+				}
+				fmt.Fprintln(c.OutOrStdout(), "rolled back by one version")
+				return nil
+			})
+		},
+	}
 }
 
 func printStatus(c *cobra.Command, f format, b worker.Backend) error {
@@ -66,26 +87,16 @@ func printStatus(c *cobra.Command, f format, b worker.Backend) error {
 }
 
 // withStore opens the store for one command.
-func withStore(ctx context.Context, s *worker.Settings, do func(worker.Backend) error) (err error) {
+func withStore(
+	ctx context.Context, s *worker.Settings, open func(context.Context) (worker.Backend, error), do func(worker.Backend) error,
+) (err error) {
 	if err := s.Check(); err != nil {
 		return usageError{err}
 	}
-	b, err := s.OpenStore(ctx)
+	b, err := open(ctx)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, b.Close()) }()
 	return do(b)
-}
-
-// withSchema opens the store for one command that needs its tables: the embedded default makes them by itself.
-func withSchema(ctx context.Context, s *worker.Settings, do func(worker.Backend) error) error {
-	return withStore(ctx, s, func(b worker.Backend) error {
-		if s.Embedded() {
-			if err := b.Migrate(ctx); err != nil {
-				return err
-			}
-		}
-		return do(b)
-	})
 }

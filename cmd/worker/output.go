@@ -24,14 +24,14 @@ const (
 // addFormat gives c the flag --format.
 func addFormat(c *cobra.Command) *format {
 	f := formatTable
-	c.Flags().Var(&f, "format", "table, or json: one JSON object a line")
-	_ = c.RegisterFlagCompletionFunc("format", cobra.FixedCompletions([]string{"table", "json"}, cobra.ShellCompDirectiveNoFileComp))
+	c.Flags().Var(&f, "format", "how to print; json is one object a line")
+	complete(c, "format", string(formatTable), string(formatJSON))
 	return &f
 }
 
 // String, Set and Type implement pflag.Value.
 func (f *format) String() string { return string(*f) }
-func (f *format) Type() string   { return "format" }
+func (f *format) Type() string   { return "table|json" }
 
 func (f *format) Set(s string) error {
 	if format(s) != formatTable && format(s) != formatJSON {

@@ -8,10 +8,12 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"strconv"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/healz/worker/internal/events"
 	"github.com/healz/worker/internal/handlers"
 	"github.com/healz/worker/internal/handlers/register"
 	"github.com/healz/worker/internal/ops"
@@ -29,6 +31,20 @@ type runFlags struct {
 	wait                time.Duration
 }
 
+func (f runFlags) check() error {
+	if f.wait < 0 {
+		return fmt.Errorf("wait must not be negative, but is %s", f.wait)
+	}
+	_, port, err := net.SplitHostPort(f.httpAddr)
+	if err == nil {
+		_, err = strconv.ParseUint(port, 10, 16)
+	}
+	if err != nil {
+		return fmt.Errorf("http-addr must be HOST:PORT with a port from 0 to 65535, not %q", f.httpAddr)
+	}
+	return nil
+}
+
 func runCommand(s *worker.Settings, all registrations) *cobra.Command {
 	var f runFlags
 	c := &cobra.Command{
@@ -38,11 +54,14 @@ func runCommand(s *worker.Settings, all registrations) *cobra.Command {
 
 It serves /healthz (it lives) and /readyz (it can work, and what keeps it from it). SIGTERM stops it in good order: what
 is in hand is finished within the grace period or given back. A second SIGTERM ends it at once.`,
-		Args: exactly(0),
+		Args: noArguments, ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(c *cobra.Command, _ []string) error {
 			s.Relay.Start = store.Start(f.relayStart)
 			s.Tuning.AfterDeadLetter = handlers.AfterDeadLetter(f.afterDeadLetter)
 			if err := s.Check(); err != nil {
+				return usageError{err}
+			}
+			if err := f.check(); err != nil {
 				return usageError{err}
 			}
 			logger, err := newLogger(c.ErrOrStderr(), f.logLevel, f.logFormat)
@@ -62,12 +81,12 @@ is in hand is finished within the grace period or given back. A second SIGTERM e
 	t := &s.Tuning
 	flags.IntVar(&t.Concurrency, "concurrency", t.Concurrency, "events handled at once; those of one aggregate never are")
 	flags.IntVar(&s.AMQP.Prefetch, "prefetch", s.AMQP.Prefetch, "deliveries that the broker sends ahead; at least the concurrency")
-	flags.IntVar(&t.RetryAttempts, "retry-attempts", t.RetryAttempts, "tries of a handler before its event is a dead letter")
-	flags.DurationVar(&t.RetryInitial, "retry-initial", t.RetryInitial, "wait before the second try; it doubles from try to try")
-	flags.DurationVar(&t.RetryMax, "retry-max", t.RetryMax, "longest wait between two tries")
+	flags.IntVar(&t.RetryAttempts, "retry-attempts", t.RetryAttempts, "attempts of a handler before its event becomes a dead letter")
+	flags.DurationVar(&t.RetryInitial, "retry-initial", t.RetryInitial, "wait before the second attempt; it doubles from attempt to attempt")
+	flags.DurationVar(&t.RetryMax, "retry-max", t.RetryMax, "longest wait between two attempts")
 	flags.StringVar(&f.afterDeadLetter, "after-dead-letter", string(t.AfterDeadLetter),
 		"events that follow a dead letter in its aggregate: continue, or park (they wait in the dead letters, and are replayed in order)")
-	flags.DurationVar(&t.HandlerTimeout, "handler-timeout", t.HandlerTimeout, "bound of one try of one handler")
+	flags.DurationVar(&t.HandlerTimeout, "handler-timeout", t.HandlerTimeout, "time limit for one attempt of one handler")
 	flags.DurationVar(&t.GracePeriod, "grace-period", t.GracePeriod, "how long a stop waits for what is in hand")
 	flags.DurationVar(&t.RelayPoll, "relay-poll", t.RelayPoll, "how often the relay looks for events it was not woken for")
 	flags.IntVar(&s.Relay.BatchSize, "relay-batch", s.Relay.BatchSize, "most events that the relay publishes at once")
@@ -77,6 +96,10 @@ is in hand is finished within the grace period or given back. A second SIGTERM e
 	flags.DurationVar(&s.InboxRetention, "inbox-retention", s.InboxRetention,
 		"how long it is remembered who has handled what, by which redeliveries are told; 0: for ever")
 	flags.IntVar(&s.MaxConns, "database-conns", s.MaxConns, "most connections to Postgres")
+	complete(c, "log-level", "debug", "info", "warn", "error")
+	complete(c, "log-format", "text", "json")
+	complete(c, "after-dead-letter", string(handlers.Continue), string(handlers.Park))
+	complete(c, "relay-start", string(store.StartAuto), string(store.StartBeginning), string(store.StartEnd))
 	return c
 }
 
@@ -102,25 +125,48 @@ func runWorker(ctx context.Context, s worker.Settings, f runFlags, all registrat
 	if err != nil {
 		return fmt.Errorf("serve health on %s: %w", f.httpAddr, err)
 	}
-	reg := &handlers.Registry{}
-	all(reg, register.Options{Chaos: f.chaos})
-
-	w, closeParts, err := worker.Open(ctx, s, worker.OpenOptions{Handlers: reg, Migrate: f.migrate, Wait: f.wait, Logger: logger})
-	if err != nil {
-		return errors.Join(err, listener.Close())
-	}
-	defer func() { err = errors.Join(err, closeParts()) }()
-
-	server := &http.Server{Handler: ops.Handler(w), ReadHeaderTimeout: 5 * time.Second}
-	served := make(chan error, 1)
-	go func() { served <- server.Serve(listener) }()
-	defer func() {
-		err = errors.Join(err, server.Close())
-		if failed := <-served; !errors.Is(failed, http.ErrServerClosed) {
-			err = errors.Join(err, failed)
+	ctx, cancel := context.WithCancelCause(ctx)
+	var health ops.Health
+	server := &http.Server{Handler: ops.Handler(&health), ReadHeaderTimeout: readHeaderTimeout}
+	served := make(chan struct{})
+	go func() {
+		defer close(served)
+		if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+			cancel(fmt.Errorf("serve health: %w", err))
 		}
 	}()
+	defer func() {
+		err = errors.Join(err, server.Close())
+		<-served
+		cancel(nil)
+	}()
 	logger.InfoContext(ctx, "serving /healthz and /readyz", "address", "http://"+listener.Addr().String())
+
+	w, closeParts, err := worker.Open(ctx, s, worker.OpenOptions{
+		Register: func(reg *handlers.Registry, streams events.Streams) {
+			all(reg, register.Options{Streams: streams, Chaos: f.chaos})
+		},
+		Migrate: f.migrate, Wait: f.wait, Logger: logger,
+	})
+	if err != nil {
+		return ended(ctx, err)
+	}
+	defer func() { err = errors.Join(err, closeParts()) }()
+	health.Report(w)
 	logger.InfoContext(ctx, "opened", "store", s.StoreName(), "bus", s.BusName())
-	return w.Run(ctx)
+	return errors.Join(w.Run(ctx), ended(ctx, nil))
+}
+
+const readHeaderTimeout = 5 * time.Second
+
+// ended is why a worker ended: nothing, when it was told to before it had begun, or what made it end by itself.
+func ended(ctx context.Context, err error) error {
+	switch cause := context.Cause(ctx); {
+	case cause == nil:
+		return err
+	case errors.Is(cause, context.Canceled):
+		return nil
+	default:
+		return cause
+	}
 }

@@ -152,7 +152,7 @@ func TestNothingIsToldOfPatientsAndPasswords(t *testing.T) {
 		q := *p
 		q.env = append(p.env[:len(p.env):len(p.env)], env)
 		r := q.run("", "run", "--http-addr", "127.0.0.1:0", "--wait", "1s")
-		require.Equal(t, 1, r.code, "%s%s", r.out, r.err)
+		require.NotZero(t, r.code, "%s%s", r.out, r.err)
 		outputs.WriteString(r.out + r.err)
 	}
 

@@ -26,8 +26,19 @@ const (
 // BatchPublisher publishes messages, of any event types, in order. When it returns nil, the bus is responsible for
 // every one of them; on an error some may have been published, and the caller publishes all of them again.
 type BatchPublisher interface {
+	// A message that the bus can never take, as it is too large, is a *[RefusedError].
 	PublishBatch(ctx context.Context, batch []*message.Message) error
 }
+
+// RefusedError says that the bus will never take a message of a batch, however often it is tried.
+type RefusedError struct {
+	// Index is the message's place in the batch.
+	Index int
+	Err   error
+}
+
+func (e *RefusedError) Error() string { return fmt.Sprintf("refused by the bus: %s", e.Err) }
+func (e *RefusedError) Unwrap() error { return e.Err }
 
 // Bus publishes events. It is safe for concurrent use if its publisher is.
 type Bus struct{ publisher BatchPublisher }

@@ -105,12 +105,14 @@ func (q *ShelfQueue) Purge(ctx context.Context) (int, error) { return q.shelf.Pu
 type Replayer struct {
 	shelf     Shelf
 	publisher bus.BatchPublisher
+	leads     func() bool
 	logger    *slog.Logger
 }
 
-// NewReplayer returns a replayer from shelf to publisher.
-func NewReplayer(shelf Shelf, publisher bus.BatchPublisher, logger *slog.Logger) *Replayer {
-	return &Replayer{shelf: shelf, publisher: publisher, logger: logger}
+// NewReplayer returns a replayer from shelf to publisher. leads tells whether this worker is the one among several that
+// replays: two would both take up a letter.
+func NewReplayer(shelf Shelf, publisher bus.BatchPublisher, leads func() bool, logger *slog.Logger) *Replayer {
+	return &Replayer{shelf: shelf, publisher: publisher, leads: leads, logger: logger}
 }
 
 // Run replays marked letters, oldest first, until ctx is done. A letter leaves the shelf once its message was handled, or
@@ -119,7 +121,9 @@ func (r *Replayer) Run(ctx context.Context) {
 	ticker := time.NewTicker(replayInterval)
 	defer ticker.Stop()
 	for {
-		if err := r.replay(ctx); err != nil && ctx.Err() == nil {
+		if !r.leads() {
+			// another worker does it
+		} else if err := r.replay(ctx); err != nil && ctx.Err() == nil {
 			r.logger.WarnContext(ctx, "cannot replay dead letters, will try again", "error", err)
 		}
 		select {

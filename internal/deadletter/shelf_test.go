@@ -303,7 +303,7 @@ func run(t *testing.T, shelf deadletter.Shelf, p bus.BatchPublisher) (stop func(
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		deadletter.NewReplayer(shelf, p, slog.New(slog.DiscardHandler)).Run(ctx)
+		deadletter.NewReplayer(shelf, p, func() bool { return true }, slog.New(slog.DiscardHandler)).Run(ctx)
 	}()
 	stop = func() {
 		cancel()

@@ -47,9 +47,10 @@ func Run(ctx context.Context, out io.Writer) (err error) {
 	settings.SQLitePath = filepath.Join(folder, "demo.db")
 	settings.Tuning.RetryAttempts = attempts
 	log := slog.New(slog.NewTextHandler(&indented{out: out}, &slog.HandlerOptions{Level: slog.LevelWarn, ReplaceAttr: withoutTime}))
-	reg := &handlers.Registry{}
-	register.All(reg, register.Options{Chaos: true})
-	w, closeParts, err := worker.Open(ctx, settings, worker.OpenOptions{Handlers: reg, Migrate: true, Logger: log})
+	registerAll := func(reg *handlers.Registry, streams events.Streams) {
+		register.All(reg, register.Options{Streams: streams, Chaos: true})
+	}
+	w, closeParts, err := worker.Open(ctx, settings, worker.OpenOptions{Register: registerAll, Migrate: true, Logger: log})
 	if err != nil {
 		return err
 	}
@@ -144,7 +145,7 @@ func (d *demo) deadLettered(ctx context.Context) error {
 	d.say("  letter   %s\n  event    %s %s\n  handler  %s\n  tries    %d\n  reason   %s", letter.ID, letter.Event.Type,
 		letter.Event.ID, letter.Handler, letter.Attempts, letter.Reason)
 
-	d.title("What was wrong is mended: `worker dlq replay --id %s` hands it to the handler that had failed.", letter.ID)
+	d.title("The cause is fixed: `worker dlq replay --id %s` hands it to the handler that had failed.", letter.ID)
 	for _, err := range d.letters.Replay(ctx, deadletter.Filter{ID: letter.ID}) {
 		if err != nil {
 			return err

@@ -5,12 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"math"
 	"slices"
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
 	wmiddleware "github.com/ThreeDotsLabs/watermill/message/router/middleware"
+	"github.com/cenkalti/backoff/v5"
 	"github.com/google/uuid"
 
 	"github.com/healz/worker/internal/bus"
@@ -19,6 +19,9 @@ import (
 	"github.com/healz/worker/internal/middleware"
 	"github.com/healz/worker/internal/store"
 )
+
+// recordTimeout bounds the store's part of an attempt, which the handlers' timeout does not cover.
+const recordTimeout = time.Minute
 
 // Inbox records which handler has handled which event. Both stores are one.
 type Inbox interface {
@@ -70,9 +73,8 @@ func NewDispatcher(
 	}
 	d := &Dispatcher{inbox: inbox, after: after, retry: retry, logger: logger}
 	for _, h := range reg.handlers {
-		run := redact(logger.With("handler", h.name), wmiddleware.Recoverer(d.attempt(h)))
-		run = wmiddleware.Timeout(timeout)(run)
 		retry.Logger = logger.With("handler", h.name)
+		run := redact(retry.Logger, wmiddleware.Recoverer(d.attempt(h, timeout)))
 		d.runners = append(d.runners, runner{handler: h, run: retry.Middleware(run)})
 	}
 	return d, nil
@@ -151,12 +153,9 @@ func (d *Dispatcher) choose(e events.Event, only string) []runner {
 
 // handled asks the inbox, for as long as it does not answer: that is not the event's fault, as a contradiction is.
 func (d *Dispatcher) handled(ctx context.Context, e events.Event) (names []string, err error) {
-	err = d.insist(ctx, func() error {
+	err = d.retry.Do(ctx, func() error {
 		names, err = d.inbox.Handled(ctx, e)
-		if errors.Is(err, store.ErrContradiction) {
-			return Permanent(err)
-		}
-		return err
+		return faultOfInbox(ctx, err)
 	})
 	return names, err
 }
@@ -170,9 +169,9 @@ func (d *Dispatcher) parked(ctx context.Context, e events.Event, chosen []runner
 	for i, r := range chosen {
 		names[i] = r.name
 	}
-	err = d.insist(ctx, func() error {
+	err = d.retry.Do(ctx, func() error {
 		first, err = d.inbox.Parked(ctx, e, names)
-		return err
+		return faultOfInbox(ctx, err)
 	})
 	return first, err
 }
@@ -184,38 +183,57 @@ func (d *Dispatcher) park(ctx context.Context, handler string, e events.Event) e
 	if d.after != Park {
 		return nil
 	}
-	return d.insist(ctx, func() error { return d.inbox.Park(ctx, handler, e) })
+	return d.retry.Do(ctx, func() error { return faultOfInbox(ctx, d.inbox.Park(ctx, handler, e)) })
 }
 
-// insist tries until it succeeds or the worker stops: without an answer, the message can only stay in hand.
-func (d *Dispatcher) insist(ctx context.Context, operation func() error) error {
-	retry := d.retry
-	retry.Attempts = math.MaxInt
-	return retry.Do(ctx, operation)
-}
-
-// attempt is one run of a handler, with what it leaves behind.
-func (d *Dispatcher) attempt(h handler) message.HandlerFunc {
+// attempt is one run of a handler, and then the record of what follows. The timeout is the handler's alone: a store that
+// does not answer is not its failure.
+func (d *Dispatcher) attempt(h handler, timeout time.Duration) message.HandlerFunc {
 	return func(m *message.Message) ([]*message.Message, error) {
 		ctx := d.inbox.Attempt(m.Context())
 		e, _ := events.FromContext(ctx) // Handle has put it there
-		followUps, err := h.call(ctx, e)
+		calling, cancel := context.WithTimeout(ctx, timeout)
+		defer cancel()
+		followUps, err := h.call(calling, e)
+		if errors.Is(err, context.DeadlineExceeded) && calling.Err() != nil {
+			return nil, fmt.Errorf("timed out after %s: %w", timeout, err)
+		}
 		if err != nil {
 			return nil, err
 		}
 		if err := checkFollowUps(e, followUps); err != nil {
 			return nil, Permanent(err)
 		}
-		err = d.inbox.Record(ctx, h.name, e, followUps)
+		recording, cancel := context.WithTimeout(ctx, recordTimeout)
+		defer cancel()
+		err = d.inbox.Record(recording, h.name, e, followUps)
 		if errors.Is(err, store.ErrHandled) {
-			d.logger.DebugContext(ctx, "duplicate suppressed", "event_id", e.ID, "handler", h.name)
+			d.logger.DebugContext(ctx, "duplicate suppressed", "handler", h.name)
 			return nil, nil
 		}
-		if _, invalid := errors.AsType[*events.InvalidError](err); invalid {
-			return nil, Permanent(err)
-		}
-		return nil, err
+		return nil, faultOfInbox(ctx, err)
 	}
+}
+
+// faultOfInbox tells the errors of the store that an event or a handler is to blame for from all others, such as those of
+// a database that is away, refuses the password, or lacks its tables. Of the others no event may become a dead letter:
+// they count as an outage, which is waited out. Repeating a record of unknown outcome is safe.
+func faultOfInbox(ctx context.Context, err error) error {
+	_, invalid := errors.AsType[*events.InvalidError](err)
+	_, gap := errors.AsType[*store.GapError](err)
+	_, duplicate := errors.AsType[*store.DuplicateError](err)
+	work, failed := errors.AsType[*store.WorkError](err)
+	switch {
+	case failed:
+		return work.Err
+	case err == nil, ctx.Err() != nil, gap, duplicate, errors.Is(err, events.ErrConflict):
+		return err
+	case invalid, errors.Is(err, store.ErrContradiction), errors.Is(err, events.ErrOtherTenant):
+		return backoff.Permanent(err)
+	case errors.Is(err, store.ErrUnavailable):
+		return err
+	}
+	return fmt.Errorf("%w: %w", store.ErrUnavailable, err)
 }
 
 // checkFollowUps refuses events that would mix tenants or break the chain of causes.

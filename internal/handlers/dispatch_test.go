@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -41,11 +42,35 @@ type billed struct{}
 func (billed) EventType() string     { return "Billed" }
 func (billed) AggregateType() string { return "Bill" }
 
+// faulty is a store that fails as often as it has errors left, which a real one cannot be made to do at a given moment.
+type faulty struct {
+	*sqlite.Store
+	handled, record []error
+}
+
+func (f *faulty) Handled(ctx context.Context, e events.Event) ([]string, error) {
+	if len(f.handled) > 0 {
+		err := f.handled[0]
+		f.handled = f.handled[1:]
+		return nil, err
+	}
+	return f.Store.Handled(ctx, e)
+}
+
+func (f *faulty) Record(ctx context.Context, handler string, e events.Event, followUps []events.Event) error {
+	if len(f.record) > 0 {
+		err := f.record[0]
+		f.record = f.record[1:]
+		return err
+	}
+	return f.Store.Record(ctx, handler, e, followUps)
+}
+
 // bench is a dispatcher on a real store, with its log.
 type bench struct {
 	t     *testing.T
 	path  string
-	store *sqlite.Store
+	store *faulty
 	log   *bytes.Buffer
 	*handlers.Dispatcher
 }
@@ -58,10 +83,11 @@ func newBench(t *testing.T, register func(*handlers.Registry)) *bench {
 func newBenchAfter(t *testing.T, after handlers.AfterDeadLetter, register func(*handlers.Registry)) *bench {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "test.db")
-	s, err := sqlite.Open(t.Context(), path, sqlite.Options{})
+	opened, err := sqlite.Open(t.Context(), path, sqlite.Options{})
 	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, s.Close()) })
-	require.NoError(t, s.Migrate(t.Context()))
+	t.Cleanup(func() { require.NoError(t, opened.Close()) })
+	require.NoError(t, opened.Migrate(t.Context()))
+	s := &faulty{Store: opened}
 	reg := &handlers.Registry{}
 	register(reg)
 	log := &bytes.Buffer{}
@@ -222,7 +248,7 @@ func TestFailures(t *testing.T) {
 		"too slow": {func(ctx context.Context, _ events.Event, _ registered) ([]events.Event, error) {
 			<-ctx.Done()
 			return nil, ctx.Err()
-		}, 3, "timed out: context deadline exceeded"},
+		}, 3, "timed out after 50ms: context deadline exceeded"},
 		"quotes the event": {func(_ context.Context, _ events.Event, p registered) ([]events.Event, error) {
 			return nil, fmt.Errorf("no place for %s", p.Name)
 		}, 3, "no place for ‹name›"},
@@ -401,4 +427,30 @@ func TestPermanent(t *testing.T) {
 	require.NoError(t, handlers.Permanent(nil))
 	require.True(t, handlers.IsPermanent(fmt.Errorf("wrapped: %w", handlers.Permanent(errors.New("x")))))
 	require.False(t, handlers.IsPermanent(errors.New("x")))
+}
+
+// While the store is away, refuses the password, or lacks its tables, no event becomes a dead letter: it is the store's
+// fault, and waited out.
+func TestNoFaultOfTheStoreIsTheEvents(t *testing.T) {
+	t.Parallel()
+	faults := make([]error, 0, 12)
+	for range 3 { // more than a handler's attempts, of each kind
+		faults = append(faults, store.ErrUnavailable, store.ErrUnknownOutcome, store.ErrNoSchema, errors.New("permission denied"))
+	}
+	b := welcoming(t)
+	b.store.handled, b.store.record = slices.Clone(faults), slices.Clone(faults)
+	e := newEvent(t, registered{Name: "Ana"})
+	require.NoError(t, b.deliver(e))
+	require.Empty(t, b.store.record)
+	require.Equal(t, []string{"Welcomed"}, b.followUps(e))
+}
+
+// Another writer who comes first is a reason to run the handler again, on what it then finds.
+func TestAConflictRunsTheHandlerAgain(t *testing.T) {
+	t.Parallel()
+	b := welcoming(t)
+	b.store.record = []error{&store.ConflictError{}, &store.ConflictError{}}
+	require.NoError(t, b.deliver(newEvent(t, registered{Name: "Ana"})))
+	b.store.record = []error{&store.ConflictError{}, &store.ConflictError{}, &store.ConflictError{}}
+	require.Equal(t, 3, failures(t, b.deliver(newEvent(t, registered{Name: "Ana"})))[0].Attempts)
 }

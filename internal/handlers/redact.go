@@ -3,15 +3,17 @@ package handlers
 import (
 	"bytes"
 	"cmp"
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
 	"math"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/ThreeDotsLabs/watermill/message"
 	wmiddleware "github.com/ThreeDotsLabs/watermill/message/router/middleware"
@@ -19,7 +21,7 @@ import (
 	"github.com/healz/worker/internal/events"
 )
 
-// minSecretLength is the length from which on a value of an event is taken out of an error's text. Shorter ones would
+// minSecretLength is from how many characters on a value of an event is taken out of an error's text. Shorter ones would
 // turn up in any text by chance.
 const minSecretLength = 3
 
@@ -47,40 +49,29 @@ func redact(logger *slog.Logger, next message.HandlerFunc) message.HandlerFunc {
 		text := err.Error()
 		if panicked, ok := errors.AsType[wmiddleware.RecoveredPanicError](err); ok {
 			text = fmt.Sprintf("panic: %v", panicked.V)
-			logger.ErrorContext(ctx, "handler panicked", "event_id", e.ID, "stack", panicked.Stacktrace)
-		} else if errors.Is(err, context.DeadlineExceeded) && ctx.Err() != nil {
-			text = "timed out: " + text
+			logger.ErrorContext(ctx, "handler panicked", "stack", panicked.Stacktrace)
 		}
 		return nil, &redactedError{text: withoutValues(text, e), err: err}
 	}
 }
 
-// withoutValues replaces what text quotes of e's data and metadata by the name of its field: ‹name›.
+// withoutValues replaces what text quotes of e's data and metadata by the name of its field: ‹name›. It finds whole values
+// and single words of them, in upper or lower case, quoted or not. It cannot find what a handler has put into other words:
+// an author keeps people out of errors all the same.
 func withoutValues(text string, e events.Event) string {
 	var secrets []secret
 	for _, raw := range []json.RawMessage{e.Data, e.Metadata} {
-		secrets = collect(secrets, "", decode(raw))
+		secrets = collect(secrets, "event_data", decode(raw))
 	}
 	// The longest first, so that no value hides the rest of a longer one.
-	slices.SortFunc(secrets, func(a, b secret) int { return cmp.Compare(len(b.value), len(a.value)) })
-	for _, s := range secrets {
-		for _, form := range forms(s.value) {
-			text = strings.ReplaceAll(text, form, "‹"+s.field+"›")
-		}
+	slices.SortFunc(secrets, func(a, b secret) int {
+		return cmp.Or(cmp.Compare(len(b.value), len(a.value)), cmp.Compare(a.value, b.value), cmp.Compare(a.field, b.field))
+	})
+	for _, s := range slices.CompactFunc(secrets, func(a, b secret) bool { return a.value == b.value }) {
+		found := regexp.MustCompile(`(?i)` + regexp.QuoteMeta(s.value))
+		text = found.ReplaceAllLiteralString(text, "‹"+s.field+"›")
 	}
 	return text
-}
-
-// forms are a value as texts have it: as it stands, or within quotes; a number also as a float, or without its decimals.
-func forms(value string) []string {
-	forms := []string{value}
-	for _, quoted := range []string{strconv.Quote(value), strconv.QuoteToASCII(value)} {
-		forms = append(forms, quoted[1:len(quoted)-1])
-	}
-	if f, err := strconv.ParseFloat(value, 64); err == nil {
-		forms = append(forms, fmt.Sprintf("%f", f), fmt.Sprint(f), fmt.Sprintf("%.0f", math.Trunc(f)))
-	}
-	return slices.DeleteFunc(forms, func(form string) bool { return len(form) < minSecretLength })
 }
 
 type secret struct{ field, value string }
@@ -95,8 +86,8 @@ func decode(raw json.RawMessage) any {
 	return v
 }
 
+// collect adds the values in v, which the field holds.
 func collect(secrets []secret, field string, v any) []secret {
-	var value string
 	switch v := v.(type) {
 	case map[string]any:
 		for key, item := range v {
@@ -107,12 +98,26 @@ func collect(secrets []secret, field string, v any) []secret {
 			secrets = collect(secrets, field, item)
 		}
 	case string:
-		value = v
+		quoted, ascii := strconv.Quote(v), strconv.QuoteToASCII(v)
+		secrets = addSecret(secrets, field, strings.TrimSpace(v), quoted[1:len(quoted)-1], ascii[1:len(ascii)-1])
+		secrets = addSecret(secrets, field, strings.FieldsFunc(v, func(r rune) bool {
+			return !unicode.IsLetter(r) && !unicode.IsDigit(r)
+		})...)
 	case json.Number:
-		value = v.String()
+		secrets = addSecret(secrets, field, v.String())
+		if f, err := v.Float64(); err == nil {
+			secrets = addSecret(secrets, field, fmt.Sprint(f), strconv.FormatFloat(f, 'f', -1, 64),
+				strconv.FormatFloat(math.Trunc(f), 'f', -1, 64))
+		}
 	}
-	if len(value) >= minSecretLength {
-		secrets = append(secrets, secret{field: cmp.Or(field, "event_data"), value: value})
+	return secrets
+}
+
+func addSecret(secrets []secret, field string, values ...string) []secret {
+	for _, value := range values {
+		if utf8.RuneCountInString(value) >= minSecretLength {
+			secrets = append(secrets, secret{field: field, value: value})
+		}
 	}
 	return secrets
 }

@@ -33,6 +33,7 @@ import (
 	"github.com/cenkalti/backoff/v5"
 
 	"github.com/healz/worker/internal/events"
+	"github.com/healz/worker/internal/middleware"
 )
 
 // Registry holds the handlers of a worker, in the order of their registration. It is filled before the worker starts and
@@ -110,7 +111,4 @@ func Permanent(err error) error {
 }
 
 // IsPermanent tells whether err is, or wraps, an error marked by [Permanent].
-func IsPermanent(err error) bool {
-	_, permanent := errors.AsType[*backoff.PermanentError](err)
-	return permanent
-}
+func IsPermanent(err error) bool { return middleware.IsPermanent(err) }

@@ -2,7 +2,6 @@ package middleware
 
 import (
 	"context"
-	"encoding/json"
 	"log/slog"
 
 	"github.com/ThreeDotsLabs/watermill/message"
@@ -13,19 +12,11 @@ import (
 
 type correlationKey struct{}
 
-// Correlation puts the correlation id of a message into the context of all that happens on its behalf: the one that the
-// message carries, in a header or in its body, or else a new one.
+// Correlation puts the correlation id of a message into the context of all that happens on its behalf: the one that it
+// carries ([bus.Complete] has looked into its body too), or else a new one.
 func Correlation(next message.HandlerFunc) message.HandlerFunc {
 	return func(m *message.Message) ([]*message.Message, error) {
-		text := m.Metadata.Get(bus.CorrelationIDKey)
-		if text == "" { // a producer that sets no headers
-			var body struct {
-				CorrelationID string `json:"correlation_id"`
-			}
-			_ = json.Unmarshal(m.Payload, &body) // what is no event has none
-			text = body.CorrelationID
-		}
-		id := events.CorrelationIDOrNew(text).String()
+		id := events.CorrelationIDOrNew(m.Metadata.Get(bus.CorrelationIDKey)).String()
 		m.SetContext(context.WithValue(m.Context(), correlationKey{}, id))
 		return next(m)
 	}
@@ -37,7 +28,8 @@ func CorrelationID(ctx context.Context) string {
 	return id
 }
 
-// LogCorrelation adds the correlation id of the message in hand to each log line that is written on its behalf.
+// LogCorrelation adds the correlation id of the message in hand, and what its handlers log the event, to each log line
+// that is written on its behalf.
 func LogCorrelation(next slog.Handler) slog.Handler { return correlatedLog{next} }
 
 type correlatedLog struct{ slog.Handler }
@@ -45,6 +37,9 @@ type correlatedLog struct{ slog.Handler }
 func (h correlatedLog) Handle(ctx context.Context, r slog.Record) error {
 	if id := CorrelationID(ctx); id != "" {
 		r.AddAttrs(slog.String("correlation_id", id))
+	}
+	if e, ok := events.FromContext(ctx); ok {
+		r.AddAttrs(slog.String("event_id", e.ID.String()), slog.String("event_type", e.Type))
 	}
 	return h.Handler.Handle(ctx, r)
 }

@@ -29,6 +29,7 @@ func TestCorrelation(t *testing.T) {
 			if test.header != "" {
 				m.Metadata.Set(bus.CorrelationIDKey, test.header)
 			}
+			bus.Complete(m)
 			var log bytes.Buffer
 			logger := slog.New(middleware.LogCorrelation(slog.NewTextHandler(&log, nil)))
 			_, err := middleware.Correlation(func(m *message.Message) ([]*message.Message, error) {

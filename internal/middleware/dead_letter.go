@@ -30,11 +30,15 @@ func DeadLetter(sink deadletter.Sink, l Lifetime, logger *slog.Logger) message.H
 				return produced, err
 			}
 			for _, failure := range failures(err) {
-				logger.ErrorContext(ctx, "event goes to the dead letters", "event_id", eventID(m), "handler", failure.Handler,
-					"attempts", failure.Attempts, "reason", failure.Reason)
 				if err := put(ctx, sink, m, failure, l, logger); err != nil {
 					return nil, err
 				}
+				attrs := append(describe(m), slog.String("outcome", string(DeadLettered)),
+					slog.Int("attempts", failure.Attempts), slog.String("reason", failure.Reason))
+				if failure.Handler != "" {
+					attrs = append(attrs, slog.String("handler", failure.Handler))
+				}
+				logger.LogAttrs(ctx, slog.LevelError, "event", attrs...)
 			}
 			SetOutcome(ctx, DeadLettered)
 			return nil, nil
@@ -59,7 +63,8 @@ func put(ctx context.Context, sink deadletter.Sink, m *message.Message, f deadle
 			return nil
 		}
 		delay := waits.NextBackOff()
-		logger.ErrorContext(ctx, "cannot put the dead letter, the message stays in hand", "event_id", eventID(m), "wait", delay, "error", err)
+		logger.LogAttrs(ctx, slog.LevelError, "cannot put the dead letter, the message stays in hand",
+			append(describe(m), slog.Duration("wait", delay), slog.Any("error", err))...)
 		timer := time.NewTimer(delay)
 		select {
 		case <-timer.C:

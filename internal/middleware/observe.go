@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"strings"
 	"sync/atomic"
 	"time"
+	"unicode"
 
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/google/uuid"
@@ -23,9 +25,9 @@ const (
 	// Unhandled: no handler is registered for the event type; the message is acked.
 	Unhandled Outcome = "unhandled"
 	// DeadLettered: at least one handler failed for good, or the message is no event.
-	DeadLettered Outcome = "dead-lettered"
+	DeadLettered Outcome = "dead_lettered"
 	// GivenBack: the worker stops, or the message could not be dead-lettered; it will be delivered again.
-	GivenBack Outcome = "given back"
+	GivenBack Outcome = "given_back"
 )
 
 // Counts counts messages by their outcome. The zero value is ready; it is safe for concurrent use.
@@ -38,6 +40,14 @@ func (c *Counts) Map() map[Outcome]int64 {
 	return map[Outcome]int64{
 		Handled: c.handled.Load(), Unhandled: c.unhandled.Load(), DeadLettered: c.deadLettered.Load(), GivenBack: c.givenBack.Load(),
 	}
+}
+
+// LogValue implements [slog.LogValuer].
+func (c *Counts) LogValue() slog.Value {
+	return slog.GroupValue(
+		slog.Int64(string(Handled), c.handled.Load()), slog.Int64(string(Unhandled), c.unhandled.Load()),
+		slog.Int64(string(DeadLettered), c.deadLettered.Load()), slog.Int64(string(GivenBack), c.givenBack.Load()),
+	)
 }
 
 func (c *Counts) add(o Outcome) {
@@ -53,14 +63,25 @@ func (c *Counts) add(o Outcome) {
 	}
 }
 
-// eventID is the id of a message as the log may have it: what another program puts there need not be an id, and could
-// say anything of anybody.
-func eventID(m *message.Message) string {
-	id, err := uuid.Parse(m.UUID)
-	if err != nil {
-		return "unreadable"
+// describe says which event a message is, as far as the log may have it: what another program puts into the place of an
+// id could say anything of anybody.
+func describe(m *message.Message) []slog.Attr {
+	var attrs []slog.Attr
+	if id, err := uuid.Parse(m.UUID); err == nil {
+		attrs = append(attrs, slog.String("event_id", id.String()))
 	}
-	return id.String()
+	if t := m.Metadata.Get(bus.EventTypeKey); isName(t) {
+		attrs = append(attrs, slog.String("event_type", t))
+	}
+	return attrs
+}
+
+// isName tells whether s looks like a name that a program gives to a type of events.
+func isName(s string) bool {
+	const most = 100
+	return s != "" && len(s) <= most && !strings.ContainsFunc(s, func(r rune) bool {
+		return r > unicode.MaxASCII || !unicode.IsLetter(r) && !unicode.IsDigit(r) && !strings.ContainsRune("._:/-", r)
+	})
 }
 
 type outcomeKey struct{}
@@ -72,7 +93,8 @@ func SetOutcome(ctx context.Context, o Outcome) {
 	}
 }
 
-// Observe logs one line for each message, when its outcome is known, and counts it.
+// Observe counts each message by its outcome, when that is known, and logs one line; those of dead letters, which may be
+// several, are [DeadLetter]'s.
 func Observe(logger *slog.Logger, counts *Counts) message.HandlerMiddleware {
 	return func(next message.HandlerFunc) message.HandlerFunc {
 		return func(m *message.Message) ([]*message.Message, error) {
@@ -81,23 +103,20 @@ func Observe(logger *slog.Logger, counts *Counts) message.HandlerMiddleware {
 			ctx := context.WithValue(m.Context(), outcomeKey{}, &outcome)
 			m.SetContext(ctx)
 			produced, err := next(m)
-			level := slog.LevelInfo
-			if outcome == DeadLettered {
-				level = slog.LevelError
-			}
-			attrs := []slog.Attr{
-				slog.String("event_id", eventID(m)), slog.String("event_type", m.Metadata.Get(bus.EventTypeKey)),
-				slog.Duration("took", time.Since(began).Round(time.Microsecond)),
-			}
 			if err != nil {
 				outcome = GivenBack
-				if !errors.Is(err, ErrStopping) {
-					level = slog.LevelError
-					attrs = append(attrs, slog.Any("error", err))
-				}
 			}
 			counts.add(outcome)
-			logger.LogAttrs(ctx, level, "event", append(attrs, slog.String("outcome", string(outcome)))...)
+			if outcome == DeadLettered {
+				return produced, err
+			}
+			level, attrs := slog.LevelInfo, describe(m)
+			if err != nil && !errors.Is(err, ErrStopping) {
+				level, attrs = slog.LevelError, append(attrs, slog.Any("error", err))
+			}
+			attrs = append(attrs, slog.String("outcome", string(outcome)),
+				slog.Duration("took", time.Since(began).Round(time.Microsecond)))
+			logger.LogAttrs(ctx, level, "event", attrs...)
 			return produced, err
 		}
 	}

@@ -71,13 +71,13 @@ func (r Retry) Do(ctx context.Context, operation func() error) error {
 			return fmt.Errorf("%w: %w", ErrStopping, err)
 		}
 		wait := outageWaits
-		if !errors.Is(err, store.ErrUnavailable) {
+		if IsPermanent(err) || !errors.Is(err, store.ErrUnavailable) {
 			now := time.Now().UTC()
 			if failed.Attempts++; failed.Attempts == 1 {
 				failed.FirstFailed = now
 			}
 			failed.LastFailed, failed.Err = now, err
-			if failed.Attempts >= r.Attempts || isPermanent(err) {
+			if failed.Attempts >= r.Attempts || IsPermanent(err) {
 				return &failed
 			}
 			wait = waits
@@ -110,7 +110,8 @@ func (r Retry) wait(ctx context.Context, d time.Duration) error {
 	}
 }
 
-func isPermanent(err error) bool {
+// IsPermanent tells whether err is, or wraps, an error marked with [backoff.Permanent].
+func IsPermanent(err error) bool {
 	_, permanent := errors.AsType[*backoff.PermanentError](err)
 	return permanent
 }

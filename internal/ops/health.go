@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"net/http"
+	"sync/atomic"
 
 	"github.com/healz/worker/internal/worker"
 )
@@ -14,20 +15,34 @@ type Reporter interface {
 	Health(ctx context.Context) worker.Health
 }
 
+// Health is the health of a worker that may still be starting. Its zero value is that of one that does; it is safe for
+// concurrent use.
+type Health struct{ reporter atomic.Pointer[Reporter] }
+
+// Report lets r report from now on.
+func (h *Health) Report(r Reporter) { h.reporter.Store(&r) }
+
+func (h *Health) of(ctx context.Context) worker.Health {
+	if r := h.reporter.Load(); r != nil {
+		return (*r).Health(ctx)
+	}
+	return worker.Health{Parts: map[string]string{"worker": "starting"}}
+}
+
 // Handler serves /healthz, which answers as long as the process lives, and /readyz, which answers 200 when the worker can
 // do its work and 503 when not; its body, a [worker.Health] as JSON, says what of consumer, store, bus and relay is wrong.
-func Handler(r Reporter) http.Handler {
+func Handler(h *Health) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
 		respond(w, http.StatusOK, map[string]string{"status": "ok"})
 	})
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, req *http.Request) {
-		h := r.Health(req.Context())
+		health := h.of(req.Context())
 		status := http.StatusOK
-		if !h.Ready {
+		if !health.Ready {
 			status = http.StatusServiceUnavailable
 		}
-		respond(w, status, h)
+		respond(w, status, health)
 	})
 	return mux
 }

@@ -32,22 +32,28 @@ type pacer struct {
 // HandleError implements [wsql.BackoffManager]. The error is the last poll's.
 func (p *pacer) HandleError(_ watermill.LoggerAdapter, noMsg bool, err error) time.Duration {
 	r := p.relay
+	if r.isStopping() {
+		r.rest()
+		<-r.released
+		return 0
+	}
 	var wait time.Duration
 	var wake <-chan struct{} // only a relay that found nothing waits for an append
 	switch {
-	case r.isStopping(): // an error is the end of the subscription
 	case errors.Is(err, store.ErrNotLeader):
 		r.become(Standby, nil)
 		wait = takeOverInterval + rand.N(takeOverInterval/4)
 	case err != nil:
 		r.become(Failing, err)
 		wait = errorInterval
+	case r.wasUnpublished():
+		wait = 2 * takeOverInterval // another worker, which may reach the bus, comes first
 	case noMsg && p.fresh < len(followUpPolls):
 		wait, wake = followUpPolls[p.fresh], r.tail.Wake
 		p.fresh++
 	case noMsg:
 		r.become(Idle, nil)
-		wait, wake = r.poll, r.tail.Wake
+		wait, wake = r.config.Poll, r.tail.Wake
 	default:
 		p.fresh = 0
 	}
@@ -55,7 +61,7 @@ func (p *pacer) HandleError(_ watermill.LoggerAdapter, noMsg bool, err error) ti
 	return 0
 }
 
-// wait waits for time to pass or for a wake. When the relay stops it rests until its subscription has ended.
+// wait waits for time to pass, for a wake, or for the stop, after which it rests until the subscription has ended.
 func (p *pacer) wait(d time.Duration, wake <-chan struct{}) {
 	r := p.relay
 	timer := time.NewTimer(d)

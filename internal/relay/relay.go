@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -14,6 +15,7 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 
 	"github.com/healz/worker/internal/bus"
+	"github.com/healz/worker/internal/deadletter"
 	"github.com/healz/worker/internal/store"
 )
 
@@ -24,9 +26,6 @@ const (
 
 	// resendInterval is the wait before a batch that could not be published is tried again.
 	resendInterval = 500 * time.Millisecond
-	// ackDeadline bounds a batch in hand. On the in-process bus that is the time of all its handlers, retries and
-	// outages included, so the bound is there only because watermill-sql demands one.
-	ackDeadline = 24 * time.Hour
 )
 
 // State is what the relay does at the moment.
@@ -52,9 +51,12 @@ const (
 type Relay struct {
 	tail      *store.Tail
 	publisher bus.BatchPublisher
-	poll      time.Duration
+	config    Config
 	logger    *slog.Logger
 	handler   *message.Handler
+
+	// giveUp ends the publishing of the batch in hand.
+	giveUp context.CancelFunc
 
 	// stopping is closed when no further batch may begin, rested when the last one is done with, and released when
 	// the subscription has been told to end.
@@ -64,13 +66,26 @@ type Relay struct {
 	mu    sync.Mutex
 	state State
 	err   error
+	// unpublished tells that the last batch could not be published.
+	unpublished bool
 }
 
-// New returns a relay from tail to publisher that looks for new events at least once a poll interval.
-func New(tail *store.Tail, publisher bus.BatchPublisher, poll time.Duration, logger *slog.Logger) *Relay {
+// Config is how a relay works.
+type Config struct {
+	// Poll is how often it looks for events that it was not woken for.
+	Poll time.Duration
+	// Patience is how long a batch may be in hand, tries to publish it included. After it the batch is let go, and
+	// whichever worker comes first tries it again: one that cannot reach the bus does not keep others from relaying.
+	Patience time.Duration
+	// Refused takes the events that the bus will never take; the others of their batch are published.
+	Refused deadletter.Sink
+}
+
+// New returns a relay from tail to publisher.
+func New(tail *store.Tail, publisher bus.BatchPublisher, c Config, logger *slog.Logger) *Relay {
 	rested := make(chan struct{})
 	return &Relay{
-		tail: tail, publisher: publisher, poll: poll, logger: logger, state: Starting,
+		tail: tail, publisher: publisher, config: c, logger: logger, state: Starting,
 		stopping: make(chan struct{}), rested: rested, released: make(chan struct{}),
 		rest: sync.OnceFunc(func() { close(rested) }),
 	}
@@ -79,9 +94,9 @@ func New(tail *store.Tail, publisher bus.BatchPublisher, poll time.Duration, log
 // AddTo makes the relay a handler of the router. Publishing ends early with ctx, which is done when a stop's grace
 // period is over. The bus must be ready to take messages when the router runs the handler.
 func (r *Relay) AddTo(ctx context.Context, router *message.Router) error {
-	deadline := ackDeadline
+	ctx, r.giveUp = context.WithCancel(ctx)
 	subscriber, err := wsql.NewSubscriber(r.tail.DB, wsql.SubscriberConfig{
-		AckDeadline:    &deadline,
+		AckDeadline:    &r.config.Patience,
 		ResendInterval: resendInterval,
 		BackoffManager: &pacer{relay: r},
 		SchemaAdapter:  r.tail.Schema,
@@ -102,8 +117,10 @@ func (r *Relay) publish(ended context.Context, m *message.Message) error {
 		r.rest()
 		return errStopping
 	}
-	r.become(Relaying, nil)
-	ctx, cancel := context.WithCancel(context.WithoutCancel(m.Context()))
+	if state, _ := r.Status(); state != Failing {
+		r.become(Relaying, nil)
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(m.Context()), time.Until(deadlineOf(m, r.config.Patience)))
 	defer cancel()
 	defer context.AfterFunc(ended, cancel)()
 
@@ -115,8 +132,39 @@ func (r *Relay) publish(ended context.Context, m *message.Message) error {
 	for i, body := range bodies {
 		batch[i] = bus.NewMessage(body)
 	}
-	if err := r.publisher.PublishBatch(ctx, batch); err != nil {
+	if err := r.publishBatch(ctx, batch); err != nil {
 		return r.fail(fmt.Errorf("publish %d events: %w", len(batch), err))
+	}
+	r.become(Relaying, nil)
+	return nil
+}
+
+// deadlineOf is when the subscriber lets the batch in m go.
+func deadlineOf(m *message.Message, patience time.Duration) time.Time {
+	if deadline, ok := m.Context().Deadline(); ok {
+		return deadline
+	}
+	return time.Now().Add(patience)
+}
+
+// publishBatch publishes the batch, without the events that the bus refuses.
+func (r *Relay) publishBatch(ctx context.Context, batch []*message.Message) error {
+	for len(batch) > 0 {
+		err := r.publisher.PublishBatch(ctx, batch)
+		refused, ok := errors.AsType[*bus.RefusedError](err)
+		if !ok {
+			return err
+		}
+		now := time.Now().UTC()
+		m := batch[refused.Index]
+		err = r.config.Refused.Put(ctx, m, deadletter.Failure{
+			Reason: deadletter.CutReason(refused.Error()), Attempts: 1, FirstFailed: now, LastFailed: now,
+		})
+		if err != nil {
+			return fmt.Errorf("keep event %s, which the bus refuses: %w", m.UUID, err)
+		}
+		r.logger.ErrorContext(ctx, "the bus refuses an event: it rests in the store's dead letters", "event_id", m.UUID, "error", refused)
+		batch = slices.Delete(slices.Clone(batch), refused.Index, refused.Index+1)
 	}
 	return nil
 }
@@ -130,7 +178,19 @@ func (r *Relay) fail(err error) error {
 		return errors.Join(errStopping, err)
 	}
 	r.become(Failing, err)
+	r.mu.Lock()
+	r.unpublished = true
+	r.mu.Unlock()
 	return errors.Join(errLogged, err)
+}
+
+// wasUnpublished tells, once, whether the last batch could not be published.
+func (r *Relay) wasUnpublished() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	was := r.unpublished
+	r.unpublished = false
+	return was
 }
 
 func (r *Relay) isStopping() bool {
@@ -152,20 +212,26 @@ func (r *Relay) Status() (State, error) {
 	return r.state, r.err
 }
 
+// Leads tells whether this relay is the one among several that relays.
+func (r *Relay) Leads() bool {
+	state, _ := r.Status()
+	return state == Relaying || state == Idle
+}
+
 // become changes the state. An outage is logged once when it begins and once when it ends.
 func (r *Relay) become(s State, err error) {
 	r.mu.Lock()
 	before := r.state
-	r.state, r.err = s, err
+	r.state, r.err, r.unpublished = s, err, false
 	r.mu.Unlock()
 	switch {
 	case s == Failing && before != Failing:
 		r.logger.Error("relay fails and will try again", "error", err)
-	case before == Failing && s != Failing:
+	case before == Failing && s != Failing && s != Stopped:
 		r.logger.Info("relay has recovered")
 	case s == Standby && before != Standby:
 		r.logger.Info("relay stands by: another worker relays")
-	case before == Standby || before == Starting:
+	case (before == Standby || before == Starting) && s != Stopped && s != Failing:
 		r.logger.Info("relay is at work")
 	}
 }
@@ -174,6 +240,9 @@ func (r *Relay) become(s State, err error) {
 // could not be finished is published again by whoever relays next.
 func (r *Relay) Stop(ctx context.Context) {
 	close(r.stopping)
+	if state, _ := r.Status(); state == Failing {
+		r.giveUp()
+	}
 	select {
 	case <-r.rested:
 	case <-ctx.Done():

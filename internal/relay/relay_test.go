@@ -13,10 +13,14 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/stretchr/testify/require"
 
+	"github.com/healz/worker/internal/bus"
+	"github.com/healz/worker/internal/deadletter"
 	"github.com/healz/worker/internal/relay"
 	"github.com/healz/worker/internal/store"
+	"github.com/healz/worker/internal/store/postgres"
 	"github.com/healz/worker/internal/store/sqlite"
 	"github.com/healz/worker/internal/store/storetest"
+	"github.com/healz/worker/internal/testservers"
 )
 
 const (
@@ -28,6 +32,7 @@ const (
 type publisher struct {
 	mu        sync.Mutex
 	failure   error
+	refused   string // the id of an event that it never takes
 	published []string
 	// begun, when it is there, receives at the beginning of each batch, which then waits for proceed or its context.
 	begun, proceed chan struct{}
@@ -47,6 +52,11 @@ func (p *publisher) PublishBatch(ctx context.Context, batch []*message.Message) 
 	if p.failure != nil {
 		return p.failure
 	}
+	for i, m := range batch {
+		if m.UUID == p.refused {
+			return &bus.RefusedError{Index: i, Err: errors.New("too large")}
+		}
+	}
 	for _, m := range batch {
 		p.published = append(p.published, m.UUID)
 	}
@@ -65,6 +75,8 @@ func (p *publisher) ids() []string {
 	return append([]string(nil), p.published...)
 }
 
+func TestMain(m *testing.M) { testservers.Main(m) }
+
 func openStore(t *testing.T, path string) *sqlite.Store {
 	t.Helper()
 	s, err := sqlite.Open(t.Context(), path, sqlite.Options{})
@@ -75,13 +87,26 @@ func openStore(t *testing.T, path string) *sqlite.Store {
 }
 
 // start runs a relay in a router of its own. stop stops it within the given time and closes its tail.
-func start(t *testing.T, s *sqlite.Store, p *publisher) (r *relay.Relay, stop func(time.Duration)) {
+func start(t *testing.T, s backend, p *publisher) (r *relay.Relay, stop func(time.Duration)) {
+	t.Helper()
+	return startPatiently(t, s, p, patience)
+}
+
+// backend is what a relay needs of a store.
+type backend interface {
+	storetest.Tailed
+	deadletter.Shelf
+}
+
+func startPatiently(t *testing.T, s backend, p *publisher, patience time.Duration) (r *relay.Relay, stop func(time.Duration)) {
 	t.Helper()
 	tail, err := s.Tail(t.Context(), store.TailConfig{BatchSize: 10, Start: store.StartAuto})
 	require.NoError(t, err)
 	router, err := message.NewRouter(message.RouterConfig{CloseTimeout: time.Second}, watermill.NopLogger{})
 	require.NoError(t, err)
-	r = relay.New(tail, p, 50*time.Millisecond, slog.New(slog.DiscardHandler))
+	r = relay.New(tail, p, relay.Config{
+		Poll: 50 * time.Millisecond, Patience: patience, Refused: deadletter.NewShelfSink(s),
+	}, slog.New(slog.DiscardHandler))
 	ended, end := context.WithCancel(context.WithoutCancel(t.Context()))
 	require.NoError(t, r.AddTo(ended, router))
 	done := make(chan error, 1)
@@ -99,7 +124,7 @@ func start(t *testing.T, s *sqlite.Store, p *publisher) (r *relay.Relay, stop fu
 }
 
 // appendTo appends n events of one stream and returns their ids.
-func appendTo(t *testing.T, s *sqlite.Store, stream *storetest.Stream, n int) []string {
+func appendTo(t *testing.T, s backend, stream *storetest.Stream, n int) []string {
 	t.Helper()
 	var ids []string
 	for range n {
@@ -207,4 +232,44 @@ func TestOneRelaysAndTheOtherTakesOver(t *testing.T) {
 	require.Eventually(t, func() bool { return len(p.ids()) == 10 }, patience, tick)
 	stop2(patience)
 	require.Equal(t, want, p.ids())
+}
+
+// An event that the bus will never take does not hold back those behind it, and is not lost.
+func TestWhatTheBusRefusesRestsInTheStore(t *testing.T) {
+	t.Parallel()
+	s := openStore(t, filepath.Join(t.TempDir(), "test.db"))
+	ids := appendTo(t, s, storetest.NewStream(), 5)
+	p := &publisher{refused: ids[2]}
+	_, stop := start(t, s, p)
+	require.Eventually(t, func() bool { return len(p.ids()) == 4 }, patience, tick)
+	stop(patience)
+	require.Equal(t, []string{ids[0], ids[1], ids[3], ids[4]}, p.ids())
+	letters, err := s.Letters(t.Context(), "", 10)
+	require.NoError(t, err)
+	require.Len(t, letters, 1)
+	require.Equal(t, ids[2], letters[0].Event.ID.String())
+	require.Equal(t, "refused by the bus: too large", letters[0].Reason)
+}
+
+// A worker that cannot reach the bus lets another relay.
+func TestARelayThatCannotPublishGivesWay(t *testing.T) {
+	t.Parallel()
+	url := testservers.Postgres(t)
+	open := func() *postgres.Store {
+		s, err := postgres.Open(t.Context(), url, postgres.Options{})
+		require.NoError(t, err)
+		t.Cleanup(func() { require.NoError(t, s.Close()) })
+		require.NoError(t, s.Migrate(t.Context()))
+		return s
+	}
+	s := open()
+	want := appendTo(t, s, storetest.NewStream(), 3)
+	away, near := &publisher{failure: errors.New("the bus is away")}, &publisher{}
+	r1, stop1 := startPatiently(t, s, away, time.Second)
+	require.Eventually(t, func() bool { return stateOf(r1) == relay.Failing }, patience, tick)
+	_, stop2 := startPatiently(t, open(), near, time.Second)
+	require.Eventually(t, func() bool { return len(near.ids()) == 3 }, patience, tick)
+	require.Equal(t, want, near.ids())
+	stop1(patience)
+	stop2(patience)
 }

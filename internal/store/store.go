@@ -66,7 +66,7 @@ type Store interface {
 	// Record appends followUps together with the record that handler has handled e, in one transaction. It is
 	// [ErrHandled], and nothing is done, when that is on record already, and [ErrContradiction] when what is on
 	// record is an event of the same id that said something else. Work that was registered in ctx, which comes from
-	// Attempt, is done in the same transaction, last; its error is returned as it is, and nothing is recorded then.
+	// Attempt, is done in the same transaction, last; when it fails nothing is recorded, and the error is a *[WorkError].
 	// Otherwise errors are as of AppendMany.
 	Record(ctx context.Context, handler string, e events.Event, followUps []events.Event) error
 

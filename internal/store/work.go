@@ -10,6 +10,12 @@ import (
 // the worker runs on another store.
 var ErrNoTransaction = errors.New("there is no such transaction: call it from a handler, with its context, on this store")
 
+// WorkError is the error of work that a handler has registered, or of the commit of it: no fault of the store's.
+type WorkError struct{ Err error }
+
+func (e *WorkError) Error() string { return e.Err.Error() }
+func (e *WorkError) Unwrap() error { return e.Err }
+
 // work is what a handler wants done in the transaction of its record.
 type work[Tx any] struct {
 	mu    sync.Mutex

@@ -35,8 +35,7 @@ func TestAHandlersOwnSQLTakesEffectOnce(t *testing.T) {
 	_, err = db.Exec(t.Context(), "CREATE TABLE effects (event_id uuid)")
 	require.NoError(t, err)
 
-	reg := &handlers.Registry{}
-	handlers.OnAll(reg, "effect", func(ctx context.Context, e events.Event, _ json.RawMessage) ([]events.Event, error) {
+	effect := func(ctx context.Context, e events.Event, _ json.RawMessage) ([]events.Event, error) {
 		fail := rand.N(8)
 		err := postgres.InTx(ctx, func(ctx context.Context, tx pgx.Tx) error {
 			if _, err := tx.Exec(ctx, "INSERT INTO effects VALUES ($1)", e.ID); err != nil {
@@ -58,8 +57,8 @@ func TestAHandlersOwnSQLTakesEffectOnce(t *testing.T) {
 			return nil, errors.New("failed behind its registration")
 		}
 		return nil, err
-	})
-	run(t, settings, reg)
+	}
+	run(t, settings, func(reg *handlers.Registry, _ events.Streams) { handlers.OnAll(reg, "effect", effect) })
 
 	s := publisher(t, settings)
 	for range count {
@@ -84,10 +83,10 @@ func TestAHandlersOwnSQLTakesEffectOnce(t *testing.T) {
 }
 
 // run runs a worker until the test ends.
-func run(t *testing.T, settings worker.Settings, reg *handlers.Registry) {
+func run(t *testing.T, settings worker.Settings, register func(*handlers.Registry, events.Streams)) {
 	t.Helper()
 	w, closeParts, err := worker.Open(t.Context(), settings,
-		worker.OpenOptions{Handlers: reg, Migrate: true, Logger: slog.New(slog.DiscardHandler)})
+		worker.OpenOptions{Register: register, Migrate: true, Logger: slog.New(slog.DiscardHandler)})
 	require.NoError(t, err)
 	ctx, stop := context.WithCancel(context.WithoutCancel(t.Context()))
 	done := make(chan error, 1)

@@ -13,6 +13,7 @@ import (
 	"github.com/healz/worker/internal/bus/amqp"
 	"github.com/healz/worker/internal/bus/inprocess"
 	"github.com/healz/worker/internal/deadletter"
+	"github.com/healz/worker/internal/events"
 	"github.com/healz/worker/internal/handlers"
 	"github.com/healz/worker/internal/store"
 )
@@ -22,7 +23,8 @@ const maxWaitInterval = 2 * time.Second
 
 // OpenOptions are what [Open] needs besides the settings.
 type OpenOptions struct {
-	Handlers *handlers.Registry
+	// Register registers the handlers; streams is the store, for those that load aggregates.
+	Register func(reg *handlers.Registry, streams events.Streams)
 	// Migrate brings the schema up to date first.
 	Migrate bool
 	// Wait is how long to wait for servers that are not up yet.
@@ -53,12 +55,14 @@ func open(ctx context.Context, s Settings, o OpenOptions, closers *closers) (*Wo
 	}
 	closers.add(tail.Close)
 
-	parts := Parts{Inbox: backend, Tail: tail, Handlers: o.Handlers, InboxRetention: s.InboxRetention}
+	parts := Parts{
+		Inbox: backend, Tail: tail, Shelf: backend, Handlers: &handlers.Registry{}, InboxRetention: s.InboxRetention,
+	}
+	o.Register(parts.Handlers, backend)
 	if s.AMQP.URL == "" {
 		b := inprocess.New(s.Tuning.Concurrency, o.Logger)
 		closers.add(b.Close)
-		parts.Bus, parts.Sink = embeddedBus{b}, deadletter.NewShelfSink(backend)
-		parts.Replayer = deadletter.NewReplayer(backend, b, o.Logger)
+		parts.Bus, parts.Sink, parts.Embedded = embeddedBus{b}, deadletter.NewShelfSink(backend), true
 	} else {
 		conn, err := dial(ctx, s, o)
 		if err != nil {
@@ -119,7 +123,7 @@ func waitFor(ctx context.Context, o OpenOptions, passing error, try func() error
 		select {
 		case <-time.After(delay):
 		case <-ctx.Done():
-			return errors.Join(ctx.Err(), err)
+			return ctx.Err()
 		}
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 
+	"github.com/healz/worker/internal/events"
 	"github.com/healz/worker/internal/handlers"
 	"github.com/healz/worker/internal/store/postgres"
 	"github.com/healz/worker/internal/testservers"
@@ -30,7 +31,7 @@ func TestInboxRetention(t *testing.T) {
 		FROM generate_series(1, 3000) AS n`)
 	require.NoError(t, err)
 
-	run(t, settings, &handlers.Registry{})
+	run(t, settings, func(*handlers.Registry, events.Streams) {})
 
 	require.Eventually(t, func() bool {
 		var old, left int

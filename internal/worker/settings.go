@@ -5,9 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/url"
 	"os"
 	"path/filepath"
 	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
+	amqp091 "github.com/rabbitmq/amqp091-go"
 
 	"github.com/healz/worker/internal/bus"
 	"github.com/healz/worker/internal/bus/amqp"
@@ -58,6 +62,15 @@ func (s Settings) Check() error {
 			problems = append(problems, fmt.Errorf(format, args...))
 		}
 	}
+	if s.DatabaseURL != "" {
+		_, err := pgconn.ParseConfig(s.DatabaseURL)
+		problem(err != nil, "database-url is not a Postgres URL (it is not shown, as it may hold a password)")
+	}
+	if s.AMQP.URL != "" {
+		_, err := amqp091.ParseURI(s.AMQP.URL)
+		problem(err != nil, "rabbitmq-url is not amqp[s]://user:password@host:port/vhost (it is not shown, as it may hold a password)")
+	}
+	problem(s.Embedded() && s.SQLitePath == "", "sqlite-path must not be empty")
 	problem(s.MaxConns < 2, "database-conns must be at least 2, but is %d", s.MaxConns)
 	problem(s.InboxRetention < 0, "inbox-retention must not be negative, but is %s", s.InboxRetention)
 	problem(s.AMQP.Prefetch < s.Tuning.Concurrency || s.AMQP.Prefetch > maxPrefetch,
@@ -101,7 +114,11 @@ func (s Settings) StoreName() string {
 		}
 		return "SQLite " + path
 	}
-	return "Postgres"
+	c, err := pgconn.ParseConfig(s.DatabaseURL)
+	if err != nil {
+		return "Postgres"
+	}
+	return fmt.Sprintf("Postgres %s:%d/%s", c.Host, c.Port, c.Database)
 }
 
 // BusName is as StoreName.
@@ -109,7 +126,11 @@ func (s Settings) BusName() string {
 	if s.AMQP.URL == "" {
 		return "in-process"
 	}
-	return "RabbitMQ " + s.AMQP.Prefix
+	u, err := url.Parse(s.AMQP.URL)
+	if err != nil {
+		return "RabbitMQ"
+	}
+	return fmt.Sprintf("RabbitMQ %s%s %s", u.Host, u.Path, s.AMQP.Prefix)
 }
 
 // Embedded tells whether the store is the SQLite file.
@@ -121,6 +142,17 @@ func (s Settings) OpenStore(ctx context.Context) (Backend, error) {
 		return postgres.Open(ctx, s.DatabaseURL, postgres.Options{MaxConns: s.MaxConns})
 	}
 	return sqlite.Open(ctx, s.SQLitePath, sqlite.Options{})
+}
+
+// OpenExisting opens the store for reading what is there: a SQLite file that does not exist is an error, rather than a new
+// and empty store in the wrong folder.
+func (s Settings) OpenExisting(ctx context.Context) (Backend, error) {
+	if s.Embedded() {
+		if _, err := os.Stat(s.SQLitePath); errors.Is(err, fs.ErrNotExist) {
+			return nil, fmt.Errorf("there is no database: %s (`worker run` and `worker append` make it)", s.StoreName())
+		}
+	}
+	return s.OpenStore(ctx)
 }
 
 // OpenPublisher opens RabbitMQ for publishing; [ErrNoBroker] if none is set.
@@ -139,14 +171,9 @@ func (s Settings) OpenPublisher(ctx context.Context) (bus.BatchPublisher, func()
 // OpenDeadLetters opens the dead letters where the settings have them: on the broker, or else in the store.
 func (s Settings) OpenDeadLetters(ctx context.Context) (deadletter.Queue, func() error, error) {
 	if s.AMQP.URL == "" {
-		b, err := s.OpenStore(ctx)
+		b, err := s.OpenExisting(ctx)
 		if err != nil {
 			return nil, nil, err
-		}
-		if s.Embedded() {
-			if err := b.Migrate(ctx); err != nil {
-				return nil, nil, errors.Join(err, b.Close())
-			}
 		}
 		return deadletter.NewShelfQueue(b), b.Close, nil
 	}

@@ -22,6 +22,16 @@ import (
 	"github.com/healz/worker/internal/store"
 )
 
+const (
+	// relayPatience is how long a batch for the broker may be in hand.
+	relayPatience = 15 * time.Second
+	// embeddedPatience is the same for the bus inside the process, where it is the time of all the batch's handlers,
+	// retries and outages included: it is there only because watermill-sql demands a bound.
+	embeddedPatience = 24 * time.Hour
+	// closeTimeout bounds the router's own close, at which nothing is in hand any more but what ignores its context.
+	closeTimeout = time.Second
+)
+
 // Bus is what the worker needs of either bus.
 type Bus interface {
 	bus.BatchPublisher
@@ -48,8 +58,11 @@ type Parts struct {
 	Handlers *handlers.Registry
 	// InboxRetention is how long the inbox keeps its records; 0 is for ever.
 	InboxRetention time.Duration
-	// Replayer takes up the dead letters to be replayed, where no broker does; nil otherwise.
-	Replayer *deadletter.Replayer
+	// Shelf is where the dead letters lie that no broker keeps.
+	Shelf deadletter.Shelf
+	// Embedded tells that the bus is inside the process: its batches are in hand until they are handled, and this worker
+	// replays what is on the shelf.
+	Embedded bool
 }
 
 // Worker consumes events and relays those of the store. A worker runs once.
@@ -58,6 +71,7 @@ type Worker struct {
 	tuning   Tuning
 	logger   *slog.Logger
 	relay    *relay.Relay
+	replayer *deadletter.Replayer // nil with a broker, which replays by itself
 	dispatch *handlers.Dispatcher
 	counts   middleware.Counts
 
@@ -74,10 +88,15 @@ func New(ctx context.Context, parts Parts, tuning Tuning, logger *slog.Logger) (
 	logger = slog.New(middleware.LogCorrelation(logger.Handler()))
 	w := &Worker{
 		parts: parts, tuning: tuning, logger: logger, stopping: make(chan struct{}),
-		relay:    relay.New(parts.Tail, parts.Bus, tuning.RelayPoll, logger),
 		consumer: errors.New("not started"),
 	}
 	w.ended, w.end = context.WithCancel(context.WithoutCancel(ctx))
+	config := relay.Config{Poll: tuning.RelayPoll, Patience: relayPatience, Refused: deadletter.NewShelfSink(parts.Shelf)}
+	if parts.Embedded {
+		config.Patience = embeddedPatience
+		w.replayer = deadletter.NewReplayer(parts.Shelf, parts.Bus, func() bool { return w.relay.Leads() }, logger)
+	}
+	w.relay = relay.New(parts.Tail, parts.Bus, config, logger)
 	var err error
 	w.dispatch, err = handlers.NewDispatcher(parts.Handlers, parts.Inbox, tuning.AfterDeadLetter, middleware.Retry{
 		Attempts: tuning.RetryAttempts, Initial: tuning.RetryInitial, Max: tuning.RetryMax,
@@ -94,7 +113,7 @@ func (w *Worker) lifetime() middleware.Lifetime {
 // grace period, gives back the rest, and returns nil. An error says why the worker cannot work at all.
 func (w *Worker) Run(ctx context.Context) error {
 	defer w.end()
-	router, err := message.NewRouter(message.RouterConfig{CloseTimeout: w.tuning.GracePeriod}, w.routerLogger())
+	router, err := message.NewRouter(message.RouterConfig{CloseTimeout: closeTimeout}, w.routerLogger())
 	if err != nil {
 		return fmt.Errorf("make the router: %w", err)
 	}
@@ -116,8 +135,8 @@ func (w *Worker) Run(ctx context.Context) error {
 	}
 	side, stopSide := context.WithCancel(running)
 	defer stopSide()
-	if w.parts.Replayer != nil {
-		background.Go(func() { w.parts.Replayer.Run(side) })
+	if w.replayer != nil {
+		background.Go(func() { w.replayer.Run(side) })
 	}
 	if w.parts.InboxRetention > 0 {
 		background.Go(func() { w.prune(side) })
@@ -131,7 +150,7 @@ func (w *Worker) Run(ctx context.Context) error {
 	}
 	w.logger.InfoContext(ctx, "worker is stopping", "grace_period", w.tuning.GracePeriod)
 	err = w.stop(router, consumers, stopSide)
-	w.logger.InfoContext(ctx, "worker has stopped", "events", w.counts.Map())
+	w.logger.InfoContext(ctx, "worker has stopped", "events", &w.counts)
 	return err
 }
 
@@ -190,7 +209,7 @@ func (w *Worker) stop(router *message.Router, consumers []*message.Handler, stop
 	}
 	w.end()
 	if err := router.Close(); err != nil {
-		return fmt.Errorf("stop: %w", err)
+		w.logger.Warn("a handler ignores the end of its context; its event will be delivered again", "error", err)
 	}
 	return nil
 }
@@ -201,9 +220,35 @@ func (w *Worker) setConsumer(err error) {
 	w.consumer = err
 }
 
-// routerLogger keeps the router's chatter to the debug level.
+// routerLogger keeps the router's chatter to the debug level, and while the worker stops its errors too: it takes the
+// end of its handlers for one.
 func (w *Worker) routerLogger() watermill.LoggerAdapter {
-	return watermill.NewSlogLoggerWithLevelMapping(w.logger, map[slog.Level]slog.Level{
+	logger := slog.New(calm{w.logger.Handler(), w.stopping})
+	return watermill.NewSlogLoggerWithLevelMapping(logger, map[slog.Level]slog.Level{
 		slog.LevelInfo: slog.LevelDebug, slog.LevelDebug: watermill.LevelTrace,
 	})
 }
+
+// calm is a log in which nothing is worse than debug while the worker stops.
+type calm struct {
+	slog.Handler
+	stopping <-chan struct{}
+}
+
+func (c calm) Handle(ctx context.Context, r slog.Record) error {
+	select {
+	case <-c.stopping:
+		if !c.Enabled(ctx, slog.LevelDebug) {
+			return nil
+		}
+		r.Level = slog.LevelDebug
+	default:
+	}
+	return c.Handler.Handle(ctx, r)
+}
+
+func (c calm) WithAttrs(attrs []slog.Attr) slog.Handler {
+	return calm{c.Handler.WithAttrs(attrs), c.stopping}
+}
+
+func (c calm) WithGroup(name string) slog.Handler { return calm{c.Handler.WithGroup(name), c.stopping} }

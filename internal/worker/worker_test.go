@@ -85,10 +85,9 @@ func newSite(t *testing.T) *site {
 	settings.DatabaseURL, settings.AMQP.URL = testservers.Postgres(t), testservers.RabbitMQ(t)
 	settings.Tuning.RetryInitial = time.Millisecond
 	s := &site{t: t, witness: &witness{seen: map[uuid.UUID]json.RawMessage{}}, log: &syncBuffer{}}
-	reg := &handlers.Registry{}
-	handlers.OnAll(reg, "witness", s.witness.handle)
+	register := func(reg *handlers.Registry, _ events.Streams) { handlers.OnAll(reg, "witness", s.witness.handle) }
 	logger := slog.New(slog.NewTextHandler(s.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
-	w, closeParts, err := worker.Open(t.Context(), settings, worker.OpenOptions{Handlers: reg, Migrate: true, Logger: logger})
+	w, closeParts, err := worker.Open(t.Context(), settings, worker.OpenOptions{Register: register, Migrate: true, Logger: logger})
 	require.NoError(t, err)
 	ctx, stop := context.WithCancel(context.WithoutCancel(t.Context()))
 	done := make(chan error, 1)

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"maps"
 	"strconv"
 	"time"
 
@@ -28,7 +29,9 @@ const (
 	expirationKey = "dead_letter_expiration"
 
 	// replayCountKey counts the replays of a message.
-	replayCountKey = "replay_count"
+	replayCountKey = deadletter.ReplayCountKey
+	// headersDroppedKey says that the message's own headers were so large that the letter has none of them.
+	headersDroppedKey = "dead_letter_headers_dropped"
 	// userIDKey keeps a user_id that is not the connection's own: the broker refuses it as a property.
 	userIDKey = "original_user_id"
 )
@@ -91,7 +94,13 @@ func (q *FailedQueue) Put(ctx context.Context, m *message.Message, f deadletter.
 	set(deadletter.FirstFailedKey, f.FirstFailed.UTC().Format(letterTime))
 	set(deadletter.LastFailedKey, f.LastFailed.UTC().Format(letterTime))
 	p.Expiration = ""
-	if err := q.send(ctx, q.conn.names.deadLetterExchange, failedKey, p); err != nil {
+	err = q.send(ctx, q.conn.names.deadLetterExchange, failedKey, p)
+	if errors.Is(err, ErrTooLarge) { // its own headers leave no room for ours: better a letter without them than none
+		p.Headers = onlyLetterKeys(p.Headers)
+		p.Headers[headersDroppedKey] = "true"
+		err = q.send(ctx, q.conn.names.deadLetterExchange, failedKey, p)
+	}
+	if err != nil {
 		return fmt.Errorf("put dead letter: %w", err)
 	}
 	return nil
@@ -282,12 +291,17 @@ func replayOf(d amqp091.Delivery, l deadletter.Letter) amqp091.Publishing {
 }
 
 func withoutLetterKeys(headers amqp091.Table) amqp091.Table {
-	rest := make(amqp091.Table, len(headers))
-	for key, value := range headers {
-		if !isLetterKey(key) {
-			rest[key] = value
-		}
+	rest := maps.Clone(headers)
+	maps.DeleteFunc(rest, func(key string, _ any) bool { return isLetterKey(key) })
+	if rest == nil {
+		rest = amqp091.Table{}
 	}
+	return rest
+}
+
+func onlyLetterKeys(headers amqp091.Table) amqp091.Table {
+	rest := maps.Clone(headers)
+	maps.DeleteFunc(rest, func(key string, _ any) bool { return !isLetterKey(key) })
 	return rest
 }
 

@@ -55,14 +55,20 @@ type outgoing struct {
 
 // PublishBatch publishes messages in order, each under its event type. nil means that the broker has confirmed every
 // one and that each reached a queue. Otherwise the first fault is returned: an *[UnroutableError], or an error that
-// wraps [ErrUnconfirmed], [ErrTooLarge] or ctx's error; then some may have been published, and the caller publishes all
-// again.
+// wraps [ErrUnconfirmed] or ctx's error; then some may have been published, and the caller publishes all again. A message
+// that is too large for the broker is a *[bus.RefusedError] that wraps [ErrTooLarge].
 //
 // While the broker is away or blocks its publishers, it waits for as long as ctx lives. A message whose event type is
 // empty, or too long for a routing key, is published under what of it fits: as an error it would hold back for ever all
 // that follow it in the store, while the contract's queue takes any key, and its consumer judges the event.
 func (p *Publisher) PublishBatch(ctx context.Context, batch []*message.Message) error {
-	return p.publish(ctx, len(batch), func(i int) (outgoing, error) { return p.outgoing("", batch[i]) })
+	return p.publish(ctx, len(batch), func(i int) (outgoing, error) {
+		o, err := p.outgoing("", batch[i])
+		if errors.Is(err, ErrTooLarge) {
+			err = &bus.RefusedError{Index: i, Err: err}
+		}
+		return o, err
+	})
 }
 
 // Publish publishes messages in order, each under its event type, or under the topic if it has none. An event type

@@ -120,7 +120,7 @@ func TestRegister(t *testing.T) {
 		t.Run(fmt.Sprint("chaos ", failOnDemand), func(t *testing.T) {
 			t.Parallel()
 			reg := &handlers.Registry{}
-			Register(reg, failOnDemand)
+			Register(reg, &eventstest.Streams{}, failOnDemand)
 			_, err := handlers.NewDispatcher(reg, nil, handlers.Continue, middleware.Retry{}, time.Second, slog.New(slog.DiscardHandler))
 			require.NoError(t, err)
 		})

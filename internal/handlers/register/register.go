@@ -2,17 +2,20 @@
 package register
 
 import (
+	"github.com/healz/worker/internal/events"
 	"github.com/healz/worker/internal/handlers"
 	"github.com/healz/worker/internal/handlers/clinic"
 )
 
 // Options are what registrations depend on.
 type Options struct {
+	// Streams is the store, for handlers that load aggregates.
+	Streams events.Streams
 	// Chaos lets events ask for failures, for demonstrations and tests.
 	Chaos bool
 }
 
 // All registers every handler, in the order in which those of one event type run.
 func All(reg *handlers.Registry, o Options) {
-	clinic.Register(reg, o.Chaos)
+	clinic.Register(reg, o.Streams, o.Chaos)
 }

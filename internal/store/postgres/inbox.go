@@ -130,18 +130,18 @@ func recordWith(
 	err = tx.Commit(ctx)
 	_, refused := errors.AsType[*pgconn.PgError](err)
 	if refused || errors.Is(err, pgx.ErrTxCommitRollback) { // by a deferred constraint, or as a statement had failed
-		return true, fmt.Errorf("commit the handler's work: %w", err), nil
+		return true, &store.WorkError{Err: fmt.Errorf("commit the handler's work: %w", err)}, nil
 	}
 	return true, nil, err
 }
 
-// workFault is err, or an outage when the connection broke under the work.
+// workFault is a *[store.WorkError], or an outage when the connection broke under the work.
 func workFault(ctx context.Context, conn *pgxpool.Conn, err error) error {
 	ended := ctx.Err() != nil || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled)
 	if conn.Conn().IsClosed() && !ended {
 		return fmt.Errorf("do the handler's work: %w: %w", store.ErrUnavailable, err)
 	}
-	return err
+	return &store.WorkError{Err: err}
 }
 
 // errNotYours is the error of work that would end the transaction.

@@ -98,7 +98,7 @@ func (s *Store) Record(ctx context.Context, handler string, e events.Event, foll
 		return nil
 	})
 	if failed != nil && ctx.Err() == nil {
-		return failed
+		return &store.WorkError{Err: failed}
 	}
 	if err == nil && len(followUps) > 0 {
 		s.wakers.wake()

@@ -70,7 +70,7 @@ func failedWork(t *testing.T, w Workplace) {
 	require.NoError(t, w.Then(ctx, func() error { return odd }))
 	require.NoError(t, w.Then(ctx, func() error { t.Error("done behind what failed"); return nil }))
 
-	require.Equal(t, odd, w.Store.Record(ctx, "handler", cause, followUps), "the error is the handler's own")
+	require.Equal(t, &store.WorkError{Err: odd}, w.Store.Record(ctx, "handler", cause, followUps))
 
 	require.Empty(t, w.Numbers(t))
 	require.Empty(t, stored(t, w.Store, stream))
