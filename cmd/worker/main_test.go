@@ -595,8 +595,12 @@ func TestMigrations(t *testing.T) {
 			p.must("", "migrate", "up")
 			p.append(registration(uuid.NewString(), `{"name":"Ana"}`, ""))
 			r := p.run("", "migrate", "down")
-			require.Equal(t, 1, r.code, "what was not relayed yet would be lost")
-			require.Contains(t, r.err, "never destroyed")
+			for r.code == 0 {
+				r = p.run("", "migrate", "down")
+			}
+			require.Equal(t, 1, r.code)
+			require.Contains(t, r.err, "would be lost")
+			require.Contains(t, p.must("", "events", "--type", "PatientRegistered"), "PatientRegistered")
 		})
 	}
 }

@@ -12,4 +12,14 @@ CREATE TABLE parked (
 CREATE INDEX parked_aggregate ON parked (aggregate_id, handler, aggregate_version);
 
 -- +goose Down
+-- Without it later events of an aggregate would get past those in the dead letters.
+-- +goose StatementBegin
+DO $$
+BEGIN
+    IF EXISTS (SELECT FROM parked) THEN
+        RAISE EXCEPTION 'parked holds events that others wait behind' USING ERRCODE = 'object_in_use';
+    END IF;
+END
+$$;
+-- +goose StatementEnd
 DROP TABLE parked;

@@ -13,4 +13,8 @@ CREATE TABLE parked (
 CREATE INDEX idx_parked_aggregate ON parked (aggregate_id, handler, aggregate_version);
 
 -- +goose Down
+-- Without it later events of an aggregate would get past those in the dead letters.
+CREATE TABLE nothing_may_be_lost (kept INTEGER CONSTRAINT the_tables_hold_events CHECK (kept = 0));
+INSERT INTO nothing_may_be_lost SELECT EXISTS (SELECT 1 FROM parked);
+DROP TABLE nothing_may_be_lost;
 DROP TABLE parked;

@@ -74,13 +74,13 @@ func TestForeignRowsThatNobodyCouldReadAreRefused(t *testing.T) {
 	requireIntact(t, path, 0)
 }
 
-// requireDownEndsAtEvents takes versions back until one would destroy what the tables hold.
-func requireDownEndsAtEvents(t *testing.T, s *Store) {
+// requireDownLosesNothing takes versions back until one would destroy what the tables hold.
+func requireDownLosesNothing(t *testing.T, s *Store) {
 	t.Helper()
 	for range s.migrator.Latest() - 1 {
 		require.NoError(t, s.MigrateDown(t.Context()))
 	}
-	require.ErrorIs(t, s.MigrateDown(t.Context()), ErrHoldsEvents)
+	require.ErrorIs(t, s.MigrateDown(t.Context()), store.ErrWouldLose)
 }
 
 func TestMigrate(t *testing.T) {
@@ -121,17 +121,23 @@ func TestMigrate(t *testing.T) {
 		path := newPath(t)
 		s := opened(t, path)
 		require.NoError(t, s.Append(t.Context(), storetest.NewStream().Next()))
-		requireDownEndsAtEvents(t, s)
+		requireDownLosesNothing(t, s)
 		requireIntact(t, path, 1)
 	})
 	t.Run("down never destroys dead letters", func(t *testing.T) {
 		t.Parallel()
 		s := opened(t, newPath(t))
 		require.NoError(t, s.AddLetter(t.Context(), deadletter.Letter{Body: []byte("x")}))
-		requireDownEndsAtEvents(t, s)
+		requireDownLosesNothing(t, s)
 		letters, err := s.Letters(t.Context(), "", 10)
 		require.NoError(t, err)
 		require.Len(t, letters, 1)
+	})
+	t.Run("down never forgets what is parked", func(t *testing.T) {
+		t.Parallel()
+		s := opened(t, newPath(t))
+		require.NoError(t, s.Park(t.Context(), "handler", storetest.NewStream().Next()))
+		require.ErrorIs(t, s.MigrateDown(t.Context()), store.ErrWouldLose)
 	})
 	t.Run("a newer schema", func(t *testing.T) {
 		t.Parallel()
