@@ -150,7 +150,7 @@ func TestNothingIsToldOfPatientsAndPasswords(t *testing.T) {
 		"RABBITMQ_URL=amqp://u:" + planted + "@127.0.0.1:x/",
 	} {
 		q := *p
-		q.env = append(p.env[:len(p.env):len(p.env)], env)
+		q.env = append(q.env[:len(q.env):len(q.env)], env)
 		r := q.run("", "run", "--http-addr", "127.0.0.1:0", "--wait", "1s")
 		require.NotZero(t, r.code, "%s%s", r.out, r.err)
 		outputs.WriteString(r.out + r.err)

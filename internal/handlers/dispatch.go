@@ -40,6 +40,7 @@ type Inbox interface {
 // AfterDeadLetter says what becomes of the later events of an aggregate when one is a dead letter of a handler.
 type AfterDeadLetter string
 
+// The fates of what follows a dead letter.
 const (
 	// Continue: the handler goes on with them.
 	Continue AfterDeadLetter = "continue"
