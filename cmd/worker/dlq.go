@@ -92,7 +92,8 @@ func dlqReplay(s *worker.Settings) *cobra.Command {
 		Short: "Send dead letters back to where they came from, oldest first",
 		Long: `replay sends the dead letters that are chosen, or all, back to where they came from. Each leaves the dead letters only
 when that is safe: a replay that is interrupted may repeat one, and never loses one. Without RabbitMQ the letters are
-marked, and the worker that runs on the same store takes them up.`,
+marked, and the worker that runs on the same store takes them up. A letter that is parked behind another which is not yet
+handled becomes a dead letter again: replay until none is left.`,
 		Args: noArguments, ValidArgsFunction: cobra.NoFileCompletions,
 	}
 	f := addFormat(c)

@@ -15,6 +15,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/healz/worker/internal/bus/amqp"
+	"github.com/healz/worker/internal/handlers"
+	"github.com/healz/worker/internal/handlers/register"
 	"github.com/healz/worker/internal/worker"
 )
 
@@ -26,20 +28,23 @@ const (
 )
 
 func main() {
-	os.Exit(run())
+	os.Exit(run(register.All))
 }
 
+// registrations registers the handlers that the worker runs.
+type registrations func(*handlers.Registry, register.Options)
+
 // run is main with an exit code. The first SIGINT or SIGTERM ends what runs in good order, the second at once.
-func run() int {
+func run(all registrations) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	context.AfterFunc(ctx, stop)
-	return execute(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr)
+	return execute(ctx, all, os.Args[1:], os.Stdin, os.Stdout, os.Stderr)
 }
 
 // execute runs one command line.
-func execute(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer) int {
-	root := newRoot()
+func execute(ctx context.Context, all registrations, args []string, in io.Reader, out, errOut io.Writer) int {
+	root := newRoot(all)
 	root.SetArgs(args)
 	root.SetIn(in)
 	root.SetOut(out)
@@ -56,7 +61,7 @@ func execute(ctx context.Context, args []string, in io.Reader, out, errOut io.Wr
 	}
 }
 
-func newRoot() *cobra.Command {
+func newRoot(all registrations) *cobra.Command {
 	settings := worker.DefaultSettings()
 	root := group(&cobra.Command{
 		Use:     "worker",
@@ -82,7 +87,7 @@ RABBITMQ_URL a RabbitMQ broker to use instead; either goes with either.`,
 		"RabbitMQ queues over which the aggregates are spread, the same for all workers and commands; 0: one queue")
 	complete(root, "queue-type", amqp.ClassicQueues, amqp.QuorumQueues)
 	root.AddCommand(
-		runCommand(&settings), migrateCommand(&settings), appendCommand(&settings), publishCommand(&settings),
+		runCommand(&settings, all), migrateCommand(&settings), appendCommand(&settings), publishCommand(&settings),
 		eventsCommand(&settings), dlqCommand(&settings), demoCommand(),
 	)
 	describeEnvironment(root)

@@ -22,6 +22,8 @@ import (
 	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
 
+	"github.com/healz/worker/internal/handlers"
+	"github.com/healz/worker/internal/handlers/register"
 	"github.com/healz/worker/internal/testservers"
 )
 
@@ -35,7 +37,10 @@ const asWorker = "TEST_AS_WORKER"
 
 func TestMain(m *testing.M) {
 	if os.Getenv(asWorker) != "" {
-		os.Exit(run())
+		os.Exit(run(func(reg *handlers.Registry, o register.Options) {
+			register.All(reg, o)
+			handlers.On(reg, "Fragile", "fragile", fragile)
+		}))
 	}
 	testservers.Main(m)
 }
@@ -493,6 +498,8 @@ func TestCommandLine(t *testing.T) {
 		"retry later of no time":   {args: []string{"run", "--retry-later", "10s,0s"}, code: 2, want: "retry-later must be from"},
 		"unknown queue type":       {args: []string{"run", "--queue-type", "stream"}, code: 2, want: "queue-type must be"},
 		"negative time":            {args: []string{"run", "--grace-period", "-1s"}, code: 2, want: "grace-period must be positive"},
+		"negative retention":       {args: []string{"run", "--inbox-retention", "-1h"}, code: 2, want: "inbox-retention must not"},
+		"unknown fate":             {args: []string{"run", "--after-dead-letter", "stop"}, code: 2, want: "after-dead-letter must be"},
 		"unknown start":            {args: []string{"run", "--relay-start", "middle"}, code: 2, want: "relay-start must be"},
 		"unknown level":            {args: []string{"run", "--log-level", "loud"}, code: 2, want: "log-level"},
 		"unknown log format":       {args: []string{"run", "--log-format", "xml"}, code: 2, want: "log-format"},

@@ -26,6 +26,7 @@ type runFlags struct {
 	httpAddr            string
 	logLevel, logFormat string
 	relayStart          string
+	afterDeadLetter     string
 	migrate, chaos      bool
 	wait                time.Duration
 }
@@ -44,7 +45,7 @@ func (f runFlags) check() error {
 	return nil
 }
 
-func runCommand(s *worker.Settings) *cobra.Command {
+func runCommand(s *worker.Settings, all registrations) *cobra.Command {
 	var f runFlags
 	c := &cobra.Command{
 		Use:   "run",
@@ -56,6 +57,7 @@ is in hand is finished within the grace period or given back. A second SIGTERM e
 		Args: noArguments, ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(c *cobra.Command, _ []string) error {
 			s.Relay.Start = store.Start(f.relayStart)
+			s.Tuning.AfterDeadLetter = handlers.AfterDeadLetter(f.afterDeadLetter)
 			if err := s.Check(); err != nil {
 				return usageError{err}
 			}
@@ -66,7 +68,7 @@ is in hand is finished within the grace period or given back. A second SIGTERM e
 			if err != nil {
 				return usageError{err}
 			}
-			return runWorker(c.Context(), *s, f, logger)
+			return runWorker(c.Context(), *s, f, all, logger)
 		},
 	}
 	flags := c.Flags()
@@ -85,6 +87,8 @@ is in hand is finished within the grace period or given back. A second SIGTERM e
 	flags.DurationVar(&t.RetryMax, "retry-max", t.RetryMax, "longest wait between two attempts")
 	flags.DurationSliceVar(&s.AMQP.RetryLater, "retry-later", nil,
 		"waits before more rounds of attempts, as 10s,1m,10m, in which RabbitMQ keeps the event; the later ones of its aggregate go on")
+	flags.StringVar(&f.afterDeadLetter, "after-dead-letter", string(t.AfterDeadLetter),
+		"events that follow a dead letter in its aggregate: continue, or park (they wait in the dead letters, and are replayed in order)")
 	flags.DurationVar(&t.HandlerTimeout, "handler-timeout", t.HandlerTimeout, "time limit for one attempt of one handler")
 	flags.DurationVar(&t.GracePeriod, "grace-period", t.GracePeriod, "how long a stop waits for what is in hand")
 	flags.DurationVar(&t.RelayPoll, "relay-poll", t.RelayPoll, "how often the relay looks for events it was not woken for")
@@ -93,9 +97,12 @@ is in hand is finished within the grace period or given back. A second SIGTERM e
 		"where the first relay of a database begins: auto (behind the rows of an adopted table), beginning, end")
 	flags.BoolVar(&s.Relay.OnlyOwn, "relay-only-own", false, "relay only the events written by this program, where others publish theirs themselves")
 	flags.BoolVar(&s.AMQP.LeavePartitions, "leave-partitions", false, "go back from partitions to one queue, once what lies in them is handled")
+	flags.DurationVar(&s.InboxRetention, "inbox-retention", s.InboxRetention,
+		"how long it is remembered who has handled what, by which redeliveries are told; 0: for ever")
 	flags.IntVar(&s.MaxConns, "database-conns", s.MaxConns, "most connections to Postgres")
 	complete(c, "log-level", "debug", "info", "warn", "error")
 	complete(c, "log-format", "text", "json")
+	complete(c, "after-dead-letter", string(handlers.Continue), string(handlers.Park))
 	complete(c, "relay-start", string(store.StartAuto), string(store.StartBeginning), string(store.StartEnd))
 	return c
 }
@@ -116,7 +123,7 @@ func newLogger(w io.Writer, level, format string) (*slog.Logger, error) {
 	}
 }
 
-func runWorker(ctx context.Context, s worker.Settings, f runFlags, logger *slog.Logger) (err error) {
+func runWorker(ctx context.Context, s worker.Settings, f runFlags, all registrations, logger *slog.Logger) (err error) {
 	var listen net.ListenConfig
 	listener, err := listen.Listen(ctx, "tcp", f.httpAddr)
 	if err != nil {
@@ -141,7 +148,7 @@ func runWorker(ctx context.Context, s worker.Settings, f runFlags, logger *slog.
 
 	w, closeParts, err := worker.Open(ctx, s, worker.OpenOptions{
 		Register: func(reg *handlers.Registry, streams events.Streams) {
-			register.All(reg, register.Options{Streams: streams, Chaos: f.chaos})
+			all(reg, register.Options{Streams: streams, Chaos: f.chaos})
 		},
 		Migrate: f.migrate, Wait: f.wait, Logger: logger,
 	})

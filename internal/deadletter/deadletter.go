@@ -35,7 +35,7 @@ type Failure struct {
 	Reason string
 	// Handler is the name of the handler that failed; "" when the message reached none, as when it is no event.
 	Handler string
-	// Attempts is how often the handler was tried.
+	// Attempts is how often the handler was tried; 0 when the message was parked behind another.
 	Attempts    int
 	FirstFailed time.Time
 	LastFailed  time.Time
@@ -117,6 +117,6 @@ type Shelf interface {
 	ReplayRequested(ctx context.Context, limit int) ([]Letter, error)
 	// RemoveLetter takes a letter off the shelf, once its replay is safe. Removing one that is gone is no error.
 	RemoveLetter(ctx context.Context, id string) error
-	// PurgeLetters destroys all letters and returns how many.
+	// PurgeLetters destroys all letters and returns how many. Nothing is parked behind them any longer.
 	PurgeLetters(ctx context.Context) (int, error)
 }

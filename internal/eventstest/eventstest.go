@@ -11,7 +11,8 @@
 //		Then(WelcomeMessageRequested{Name: "Ana", …})
 //
 // Data goes through JSON on its way, as it does in the worker, and is compared by its JSON. A handler that loads
-// aggregates gets its repository over [Streams], an event store in memory.
+// aggregates gets its repository over [Streams], an event store in memory; one with SQL of its own is tested on a real
+// store, see [HandlerTest.On].
 package eventstest
 
 import (
@@ -103,12 +104,20 @@ type HandlerTest[T any] struct {
 	t      testing.TB
 	asked  *bool
 	handle func(context.Context, events.Event, T) ([]events.Event, error)
+	inbox  handlers.Inbox
 }
 
 // Handler begins the test of a handler: the function that is registered with [handlers.On].
 func Handler[T any](t testing.TB, handle func(context.Context, events.Event, T) ([]events.Event, error)) *HandlerTest[T] {
 	t.Helper()
 	return &HandlerTest[T]{t: t, asked: mustAsk(t), handle: handle}
+}
+
+// On lets the handler work on a real store, as it does in the worker: what it registers with the store's InTx is done,
+// and what follows is appended.
+func (h *HandlerTest[T]) On(s handlers.Inbox) *HandlerTest[T] {
+	h.inbox = s
+	return h
 }
 
 // When lets the handler handle an [Event] that carries data.
@@ -126,13 +135,20 @@ func (h *HandlerTest[T]) WhenEvent(e events.Event) *Outcome {
 	if err != nil {
 		return &Outcome{t: h.t, asked: h.asked, err: handlers.Permanent(err)}
 	}
-	followUps, err := h.handle(events.NewContext(h.t.Context(), e), e, data)
+	ctx := events.NewContext(h.t.Context(), e)
+	if h.inbox != nil {
+		ctx = h.inbox.Attempt(ctx)
+	}
+	followUps, err := h.handle(ctx, e, data)
 	for i, f := range followUps {
 		which := fmt.Sprintf("event %d of %d that follow, %s:", i+1, len(followUps), f.Type)
 		assert.NoError(h.t, f.Validate(), which)
 		assert.Equal(h.t, e.TenantID.String(), f.TenantID.String(), "%s tenant_id", which)
 		assert.Equal(h.t, e.CorrelationID.String(), f.CorrelationID.String(), "%s correlation_id", which)
 		assert.Equal(h.t, uuid.NullUUID{UUID: e.ID, Valid: true}, f.CausationID, "%s causation_id", which)
+	}
+	if err == nil && h.inbox != nil {
+		err = h.inbox.Record(ctx, "handler under test", e, followUps)
 	}
 	return &Outcome{t: h.t, asked: h.asked, err: err, events: followUps}
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 	wmiddleware "github.com/ThreeDotsLabs/watermill/message/router/middleware"
 	"github.com/cenkalti/backoff/v5"
+	"github.com/google/uuid"
 
 	"github.com/healz/worker/internal/bus"
 	"github.com/healz/worker/internal/deadletter"
@@ -26,14 +27,33 @@ const recordTimeout = time.Minute
 type Inbox interface {
 	// Handled returns the names of the handlers that have handled e, or [store.ErrContradiction].
 	Handled(ctx context.Context, e events.Event) ([]string, error)
+	// Attempt returns the context for one try of a handler and its Record.
+	Attempt(ctx context.Context) context.Context
 	// Record appends followUps together with the record that handler has handled e, or returns [store.ErrHandled].
 	Record(ctx context.Context, handler string, e events.Event, followUps []events.Event) error
+	// Park notes that e rests in the dead letters of handler, until it is recorded as handled.
+	Park(ctx context.Context, handler string, e events.Event) error
+	// Parked returns for each of the handlers the first parked event that e has to wait behind, if there is one.
+	Parked(ctx context.Context, e events.Event, handlers []string) (map[string]uuid.UUID, error)
 }
+
+// AfterDeadLetter says what becomes of the later events of an aggregate when one is a dead letter of a handler.
+type AfterDeadLetter string
+
+// The fates of what follows a dead letter.
+const (
+	// Continue: the handler goes on with them.
+	Continue AfterDeadLetter = "continue"
+	// Park: they become dead letters of the handler too, without a try, and are replayed behind it in order. A replay
+	// that would overtake an earlier one is parked again. It is in order as far as deliveries are: one worker on a queue.
+	Park AfterDeadLetter = "park"
+)
 
 // Dispatcher hands each message to the handlers registered for its event type. It is safe for concurrent use.
 type Dispatcher struct {
 	inbox   Inbox
 	runners []runner
+	after   AfterDeadLetter
 	retry   middleware.Retry
 	logger  *slog.Logger
 }
@@ -46,11 +66,13 @@ type runner struct {
 
 // NewDispatcher returns the dispatcher of the handlers in reg. retry and timeout, which is that of one attempt, hold for
 // each of them. The error names all that is wrong with the registrations.
-func NewDispatcher(reg *Registry, inbox Inbox, retry middleware.Retry, timeout time.Duration, logger *slog.Logger) (*Dispatcher, error) {
+func NewDispatcher(
+	reg *Registry, inbox Inbox, after AfterDeadLetter, retry middleware.Retry, timeout time.Duration, logger *slog.Logger,
+) (*Dispatcher, error) {
 	if len(reg.problems) > 0 {
 		return nil, fmt.Errorf("register handlers: %w", errors.Join(reg.problems...))
 	}
-	d := &Dispatcher{inbox: inbox, retry: retry, logger: logger}
+	d := &Dispatcher{inbox: inbox, after: after, retry: retry, logger: logger}
 	for _, h := range reg.handlers {
 		retry.Logger = logger.With("handler", h.name)
 		run := redact(retry.Logger, wmiddleware.Recoverer(d.attempt(h, timeout)))
@@ -83,6 +105,10 @@ func (d *Dispatcher) Handle(m *message.Message) error {
 	if err != nil {
 		return failedBefore(err)
 	}
+	parked, err := d.parked(ctx, e, chosen)
+	if err != nil {
+		return err
+	}
 
 	var failed deadletter.FailedError
 	ctx = events.NewContext(ctx, e)
@@ -90,14 +116,24 @@ func (d *Dispatcher) Handle(m *message.Message) error {
 		if slices.Contains(handled, r.name) {
 			continue
 		}
-		m.SetContext(ctx)
-		_, err := r.run(m)
-		if errors.Is(err, middleware.ErrStopping) {
+		var failure deadletter.Failure
+		if first, waits := parked[r.name]; waits {
+			failure = parkedBehind(r.name, first)
+		} else {
+			m.SetContext(ctx)
+			_, err := r.run(m)
+			if errors.Is(err, middleware.ErrStopping) {
+				return err
+			}
+			if err == nil {
+				continue
+			}
+			failure = failureOf(r.name, err)
+		}
+		if err := d.park(ctx, r.name, e); err != nil {
 			return err
 		}
-		if err != nil {
-			failed.Failures = append(failed.Failures, failureOf(r.name, err))
-		}
+		failed.Failures = append(failed.Failures, failure)
 	}
 	if len(failed.Failures) > 0 {
 		return &failed
@@ -116,7 +152,7 @@ func (d *Dispatcher) choose(e events.Event, only string) []runner {
 	return chosen
 }
 
-// handled asks the inbox, through an outage if there is one.
+// handled asks the inbox, for as long as it does not answer: that is not the event's fault, as a contradiction is.
 func (d *Dispatcher) handled(ctx context.Context, e events.Event) (names []string, err error) {
 	err = d.retry.Do(ctx, func() error {
 		names, err = d.inbox.Handled(ctx, e)
@@ -125,11 +161,37 @@ func (d *Dispatcher) handled(ctx context.Context, e events.Event) (names []strin
 	return names, err
 }
 
+// parked asks behind which parked events the handlers' e has to wait. The error is [middleware.ErrStopping].
+func (d *Dispatcher) parked(ctx context.Context, e events.Event, chosen []runner) (first map[string]uuid.UUID, err error) {
+	if d.after != Park {
+		return nil, nil
+	}
+	names := make([]string, len(chosen))
+	for i, r := range chosen {
+		names[i] = r.name
+	}
+	err = d.retry.Do(ctx, func() error {
+		first, err = d.inbox.Parked(ctx, e, names)
+		return faultOfInbox(ctx, err)
+	})
+	return first, err
+}
+
+// park notes that e is about to become a dead letter, so that no later event of its aggregate gets past it. The note
+// comes first: without its letter, after a crash, e is delivered again, and handled or parked anew. The error is
+// [middleware.ErrStopping].
+func (d *Dispatcher) park(ctx context.Context, handler string, e events.Event) error {
+	if d.after != Park {
+		return nil
+	}
+	return d.retry.Do(ctx, func() error { return faultOfInbox(ctx, d.inbox.Park(ctx, handler, e)) })
+}
+
 // attempt is one run of a handler, and then the record of what follows. The timeout is the handler's alone: a store that
 // does not answer is not its failure.
 func (d *Dispatcher) attempt(h handler, timeout time.Duration) message.HandlerFunc {
 	return func(m *message.Message) ([]*message.Message, error) {
-		ctx := m.Context()
+		ctx := d.inbox.Attempt(m.Context())
 		e, _ := events.FromContext(ctx) // Handle has put it there
 		calling, cancel := context.WithTimeout(ctx, timeout)
 		defer cancel()
@@ -161,7 +223,10 @@ func faultOfInbox(ctx context.Context, err error) error {
 	_, invalid := errors.AsType[*events.InvalidError](err)
 	_, gap := errors.AsType[*store.GapError](err)
 	_, duplicate := errors.AsType[*store.DuplicateError](err)
+	work, failed := errors.AsType[*store.WorkError](err)
 	switch {
+	case failed:
+		return work.Err
 	case err == nil, ctx.Err() != nil, gap, duplicate, errors.Is(err, events.ErrConflict):
 		return err
 	case invalid, errors.Is(err, store.ErrContradiction), errors.Is(err, events.ErrOtherTenant):
@@ -195,6 +260,15 @@ func checkFollowUps(cause events.Event, followUps []events.Event) error {
 // failedBefore is the failure of a message that reached no handler.
 func failedBefore(err error) error {
 	return &deadletter.FailedError{Failures: []deadletter.Failure{failureOf("", err)}}
+}
+
+// parkedBehind is the failure of an event that waits in the dead letters.
+func parkedBehind(handler string, first uuid.UUID) deadletter.Failure {
+	now := time.Now().UTC()
+	return deadletter.Failure{
+		Reason:  fmt.Sprintf("parked behind event %s of its aggregate: replay them in order", first),
+		Handler: handler, FirstFailed: now, LastFailed: now,
+	}
 }
 
 func failureOf(handler string, err error) deadletter.Failure {

@@ -3,6 +3,7 @@ package handlers_test
 import (
 	"bytes"
 	"context"
+	"database/sql"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -68,6 +69,7 @@ func (f *faulty) Record(ctx context.Context, handler string, e events.Event, fol
 // bench is a dispatcher on a real store, with its log.
 type bench struct {
 	t     *testing.T
+	path  string
 	store *faulty
 	log   *bytes.Buffer
 	*handlers.Dispatcher
@@ -75,7 +77,13 @@ type bench struct {
 
 func newBench(t *testing.T, register func(*handlers.Registry)) *bench {
 	t.Helper()
-	opened, err := sqlite.Open(t.Context(), filepath.Join(t.TempDir(), "test.db"), sqlite.Options{})
+	return newBenchAfter(t, handlers.Continue, register)
+}
+
+func newBenchAfter(t *testing.T, after handlers.AfterDeadLetter, register func(*handlers.Registry)) *bench {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "test.db")
+	opened, err := sqlite.Open(t.Context(), path, sqlite.Options{})
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, opened.Close()) })
 	require.NoError(t, opened.Migrate(t.Context()))
@@ -85,9 +93,9 @@ func newBench(t *testing.T, register func(*handlers.Registry)) *bench {
 	log := &bytes.Buffer{}
 	logger := slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	retry := middleware.Retry{Attempts: 3, Initial: time.Millisecond, Max: 2 * time.Millisecond, Logger: logger}
-	d, err := handlers.NewDispatcher(reg, s, retry, 50*time.Millisecond, logger)
+	d, err := handlers.NewDispatcher(reg, s, after, retry, 50*time.Millisecond, logger)
 	require.NoError(t, err)
-	return &bench{t: t, store: s, log: log, Dispatcher: d}
+	return &bench{t: t, path: path, store: s, log: log, Dispatcher: d}
 }
 
 func newEvent(t *testing.T, data events.Data) events.Event {
@@ -100,9 +108,18 @@ func newEvent(t *testing.T, data events.Data) events.Event {
 // deliver hands e to the dispatcher as the bus would.
 func (b *bench) deliver(e events.Event) error {
 	b.t.Helper()
+	return b.replay(e, "")
+}
+
+// replay delivers e for one handler alone; "" is all.
+func (b *bench) replay(e events.Event, handler string) error {
+	b.t.Helper()
 	body, err := json.Marshal(e)
 	require.NoError(b.t, err)
 	m := bus.NewMessage(body)
+	if handler != "" {
+		m.Metadata.Set(bus.ReplayHandlerKey, handler)
+	}
 	m.SetContext(b.t.Context())
 	return b.Handle(m)
 }
@@ -322,6 +339,52 @@ func TestTheSameIDWithAnotherBodyIsRefused(t *testing.T) {
 	require.Equal(t, []string{"Welcomed"}, b.followUps(e))
 }
 
+// The SQL that a handler registers takes effect once, however often the handler, its SQL or the worker fails and the
+// event is delivered.
+func TestAHandlersOwnSQLTakesEffectOnce(t *testing.T) {
+	t.Parallel()
+	tries := 0
+	b := newBench(t, func(reg *handlers.Registry) {
+		handlers.On(reg, "Registered", "count", func(ctx context.Context, e events.Event, p registered) ([]events.Event, error) {
+			tries++
+			err := sqlite.InTx(ctx, func(ctx context.Context, tx *sql.Tx) error {
+				_, err := tx.ExecContext(ctx, "INSERT INTO names (name) VALUES (?)", p.Name)
+				return err
+			})
+			if err != nil {
+				return nil, err
+			}
+			switch tries {
+			case 1:
+				return nil, errors.New("failed behind its registration")
+			case 2, 3, 4:
+				return events.Follow(e, welcomed{}, welcomed{}) // two of one aggregate, which is an error
+			case 5:
+				return nil, sqlite.InTx(ctx, func(context.Context, *sql.Tx) error { return errors.New("no place for " + p.Name) })
+			}
+			return welcome(ctx, e, p)
+		})
+	})
+	db, err := sql.Open("sqlite", b.path)
+	require.NoError(t, err)
+	defer db.Close()
+	_, err = db.ExecContext(t.Context(), "CREATE TABLE names (name TEXT)")
+	require.NoError(t, err)
+	e := newEvent(t, registered{Name: "Ana Kovač"})
+
+	require.Error(t, b.deliver(e), "three tries that fail")
+	for range 3 {
+		require.NoError(t, b.deliver(e))
+	}
+
+	require.Equal(t, 6, tries)
+	var count int
+	require.NoError(t, db.QueryRowContext(t.Context(), "SELECT count(*) FROM names").Scan(&count))
+	require.Equal(t, 1, count)
+	require.Equal(t, []string{"Welcomed"}, b.followUps(e))
+	require.NotContains(t, b.log.String(), "Kovač")
+}
+
 // A handler in hand when the worker stops has not failed, and its event is delivered again.
 func TestAStopIsNoFailure(t *testing.T) {
 	t.Parallel()
@@ -350,7 +413,7 @@ func TestRegistrationsAreChecked(t *testing.T) {
 	handlers.OnAll(reg, "nil-for-all", nil)
 	handlers.On(reg, "Registered", "twice", welcome)
 	handlers.On(reg, "Other", "twice", welcome)
-	_, err := handlers.NewDispatcher(reg, nil, middleware.Retry{}, time.Second, slog.New(slog.DiscardHandler))
+	_, err := handlers.NewDispatcher(reg, nil, handlers.Continue, middleware.Retry{}, time.Second, slog.New(slog.DiscardHandler))
 	for _, want := range []string{
 		"a handler has no name", `"nameless-type": an event type is missing`, `"no-types": an event type is missing`,
 		`"nil": its function is nil`, `"nil-for-all": its function is nil`, `"twice": the name is registered twice`,

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"regexp"
 	"slices"
 	"strconv"
@@ -97,15 +98,16 @@ func collect(secrets []secret, field string, v any) []secret {
 			secrets = collect(secrets, field, item)
 		}
 	case string:
-		quoted := strconv.Quote(v)
-		secrets = addSecret(secrets, field, strings.TrimSpace(v), quoted[1:len(quoted)-1])
+		quoted, ascii := strconv.Quote(v), strconv.QuoteToASCII(v)
+		secrets = addSecret(secrets, field, strings.TrimSpace(v), quoted[1:len(quoted)-1], ascii[1:len(ascii)-1])
 		secrets = addSecret(secrets, field, strings.FieldsFunc(v, func(r rune) bool {
 			return !unicode.IsLetter(r) && !unicode.IsDigit(r)
 		})...)
 	case json.Number:
 		secrets = addSecret(secrets, field, v.String())
 		if f, err := v.Float64(); err == nil {
-			secrets = addSecret(secrets, field, strconv.FormatFloat(f, 'f', -1, 64))
+			secrets = addSecret(secrets, field, fmt.Sprint(f), strconv.FormatFloat(f, 'f', -1, 64),
+				strconv.FormatFloat(math.Trunc(f), 'f', -1, 64))
 		}
 	}
 	return secrets

@@ -9,8 +9,16 @@
 //			return events.Follow(e, WelcomeMessageRequested{…})
 //		})
 //
+// A handler with SQL of its own registers it with the store's InTx (of package postgres or sqlite), and it is done in
+// the very transaction of the follow-up events:
+//
+//	err := postgres.InTx(ctx, func(ctx context.Context, tx pgx.Tx) error {
+//		_, err := tx.Exec(ctx, "UPDATE patients SET welcomed = true WHERE id = $1", e.AggregateID)
+//		return err
+//	})
+//
 // What the worker promises of it: the follow-up events are appended in one transaction with the record that this
-// handler has handled this event, so each (handler, event) takes effect in the store exactly once, however often the
+// handler has handled this event and with the SQL that it has registered, so each (handler, event) takes effect in the store exactly once, however often the
 // event is delivered. Effects outside the store (an e-mail, say) happen at least once. The handlers of an event run one
 // after another in the order of their registration; one that fails neither stops the others nor makes them run again.
 package handlers

@@ -24,7 +24,7 @@ var (
 	ErrNoSchema = errors.New("the database has no schema: run `worker migrate up`, or start with --migrate")
 	// ErrWouldLose says that a schema cannot be taken back, as something would be lost with it.
 	ErrWouldLose = errors.New("the schema is not taken back: events that were not relayed yet, the record of what was " +
-		"handled, or dead letters would be lost")
+		"handled, dead letters, or what is parked behind them would be lost")
 	// ErrNewerSchema says that a newer version of the worker has migrated the database.
 	ErrNewerSchema = errors.New("the database has the schema of a newer version of the worker")
 )

@@ -14,6 +14,7 @@ import (
 	"iter"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/google/uuid"
 
@@ -58,10 +59,31 @@ type Store interface {
 	// the same id that said something else was handled.
 	Handled(ctx context.Context, e events.Event) ([]string, error)
 
+	// Attempt returns the context for one try of a handler, in which it can register SQL of its own with the store's
+	// InTx, to be done by the Record that is called with the same context.
+	Attempt(ctx context.Context) context.Context
+
 	// Record appends followUps together with the record that handler has handled e, in one transaction. It is
-	// [ErrHandled], and nothing is appended, when that is on record already, and [ErrContradiction] when what is on
-	// record is an event of the same id that said something else. Otherwise errors are as of AppendMany.
+	// [ErrHandled], and nothing is done, when that is on record already, and [ErrContradiction] when what is on
+	// record is an event of the same id that said something else. Work that was registered in ctx, which comes from
+	// Attempt, is done in the same transaction, last; when it fails nothing is recorded, and the error is a *[WorkError].
+	// Otherwise errors are as of AppendMany.
 	Record(ctx context.Context, handler string, e events.Event, followUps []events.Event) error
+
+	// Park notes that e rests in the dead letters of handler, unless handler has handled it. [Store.Record] takes the
+	// note away. Parking twice is as once.
+	Park(ctx context.Context, handler string, e events.Event) error
+
+	// Parked returns for each of the handlers, if e has to wait behind a parked event of its aggregate, which is one of
+	// a lower version, the id of the first such.
+	Parked(ctx context.Context, e events.Event, handlers []string) (map[string]uuid.UUID, error)
+
+	// UnparkAll takes all notes away: the dead letters are no more.
+	UnparkAll(ctx context.Context) error
+
+	// PruneHandled forgets up to limit records that are older than age, the oldest first, and returns how many. An event
+	// that is delivered again after that is handled again.
+	PruneHandled(ctx context.Context, age time.Duration, limit int) (int, error)
 
 	// Ping says whether the store answers and has the schema that this version of the worker needs.
 	Ping(ctx context.Context) error

@@ -85,7 +85,7 @@ func addHandler(t *testing.T, tree string) {
 
 	const (
 		otherImport = "\t\"" + upstream + "/internal/handlers/clinic\"\n"
-		otherLine   = "\tclinic.Register(reg, o.Chaos)\n"
+		otherLine   = "\tclinic.Register(reg, o.Streams, o.Chaos)\n"
 	)
 	list := filepath.Join(tree, "internal", "handlers", "register", "register.go")
 	content, err := os.ReadFile(list)

@@ -55,7 +55,9 @@ func open(ctx context.Context, s Settings, o OpenOptions, closers *closers) (*Wo
 	}
 	closers.add(tail.Close)
 
-	parts := Parts{Inbox: backend, Tail: tail, Shelf: backend, Handlers: &handlers.Registry{}}
+	parts := Parts{
+		Inbox: backend, Tail: tail, Shelf: backend, Handlers: &handlers.Registry{}, InboxRetention: s.InboxRetention,
+	}
 	o.Register(parts.Handlers, backend)
 	if s.AMQP.URL == "" {
 		b := inprocess.New(s.Tuning.Concurrency, o.Logger)

@@ -31,6 +31,9 @@ type Settings struct {
 	DatabaseURL string
 	// MaxConns is the most connections to Postgres.
 	MaxConns int
+	// InboxRetention is how long the store remembers who has handled what; 0 is for ever. An event that is delivered
+	// again after that is handled again.
+	InboxRetention time.Duration
 	// SQLitePath is the file of the embedded default.
 	SQLitePath string
 	// AMQP is the broker; without a URL the bus is inside the process.
@@ -42,8 +45,9 @@ type Settings struct {
 // DefaultSettings is the embedded default.
 func DefaultSettings() Settings {
 	return Settings{
-		MaxConns:   20,
-		SQLitePath: "healz.db",
+		MaxConns:       20,
+		InboxRetention: 30 * 24 * time.Hour,
+		SQLitePath:     "healz.db",
 		AMQP: amqp.Config{
 			Prefix: amqp.DefaultPrefix, Prefetch: amqp.DefaultPrefetch, Heartbeat: amqp.DefaultHeartbeat,
 			QueueType: amqp.ClassicQueues,
@@ -71,6 +75,7 @@ func (s Settings) Check() error {
 	}
 	problem(s.Embedded() && s.SQLitePath == "", "sqlite-path must not be empty")
 	problem(s.MaxConns < 2, "database-conns must be at least 2, but is %d", s.MaxConns)
+	problem(s.InboxRetention < 0, "inbox-retention must not be negative, but is %s", s.InboxRetention)
 	problem(s.AMQP.Prefetch < s.Tuning.Concurrency || s.AMQP.Prefetch > maxPrefetch,
 		"prefetch must be from the concurrency (%d) to %d, but is %d", s.Tuning.Concurrency, maxPrefetch, s.AMQP.Prefetch)
 	problem(s.AMQP.Prefix == "", "rabbitmq-prefix must not be empty")
@@ -192,5 +197,34 @@ func (s Settings) OpenDeadLetters(ctx context.Context) (deadletter.Queue, func()
 	if err != nil {
 		return nil, nil, err
 	}
-	return amqp.NewFailedQueue(conn), conn.Close, nil
+	return brokersLetters{amqp.NewFailedQueue(conn), s}, conn.Close, nil
+}
+
+// brokersLetters are the dead letters of a broker, behind which events may be parked in the store.
+type brokersLetters struct {
+	*amqp.FailedQueue
+	settings Settings
+}
+
+// Purge destroys all letters, and lets nothing wait behind them any longer.
+func (l brokersLetters) Purge(ctx context.Context) (int, error) {
+	n, err := l.FailedQueue.Purge(ctx)
+	if err != nil {
+		return n, err
+	}
+	if _, err := os.Stat(l.settings.SQLitePath); l.settings.Embedded() && errors.Is(err, fs.ErrNotExist) {
+		return n, nil // there is no store, and none shall be made
+	}
+	if err := l.unpark(ctx); err != nil && !errors.Is(err, store.ErrNoSchema) {
+		return n, fmt.Errorf("%d dead letters were purged, but in the store events are still parked behind them: %w", n, err)
+	}
+	return n, nil
+}
+
+func (l brokersLetters) unpark(ctx context.Context) error {
+	b, err := l.settings.OpenStore(ctx)
+	if err != nil {
+		return err
+	}
+	return errors.Join(b.UnparkAll(ctx), b.Close())
 }

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/healz/worker/internal/bus/amqp"
+	"github.com/healz/worker/internal/handlers"
 )
 
 // Tuning is how a worker works; [DefaultTuning] is fit for production.
@@ -18,6 +19,8 @@ type Tuning struct {
 	RetryAttempts int
 	// RetryInitial and RetryMax are the first and the longest wait between two tries.
 	RetryInitial, RetryMax time.Duration
+	// AfterDeadLetter is the fate of the events that follow a dead letter in its aggregate.
+	AfterDeadLetter handlers.AfterDeadLetter
 	// HandlerTimeout bounds one try of one handler.
 	HandlerTimeout time.Duration
 	// GracePeriod is how long a stop waits for what is in hand.
@@ -29,14 +32,15 @@ type Tuning struct {
 // DefaultTuning is what holds where nothing is said.
 func DefaultTuning() Tuning {
 	return Tuning{
-		Concurrency:    16,
-		MaxMessage:     amqp.DefaultMaxMessage,
-		RetryAttempts:  4,
-		RetryInitial:   100 * time.Millisecond,
-		RetryMax:       5 * time.Second,
-		HandlerTimeout: 30 * time.Second,
-		GracePeriod:    20 * time.Second,
-		RelayPoll:      time.Second,
+		Concurrency:     16,
+		MaxMessage:      amqp.DefaultMaxMessage,
+		RetryAttempts:   4,
+		RetryInitial:    100 * time.Millisecond,
+		RetryMax:        5 * time.Second,
+		AfterDeadLetter: handlers.Continue,
+		HandlerTimeout:  30 * time.Second,
+		GracePeriod:     20 * time.Second,
+		RelayPoll:       time.Second,
 	}
 }
 
@@ -61,6 +65,9 @@ func (t Tuning) Check() error {
 	positive("handler-timeout", t.HandlerTimeout)
 	positive("grace-period", t.GracePeriod)
 	positive("relay-poll", t.RelayPoll)
+	if t.AfterDeadLetter != handlers.Continue && t.AfterDeadLetter != handlers.Park {
+		problems = append(problems, fmt.Errorf("after-dead-letter must be continue or park, not %q", t.AfterDeadLetter))
+	}
 	if t.RetryMax < t.RetryInitial {
 		problems = append(problems, fmt.Errorf("retry-max (%s) is below retry-initial (%s)", t.RetryMax, t.RetryInitial))
 	}

@@ -45,6 +45,7 @@ type Bus interface {
 // Inbox is what the worker needs of a store, besides its tail.
 type Inbox interface {
 	handlers.Inbox
+	PruneHandled(ctx context.Context, age time.Duration, limit int) (int, error)
 	Ping(ctx context.Context) error
 }
 
@@ -55,6 +56,8 @@ type Parts struct {
 	Bus      Bus
 	Sink     deadletter.Sink
 	Handlers *handlers.Registry
+	// InboxRetention is how long the inbox keeps its records; 0 is for ever.
+	InboxRetention time.Duration
 	// Shelf is where the dead letters lie that no broker keeps.
 	Shelf deadletter.Shelf
 	// Embedded tells that the bus is inside the process: its batches are in hand until they are handled, and this worker
@@ -96,7 +99,7 @@ func New(ctx context.Context, parts Parts, tuning Tuning, logger *slog.Logger) (
 	}
 	w.relay = relay.New(parts.Tail, parts.Bus, config, logger)
 	var err error
-	w.dispatch, err = handlers.NewDispatcher(parts.Handlers, parts.Inbox, middleware.Retry{
+	w.dispatch, err = handlers.NewDispatcher(parts.Handlers, parts.Inbox, tuning.AfterDeadLetter, middleware.Retry{
 		Attempts: tuning.RetryAttempts, Initial: tuning.RetryInitial, Max: tuning.RetryMax,
 		Lifetime: w.lifetime(), Logger: logger,
 	}, tuning.HandlerTimeout, logger)
@@ -131,10 +134,13 @@ func (w *Worker) Run(ctx context.Context) error {
 	if err := w.startRelay(running, router); err != nil {
 		return errors.Join(err, w.stop(router, consumers, nil))
 	}
-	replayer, stopReplayer := context.WithCancel(running)
-	defer stopReplayer()
+	side, stopSide := context.WithCancel(running)
+	defer stopSide()
 	if w.replayer != nil {
-		background.Go(func() { w.replayer.Run(replayer) })
+		background.Go(func() { w.replayer.Run(side) })
+	}
+	if w.parts.InboxRetention > 0 {
+		background.Go(func() { w.prune(side) })
 	}
 	w.logger.InfoContext(ctx, "worker is running", "concurrency", w.tuning.Concurrency)
 
@@ -144,7 +150,7 @@ func (w *Worker) Run(ctx context.Context) error {
 		return fmt.Errorf("the router stopped by itself: %w", errors.Join(err, errors.New("all subscriptions ended")))
 	}
 	w.logger.InfoContext(ctx, "worker is stopping", "grace_period", w.tuning.GracePeriod)
-	err = w.stop(router, consumers, stopReplayer)
+	err = w.stop(router, consumers, stopSide)
 	w.logger.InfoContext(ctx, "worker has stopped", "events", &w.counts)
 	return err
 }
@@ -179,15 +185,15 @@ func (w *Worker) startRelay(ctx context.Context, router *message.Router) error {
 
 // stop ends what runs, in the order that loses and doubles nothing: no new batch from the store, no new message from
 // the bus, and only when both are done with what they have in hand the router itself, whose own shutdown is not graceful.
-func (w *Worker) stop(router *message.Router, consumers []*message.Handler, stopReplayer func()) error {
+func (w *Worker) stop(router *message.Router, consumers []*message.Handler, stopSide func()) error {
 	w.setConsumer(errors.New("stopping"))
 	close(w.stopping)
 	grace := time.AfterFunc(w.tuning.GracePeriod, w.end)
 	defer grace.Stop()
 
 	var stops sync.WaitGroup
-	if stopReplayer != nil {
-		stopReplayer()
+	if stopSide != nil {
+		stopSide()
 		stops.Go(func() { w.relay.Stop(w.ended) })
 	}
 	for _, c := range consumers {

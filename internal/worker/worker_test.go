@@ -112,6 +112,15 @@ func newSite(t *testing.T, changes ...func(*worker.Settings, *handlers.Registry)
 		require.NoError(t, closeParts())
 	})
 
+	client := publisher(t, settings)
+	s.channel, s.letters = client.channel, client.letters
+	return s
+}
+
+// publisher is a plain client beside a worker, with a look at its dead letters.
+func publisher(t *testing.T, settings worker.Settings) *site {
+	t.Helper()
+	s := &site{t: t}
 	conn, err := amqp091.Dial(settings.AMQP.URL)
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = conn.Close() })

@@ -7,7 +7,8 @@
 -- In a schema other than public the role needs USAGE on it besides.
 GRANT SELECT, INSERT ON events TO :"worker";
 GRANT USAGE ON SEQUENCE events_id_seq TO :"worker";
-GRANT SELECT, INSERT ON handled TO :"worker";
+GRANT SELECT, INSERT, DELETE ON handled TO :"worker";
+GRANT SELECT, INSERT, DELETE ON parked TO :"worker";
 GRANT SELECT, INSERT, UPDATE ON relay_position TO :"worker";
 GRANT SELECT, INSERT, UPDATE, DELETE ON dead_letters TO :"worker";
 GRANT SELECT ON worker_migrations TO :"worker";

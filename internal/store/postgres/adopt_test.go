@@ -161,7 +161,9 @@ func TestDownNeverDestroysEvents(t *testing.T) {
 				SELECT transaction_id, id FROM events ORDER BY transaction_id DESC, id DESC LIMIT 1`)
 			require.NoError(t, err, "all is relayed")
 
-			for range 4 {
+			versions, err := s.MigrationStatus(t.Context())
+			require.NoError(t, err)
+			for range versions {
 				require.NoError(t, s.MigrateDown(t.Context()))
 			}
 
@@ -226,7 +228,7 @@ func TestMigrateTwiceAndAtOnce(t *testing.T) {
 	require.NoError(t, s.Migrate(t.Context()))
 	status, err := s.MigrationStatus(t.Context())
 	require.NoError(t, err)
-	require.Len(t, status, 4)
+	require.Greater(t, len(status), 4)
 	require.Equal(t, "events", status[0].Name)
 	for i, v := range status {
 		require.EqualValues(t, i+1, v.Version)
@@ -260,7 +262,8 @@ func TestSchemas(t *testing.T) {
 	require.ErrorIs(t, other.Ping(t.Context()), store.ErrNewerSchema)
 	require.ErrorIs(t, other.Migrate(t.Context()), store.ErrNewerSchema)
 	require.ErrorIs(t, other.MigrateDown(t.Context()), store.ErrNewerSchema)
-	_, err = conn.Exec(t.Context(), "DELETE FROM one.worker_migrations WHERE version_id = 4")
+	_, err = conn.Exec(t.Context(),
+		"DELETE FROM one.worker_migrations WHERE version_id = (SELECT max(version_id) FROM one.worker_migrations)")
 	require.NoError(t, err)
 	require.ErrorIs(t, one.Ping(t.Context()), store.ErrNoSchema, "an older schema")
 }
@@ -317,15 +320,19 @@ func TestDownLosesNothing(t *testing.T) {
 		steps int // that are taken before the one that is refused
 		fill  func(*testing.T, *postgres.Store, *storetest.Stream)
 	}{
-		"dead letters": {0, func(t *testing.T, s *postgres.Store, _ *storetest.Stream) {
+		"what is parked": {0, func(t *testing.T, s *postgres.Store, stream *storetest.Stream) {
+			t.Helper()
+			require.NoError(t, s.Park(t.Context(), "h", stream.Next()))
+		}},
+		"dead letters": {2, func(t *testing.T, s *postgres.Store, _ *storetest.Stream) {
 			t.Helper()
 			require.NoError(t, s.AddLetter(t.Context(), deadletter.Letter{Body: []byte("x")}))
 		}},
-		"events that were not relayed": {1, func(t *testing.T, s *postgres.Store, stream *storetest.Stream) {
+		"events that were not relayed": {3, func(t *testing.T, s *postgres.Store, stream *storetest.Stream) {
 			t.Helper()
 			require.NoError(t, s.Append(t.Context(), stream.Next()))
 		}},
-		"the record of what was handled": {2, func(t *testing.T, s *postgres.Store, stream *storetest.Stream) {
+		"the record of what was handled": {4, func(t *testing.T, s *postgres.Store, stream *storetest.Stream) {
 			t.Helper()
 			require.NoError(t, s.Record(t.Context(), "h", stream.Next(), nil))
 		}},

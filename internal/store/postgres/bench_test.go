@@ -13,6 +13,7 @@ import (
 
 	"github.com/healz/worker/internal/events"
 	"github.com/healz/worker/internal/store"
+	"github.com/healz/worker/internal/store/postgres"
 	"github.com/healz/worker/internal/store/storetest"
 )
 
@@ -109,4 +110,29 @@ func selectBatch(tb testing.TB, tail *store.Tail) wsql.Row {
 	row, err := tail.Schema.UnmarshalMessage(tx.QueryRowContext(tb.Context(), q.Query, q.Args...))
 	require.NoError(tb, err)
 	return row
+}
+
+// BenchmarkRecord shows what a handler's own SQL costs besides itself: a transaction of several round trips in place of
+// one statement.
+func BenchmarkRecord(b *testing.B) {
+	s := open(b, migrated(b))
+	for name, register := range map[string]func(context.Context) error{
+		"follow-up": func(context.Context) error { return nil },
+		"follow-up and own SQL": func(ctx context.Context) error {
+			return postgres.InTx(ctx, func(ctx context.Context, tx pgx.Tx) error {
+				_, err := tx.Exec(ctx, "SELECT 1")
+				return err
+			})
+		},
+	} {
+		b.Run(name, func(b *testing.B) {
+			causes := storetest.NewStream()
+			for b.Loop() {
+				ctx := s.Attempt(b.Context())
+				require.NoError(b, register(ctx))
+				require.NoError(b, s.Record(ctx, "handler", causes.Next(), storetest.NewStream().Take(1)))
+			}
+			b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "events/s")
+		})
+	}
 }

@@ -25,6 +25,8 @@ var (
 	requestReplaySQL string
 	//go:embed statements/replay_requested.sql
 	replayRequestedSQL string
+	//go:embed statements/purge_letters.sql
+	purgeLettersSQL string
 )
 
 // AddLetter puts a letter on the shelf; see [deadletter.Shelf].
@@ -109,7 +111,7 @@ func (s *Store) RemoveLetter(ctx context.Context, id string) error {
 
 // PurgeLetters destroys all letters; see [deadletter.Shelf].
 func (s *Store) PurgeLetters(ctx context.Context) (int, error) {
-	tag, err := s.pool.Exec(ctx, "DELETE FROM dead_letters")
+	tag, err := s.pool.Exec(ctx, purgeLettersSQL)
 	return int(tag.RowsAffected()), fault(ctx, "purge the dead letters", err)
 }
 

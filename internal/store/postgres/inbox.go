@@ -4,10 +4,14 @@ import (
 	"bytes"
 	"context"
 	_ "embed"
+	"errors"
 	"fmt"
 	"slices"
+	"time"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/healz/worker/internal/events"
@@ -19,6 +23,12 @@ var (
 	handledSQL string
 	//go:embed statements/record.sql
 	recordSQL string
+	//go:embed statements/park.sql
+	parkSQL string
+	//go:embed statements/parked.sql
+	parkedSQL string
+	//go:embed statements/prune.sql
+	pruneSQL string
 )
 
 // Handled returns the names of the handlers that have handled e; see [store.Store].
@@ -44,6 +54,26 @@ func (s *Store) Handled(ctx context.Context, e events.Event) ([]string, error) {
 	return handlers, fault(ctx, doing, err)
 }
 
+// InTx registers SQL of a handler's own for the transaction in which the worker records that the handler has handled
+// its event and appends what follows. A handler calls it with its context, as often as it likes, on a worker whose store
+// is Postgres; anywhere else it is [store.ErrNoTransaction]. It only registers: once the handler has returned without an
+// error, the transaction begins, record and follow-ups are written, and the work runs in the order of registration. The
+// effect of all of it is exactly once, however often the event is delivered.
+//
+// An error of the work, or of the commit, rolls everything back and is the handler's: the next try runs the handler
+// anew, and all that it registers. Work does not run when another delivery of the event was first.
+//
+// While it runs, the transaction holds back the relay, for the whole database and for all who read in commit order:
+// keep the work to a few fast statements, and compute, call and wait in the handler itself. Besides, it costs two round
+// trips more than a handler without it. The transaction is READ COMMITTED. The work may begin nested transactions, and
+// cannot end the one it is given. It does not append events: those are what the handler returns.
+func InTx(ctx context.Context, work func(ctx context.Context, tx pgx.Tx) error) error {
+	return store.AddWork(ctx, work)
+}
+
+// Attempt returns the context for one try of a handler; see [store.Store].
+func (s *Store) Attempt(ctx context.Context) context.Context { return store.WithWork[pgx.Tx](ctx) }
+
 // Record appends followUps together with the record that handler has handled e; see [store.Store].
 func (s *Store) Record(ctx context.Context, handler string, e events.Event, followUps []events.Event) error {
 	if err := store.CheckBatch(followUps); err != nil {
@@ -51,9 +81,15 @@ func (s *Store) Record(ctx context.Context, handler string, e events.Event, foll
 	}
 	fingerprint := e.Fingerprint()
 	args := append(columns(followUps), handler, e.ID, fingerprint[:])
-	return s.write(ctx, "record", followUps,
+	work := store.TakeWork[pgx.Tx](ctx)
+	var failed error // of the work, which tells nothing of the record
+	err := s.write(ctx, "record", followUps,
 		func(conn *pgxpool.Conn) (recorded bool, err error) {
-			err = conn.QueryRow(ctx, recordSQL, args...).Scan(&recorded)
+			if len(work) == 0 {
+				err = conn.QueryRow(ctx, recordSQL, args...).Scan(&recorded)
+				return recorded, err
+			}
+			recorded, failed, err = recordWith(ctx, conn, args, work)
 			return recorded, err
 		},
 		func() error {
@@ -66,4 +102,89 @@ func (s *Store) Record(ctx context.Context, handler string, e events.Event, foll
 			}
 			return s.explain(ctx, followUps)
 		})
+	if err != nil {
+		return err
+	}
+	return failed
+}
+
+// recordWith records and then does the work, in one transaction. The record is the transaction's first statement, so
+// that the transaction's id is younger than all that the record's statement has seen; see append.sql. When the work has
+// failed, nothing was written, and recorded only says that there is nothing to be tried again.
+func recordWith(
+	ctx context.Context, conn *pgxpool.Conn, args []any, work []func(context.Context, pgx.Tx) error,
+) (recorded bool, failed, err error) {
+	tx, err := conn.BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.ReadCommitted})
+	if err != nil {
+		return false, nil, err
+	}
+	defer tx.Rollback(context.WithoutCancel(ctx)) // after a commit it does nothing
+	if err := tx.QueryRow(ctx, recordSQL, args...).Scan(&recorded); err != nil || !recorded {
+		return false, nil, err
+	}
+	for _, step := range work {
+		if err := step(ctx, handlersTx{tx}); err != nil {
+			return true, workFault(ctx, conn, err), nil
+		}
+	}
+	err = tx.Commit(ctx)
+	_, refused := errors.AsType[*pgconn.PgError](err)
+	if refused || errors.Is(err, pgx.ErrTxCommitRollback) { // by a deferred constraint, or as a statement had failed
+		return true, &store.WorkError{Err: fmt.Errorf("commit the handler's work: %w", err)}, nil
+	}
+	return true, nil, err
+}
+
+// workFault is a *[store.WorkError], or an outage when the connection broke under the work.
+func workFault(ctx context.Context, conn *pgxpool.Conn, err error) error {
+	ended := ctx.Err() != nil || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled)
+	if conn.Conn().IsClosed() && !ended {
+		return fmt.Errorf("do the handler's work: %w: %w", store.ErrUnavailable, err)
+	}
+	return &store.WorkError{Err: err}
+}
+
+// errNotYours is the error of work that would end the transaction.
+var errNotYours = errors.New("the transaction of a handler is committed or rolled back by the worker: return an error to undo it")
+
+// handlersTx is the transaction as a handler's work has it.
+type handlersTx struct{ pgx.Tx }
+
+func (handlersTx) Commit(context.Context) error   { return errNotYours }
+func (handlersTx) Rollback(context.Context) error { return errNotYours }
+
+// Park notes that e rests in the dead letters of handler; see [store.Store].
+func (s *Store) Park(ctx context.Context, handler string, e events.Event) error {
+	_, err := s.pool.Exec(ctx, parkSQL, e.ID, handler, e.AggregateID, e.AggregateVersion)
+	return fault(ctx, "park an event", err)
+}
+
+// Parked returns behind which events e has to wait; see [store.Store].
+func (s *Store) Parked(ctx context.Context, e events.Event, handlers []string) (map[string]uuid.UUID, error) {
+	const doing = "look for parked events"
+	rows, err := s.pool.Query(ctx, parkedSQL, e.AggregateID, e.AggregateVersion, handlers)
+	if err != nil {
+		return nil, fault(ctx, doing, err)
+	}
+	parked := make(map[string]uuid.UUID)
+	var handler string
+	var first uuid.UUID
+	_, err = pgx.ForEachRow(rows, []any{&handler, &first}, func() error {
+		parked[handler] = first
+		return nil
+	})
+	return parked, fault(ctx, doing, err)
+}
+
+// UnparkAll takes all notes of parked events away; see [store.Store].
+func (s *Store) UnparkAll(ctx context.Context) error {
+	_, err := s.pool.Exec(ctx, "DELETE FROM parked")
+	return fault(ctx, "unpark all events", err)
+}
+
+// PruneHandled forgets records that are older than age; see [store.Store].
+func (s *Store) PruneHandled(ctx context.Context, age time.Duration, limit int) (int, error) {
+	var pruned int
+	err := s.pool.QueryRow(ctx, pruneSQL, age, limit).Scan(&pruned)
+	return pruned, fault(ctx, "prune the inbox", err)
 }

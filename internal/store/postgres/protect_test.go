@@ -77,6 +77,13 @@ func TestLeastPrivilege(t *testing.T) {
 	require.NoError(t, s.Append(t.Context(), first))
 	require.NoError(t, s.Record(t.Context(), "handler", first, stream.Take(1)))
 	require.ErrorIs(t, s.Record(t.Context(), "handler", first, nil), store.ErrHandled)
+	require.NoError(t, s.Park(t.Context(), "other", first))
+	_, err = s.Parked(t.Context(), first, []string{"other"})
+	require.NoError(t, err)
+	require.NoError(t, s.UnparkAll(t.Context()))
+	pruned, err := s.PruneHandled(t.Context(), 0, 10)
+	require.NoError(t, err)
+	require.Equal(t, 1, pruned)
 	tail.Take(t, 2)
 	tail.Close(t)
 	page, err := s.ByType(t.Context(), first.Type, store.Query{})
@@ -91,7 +98,7 @@ func TestLeastPrivilege(t *testing.T) {
 	}
 	for _, change := range []string{
 		"DROP TABLE events", "ALTER TABLE events DISABLE TRIGGER ALL", "DROP TRIGGER events_append_only ON events",
-		"DELETE FROM handled", "SET session_replication_role = replica",
+		"UPDATE handled SET handled_at = now()", "TRUNCATE handled", "SET session_replication_role = replica",
 	} {
 		_, err := conn.Exec(t.Context(), change)
 		requireInsufficientPrivilege(t, err)

@@ -81,7 +81,17 @@ func (s *Store) RemoveLetter(ctx context.Context, id string) error {
 
 // PurgeLetters destroys all letters and returns how many. See [deadletter.Shelf].
 func (s *Store) PurgeLetters(ctx context.Context) (int, error) {
-	n, err := s.exec(ctx, "purge the dead letters", deleteLetters)
+	var n int64
+	err := s.write(ctx, "purge the dead letters", func(ctx context.Context, tx *sql.Tx) error {
+		if _, err := tx.ExecContext(ctx, deleteAllParked); err != nil {
+			return err
+		}
+		result, err := tx.ExecContext(ctx, deleteLetters)
+		if err == nil {
+			n, err = result.RowsAffected()
+		}
+		return err
+	})
 	return int(n), err
 }
 

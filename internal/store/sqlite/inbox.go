@@ -4,8 +4,11 @@ import (
 	"bytes"
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
 	"time"
+
+	"github.com/google/uuid"
 
 	"github.com/healz/worker/internal/events"
 	"github.com/healz/worker/internal/store"
@@ -17,6 +20,16 @@ const (
 	// selectRecord tells of the records of an event how many contradict it, and whether the handler's is among them.
 	selectRecord = `SELECT count(*) FILTER (WHERE fingerprint <> ?), count(*) FILTER (WHERE handler = ?)
 		FROM handled WHERE event_id = ?`
+	deleteHandled = `DELETE FROM handled WHERE (event_id, handler) IN
+		(SELECT event_id, handler FROM handled WHERE handled_at < ? ORDER BY handled_at LIMIT ?)`
+
+	insertParked = `INSERT INTO parked (event_id, handler, aggregate_id, aggregate_version, parked_at)
+		SELECT ?1, ?2, ?3, ?4, ?5 WHERE NOT EXISTS (SELECT 1 FROM handled WHERE event_id = ?1 AND handler = ?2)
+		ON CONFLICT DO NOTHING`
+	selectParked = `SELECT event_id FROM parked WHERE aggregate_id = ? AND handler = ? AND aggregate_version < ?
+		ORDER BY aggregate_version LIMIT 1`
+	deleteParked    = `DELETE FROM parked WHERE event_id = ? AND handler = ?`
+	deleteAllParked = `DELETE FROM parked`
 )
 
 // Handled returns the names of the handlers that have handled e. See [store.Store].
@@ -43,18 +56,50 @@ func (s *Store) Handled(ctx context.Context, e events.Event) ([]string, error) {
 	return handlers, translate(doing, rows.Err())
 }
 
+// InTx registers SQL of a handler's own for the transaction in which the worker records that the handler has handled
+// its event and appends what follows. A handler calls it with its context, as often as it likes, on a worker whose store
+// is SQLite; anywhere else it is [store.ErrNoTransaction]. It only registers: once the handler has returned without an
+// error, the transaction begins, record and follow-ups are written, and the work runs in the order of registration. The
+// effect of all of it is exactly once, however often the event is delivered.
+//
+// An error of the work rolls everything back and is the handler's: the next try runs the handler anew, and all that it
+// registers. Work does not run when another delivery of the event was first.
+//
+// While it runs nobody else writes to the file: keep the work to a few fast statements, and compute, call and wait in the
+// handler itself. It closes its rows before it goes on, passes values as arguments (each text of a statement is kept
+// prepared), and does not commit or roll back. It does not append events: those are what the handler returns.
+func InTx(ctx context.Context, work func(ctx context.Context, tx *sql.Tx) error) error {
+	return store.AddWork(ctx, work)
+}
+
+// Attempt returns the context for one try of a handler. See [store.Store].
+func (s *Store) Attempt(ctx context.Context) context.Context { return store.WithWork[*sql.Tx](ctx) }
+
 // Record appends followUps together with the record that handler has handled e. See [store.Store].
 func (s *Store) Record(ctx context.Context, handler string, e events.Event, followUps []events.Event) error {
 	doing := fmt.Sprintf("record that %s has handled event %s", handler, e.ID)
 	if err := store.CheckBatch(followUps); err != nil {
 		return fmt.Errorf("%s: %w", doing, err)
 	}
+	handlersCtx, work := ctx, store.TakeWork[*sql.Tx](ctx)
+	var failed error // of the work: no fault of the store's
 	err := s.write(ctx, doing, func(ctx context.Context, tx *sql.Tx) error {
 		if err := insertRecord(ctx, tx, handler, e); err != nil {
 			return err
 		}
-		return insertBatch(ctx, tx, followUps)
+		if err := insertBatch(ctx, tx, followUps); err != nil {
+			return err
+		}
+		for _, step := range work {
+			if failed = step(handlersCtx, tx); failed != nil {
+				return failed
+			}
+		}
+		return nil
 	})
+	if failed != nil && ctx.Err() == nil {
+		return &store.WorkError{Err: failed}
+	}
 	if err == nil && len(followUps) > 0 {
 		s.wakers.wake()
 	}
@@ -73,6 +118,45 @@ func insertRecord(ctx context.Context, tx *sql.Tx, handler string, e events.Even
 	case records > 0:
 		return store.ErrHandled
 	}
-	_, err := tx.ExecContext(ctx, insertHandled, id, handler, said[:], time.Now().UnixMicro())
+	if _, err := tx.ExecContext(ctx, insertHandled, id, handler, said[:], time.Now().UnixMicro()); err != nil {
+		return err
+	}
+	_, err := tx.ExecContext(ctx, deleteParked, id, handler)
 	return err
+}
+
+// Park notes that e rests in the dead letters of handler. See [store.Store].
+func (s *Store) Park(ctx context.Context, handler string, e events.Event) error {
+	_, err := s.exec(ctx, "park an event", insertParked,
+		e.ID.String(), handler, e.AggregateID.String(), e.AggregateVersion, time.Now().UnixMicro())
+	return err
+}
+
+// Parked returns behind which events e has to wait. See [store.Store].
+func (s *Store) Parked(ctx context.Context, e events.Event, handlers []string) (map[string]uuid.UUID, error) {
+	parked := make(map[string]uuid.UUID)
+	for _, handler := range handlers {
+		var first uuid.UUID
+		err := s.readers.QueryRowContext(ctx, selectParked, e.AggregateID.String(), handler, e.AggregateVersion).Scan(&first)
+		if errors.Is(err, sql.ErrNoRows) {
+			continue
+		}
+		if err != nil {
+			return nil, translate("look for parked events", err)
+		}
+		parked[handler] = first
+	}
+	return parked, nil
+}
+
+// UnparkAll takes all notes of parked events away. See [store.Store].
+func (s *Store) UnparkAll(ctx context.Context) error {
+	_, err := s.exec(ctx, "unpark all events", deleteAllParked)
+	return err
+}
+
+// PruneHandled forgets records that are older than age. See [store.Store].
+func (s *Store) PruneHandled(ctx context.Context, age time.Duration, limit int) (int, error) {
+	n, err := s.exec(ctx, "prune the inbox", deleteHandled, time.Now().Add(-age).UnixMicro(), limit)
+	return int(n), err
 }

@@ -5,7 +5,9 @@ import (
 	"encoding/json"
 	"sync"
 	"testing"
+	"time"
 
+	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
 
 	"github.com/healz/worker/internal/events"
@@ -24,6 +26,9 @@ func testInbox(t *testing.T, open func(*testing.T) store.Store) {
 		"another event of the same id":                  contradiction,
 		"the same event in another form":                sameInOtherForm,
 		"a canceled context records nothing":            canceledRecord,
+		"old records are pruned":                        pruned,
+		"events are parked and wait":                    parks,
+		"what was handled is not parked":                parksNoHandled,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -165,4 +170,68 @@ func canceledRecord(t *testing.T, s store.Store) {
 	require.NotErrorIs(t, err, store.ErrUnknownOutcome)
 	requireHandled(t, s, cause)
 	require.Empty(t, stored(t, s, stream))
+}
+
+func pruned(t *testing.T, s store.Store) {
+	t.Helper()
+	stream := NewStream()
+	handled := stream.Take(5)
+	for _, e := range handled {
+		require.NoError(t, s.Record(t.Context(), "handler", e, nil))
+	}
+	prune := func(age time.Duration, limit int) int {
+		t.Helper()
+		n, err := s.PruneHandled(t.Context(), age, limit)
+		require.NoError(t, err)
+		return n
+	}
+	require.Zero(t, prune(time.Hour, 10), "none is so old")
+	require.Equal(t, 2, prune(0, 2))
+	requireHandled(t, s, handled[0])
+	requireHandled(t, s, handled[1])
+	requireHandled(t, s, handled[2], "handler")
+	require.Equal(t, 3, prune(0, 10))
+	require.Zero(t, prune(0, 10))
+}
+
+// requireParked checks behind which event e has to wait, for each handler that it has to wait for.
+func requireParked(t *testing.T, s store.Store, e events.Event, want map[string]uuid.UUID) {
+	t.Helper()
+	parked, err := s.Parked(t.Context(), e, []string{"one", "other", "third"})
+	require.NoError(t, err)
+	require.Equal(t, want, parked)
+}
+
+func parks(t *testing.T, s store.Store) {
+	t.Helper()
+	none := map[string]uuid.UUID{}
+	stream := NewStream()
+	e := stream.Take(5)
+	requireParked(t, s, e[4], none)
+	for _, i := range []int{3, 1, 1} {
+		require.NoError(t, s.Park(t.Context(), "one", e[i]))
+	}
+	require.NoError(t, s.Park(t.Context(), "other", e[2]))
+	require.NoError(t, s.Park(t.Context(), "handler of none", e[0]))
+
+	requireParked(t, s, e[1], none)
+	requireParked(t, s, e[2], map[string]uuid.UUID{"one": e[1].ID})
+	requireParked(t, s, e[4], map[string]uuid.UUID{"one": e[1].ID, "other": e[2].ID})
+	requireParked(t, s, NewStream().At(7), none)
+
+	require.NoError(t, s.Record(t.Context(), "other", e[1], nil))
+	requireParked(t, s, e[2], map[string]uuid.UUID{"one": e[1].ID})
+	require.NoError(t, s.Record(t.Context(), "one", e[1], nil))
+	requireParked(t, s, e[4], map[string]uuid.UUID{"one": e[3].ID, "other": e[2].ID})
+	require.NoError(t, s.UnparkAll(t.Context()))
+	requireParked(t, s, e[4], none)
+}
+
+func parksNoHandled(t *testing.T, s store.Store) {
+	t.Helper()
+	stream := NewStream()
+	first, second := stream.Next(), stream.Next()
+	require.NoError(t, s.Record(t.Context(), "one", first, nil))
+	require.NoError(t, s.Park(t.Context(), "one", first))
+	requireParked(t, s, second, map[string]uuid.UUID{})
 }

@@ -1,6 +1,7 @@
 -- Records that a handler ($15) has handled an event ($16), and appends what follows from it, or does neither. Returns
 -- whether it did; it did not when the record is there, or one of the same event that said something else (by $17), or
--- when the batch does not continue what the store has. Why it is one statement stands in append.sql.
+-- when the batch does not continue what the store has. An event that was parked is so no longer. Why it is one statement
+-- stands in append.sql.
 WITH batch AS MATERIALIZED (
     SELECT * FROM unnest(
         $1::uuid[], $2::text[], $3::text[], $4::uuid[], $5::int[], $6::uuid[], $7::uuid[], $8::uuid[], $9::uuid[],
@@ -44,5 +45,8 @@ appended AS (
     FROM batch
     WHERE EXISTS (SELECT FROM recorded)
     ORDER BY place
+),
+unparked AS (
+    DELETE FROM parked WHERE event_id = $16 AND handler = $15 AND EXISTS (SELECT FROM recorded)
 )
 SELECT EXISTS (SELECT FROM recorded)

@@ -1,0 +1,95 @@
+package main
+
+import (
+	"fmt"
+	"slices"
+	"testing"
+
+	"github.com/google/uuid"
+	"github.com/stretchr/testify/require"
+)
+
+// What follows a dead letter in its aggregate waits behind it, over the death of the worker too, and is replayed in
+// order. Other aggregates go on.
+func TestWhatFollowsADeadLetterIsParked(t *testing.T) {
+	t.Parallel()
+	platforms(t, func(p *program) {
+		t := p.t
+		args := []string{"--after-dead-letter", "park", "--retry-attempts", "2", "--retry-initial", "1ms"}
+		w := p.start(append(args, "--chaos")...)
+		tenant, patient := uuid.NewString(), uuid.NewString()
+		var sent []string
+		register := func(metadata string) wire {
+			e := p.append(fmt.Sprintf(`{"event_type":"PatientRegistered","aggregate_type":"Patient","aggregate_id":%q,"tenant_id":%q,`+
+				`"event_data":{"name":"Ana"},"metadata":%s}`, patient, tenant, metadata))[0]
+			sent = append(sent, e.EventID)
+			return e
+		}
+		register(`{"fail_times":9}`)
+		register("{}")
+		register("{}")
+		p.awaitLetters(3)
+		other := p.append(registration(uuid.NewString(), `{"name":"Ben"}`, ""))[0]
+		p.awaitFollowUp(other, "WelcomeMessageRequested")
+		w.kill()
+
+		register("{}")
+		p.start(args...)
+		letters := p.awaitLetters(4)
+		require.Equal(t, "chaos: failure 2 of 9", letters[0].Reason)
+		for i, l := range letters {
+			require.Equal(t, sent[i], l.EventID)
+			if i > 0 {
+				require.Contains(t, l.Reason, "parked behind event "+sent[0])
+				require.Zero(t, l.Attempts)
+			}
+		}
+		require.Empty(t, p.welcomed(tenant))
+
+		p.must("", "dlq", "replay", "--id", letters[2].ID)
+		require.Eventually(t, func() bool {
+			letters := p.letters()
+			return len(letters) == 4 && letters[3].EventID == sent[2]
+		}, patience, tick, "what would overtake is parked again")
+
+		require.Eventually(t, func() bool {
+			p.must("", "dlq", "replay") // more than once, as the letters are no longer in order
+			return len(p.welcomed(tenant)) == len(sent)
+		}, patience, tick)
+		p.awaitFollowUp(register("{}"), "WelcomeMessageRequested")
+		require.Equal(t, sent, p.welcomed(tenant))
+		require.Empty(t, p.letters())
+	})
+}
+
+// A purge leaves nothing behind which an event would wait.
+func TestPurgeUnparks(t *testing.T) {
+	t.Parallel()
+	platforms(t, func(p *program) {
+		t := p.t
+		p.start("--after-dead-letter", "park")
+		tenant, patient := uuid.NewString(), uuid.NewString()
+		register := func(name string) wire {
+			return p.append(fmt.Sprintf(`{"event_type":"PatientRegistered","aggregate_type":"Patient","aggregate_id":%q,"tenant_id":%q,`+
+				`"event_data":{"name":%q}}`, patient, tenant, name))[0]
+		}
+		register("")
+		register("Ana")
+		p.awaitLetters(2)
+		require.Contains(t, p.must("", "dlq", "purge", "--yes"), "purged: 2")
+		p.awaitFollowUp(register("Ana"), "WelcomeMessageRequested")
+	})
+}
+
+// welcomed are the ids of a tenant's events that were handled, in the order in which they were.
+func (p *program) welcomed(tenant string) []string {
+	p.t.Helper()
+	var ids []string
+	for _, e := range decodeLines[wire](p.t, p.must("", "events", "--tenant", tenant, "--format", "json")) {
+		if e.EventType == "WelcomeMessageRequested" {
+			ids = append(ids, e.CausationID)
+		}
+	}
+	slices.Reverse(ids) // the newest was the first
+	return ids
+}
