@@ -253,7 +253,10 @@ func TestFaultsThatPass(t *testing.T) {
 		_, err := s.writer.ExecContext(t.Context(), "PRAGMA max_page_count = 30")
 		require.NoError(t, err)
 
-		require.ErrorIs(t, s.AppendMany(t.Context(), stream.Take(1000)), store.ErrUnavailable)
+		err = s.AppendMany(t.Context(), stream.Take(1000))
+		require.ErrorIs(t, err, store.ErrUnavailable)
+		var about *store.EventError
+		require.NotErrorAs(t, err, &about)
 
 		_, err = s.writer.ExecContext(t.Context(), "PRAGMA max_page_count = 1000000")
 		require.NoError(t, err)
