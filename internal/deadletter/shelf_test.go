@@ -51,7 +51,7 @@ func (s *memoryShelf) AddLetter(_ context.Context, l deadletter.Letter) error {
 	}
 	s.last++
 	l.ID = strconv.Itoa(s.last)
-	l.Event, _ = events.ParseDraft(l.Body)
+	l.Event = events.ParsePartial(l.Body)
 	s.letters = append(s.letters, l)
 	return nil
 }
