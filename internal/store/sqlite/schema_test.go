@@ -77,7 +77,7 @@ func TestMigrate(t *testing.T) {
 	t.Parallel()
 	t.Run("before it there is no schema", func(t *testing.T) {
 		t.Parallel()
-		s, err := Open(t.Context(), newPath(t), Options{})
+		s, err := Open(t.Context(), newPath(t))
 		require.NoError(t, err)
 		defer func() { require.NoError(t, s.Close()) }()
 		stream := storetest.NewStream()

@@ -78,7 +78,7 @@ func open(tb testing.TB, path string) *sqlite.Store {
 
 func openUnclosed(tb testing.TB, path string) *sqlite.Store {
 	tb.Helper()
-	s, err := sqlite.Open(tb.Context(), path, sqlite.Options{})
+	s, err := sqlite.Open(tb.Context(), path)
 	require.NoError(tb, err)
 	return s
 }
