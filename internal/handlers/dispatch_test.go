@@ -83,7 +83,7 @@ func newBench(t *testing.T, register func(*handlers.Registry)) *bench {
 func newBenchAfter(t *testing.T, after handlers.AfterDeadLetter, register func(*handlers.Registry)) *bench {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "test.db")
-	opened, err := sqlite.Open(t.Context(), path, sqlite.Options{})
+	opened, err := sqlite.Open(t.Context(), path)
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, opened.Close()) })
 	require.NoError(t, opened.Migrate(t.Context()))

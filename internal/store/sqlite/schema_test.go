@@ -7,7 +7,6 @@ import (
 	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
 
-	"github.com/healz/worker/internal/deadletter"
 	"github.com/healz/worker/internal/events"
 	"github.com/healz/worker/internal/store"
 	"github.com/healz/worker/internal/store/storetest"
@@ -74,20 +73,11 @@ func TestForeignRowsThatNobodyCouldReadAreRefused(t *testing.T) {
 	requireIntact(t, path, 0)
 }
 
-// requireDownLosesNothing takes versions back until one would destroy what the tables hold.
-func requireDownLosesNothing(t *testing.T, s *Store) {
-	t.Helper()
-	for range s.migrator.Latest() - 1 {
-		require.NoError(t, s.MigrateDown(t.Context()))
-	}
-	require.ErrorIs(t, s.MigrateDown(t.Context()), store.ErrWouldLose)
-}
-
 func TestMigrate(t *testing.T) {
 	t.Parallel()
 	t.Run("before it there is no schema", func(t *testing.T) {
 		t.Parallel()
-		s, err := Open(t.Context(), newPath(t), Options{})
+		s, err := Open(t.Context(), newPath(t))
 		require.NoError(t, err)
 		defer func() { require.NoError(t, s.Close()) }()
 		stream := storetest.NewStream()
@@ -115,23 +105,6 @@ func TestMigrate(t *testing.T) {
 		require.ErrorIs(t, s.Ping(t.Context()), store.ErrNoSchema)
 		require.NoError(t, s.Migrate(t.Context()))
 		require.NoError(t, s.Append(t.Context(), storetest.NewStream().Next()))
-	})
-	t.Run("down never destroys events", func(t *testing.T) {
-		t.Parallel()
-		path := newPath(t)
-		s := opened(t, path)
-		require.NoError(t, s.Append(t.Context(), storetest.NewStream().Next()))
-		requireDownLosesNothing(t, s)
-		requireIntact(t, path, 1)
-	})
-	t.Run("down never destroys dead letters", func(t *testing.T) {
-		t.Parallel()
-		s := opened(t, newPath(t))
-		require.NoError(t, s.AddLetter(t.Context(), deadletter.Letter{Body: []byte("x")}))
-		requireDownLosesNothing(t, s)
-		letters, err := s.Letters(t.Context(), "", 10)
-		require.NoError(t, err)
-		require.Len(t, letters, 1)
 	})
 	t.Run("down never forgets what is parked", func(t *testing.T) {
 		t.Parallel()
