@@ -114,6 +114,9 @@ func checkID(id uuid.UUID) error {
 }
 
 func checkVersion(v int) error {
+	if v == 0 {
+		return errors.New("is missing")
+	}
 	if v < 1 || v > MaxVersion {
 		return fmt.Errorf("must be from 1 to %d, not %d", MaxVersion, v)
 	}

@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -30,10 +32,29 @@ func Parse(body []byte) (Event, error) {
 
 // ParseDraft reads an event of which some fields may still be missing, as a person writes it by hand. Fields
 // that are there must be well-formed; those that are not stay zero, for the caller to fill in and to
-// [Event.Validate].
+// [Event.Validate]. A field that no event has is an error, as it is one misspelt.
 func ParseDraft(body []byte) (Event, error) {
 	e, invalid := parse(body)
+	if len(invalid.Fields) == 0 || invalid.Fields[0].Field != "" {
+		refuseUnknown(body, invalid)
+	}
 	return e, invalid.orNil()
+}
+
+// refuseUnknown adds the fields that no event has.
+func refuseUnknown(body []byte, invalid *InvalidError) {
+	var fields map[string]json.RawMessage
+	if json.Unmarshal(body, &fields) != nil {
+		return // parse has said so
+	}
+	for _, field := range slices.Sorted(maps.Keys(fields)) {
+		switch field {
+		case "event_id", "event_type", "aggregate_type", "aggregate_id", "aggregate_version", "tenant_id", "clinic_id",
+			"correlation_id", "causation_id", "user_id", "created_at", "event_data", "metadata":
+		default:
+			invalid.add(strconv.Quote(field), "is no field of an event")
+		}
+	}
 }
 
 // parse reads the fields that are there. What it reports with an empty field name concerns the whole.

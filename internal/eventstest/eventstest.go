@@ -62,6 +62,7 @@ func event(t testing.TB, aggregateType string, id uuid.UUID, version int, data e
 // AggregateTest is the test of an aggregate, begun by [Aggregate].
 type AggregateTest[A events.Aggregate] struct {
 	t          testing.TB
+	asked      *bool
 	streams    *Streams
 	repository *events.Repository[A]
 	// aggregateType and id are those of the aggregate.
@@ -75,6 +76,7 @@ func Aggregate[A events.Aggregate](t testing.TB, empty func() A) *AggregateTest[
 	streams := &Streams{}
 	return &AggregateTest[A]{
 		t:             t,
+		asked:         mustAsk(t),
 		streams:       streams,
 		repository:    events.NewRepository(streams, empty),
 		aggregateType: empty().AggregateType(),
@@ -93,19 +95,20 @@ func (a *AggregateTest[A]) Given(history ...events.Data) *AggregateTest[A] {
 func (a *AggregateTest[A]) When(command func(A) error) *Outcome {
 	a.t.Helper()
 	raised, err := a.repository.Decide(a.t.Context(), Origin(), a.id, command)
-	return &Outcome{t: a.t, err: err, events: raised}
+	return &Outcome{t: a.t, asked: a.asked, err: err, events: raised}
 }
 
 // HandlerTest is the test of a handler, begun by [Handler].
 type HandlerTest[T any] struct {
 	t      testing.TB
+	asked  *bool
 	handle func(context.Context, events.Event, T) ([]events.Event, error)
 }
 
 // Handler begins the test of a handler: the function that is registered with [handlers.On].
 func Handler[T any](t testing.TB, handle func(context.Context, events.Event, T) ([]events.Event, error)) *HandlerTest[T] {
 	t.Helper()
-	return &HandlerTest[T]{t: t, handle: handle}
+	return &HandlerTest[T]{t: t, asked: mustAsk(t), handle: handle}
 }
 
 // When lets the handler handle an [Event] that carries data.
@@ -121,7 +124,7 @@ func (h *HandlerTest[T]) WhenEvent(e events.Event) *Outcome {
 	require.NoError(h.t, e.Validate(), "when")
 	data, err := events.DataOf[T](e)
 	if err != nil {
-		return &Outcome{t: h.t, err: handlers.Permanent(err)}
+		return &Outcome{t: h.t, asked: h.asked, err: handlers.Permanent(err)}
 	}
 	followUps, err := h.handle(events.NewContext(h.t.Context(), e), e, data)
 	for i, f := range followUps {
@@ -131,12 +134,25 @@ func (h *HandlerTest[T]) WhenEvent(e events.Event) *Outcome {
 		assert.Equal(h.t, e.CorrelationID.String(), f.CorrelationID.String(), "%s correlation_id", which)
 		assert.Equal(h.t, uuid.NullUUID{UUID: e.ID, Valid: true}, f.CausationID, "%s causation_id", which)
 	}
-	return &Outcome{t: h.t, err: err, events: followUps}
+	return &Outcome{t: h.t, asked: h.asked, err: err, events: followUps}
+}
+
+// mustAsk fails the test if it ends before it has asked for an outcome: it would assert nothing.
+func mustAsk(t testing.TB) *bool {
+	t.Helper()
+	asked := false
+	t.Cleanup(func() {
+		if !asked && !t.Failed() {
+			t.Errorf("the test asks for no outcome: end it with Then, ThenError or ThenPermanent")
+		}
+	})
+	return &asked
 }
 
 // Outcome is what a command or a handler has brought about. One of its methods ends the test.
 type Outcome struct {
 	t      testing.TB
+	asked  *bool
 	err    error
 	events []events.Event
 }
@@ -144,6 +160,7 @@ type Outcome struct {
 // Then requires success and exactly these events, in this order; none means that nothing happens.
 func (o *Outcome) Then(want ...events.Data) {
 	o.t.Helper()
+	*o.asked = true
 	require.NoError(o.t, o.err)
 	var wanted, got strings.Builder
 	for _, data := range want {
@@ -160,12 +177,14 @@ func (o *Outcome) Then(want ...events.Data) {
 // ThenError requires an error that is, or wraps, target.
 func (o *Outcome) ThenError(target error) {
 	o.t.Helper()
+	*o.asked = true
 	require.ErrorIs(o.t, o.err, target)
 }
 
 // ThenPermanent requires an error that no retry will mend; see [handlers.Permanent].
 func (o *Outcome) ThenPermanent() {
 	o.t.Helper()
+	*o.asked = true
 	require.Error(o.t, o.err)
 	require.True(o.t, handlers.IsPermanent(o.err), "the error would be retried: %v", o.err)
 }

@@ -23,12 +23,17 @@ type fakeTB struct {
 	testing.TB
 	failed   bool
 	messages strings.Builder
+	cleanups []func()
 }
 
 func (f *fakeTB) Errorf(format string, args ...any) {
 	f.failed = true
 	fmt.Fprintf(&f.messages, format, args...)
 }
+
+func (f *fakeTB) Failed() bool { return f.failed }
+
+func (f *fakeTB) Cleanup(end func()) { f.cleanups = append(f.cleanups, end) }
 
 func (f *fakeTB) FailNow() {
 	f.failed = true
@@ -47,6 +52,9 @@ func failure(t *testing.T, test func(t testing.TB)) string {
 		}()
 		test(f)
 	}()
+	for _, end := range f.cleanups {
+		end()
+	}
 	require.True(t, f.failed, "it should have failed")
 	return f.messages.String()
 }
@@ -251,6 +259,23 @@ func TestFollowUpsMustCarryOn(t *testing.T) {
 				eventstest.Handler(t, spoilt).When(clinic.PatientRegistered{Name: "Ana"}).Then(CardPrinted{Name: "Ana"})
 			})
 			require.Contains(t, report, test.want)
+		})
+	}
+}
+
+func TestATestThatAsksForNoOutcomeFails(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]func(t testing.TB){
+		"no When": func(t testing.TB) { t.Helper(); eventstest.Aggregate(t, clinic.NewAppointment).Given(scheduled()) },
+		"no Then": func(t testing.TB) {
+			t.Helper()
+			eventstest.Aggregate(t, clinic.NewAppointment).Given(scheduled()).When(cancel)
+		},
+		"a handler alone": func(t testing.TB) { t.Helper(); eventstest.Handler(t, printCard) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			require.Contains(t, failure(t, test), "asks for no outcome")
 		})
 	}
 }

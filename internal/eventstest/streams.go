@@ -14,7 +14,7 @@ import (
 	"github.com/healz/worker/internal/store"
 )
 
-// Streams is an event store in memory, with the rules and the errors of the real ones, for a [events.Repository] in
+// Streams is an event store in memory, with the rules and the errors of the real ones, for an [events.Repository] in
 // tests. Its zero value is empty. It is safe for concurrent use.
 type Streams struct {
 	mu       sync.Mutex

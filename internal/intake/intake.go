@@ -37,7 +37,10 @@ type BatchError struct {
 }
 
 func (e *BatchError) Error() string {
-	return fmt.Sprintf("lines %d to %d: nothing of them was taken: %s", e.First, e.Last, e.Err)
+	if e.First == e.Last {
+		return e.Err.Error()
+	}
+	return fmt.Sprintf("%s; none of lines %d to %d was taken", e.Err, e.First, e.Last)
 }
 func (e *BatchError) Unwrap() error { return e.Err }
 
@@ -146,7 +149,7 @@ func inBatches(r io.Reader, size int, take func([]draft) ([]events.Event, error)
 			}
 			taken, err := take(batch)
 			if err != nil {
-				yield(nil, &BatchError{First: batch[0].line, Last: batch[len(batch)-1].line, Err: err})
+				yield(nil, &BatchError{First: batch[0].line, Last: batch[len(batch)-1].line, Err: atLine(err, batch)})
 				return false
 			}
 			batch = batch[:0]
@@ -167,6 +170,14 @@ func inBatches(r io.Reader, size int, take func([]draft) ([]events.Event, error)
 		}
 		flush()
 	}
+}
+
+// atLine says of which line an error of a batch is.
+func atLine(err error, batch []draft) error {
+	if e, ok := errors.AsType[*store.EventError](err); ok {
+		return &LineError{Line: batch[e.Index].line, Err: e.Err}
+	}
+	return err
 }
 
 // drafts reads one event a line. Empty lines are passed over.

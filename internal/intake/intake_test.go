@@ -85,13 +85,14 @@ func TestAppendSaysWhichLineIsAtFaultAndTakesNothingOfItsBatch(t *testing.T) {
 		want  string
 		kept  int
 	}{
-		"not JSON":            {[]string{good, `{"event_type`}, "lines 1 to 2: nothing of them was taken: line 2: invalid event: the body is not valid JSON", 0},
-		"a field is missing":  {[]string{good, strings.Replace(good, `"tenant_id"`, `"tenant"`, 1)}, "line 2: invalid event: tenant_id is missing", 0},
+		"not JSON":            {[]string{good, `{"event_type`}, "line 2: invalid event: the body is not valid JSON", 0},
+		"a field is missing":  {[]string{good, strings.Replace(good, tenant, "", 1)}, "line 2: invalid event: tenant_id is empty", 0},
+		"a field misspelt":    {[]string{good, strings.Replace(good, `"tenant_id"`, `"tenant"`, 1)}, `line 2: invalid event: "tenant" is no field of an event`, 0},
 		"a bad id":            {[]string{strings.Replace(good, patient, "Ana", 1)}, "line 1: invalid event: aggregate_id is not a UUID", 0},
 		"version 0":           {[]string{line(patient, `,"aggregate_version":0`)}, "line 1: invalid event: aggregate_version must be from 1", 0},
-		"a gap":               {[]string{good, line(patient, `,"aggregate_version":5`)}, "gap in versions", 0},
-		"a taken version":     {[]string{good, good, line(patient, `,"aggregate_version":1`)}, "version 1 is taken", 2},
-		"the batch before is": {[]string{good, good, good, "null"}, "lines 3 to 4: nothing of them was taken: line 4", 2},
+		"a gap":               {[]string{good, line(patient, `,"aggregate_version":5`)}, "line 2: gap in versions", 0},
+		"a taken version":     {[]string{good, good, line(patient, `,"aggregate_version":1`)}, "line 3: concurrency conflict", 2},
+		"the batch before is": {[]string{good, good, good, "null"}, "; none of lines 3 to 4 was taken", 2},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -54,5 +54,5 @@ func Continues(head, e events.Event) error {
 }
 
 func inBatch(i int, batch []events.Event, err error) error {
-	return fmt.Errorf("event %d of %d: %w", i+1, len(batch), err)
+	return &EventError{Index: i, Of: len(batch), Err: err}
 }

@@ -22,6 +22,9 @@ var (
 	ErrUnavailable = errors.New("the store is unavailable")
 	// ErrNoSchema says that the database has no events table of this worker.
 	ErrNoSchema = errors.New("the database has no schema: run `worker migrate up`, or start with --migrate")
+	// ErrWouldLose says that a schema cannot be taken back, as something would be lost with it.
+	ErrWouldLose = errors.New("the schema is not taken back: events that were not relayed yet, the record of what was " +
+		"handled, or dead letters would be lost")
 	// ErrNewerSchema says that a newer version of the worker has migrated the database.
 	ErrNewerSchema = errors.New("the database has the schema of a newer version of the worker")
 )
@@ -61,6 +64,16 @@ func (e *GapError) Error() string {
 	return fmt.Sprintf("gap in versions: %s %s: version %d does not follow version %d",
 		e.AggregateType, e.AggregateID, e.Wanted, e.Found)
 }
+
+// EventError says which event of a batch is at fault.
+type EventError struct {
+	// Index is the event's place in the batch, Of how many there are.
+	Index, Of int
+	Err       error
+}
+
+func (e *EventError) Error() string { return fmt.Sprintf("event %d of %d: %s", e.Index+1, e.Of, e.Err) }
+func (e *EventError) Unwrap() error { return e.Err }
 
 // QueryError says what is wrong with a read's limit, offset, cursor or position.
 type QueryError struct{ Field, Problem string }

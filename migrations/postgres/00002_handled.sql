@@ -10,4 +10,14 @@ CREATE TABLE handled (
 );
 
 -- +goose Down
+-- Without it what is delivered again would be handled again.
+-- +goose StatementBegin
+DO $$
+BEGIN
+    IF EXISTS (SELECT FROM handled) THEN
+        RAISE EXCEPTION 'handled holds the record of what was handled' USING ERRCODE = 'object_in_use';
+    END IF;
+END
+$$;
+-- +goose StatementEnd
 DROP TABLE handled;

@@ -10,4 +10,21 @@ CREATE TABLE relay_position (
 );
 
 -- +goose Down
+-- The relay would pass over what it has not come to: on the way up again, all rows that are there are taken for adopted ones,
+-- which have transaction 0.
+-- +goose StatementBegin
+DO $$
+BEGIN
+    IF EXISTS (
+        SELECT FROM events
+        WHERE (transaction_id, id) > (
+            coalesce((SELECT transaction_id FROM relay_position), '0'),
+            coalesce((SELECT id FROM relay_position), 9223372036854775807)
+        )
+    ) THEN
+        RAISE EXCEPTION 'events holds events that were not relayed yet' USING ERRCODE = 'object_in_use';
+    END IF;
+END
+$$;
+-- +goose StatementEnd
 DROP TABLE relay_position;

@@ -16,4 +16,13 @@ CREATE TABLE dead_letters (
 CREATE INDEX dead_letters_replay ON dead_letters (id) WHERE replay_requested_at IS NOT NULL;
 
 -- +goose Down
+-- +goose StatementBegin
+DO $$
+BEGIN
+    IF EXISTS (SELECT FROM dead_letters) THEN
+        RAISE EXCEPTION 'dead_letters holds dead letters' USING ERRCODE = 'object_in_use';
+    END IF;
+END
+$$;
+-- +goose StatementEnd
 DROP TABLE dead_letters;

@@ -8,8 +8,10 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/healz/worker/internal/deadletter"
 	"github.com/healz/worker/internal/events"
 	"github.com/healz/worker/internal/store"
+	"github.com/healz/worker/internal/store/postgres"
 	"github.com/healz/worker/internal/store/storetest"
 	"github.com/healz/worker/internal/testservers"
 )
@@ -155,6 +157,9 @@ func TestDownNeverDestroysEvents(t *testing.T) {
 			s := open(t, url)
 			conn := connect(t, url)
 			require.NoError(t, s.Migrate(t.Context()))
+			_, err := conn.Exec(t.Context(), `INSERT INTO relay_position (transaction_id, id)
+				SELECT transaction_id, id FROM events ORDER BY transaction_id DESC, id DESC LIMIT 1`)
+			require.NoError(t, err, "all is relayed")
 
 			for range 4 {
 				require.NoError(t, s.MigrateDown(t.Context()))
@@ -303,5 +308,37 @@ func requireIDs(t *testing.T, want, got []events.Event) {
 	require.Len(t, got, len(want))
 	for i := range want {
 		require.Equal(t, want[i].ID, got[i].ID, "event %d is version %d", i, got[i].AggregateVersion)
+	}
+}
+
+func TestDownLosesNothing(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		steps int // that are taken before the one that is refused
+		fill  func(*testing.T, *postgres.Store, *storetest.Stream)
+	}{
+		"dead letters": {0, func(t *testing.T, s *postgres.Store, _ *storetest.Stream) {
+			t.Helper()
+			require.NoError(t, s.AddLetter(t.Context(), deadletter.Letter{Body: []byte("x")}))
+		}},
+		"events that were not relayed": {1, func(t *testing.T, s *postgres.Store, stream *storetest.Stream) {
+			t.Helper()
+			require.NoError(t, s.Append(t.Context(), stream.Next()))
+		}},
+		"the record of what was handled": {2, func(t *testing.T, s *postgres.Store, stream *storetest.Stream) {
+			t.Helper()
+			require.NoError(t, s.Record(t.Context(), "h", stream.Next(), nil))
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := open(t, migratedWith(t, nil))
+			test.fill(t, s, storetest.NewStream())
+			for range test.steps {
+				require.NoError(t, s.MigrateDown(t.Context()))
+			}
+			require.ErrorIs(t, s.MigrateDown(t.Context()), store.ErrWouldLose)
+			require.NoError(t, s.Migrate(t.Context()))
+		})
 	}
 }

@@ -198,7 +198,7 @@ func continues(heads map[uuid.UUID]events.Event, e events.Event) error {
 }
 
 func inBatch(i int, batch []events.Event, err error) error {
-	return fmt.Errorf("event %d of %d: %w", i+1, len(batch), err)
+	return &store.EventError{Index: i, Of: len(batch), Err: err}
 }
 
 func (s *Store) knownIDs(ctx context.Context, ids []uuid.UUID) (map[uuid.UUID]struct{}, error) {

@@ -7,6 +7,7 @@ import (
 
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"github.com/healz/worker/internal/store"
 	"github.com/healz/worker/migrations"
 )
 
@@ -17,7 +18,7 @@ func (s *Store) Migrate(ctx context.Context) error {
 }
 
 // MigrateDown takes the newest version of the schema back, and never destroys events. It is [store.ErrNoSchema] when
-// there is none.
+// there is none, and [store.ErrWouldLose] when anything would be lost.
 func (s *Store) MigrateDown(ctx context.Context) error {
 	return migrationFault(ctx, "migrate down", s.migrator.Down(ctx))
 }
@@ -34,11 +35,17 @@ func migrationFault(ctx context.Context, doing string, err error) error {
 	if !found {
 		return fault(ctx, doing, err)
 	}
+	if pgErr.Code == objectInUse {
+		return fmt.Errorf("%s: %w (%s)", doing, store.ErrWouldLose, pgErr.Message)
+	}
 	if pgErr.Code == datatypeMismatch {
 		return fmt.Errorf("%s: %s", doing, pgErr.Message)
 	}
 	return fault(ctx, doing, pgErr)
 }
+
+// objectInUse is how the migrations refuse to lose anything.
+const objectInUse = "55006"
 
 // datatypeMismatch is how the migrations refuse a table that is not the contract's.
 const datatypeMismatch = "42804"

@@ -110,5 +110,5 @@ func insertOne(ctx context.Context, tx *sql.Tx, e events.Event) error {
 }
 
 func inBatch(batch []events.Event, i int, err error) error {
-	return fmt.Errorf("event %d of %d: %w", i+1, len(batch), err)
+	return &store.EventError{Index: i, Of: len(batch), Err: err}
 }

@@ -2,7 +2,6 @@ package sqlite
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strings"
 
@@ -12,9 +11,6 @@ import (
 
 const selectSchema = `SELECT coalesce(max(version_id), 0) FROM ` + migrations.Table + ` WHERE is_applied`
 
-// ErrHoldsEvents says that a schema cannot be taken back, as events or dead letters would be destroyed with it.
-var ErrHoldsEvents = errors.New("the tables hold events or dead letters, which are never destroyed")
-
 // Migrate brings the schema up to date; nothing happens when it is. Of several processes that begin at once one does
 // it.
 func (s *Store) Migrate(ctx context.Context) error {
@@ -22,7 +18,7 @@ func (s *Store) Migrate(ctx context.Context) error {
 }
 
 // MigrateDown takes the newest version of the schema back. It is [store.ErrNoSchema] when there is none, and
-// [ErrHoldsEvents] when anything would be destroyed.
+// [store.ErrWouldLose] when anything would be destroyed.
 func (s *Store) MigrateDown(ctx context.Context) error {
 	return s.migrate(ctx, "migrate down", (*migrations.Migrator).Down)
 }
@@ -41,7 +37,7 @@ func (s *Store) migrate(
 ) error {
 	err := s.exclusively(ctx, func() error { return work(s.migrator, ctx) })
 	if err != nil && strings.Contains(err.Error(), "the_tables_hold_events") {
-		return fmt.Errorf("%s: %w", doing, ErrHoldsEvents)
+		return fmt.Errorf("%s: %w", doing, store.ErrWouldLose)
 	}
 	return translate(doing, err)
 }

@@ -54,7 +54,7 @@ func Open(ctx context.Context, path string, o Options) (*Store, error) {
 		return nil, fmt.Errorf("%s: %w", doing, err)
 	}
 	if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() {
-		return nil, fmt.Errorf("%s: it is no file (its mode is %s)", doing, info.Mode())
+		return nil, fmt.Errorf("%s: it is not a regular file (its mode is %s)", doing, info.Mode())
 	}
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return nil, translate(doing, err)

@@ -89,8 +89,8 @@ func TestOpenRefuses(t *testing.T) {
 	require.NoError(t, os.WriteFile(short, []byte("no database"), 0o600))
 	for name, test := range map[string]struct{ path, message string }{
 		"no path":              {"", "the path is empty"},
-		"a folder":             {folder, "it is no file"},
-		"a device":             {os.DevNull, "it is no file"},
+		"a folder":             {folder, "it is not a regular file"},
+		"a device":             {os.DevNull, "it is not a regular file"},
 		"a text":               {text, "it is not an SQLite database"},
 		"a short text":         {short, "it is not an SQLite database"},
 		"a file for a folder":  {filepath.Join(text, "events.db"), "not a directory"},
