@@ -55,26 +55,33 @@ func faults() []fault {
 }
 
 func killWorker(ctx context.Context, r *rig, a *author) error {
-	i := a.IntN(r.fleet.size())
-	r.fleet.kill(i)
-	sleep(ctx, a.between(0, 2*time.Second))
-	return r.fleet.start(ctx, i)
+	if err := r.backlog(ctx, a); err != nil {
+		return err
+	}
+	return r.killAndStart(ctx, a, a.IntN(r.fleet.size()))
 }
 
-// killLeader lets a backlog grow behind a foreign transaction, and kills the worker that relays it in the midst of it.
 func killLeader(ctx context.Context, r *rig, a *author) error {
-	err := r.holdBack(ctx, func() {
-		for range 20 {
-			r.load.appendOnce(ctx, a.some(a.newStream(), 50), true)
-		}
-	})
-	if err != nil {
+	if err := r.backlog(ctx, a); err != nil {
 		return err
 	}
 	victim, _ := r.fleet.leader(ctx)
 	if victim < 0 {
 		victim = a.IntN(r.fleet.size())
 	}
+	return r.killAndStart(ctx, a, victim)
+}
+
+// backlog lets a thousand events gather behind a foreign transaction, so that what is harmed next is busy with them.
+func (r *rig) backlog(ctx context.Context, a *author) error {
+	return r.holdBack(ctx, func() {
+		for range 20 {
+			r.load.appendOnce(ctx, a.some(a.newStream(), 50), true)
+		}
+	})
+}
+
+func (r *rig) killAndStart(ctx context.Context, a *author, victim int) error {
 	sleep(ctx, a.between(0, 300*time.Millisecond))
 	r.fleet.kill(victim)
 	sleep(ctx, a.between(0, 2*time.Second))
@@ -82,6 +89,12 @@ func killLeader(ctx context.Context, r *rig, a *author) error {
 }
 
 func killServer(ctx context.Context, r *rig, a *author, s *testservers.Server) error {
+	if a.chance(0.5) {
+		if err := r.backlog(ctx, a); err != nil {
+			return err
+		}
+		sleep(ctx, a.between(0, 300*time.Millisecond))
+	}
 	if err := s.Kill(); err != nil {
 		return err
 	}

@@ -59,6 +59,7 @@ type rig struct {
 	witness          *witness
 	load             *load
 	taken            letters // dead letters that were taken out of their queue before it was deleted
+	probes           int
 
 	mu         sync.Mutex
 	violations []violation
@@ -171,18 +172,15 @@ func (r *rig) prepareDatabase(ctx context.Context) error {
 }
 
 func (r *rig) prepareBroker(ctx context.Context) error {
-	for path, body := range map[string]string{
-		"/api/users/" + brokerUser: fmt.Sprintf(`{"password":%q,"tags":""}`, r.planted),
-	} {
-		if err := r.manage(ctx, http.MethodPut, path, body); err != nil {
-			return err
-		}
-	}
 	const all = `{"configure":".*","write":".*","read":".*"}`
-	if err := r.manage(ctx, http.MethodPut, "/api/permissions/%2F/"+brokerUser, all); err != nil {
+	err := r.put(ctx, "/api/users/"+brokerUser, fmt.Sprintf(`{"password":%q,"tags":""}`, r.planted))
+	if err == nil {
+		err = r.put(ctx, "/api/permissions/%2F/"+brokerUser, all)
+	}
+	if err != nil {
 		return err
 	}
-	err := r.onBroker(func(channel *amqp091.Channel) error {
+	err = r.onBroker(func(channel *amqp091.Channel) error {
 		return channel.ExchangeDeclare(exchange, amqp091.ExchangeTopic, true, false, false, false, nil)
 	})
 	if err != nil {
@@ -256,8 +254,9 @@ func mustParse(serversOwn string) *url.URL {
 // onBroker does something as the broker's administrator, not through the proxy.
 func (r *rig) onBroker(do func(*amqp091.Channel) error) error { return withChannel(r.rabbit.URL(), do) }
 
-func (r *rig) manage(ctx context.Context, method, path, body string) error {
-	request, err := http.NewRequestWithContext(ctx, method, r.rabbit.ManagementURL()+path, strings.NewReader(body))
+// put changes a setting through the broker's management API.
+func (r *rig) put(ctx context.Context, path, body string) error {
+	request, err := http.NewRequestWithContext(ctx, http.MethodPut, r.rabbit.ManagementURL()+path, strings.NewReader(body))
 	if err != nil {
 		return err
 	}
@@ -269,7 +268,7 @@ func (r *rig) manage(ctx context.Context, method, path, body string) error {
 	defer response.Body.Close()
 	if response.StatusCode >= http.StatusMultipleChoices {
 		reason, _ := io.ReadAll(response.Body)
-		return fmt.Errorf("%s %s: %s: %s", method, path, response.Status, bytes.TrimSpace(reason))
+		return fmt.Errorf("put %s: %s: %s", path, response.Status, bytes.TrimSpace(reason))
 	}
 	return nil
 }

@@ -22,8 +22,6 @@ import (
 	"slices"
 	"strings"
 	"time"
-
-	"github.com/google/uuid"
 )
 
 const (
@@ -137,10 +135,11 @@ func (r *rig) harm(ctx context.Context, report *report) error {
 
 // recover returns when all works again: every worker is ready, and an event that is written now takes effect.
 func (r *rig) recover(ctx context.Context, kind string) {
-	probe := entry{fate: handled}
-	a := newAuthor(r.config.Seed, "probe "+uuid.NewString())
-	for probe.fate != handled || probe.event.Type != "PatientRegistered" || strings.Contains(string(probe.event.Metadata), "fail_times") {
-		probe.event, probe.fate = a.next(&stream{aggregateType: "Patient", id: a.id(), tenant: a.id()}, 0)
+	r.probes++
+	a := newAuthor(r.config.Seed, fmt.Sprintf("probe %d", r.probes))
+	var probe entry
+	for probe.fate != handled {
+		probe.event, probe.fate = a.next(a.newStream(), 0)
 	}
 	stored := false
 	works := until(ctx, recoveryLimit, 50*time.Millisecond, func(ctx context.Context) bool {

@@ -28,7 +28,6 @@ type witness struct {
 	last       map[uuid.UUID]int // the highest version of each aggregate
 	duplicates int
 	misordered []string
-	at         time.Time // of the last delivery
 }
 
 func newWitness(url string) *witness {
@@ -83,7 +82,6 @@ func (w *witness) note(d amqp091.Delivery) {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.at = time.Now()
 	if _, again := w.seen[head.ID]; again {
 		if !d.Redelivered { // else this witness had not acked it
 			w.duplicates++
