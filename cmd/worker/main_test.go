@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 
 	"github.com/healz/worker/internal/handlers"
@@ -625,6 +626,33 @@ func TestServersThatRefuse(t *testing.T) {
 		require.Equal(t, 1, r.code)
 		require.Contains(t, r.err, "refused")
 		require.NotContains(t, r.err, "s3cret")
+	})
+	t.Run("no rights on the vhost", func(t *testing.T) {
+		t.Parallel()
+		p := embedded(t)
+		p.env = append(p.env, "RABBITMQ_URL="+withUserWhoMay(t, broker, "^$"))
+		for _, args := range [][]string{{"dlq", "list"}, {"run", "--http-addr", "127.0.0.1:0", "--wait", "1m"}} {
+			r := p.run("", args...)
+			require.Equal(t, 1, r.code, "it does not wait for what time does not heal")
+			require.Contains(t, r.err, "access to exchange")
+			require.NotContains(t, r.err, planted)
+		}
+	})
+	t.Run("the schema of a newer version", func(t *testing.T) {
+		t.Parallel()
+		url := testservers.Postgres(t)
+		p := newProgram(t, "DATABASE_URL="+url)
+		p.must("", "migrate", "up")
+		conn, err := pgx.Connect(t.Context(), url)
+		require.NoError(t, err)
+		_, err = conn.Exec(t.Context(), "INSERT INTO worker_migrations (version_id, is_applied) VALUES (999, true)")
+		require.NoError(t, err)
+		require.NoError(t, conn.Close(t.Context()))
+		for _, args := range [][]string{{"migrate", "up"}, {"run", "--http-addr", "127.0.0.1:0"}, {"run", "--migrate=false", "--http-addr", "127.0.0.1:0"}} {
+			r := p.run("", args...)
+			require.Equal(t, 1, r.code)
+			require.Contains(t, r.err, "newer version of the worker")
+		}
 	})
 	t.Run("no such vhost", func(t *testing.T) {
 		t.Parallel()

@@ -189,13 +189,19 @@ func withUserInfo(t *testing.T, address string, user *url.Userinfo) string {
 // withUser gives the vhost a user whose password is planted.
 func withUser(t *testing.T, broker string) string {
 	t.Helper()
+	return withUserWhoMay(t, broker, ".*")
+}
+
+// withUserWhoMay gives the vhost a user with rights on the names that match.
+func withUserWhoMay(t *testing.T, broker, names string) string {
+	t.Helper()
 	u, err := url.Parse(broker)
 	require.NoError(t, err)
 	user := "user-" + uuid.NewString()
 	manage(t, http.MethodPut, "/api/users/"+user, `{"password":"`+planted+`","tags":""}`)
 	t.Cleanup(func() { manage(t, http.MethodDelete, "/api/users/"+user, "") })
 	vhost := url.PathEscape(strings.TrimPrefix(u.Path, "/"))
-	manage(t, http.MethodPut, "/api/permissions/"+vhost+"/"+user, `{"configure":".*","write":".*","read":".*"}`)
+	manage(t, http.MethodPut, "/api/permissions/"+vhost+"/"+user, fmt.Sprintf(`{"configure":%[1]q,"write":%[1]q,"read":%[1]q}`, names))
 	return withUserInfo(t, broker, url.UserPassword(user, planted))
 }
 
