@@ -51,7 +51,7 @@ func (s *memoryShelf) AddLetter(_ context.Context, l deadletter.Letter) error {
 	}
 	s.last++
 	l.ID = strconv.Itoa(s.last)
-	l.Event, _ = events.ParseDraft(l.Body)
+	l.Event = events.ParsePartial(l.Body)
 	s.letters = append(s.letters, l)
 	return nil
 }
@@ -411,7 +411,7 @@ func TestStoppedReplayerKeepsTheLetterInHand(t *testing.T) {
 // shelf, what fails again lies there as a new letter.
 func TestReplayOverTheRealParts(t *testing.T) {
 	t.Parallel()
-	s, err := sqlite.Open(t.Context(), filepath.Join(t.TempDir(), "events.db"), sqlite.Options{})
+	s, err := sqlite.Open(t.Context(), filepath.Join(t.TempDir(), "events.db"))
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, s.Close()) })
 	require.NoError(t, s.Migrate(t.Context()))

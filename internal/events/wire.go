@@ -57,6 +57,13 @@ func refuseUnknown(body []byte, invalid *InvalidError) {
 	}
 }
 
+// ParsePartial reads what can be read of an event in a body that need not be one. Unknown fields are ignored, and bad
+// ones stay zero.
+func ParsePartial(body []byte) Event {
+	e, _ := parse(body)
+	return e
+}
+
 // parse reads the fields that are there. What it reports with an empty field name concerns the whole.
 func parse(body []byte) (Event, *InvalidError) {
 	invalid := &InvalidError{}
@@ -188,8 +195,10 @@ func (r fieldReader) version(field string) int {
 		r.invalid.add(field, "is not an integer")
 	case v < 1 || v > MaxVersion:
 		r.invalid.add(field, "must be from 1 to %d, not %d", MaxVersion, v)
+	default:
+		return int(v)
 	}
-	return int(v)
+	return 0
 }
 
 func (r fieldReader) time(field string) time.Time {

@@ -442,6 +442,24 @@ func TestParseDraft(t *testing.T) {
 		_, err = events.ParseDraft([]byte(`{"` + field + `":` + bad + `}`))
 		requireInvalid(t, err, field)
 	}
+
+	_, err = events.ParseDraft([]byte(`{"event_type":1,"corelation_id":"` + secret + `","":"","event_data":{"unknown":1}}`))
+	requireInvalid(t, err, "event_type", `""`, `"corelation_id"`)
+	require.ErrorContains(t, err, `"corelation_id" is no field of an event`)
+}
+
+func TestParsePartial(t *testing.T) {
+	t.Parallel()
+	require.Equal(t, parsed(t, nil), events.ParsePartial(body(t, map[string]string{"unknown": "1"})))
+	half := map[string]string{
+		"event_id": `"` + secret + `"`, "aggregate_version": "-1", "created_at": "17", "tenant_id": "", "unknown": "1",
+	}
+	want := parsed(t, nil)
+	want.ID, want.AggregateVersion, want.CreatedAt, want.TenantID = uuid.Nil, 0, time.Time{}, uuid.Nil
+	require.Equal(t, want, events.ParsePartial(body(t, half)))
+	for _, none := range []string{"", secret, "[]", "null", `{"event_type":`} {
+		require.Zero(t, events.ParsePartial([]byte(none)))
+	}
 }
 
 func TestValidateOfEventsMadeByHand(t *testing.T) {

@@ -56,13 +56,13 @@ func (s *Streams) AppendMany(ctx context.Context, batch []events.Event) error {
 	heads := make(map[uuid.UUID]events.Event)
 	for _, e := range s.appended {
 		heads[e.AggregateID] = e
-		if slices.ContainsFunc(batch, func(b events.Event) bool { return b.ID == e.ID }) {
-			return &store.DuplicateError{EventID: e.ID}
+		if i := slices.IndexFunc(batch, func(b events.Event) bool { return b.ID == e.ID }); i >= 0 {
+			return &store.EventError{Index: i, Of: len(batch), Err: &store.DuplicateError{EventID: e.ID}}
 		}
 	}
-	for _, e := range batch {
+	for i, e := range batch {
 		if err := continues(heads[e.AggregateID], e); err != nil {
-			return err
+			return &store.EventError{Index: i, Of: len(batch), Err: err}
 		}
 		heads[e.AggregateID] = e
 	}

@@ -64,6 +64,9 @@ func TestStreamsAppendAllOrNothing(t *testing.T) {
 			err := s.AppendMany(t.Context(), test.batch)
 			require.Error(t, err)
 			require.True(t, test.is(err), "%v", err)
+			var about *store.EventError
+			require.ErrorAs(t, err, &about)
+			require.Equal(t, store.EventError{Index: len(test.batch) - 1, Of: len(test.batch), Err: about.Err}, *about)
 			require.Equal(t, []events.Event{first}, s.Events())
 		})
 	}

@@ -75,7 +75,7 @@ type bench struct {
 
 func newBench(t *testing.T, register func(*handlers.Registry)) *bench {
 	t.Helper()
-	opened, err := sqlite.Open(t.Context(), filepath.Join(t.TempDir(), "test.db"), sqlite.Options{})
+	opened, err := sqlite.Open(t.Context(), filepath.Join(t.TempDir(), "test.db"))
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, opened.Close()) })
 	require.NoError(t, opened.Migrate(t.Context()))

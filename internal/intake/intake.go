@@ -30,17 +30,34 @@ type LineError struct {
 func (e *LineError) Error() string { return fmt.Sprintf("line %d: %s", e.Line, e.Err) }
 func (e *LineError) Unwrap() error { return e.Err }
 
-// BatchError says which lines were not handed on, because of one of them or as a whole.
+// BatchError says which lines were not appended or published, because of one of them, which is then a *[LineError], or
+// as a whole.
 type BatchError struct {
 	First, Last int
-	Err         error
+	// Done is what was to be done with them: "appended" or "published".
+	Done string
+	// Unsure says that it may have been done all the same, to all or to some.
+	Unsure bool
+	Err    error
 }
 
 func (e *BatchError) Error() string {
+	lines := fmt.Sprintf("lines %d to %d", e.First, e.Last)
 	if e.First == e.Last {
-		return e.Err.Error()
+		lines = fmt.Sprintf("line %d", e.First)
 	}
-	return fmt.Sprintf("%s; none of lines %d to %d was taken", e.Err, e.First, e.Last)
+	text := e.Err.Error()
+	if _, named := errors.AsType[*LineError](e.Err); !named {
+		text = lines + ": " + text
+	}
+	switch {
+	case e.Unsure:
+		return fmt.Sprintf("%s; %s may have been %s", text, lines, e.Done)
+	case e.First == e.Last:
+		return text
+	default:
+		return fmt.Sprintf("%s; nothing of %s was %s", text, lines, e.Done)
+	}
 }
 func (e *BatchError) Unwrap() error { return e.Err }
 
@@ -59,7 +76,8 @@ type Store interface {
 // appended. Left out, these are filled in: event_id, created_at, correlation_id (each line a chain of its own), and
 // aggregate_version: the next one, whoever else appends to the aggregate. The first error ends it.
 func Append(ctx context.Context, s Store, r io.Reader, batch int) iter.Seq2[[]events.Event, error] {
-	return inBatches(r, batch, func(drafts []draft) ([]events.Event, error) {
+	unsure := func(err error) bool { return errors.Is(err, store.ErrUnknownOutcome) }
+	return inBatches(r, batch, "appended", unsure, func(drafts []draft) ([]events.Event, error) {
 		for { // each conflict is another writer's success, so this ends
 			numbered, err := number(ctx, s, drafts)
 			if err != nil {
@@ -68,7 +86,7 @@ func Append(ctx context.Context, s Store, r io.Reader, batch int) iter.Seq2[[]ev
 			err = s.AppendMany(ctx, numbered)
 			conflict, conflicts := errors.AsType[*store.ConflictError](err)
 			if !conflicts || !wasNumbered(drafts, numbered, conflict) || ctx.Err() != nil {
-				return numbered, err
+				return numbered, inLine(drafts, err)
 			}
 		}
 	})
@@ -82,7 +100,11 @@ type Publisher interface {
 // Publish publishes the events in r, batch lines at a time, and yields each batch that was published. It fills in what
 // [Append] does, but for the version, which only the store knows.
 func Publish(ctx context.Context, p Publisher, r io.Reader, batch int) iter.Seq2[[]events.Event, error] {
-	return inBatches(r, batch, func(drafts []draft) ([]events.Event, error) {
+	unsure := func(err error) bool {
+		_, refused := errors.AsType[*LineError](err)
+		return !refused
+	}
+	return inBatches(r, batch, "published", unsure, func(drafts []draft) ([]events.Event, error) {
 		complete := make([]events.Event, len(drafts))
 		for i, d := range drafts {
 			if err := d.Validate(); err != nil {
@@ -98,6 +120,14 @@ func Publish(ctx context.Context, p Publisher, r io.Reader, batch int) iter.Seq2
 type draft struct {
 	events.Event
 	line int
+}
+
+// inLine names the line of the event that the store says is at fault.
+func inLine(drafts []draft, err error) error {
+	if fault, found := errors.AsType[*store.EventError](err); found {
+		return &LineError{Line: drafts[fault.Index].line, Err: fault.Err}
+	}
+	return err
 }
 
 // wasNumbered tells whether the version that was taken is one that numbering had chosen.
@@ -139,8 +169,11 @@ func number(ctx context.Context, v Versions, drafts []draft) ([]events.Event, er
 	return numbered, nil
 }
 
-// inBatches reads lines, hands each full batch to take, and yields what it returns.
-func inBatches(r io.Reader, size int, take func([]draft) ([]events.Event, error)) iter.Seq2[[]events.Event, error] {
+// inBatches reads lines, hands each full batch to take, and yields what it returns. done and unsure are as in
+// [BatchError].
+func inBatches(
+	r io.Reader, size int, done string, unsure func(error) bool, take func([]draft) ([]events.Event, error),
+) iter.Seq2[[]events.Event, error] {
 	return func(yield func([]events.Event, error) bool) {
 		var batch []draft
 		flush := func() bool {
@@ -149,7 +182,8 @@ func inBatches(r io.Reader, size int, take func([]draft) ([]events.Event, error)
 			}
 			taken, err := take(batch)
 			if err != nil {
-				yield(nil, &BatchError{First: batch[0].line, Last: batch[len(batch)-1].line, Err: atLine(err, batch)})
+				first, last := batch[0].line, batch[len(batch)-1].line
+				yield(nil, &BatchError{First: first, Last: last, Done: done, Unsure: unsure(err), Err: err})
 				return false
 			}
 			batch = batch[:0]
@@ -161,7 +195,7 @@ func inBatches(r io.Reader, size int, take func([]draft) ([]events.Event, error)
 				if len(batch) > 0 {
 					first = batch[0].line
 				}
-				yield(nil, &BatchError{First: first, Last: d.line, Err: err})
+				yield(nil, &BatchError{First: first, Last: d.line, Done: done, Err: err})
 				return
 			}
 			if batch = append(batch, d); len(batch) == size && !flush() {
@@ -170,14 +204,6 @@ func inBatches(r io.Reader, size int, take func([]draft) ([]events.Event, error)
 		}
 		flush()
 	}
-}
-
-// atLine says of which line an error of a batch is.
-func atLine(err error, batch []draft) error {
-	if e, ok := errors.AsType[*store.EventError](err); ok {
-		return &LineError{Line: batch[e.Index].line, Err: e.Err}
-	}
-	return err
 }
 
 // drafts reads one event a line. Empty lines are passed over.
@@ -202,7 +228,7 @@ func drafts(r io.Reader) iter.Seq2[draft, error] {
 		}
 		if err := lines.Err(); err != nil {
 			if errors.Is(err, bufio.ErrTooLong) {
-				err = fmt.Errorf("is longer than %d bytes", MaxLine)
+				err = fmt.Errorf("it is longer than %d bytes", MaxLine)
 			}
 			yield(draft{line: line + 1}, &LineError{Line: line + 1, Err: err})
 		}

@@ -2,6 +2,7 @@ package intake_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"iter"
 	"path/filepath"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/healz/worker/internal/events"
 	"github.com/healz/worker/internal/intake"
+	"github.com/healz/worker/internal/store"
 	"github.com/healz/worker/internal/store/sqlite"
 )
 
@@ -25,7 +27,7 @@ const (
 
 func openStore(t *testing.T) *sqlite.Store {
 	t.Helper()
-	s, err := sqlite.Open(t.Context(), filepath.Join(t.TempDir(), "test.db"), sqlite.Options{})
+	s, err := sqlite.Open(t.Context(), filepath.Join(t.TempDir(), "test.db"))
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, s.Close()) })
 	require.NoError(t, s.Migrate(t.Context()))
@@ -85,14 +87,14 @@ func TestAppendSaysWhichLineIsAtFaultAndTakesNothingOfItsBatch(t *testing.T) {
 		want  string
 		kept  int
 	}{
-		"not JSON":            {[]string{good, `{"event_type`}, "line 2: invalid event: the body is not valid JSON", 0},
-		"a field is missing":  {[]string{good, strings.Replace(good, tenant, "", 1)}, "line 2: invalid event: tenant_id is empty", 0},
-		"a field misspelt":    {[]string{good, strings.Replace(good, `"tenant_id"`, `"tenant"`, 1)}, `line 2: invalid event: "tenant" is no field of an event`, 0},
+		"not JSON":            {[]string{good, `{"event_type`}, "line 2: invalid event: the body is not valid JSON at byte 12; nothing of lines 1 to 2 was appended", 0},
+		"a field is missing":  {[]string{good, strings.Replace(good, `"tenant_id"`, `"clinic_id"`, 1)}, "line 2: invalid event: tenant_id is missing", 0},
+		"a field is misspelt": {[]string{good, line(patient, `,"corelation_id":"`+other+`"`)}, `line 2: invalid event: "corelation_id" is no field of an event`, 0},
 		"a bad id":            {[]string{strings.Replace(good, patient, "Ana", 1)}, "line 1: invalid event: aggregate_id is not a UUID", 0},
 		"version 0":           {[]string{line(patient, `,"aggregate_version":0`)}, "line 1: invalid event: aggregate_version must be from 1", 0},
-		"a gap":               {[]string{good, line(patient, `,"aggregate_version":5`)}, "line 2: gap in versions", 0},
-		"a taken version":     {[]string{good, good, line(patient, `,"aggregate_version":1`)}, "line 3: concurrency conflict", 2},
-		"the batch before is": {[]string{good, good, good, "null"}, "; none of lines 3 to 4 was taken", 2},
+		"a gap":               {[]string{good, "", line(patient, `,"aggregate_version":5`)}, "line 3: gap in versions", 0},
+		"a taken version":     {[]string{good, good, line(patient, `,"aggregate_version":1`)}, "line 3: concurrency conflict: ", 2},
+		"the batch before is": {[]string{good, good, good, "null"}, "line 4: invalid event: the body is a JSON null, not an object; nothing of lines 3 to 4 was appended", 2},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -130,6 +132,39 @@ func TestNothingIsNothing(t *testing.T) {
 	require.Empty(t, batches)
 }
 
+// faulty is a store whose appends fail as a whole.
+type faulty struct{ err error }
+
+func (f faulty) Version(context.Context, string, uuid.UUID) (int, error) { return 0, nil }
+func (f faulty) AppendMany(_ context.Context, _ []events.Event) error    { return f.err }
+func (f faulty) PublishMany(_ context.Context, _ []events.Event) error   { return f.err }
+
+func TestErrorsThatNoLineIsToBlameFor(t *testing.T) {
+	t.Parallel()
+	broken := errors.New("broken")
+	one := line(patient, `,"aggregate_version":1`)
+	three := strings.Join([]string{one, "", one}, "\n")
+	for _, test := range []struct {
+		input           string
+		err             error
+		append, publish string
+	}{
+		{three, broken, "lines 1 to 3: broken; nothing of lines 1 to 3 was appended", "lines 1 to 3: broken; lines 1 to 3 may have been published"},
+		{one, broken, "line 1: broken", "line 1: broken; line 1 may have been published"},
+		{
+			three, store.ErrUnknownOutcome,
+			"lines 1 to 3: " + store.ErrUnknownOutcome.Error() + "; lines 1 to 3 may have been appended",
+			"lines 1 to 3: " + store.ErrUnknownOutcome.Error() + "; lines 1 to 3 may have been published",
+		},
+	} {
+		_, err := collect(intake.Append(t.Context(), faulty{test.err}, strings.NewReader(test.input), 10))
+		require.EqualError(t, err, test.append)
+		require.ErrorIs(t, err, test.err)
+		_, err = collect(intake.Publish(t.Context(), faulty{test.err}, strings.NewReader(test.input), 10))
+		require.EqualError(t, err, test.publish)
+	}
+}
+
 // published keeps what it is given.
 type published struct{ batches [][]events.Event }
 
@@ -145,6 +180,8 @@ func TestPublishNeedsTheVersion(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, 4, p.batches[0][0].AggregateVersion)
 	_, err = collect(intake.Publish(t.Context(), &p, strings.NewReader(line(patient, "")), 10))
-	require.ErrorContains(t, err, "line 1: invalid event: aggregate_version")
+	require.ErrorContains(t, err, "line 1: invalid event: aggregate_version is missing")
+	_, err = collect(intake.Publish(t.Context(), &p, strings.NewReader(line(patient, `,"aggregate_version":4`)+"\n"+line(patient, "")), 10))
+	require.ErrorContains(t, err, "; nothing of lines 1 to 2 was published")
 	require.Len(t, p.batches, 1)
 }

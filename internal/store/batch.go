@@ -10,7 +10,7 @@ import (
 
 // CheckBatch finds what is wrong with a batch whatever the store holds: an invalid event, an id that occurs twice, an
 // aggregate with two tenants or types, or versions that do not ascend by one. The error is as of [Store.AppendMany]
-// and says which event of the batch it is about.
+// and wrapped in an *[EventError].
 func CheckBatch(batch []events.Event) error {
 	for i, e := range batch {
 		if err := e.Validate(); err != nil {

@@ -65,9 +65,9 @@ func (e *GapError) Error() string {
 		e.AggregateType, e.AggregateID, e.Wanted, e.Found)
 }
 
-// EventError says which event of a batch is at fault.
+// EventError says which event of a batch the error is about.
 type EventError struct {
-	// Index is the event's place in the batch, Of how many there are.
+	// Index is the event's place in the batch, from 0, and Of how many there are.
 	Index, Of int
 	Err       error
 }

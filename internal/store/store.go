@@ -28,9 +28,9 @@ type Store interface {
 	// AppendMany appends all events or none, in one round trip; none is no error. The events may belong to
 	// several aggregates; within an aggregate they are in version order and continue what the store has.
 	//
-	// The error is, or wraps, one of: *[events.InvalidError], *[ConflictError], *[DuplicateError], *[GapError],
-	// [events.ErrOtherTenant], and, when the connection broke at the wrong moment, [ErrUnknownOutcome]. Whatever
-	// else it is, nothing was appended.
+	// The error wraps one of: *[events.InvalidError], *[ConflictError], *[DuplicateError], *[GapError] and
+	// [events.ErrOtherTenant], these in an *[EventError] that names the event; and, when the connection broke at the
+	// wrong moment, [ErrUnknownOutcome]. Whatever else it is, nothing was appended.
 	AppendMany(ctx context.Context, batch []events.Event) error
 
 	// Stream yields the events of an aggregate after the given version (0: all), by version ascending, without

@@ -136,7 +136,7 @@ func (s Settings) OpenStore(ctx context.Context) (Backend, error) {
 	if !s.Embedded() {
 		return postgres.Open(ctx, s.DatabaseURL, postgres.Options{MaxConns: s.MaxConns})
 	}
-	return sqlite.Open(ctx, s.SQLitePath, sqlite.Options{})
+	return sqlite.Open(ctx, s.SQLitePath)
 }
 
 // OpenExisting opens the store for reading what is there: a SQLite file that does not exist is an error, rather than a new

@@ -14,6 +14,7 @@ CREATE TABLE handled (
 -- +goose StatementBegin
 DO $$
 BEGIN
+    LOCK TABLE handled;
     IF EXISTS (SELECT FROM handled) THEN
         RAISE EXCEPTION 'handled holds the record of what was handled' USING ERRCODE = 'object_in_use';
     END IF;

@@ -10,11 +10,13 @@ CREATE TABLE relay_position (
 );
 
 -- +goose Down
--- The relay would pass over what it has not come to: on the way up again, all rows that are there are taken for adopted ones,
--- which have transaction 0.
+-- The relay would pass over what it has not come to: on the way up again, all rows that are there are taken for adopted
+-- ones, which have transaction 0.
 -- +goose StatementBegin
 DO $$
 BEGIN
+    LOCK TABLE relay_position;
+    LOCK TABLE events IN SHARE MODE;
     IF EXISTS (
         SELECT FROM events
         WHERE (transaction_id, id) > (

@@ -19,6 +19,7 @@ CREATE INDEX dead_letters_replay ON dead_letters (id) WHERE replay_requested_at 
 -- +goose StatementBegin
 DO $$
 BEGIN
+    LOCK TABLE dead_letters;
     IF EXISTS (SELECT FROM dead_letters) THEN
         RAISE EXCEPTION 'dead_letters holds dead letters' USING ERRCODE = 'object_in_use';
     END IF;

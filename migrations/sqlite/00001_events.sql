@@ -104,9 +104,10 @@ CREATE TABLE dead_letters (
 CREATE INDEX idx_dead_letters_replay_requested ON dead_letters (id) WHERE replay_requested = 1;
 
 -- +goose Down
--- Fails, and with it the whole step, when anything would be destroyed.
+-- Fails, and with it the whole step, when anything would be lost.
 CREATE TABLE nothing_may_be_lost (kept INTEGER CONSTRAINT the_tables_hold_events CHECK (kept = 0));
-INSERT INTO nothing_may_be_lost SELECT EXISTS (SELECT 1 FROM events) OR EXISTS (SELECT 1 FROM dead_letters);
+INSERT INTO nothing_may_be_lost
+    SELECT EXISTS (SELECT 1 FROM events) OR EXISTS (SELECT 1 FROM handled) OR EXISTS (SELECT 1 FROM dead_letters);
 DROP TABLE nothing_may_be_lost;
 DROP TABLE dead_letters;
 DROP TABLE relay_position;

@@ -242,7 +242,7 @@ func letterOf(d amqp091.Delivery) deadletter.Letter {
 	l := deadletter.Letter{
 		ID: letterID(d), Source: text(d.Headers, sourceQueueKey), Headers: withoutLetterKeys(d.Headers), Body: d.Body,
 	}
-	l.Event, _ = events.Parse(d.Body) // as far as it can be read
+	l.Event = events.ParsePartial(d.Body)
 	if reason, ok := d.Headers[deadletter.ReasonKey].(string); ok {
 		l.Failure = deadletter.Failure{
 			Reason:      reason,

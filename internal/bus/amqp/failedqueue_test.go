@@ -118,6 +118,19 @@ func TestPutReportsThatNothingTookTheLetter(t *testing.T) {
 	require.Equal(t, 1, count(t, raw(t, url), failedQueue))
 }
 
+func TestLettersOfHalfAnEventAreFoundByTheirType(t *testing.T) {
+	t.Parallel()
+	q := amqp.NewFailedQueue(dial(t, amqp.Config{URL: testservers.RabbitMQ(t)}))
+	for _, body := range []string{`{"event_id":7,"event_type":"Odd","aggregate_version":0,"unknown":1}`, "no JSON"} {
+		require.NoError(t, q.Put(t.Context(), bus.NewMessage([]byte(body)), failure()))
+	}
+	letters := collect(t, q.List(t.Context()))
+	require.Equal(t, "Odd", letters[0].Event.Type)
+	require.Zero(t, letters[0].Event.AggregateVersion)
+	require.Zero(t, letters[1].Event)
+	require.Equal(t, ids(letters[:1]), ids(collect(t, q.Replay(t.Context(), deadletter.Filter{Type: "Odd"}))))
+}
+
 func TestListLeavesTheQueueAsItWas(t *testing.T) {
 	t.Parallel()
 	url := testservers.RabbitMQ(t)

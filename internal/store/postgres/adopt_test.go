@@ -185,6 +185,28 @@ func TestDownNeverDestroysEvents(t *testing.T) {
 	}
 }
 
+// What came after the migration, whoever wrote it, would be taken for adopted and passed over.
+func TestDownKeepsAnAdoptedTableThatHasGoneOn(t *testing.T) {
+	t.Parallel()
+	stream := storetest.NewStream()
+	url := foreign(t, stream.Take(3))
+	s := open(t, url)
+	require.NoError(t, s.Migrate(t.Context()))
+	fresh := stream.Next()
+	insert(t, connect(t, url), fresh)
+
+	var err error
+	for err == nil {
+		err = s.MigrateDown(t.Context())
+	}
+
+	require.ErrorIs(t, err, store.ErrWouldLose)
+	require.ErrorContains(t, err, "events that were not relayed yet")
+	require.NoError(t, s.Migrate(t.Context()))
+	tail := storetest.Subscribe(t, s, store.TailConfig{BatchSize: 10})
+	requireIDs(t, []events.Event{fresh}, tail.Take(t, 1))
+}
+
 // migratedWith returns the URL of a database whose table the worker made.
 func migratedWith(t *testing.T, rows []events.Event) string {
 	t.Helper()

@@ -81,7 +81,7 @@ func scanLetter(row pgx.CollectableRow) (deadletter.Letter, error) {
 	}
 	l.ID = strconv.FormatInt(id, 10)
 	l.FirstFailed, l.LastFailed = l.FirstFailed.UTC(), l.LastFailed.UTC()
-	l.Event, _ = events.ParseDraft(l.Body) // as far as it can be read
+	l.Event = events.ParsePartial(l.Body)
 	decoder := json.NewDecoder(bytes.NewReader(headers))
 	decoder.UseNumber()
 	return l, decoder.Decode(&l.Headers)

@@ -31,6 +31,14 @@ func TestShelf(t *testing.T) {
 	})
 }
 
+func TestMigrateDown(t *testing.T) {
+	t.Parallel()
+	storetest.RunMigrateDown(t, func(t *testing.T) storetest.Migrated {
+		t.Helper()
+		return open(t, migrated(t))
+	})
+}
+
 func TestTail(t *testing.T) {
 	t.Parallel()
 	storetest.RunTail(t, func(t *testing.T) storetest.Database {

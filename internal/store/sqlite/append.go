@@ -50,27 +50,40 @@ func insertBatch(ctx context.Context, tx *sql.Tx, batch []events.Event) error {
 	begun := make(map[uuid.UUID]struct{})
 	for i, e := range batch {
 		if _, ok := begun[e.AggregateID]; !ok {
-			if err := checkHead(ctx, tx, e); err != nil {
+			head, err := readHead(ctx, tx, e)
+			if err != nil {
+				return err
+			}
+			if err := continues(head, e); err != nil {
 				return orDuplicate(ctx, tx, batch, i, err)
 			}
 			begun[e.AggregateID] = struct{}{}
 		}
-		if err := insertOne(ctx, tx, e); err != nil {
-			return inBatch(batch, i, err)
+		err := insertOne(ctx, tx, e)
+		if isUnique(err) { // of the event_id: the version is the head's successor
+			return inBatch(batch, i, &store.DuplicateError{EventID: e.ID})
+		}
+		if err != nil {
+			return err
 		}
 	}
 	return nil
 }
 
-// checkHead tells why e cannot be the next event of its aggregate.
-func checkHead(ctx context.Context, tx *sql.Tx, e events.Event) error {
+// readHead reads the last event of e's aggregate, as far as [store.Continues] asks.
+func readHead(ctx context.Context, tx *sql.Tx, e events.Event) (events.Event, error) {
 	head := events.Event{AggregateType: e.AggregateType, TenantID: e.TenantID}
 	err := tx.QueryRowContext(ctx, selectHead, e.AggregateID.String()).
 		Scan(&head.AggregateType, &head.TenantID, &head.AggregateVersion)
-	if err != nil && !errors.Is(err, sql.ErrNoRows) {
-		return err
+	if errors.Is(err, sql.ErrNoRows) {
+		err = nil
 	}
-	err = store.Continues(head, e)
+	return head, err
+}
+
+// continues tells why e cannot be the next event of its aggregate, behind head.
+func continues(head, e events.Event) error {
+	err := store.Continues(head, e)
 	if gap, ok := errors.AsType[*store.GapError](err); ok && gap.Wanted <= gap.Found {
 		return &store.ConflictError{
 			AggregateType: gap.AggregateType, AggregateID: gap.AggregateID, Wanted: gap.Wanted, Found: gap.Found,
@@ -103,9 +116,6 @@ func insertOne(ctx context.Context, tx *sql.Tx, e events.Event) error {
 		e.ID.String(), e.Type, e.AggregateType, e.AggregateID.String(), e.AggregateVersion, e.TenantID.String(),
 		e.ClinicID, e.CausationID, e.CorrelationID.String(), e.UserID,
 		e.CreatedAt.UnixMicro(), string(e.Data), metadata)
-	if isUnique(err) { // of the event_id: the version is the head's successor
-		return &store.DuplicateError{EventID: e.ID}
-	}
 	return err
 }
 

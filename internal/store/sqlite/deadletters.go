@@ -119,7 +119,7 @@ func scanLetter(rows *sql.Rows) (deadletter.Letter, error) {
 	if err := decoder.Decode(&l.Headers); err != nil {
 		return l, fmt.Errorf("decode the headers of letter %s: %w", l.ID, err)
 	}
-	l.Event, _ = events.ParseDraft(l.Body) // what cannot be read stays zero
+	l.Event = events.ParsePartial(l.Body)
 	return l, nil
 }
 

@@ -36,7 +36,7 @@ func Example() {
 
 // registerTwice appends an event, finds its version taken, and reads it back.
 func registerTwice(ctx context.Context, path string) error {
-	s, err := sqlite.Open(ctx, path, sqlite.Options{})
+	s, err := sqlite.Open(ctx, path)
 	if err != nil {
 		return err
 	}

@@ -18,7 +18,7 @@ func newPath(tb testing.TB) string {
 // migrated returns a store with its schema, to be closed by the caller.
 func migrated(tb testing.TB, path string) *Store {
 	tb.Helper()
-	s, err := Open(tb.Context(), path, Options{})
+	s, err := Open(tb.Context(), path)
 	require.NoError(tb, err)
 	require.NoError(tb, s.Migrate(tb.Context()))
 	return s
@@ -35,7 +35,7 @@ func opened(tb testing.TB, path string) *Store {
 // rawDB is the database as another program has it open.
 func rawDB(tb testing.TB, path string) *sql.DB {
 	tb.Helper()
-	db, err := sql.Open("sqlite", (&Store{path: path, options: Options{BusyTimeout: defaultBusyTimeout}}).dsn(writing))
+	db, err := sql.Open("sqlite", (&Store{path: path, busyTimeout: busyTimeout}).dsn(writing))
 	require.NoError(tb, err)
 	tb.Cleanup(func() { require.NoError(tb, db.Close()) })
 	return db

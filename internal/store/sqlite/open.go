@@ -18,15 +18,10 @@ import (
 	"github.com/healz/worker/migrations"
 )
 
-// Options are the settings of a store. The zero value is fit for use.
-type Options struct {
-	// BusyTimeout is how long a write waits for those of other processes; 0 is 10 s. After it the write fails with
-	// [store.ErrUnavailable].
-	BusyTimeout time.Duration
-}
-
 const (
-	defaultBusyTimeout = 10 * time.Second
+	// busyTimeout is how long a write waits for those of other processes. After it the write fails with
+	// [store.ErrUnavailable].
+	busyTimeout = 10 * time.Second
 	// readerConnections is how many reads run at once; more wait. They are short, and each has a cache of 2 MB.
 	readerConnections = 4
 	// logSizeLimit is to what the log is cut, in bytes, after something big had made it larger.
@@ -44,7 +39,11 @@ const (
 // They are readable for their owner alone. Open makes no tables: that is [Store.Migrate].
 //
 // The error wraps [store.ErrUnavailable] when the fault can pass: the file, its folder or its disk cannot be written.
-func Open(ctx context.Context, path string, o Options) (*Store, error) {
+func Open(ctx context.Context, path string) (*Store, error) {
+	return open(ctx, path, busyTimeout)
+}
+
+func open(ctx context.Context, path string, timeout time.Duration) (*Store, error) {
 	doing := fmt.Sprintf("open SQLite database %q", path)
 	if path == "" {
 		return nil, fmt.Errorf("%s: the path is empty", doing)
@@ -54,15 +53,12 @@ func Open(ctx context.Context, path string, o Options) (*Store, error) {
 		return nil, fmt.Errorf("%s: %w", doing, err)
 	}
 	if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() {
-		return nil, fmt.Errorf("%s: it is not a regular file (its mode is %s)", doing, info.Mode())
+		return nil, fmt.Errorf("%s: it is not a regular file", doing)
 	}
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return nil, translate(doing, err)
 	}
-	if o.BusyTimeout == 0 {
-		o.BusyTimeout = defaultBusyTimeout
-	}
-	s := &Store{path: path, options: o}
+	s := &Store{path: path, busyTimeout: timeout}
 	if err := s.exclusively(ctx, func() error { return s.prepareFile(ctx) }); err != nil {
 		return nil, translate(doing, err)
 	}
@@ -152,7 +148,7 @@ const (
 func (s *Store) dsn(a access) string {
 	q := url.Values{
 		"mode":          {"rw"},
-		"_busy_timeout": {milliseconds(s.options.BusyTimeout)},
+		"_busy_timeout": {milliseconds(s.busyTimeout)},
 		"_synchronous":  {"FULL"},
 		"_defensive":    {"1"},
 		"_dqs":          {"0"},

@@ -99,7 +99,7 @@ func TestOpenRefuses(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			_, err := Open(t.Context(), test.path, Options{})
+			_, err := Open(t.Context(), test.path)
 			require.ErrorContains(t, err, test.message)
 			require.NotErrorIs(t, err, store.ErrUnavailable)
 		})
@@ -170,7 +170,7 @@ func TestOpenAndMigrateAtOnce(t *testing.T) {
 		var done sync.WaitGroup
 		for i := range count {
 			done.Go(func() {
-				s, err := Open(t.Context(), path, Options{})
+				s, err := Open(t.Context(), path)
 				if err == nil {
 					err = s.Migrate(t.Context())
 				}
@@ -227,7 +227,7 @@ func TestFaultsThatPass(t *testing.T) {
 		t.Parallel()
 		path := newPath(t)
 		opened(t, path)
-		s, err := Open(t.Context(), path, Options{BusyTimeout: 50 * time.Millisecond})
+		s, err := open(t.Context(), path, 50*time.Millisecond)
 		require.NoError(t, err)
 		defer func() { require.NoError(t, s.Close()) }()
 		foreign, err := rawDB(t, path).BeginTx(t.Context(), nil)
@@ -253,7 +253,10 @@ func TestFaultsThatPass(t *testing.T) {
 		_, err := s.writer.ExecContext(t.Context(), "PRAGMA max_page_count = 30")
 		require.NoError(t, err)
 
-		require.ErrorIs(t, s.AppendMany(t.Context(), stream.Take(1000)), store.ErrUnavailable)
+		err = s.AppendMany(t.Context(), stream.Take(1000))
+		require.ErrorIs(t, err, store.ErrUnavailable)
+		var blamed *store.EventError
+		require.NotErrorAs(t, err, &blamed)
 
 		_, err = s.writer.ExecContext(t.Context(), "PRAGMA max_page_count = 1000000")
 		require.NoError(t, err)

@@ -44,7 +44,7 @@ func child(t *testing.T, args ...string) *exec.Cmd {
 
 // act is what a child does, on the database that args begin with.
 func act(ctx context.Context, role string, args []string) error {
-	s, err := Open(ctx, args[0], Options{})
+	s, err := Open(ctx, args[0])
 	if role == "open" {
 		fmt.Println(err)
 		return nil

@@ -7,7 +7,6 @@ import (
 	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
 
-	"github.com/healz/worker/internal/deadletter"
 	"github.com/healz/worker/internal/events"
 	"github.com/healz/worker/internal/store"
 	"github.com/healz/worker/internal/store/storetest"
@@ -78,7 +77,7 @@ func TestMigrate(t *testing.T) {
 	t.Parallel()
 	t.Run("before it there is no schema", func(t *testing.T) {
 		t.Parallel()
-		s, err := Open(t.Context(), newPath(t), Options{})
+		s, err := Open(t.Context(), newPath(t))
 		require.NoError(t, err)
 		defer func() { require.NoError(t, s.Close()) }()
 		stream := storetest.NewStream()
@@ -106,24 +105,6 @@ func TestMigrate(t *testing.T) {
 		require.ErrorIs(t, s.Ping(t.Context()), store.ErrNoSchema)
 		require.NoError(t, s.Migrate(t.Context()))
 		require.NoError(t, s.Append(t.Context(), storetest.NewStream().Next()))
-	})
-	t.Run("down never destroys events", func(t *testing.T) {
-		t.Parallel()
-		path := newPath(t)
-		s := opened(t, path)
-		require.NoError(t, s.Append(t.Context(), storetest.NewStream().Next()))
-		require.ErrorIs(t, s.MigrateDown(t.Context()), store.ErrWouldLose)
-		require.NoError(t, s.Ping(t.Context()))
-		requireIntact(t, path, 1)
-	})
-	t.Run("down never destroys dead letters", func(t *testing.T) {
-		t.Parallel()
-		s := opened(t, newPath(t))
-		require.NoError(t, s.AddLetter(t.Context(), deadletter.Letter{Body: []byte("x")}))
-		require.ErrorIs(t, s.MigrateDown(t.Context()), store.ErrWouldLose)
-		letters, err := s.Letters(t.Context(), "", 10)
-		require.NoError(t, err)
-		require.Len(t, letters, 1)
 	})
 	t.Run("a newer schema", func(t *testing.T) {
 		t.Parallel()

@@ -33,6 +33,14 @@ func TestShelf(t *testing.T) {
 	})
 }
 
+func TestMigrateDown(t *testing.T) {
+	t.Parallel()
+	storetest.RunMigrateDown(t, func(t *testing.T) storetest.Migrated {
+		t.Helper()
+		return open(t, migrated(t))
+	})
+}
+
 func TestTail(t *testing.T) {
 	t.Parallel()
 	storetest.RunTail(t, func(t *testing.T) storetest.Database {
@@ -70,7 +78,7 @@ func open(tb testing.TB, path string) *sqlite.Store {
 
 func openUnclosed(tb testing.TB, path string) *sqlite.Store {
 	tb.Helper()
-	s, err := sqlite.Open(tb.Context(), path, sqlite.Options{})
+	s, err := sqlite.Open(tb.Context(), path)
 	require.NoError(tb, err)
 	return s
 }

@@ -20,13 +20,14 @@ var (
 
 // Store is the event store in one SQLite file. It is safe for concurrent use, by several processes too.
 type Store struct {
-	path      string
-	options   Options
-	writer    *sql.DB // of one connection
-	readers   *sql.DB
-	migrating *sql.DB
-	migrator  *migrations.Migrator
-	wakers    wakers
+	path string
+	// busyTimeout is how long a write waits for those of other processes.
+	busyTimeout time.Duration
+	writer      *sql.DB // of one connection
+	readers     *sql.DB
+	migrating   *sql.DB
+	migrator    *migrations.Migrator
+	wakers      wakers
 }
 
 // Close waits for what is under way and closes the file.
@@ -55,7 +56,7 @@ func (s *Store) write(ctx context.Context, doing string, work func(ctx context.C
 // begin waits for the writers of other processes by many short waits. In one long wait SQLite looks ever more seldom
 // whether it is its turn, and is never lucky while another process writes one thing after the other.
 func (s *Store) begin(ctx context.Context) (*sql.Tx, error) {
-	for deadline := time.Now().Add(s.options.BusyTimeout); ; {
+	for deadline := time.Now().Add(s.busyTimeout); ; {
 		tx, err := s.writer.BeginTx(ctx, nil)
 		if resultCode(err) != sqlite3.SQLITE_BUSY || time.Now().After(deadline) {
 			return tx, err

@@ -255,11 +255,21 @@ func withData(data, field string) refused {
 	}
 }
 
+// blamed is the event of the batch that err is about.
+func blamed(t *testing.T, err error, batch []events.Event) events.Event {
+	t.Helper()
+	var about *store.EventError
+	require.ErrorAs(t, err, &about)
+	require.Equal(t, len(batch), about.Of)
+	return batch[about.Index]
+}
+
 func isGap(wanted, found int) func(*testing.T, error, []events.Event) {
 	return func(t *testing.T, err error, batch []events.Event) {
 		t.Helper()
 		var gap *store.GapError
 		require.ErrorAs(t, err, &gap)
+		require.Equal(t, wanted, blamed(t, err, batch).AggregateVersion)
 		last := batch[len(batch)-1]
 		require.Equal(t, store.GapError{
 			AggregateType: last.AggregateType, AggregateID: last.AggregateID, Wanted: wanted, Found: found,
@@ -273,6 +283,7 @@ func isConflict(wanted, found int) func(*testing.T, error, []events.Event) {
 		require.ErrorIs(t, err, events.ErrConflict)
 		var conflict *store.ConflictError
 		require.ErrorAs(t, err, &conflict)
+		require.Equal(t, wanted, blamed(t, err, batch).AggregateVersion)
 		last := batch[len(batch)-1]
 		require.Equal(t, store.ConflictError{
 			AggregateType: last.AggregateType, AggregateID: last.AggregateID, Wanted: wanted, Found: found,
@@ -285,17 +296,20 @@ func isDuplicate(t *testing.T, err error, batch []events.Event) {
 	var duplicate *store.DuplicateError
 	require.ErrorAs(t, err, &duplicate)
 	require.Equal(t, batch[0].ID, duplicate.EventID)
+	require.Equal(t, duplicate.EventID, blamed(t, err, batch).ID)
 	require.NotErrorIs(t, err, events.ErrConflict)
 }
 
-func isOtherTenant(t *testing.T, err error, _ []events.Event) {
+func isOtherTenant(t *testing.T, err error, batch []events.Event) {
 	t.Helper()
 	require.ErrorIs(t, err, events.ErrOtherTenant)
+	require.Equal(t, batch[len(batch)-1], blamed(t, err, batch))
 }
 
 func isInvalid(field, where string) func(*testing.T, error, []events.Event) {
-	return func(t *testing.T, err error, _ []events.Event) {
+	return func(t *testing.T, err error, batch []events.Event) {
 		t.Helper()
+		blamed(t, err, batch)
 		var invalid *events.InvalidError
 		require.ErrorAs(t, err, &invalid)
 		require.Len(t, invalid.Fields, 1)

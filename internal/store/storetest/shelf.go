@@ -88,11 +88,12 @@ func keepsLetter(t *testing.T, s deadletter.Shelf) {
 func keepsUnreadable(t *testing.T, s deadletter.Shelf) {
 	t.Helper()
 	var want []deadletter.Letter
-	for _, body := range []string{"", "no JSON", "\xff\x00", `"\u0000"`, `{"event_type":"PatientRegistered"}`, "[]"} {
+	const half = `{"event_id":7,"event_type":"PatientRegistered","aggregate_version":0,"unknown":1}`
+	for _, body := range []string{"", "no JSON", "\xff\x00", `"\u0000"`, half, "[]"} {
 		l := deadletter.Letter{Body: []byte(body), Headers: map[string]any{}}
 		l.FirstFailed = time.Date(2025, 1, 2, 3, 4, 5, 0, time.UTC)
 		l.LastFailed = l.FirstFailed
-		if body == `{"event_type":"PatientRegistered"}` {
+		if body == half {
 			l.Event.Type = "PatientRegistered"
 		}
 		require.NoError(t, s.AddLetter(t.Context(), l))
