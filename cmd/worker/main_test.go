@@ -23,6 +23,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 
+	"github.com/healz/worker/internal/events"
 	"github.com/healz/worker/internal/handlers"
 	"github.com/healz/worker/internal/handlers/register"
 	"github.com/healz/worker/internal/testservers"
@@ -36,10 +37,19 @@ const (
 // asWorker makes the test program the worker itself, so that the tests run the real one as processes of their own.
 const asWorker = "TEST_AS_WORKER"
 
+// stubbornType is the type of events whose handler does not return, whatever happens to its context.
+const stubbornType = "StubbornlyHandled"
+
+func stubborn(context.Context, events.Event, json.RawMessage) ([]events.Event, error) {
+	fmt.Fprintln(os.Stderr, "stubborn: begun")
+	select {}
+}
+
 func TestMain(m *testing.M) {
 	if os.Getenv(asWorker) != "" {
 		os.Exit(run(func(reg *handlers.Registry, o register.Options) {
 			register.All(reg, o)
+			handlers.On(reg, stubbornType, "stubborn", stubborn)
 			handlers.On(reg, "Fragile", "fragile", fragile)
 		}))
 	}
@@ -692,6 +702,31 @@ func TestMigrations(t *testing.T) {
 			require.Contains(t, p.must("", "events", "--type", "PatientRegistered"), "PatientRegistered")
 		})
 	}
+}
+
+// A stop waits for a handler that does not return no longer than the grace period; a second SIGTERM ends it at once.
+func TestStoppingWhileAHandlerDoesNotReturn(t *testing.T) {
+	t.Parallel()
+	line := strings.Replace(registration(uuid.NewString(), "{}", ""), "PatientRegistered", stubbornType, 1)
+	begin := func(args ...string) *running {
+		p := embedded(t)
+		w := p.start(args...)
+		p.append(line)
+		require.Eventually(t, func() bool { return strings.Contains(w.log.String(), "stubborn: begun") }, patience, tick)
+		return w
+	}
+	begin("--grace-period", "1s").stop()
+
+	w := begin("--grace-period", "10m")
+	require.NoError(t, w.cmd.Process.Signal(syscall.SIGTERM))
+	require.Eventually(t, func() bool { return strings.Contains(w.log.String(), "worker is stopping") }, patience, tick)
+	require.NoError(t, w.cmd.Process.Signal(syscall.SIGTERM))
+	select {
+	case <-w.done:
+	case <-time.After(patience):
+		require.Fail(t, "it waits for its handler")
+	}
+	require.Equal(t, -1, w.cmd.ProcessState.ExitCode(), "ended by the signal")
 }
 
 // While the servers are not up, a worker told to wait lives, is not ready, and can be stopped.
