@@ -182,11 +182,14 @@ func dial(ctx context.Context, c Config, routing wamqp.Config) (*Connection, err
 			return nil, err
 		}
 		*l.link = newLink(conn, l.purpose, l.window, session)
+		if l.link == &conn.consuming { // before the link is run, which may find the session lost and drop it
+			conn.leftovers, err = session.leftovers(c, conn.names)
+		}
 		conn.spawn((*l.link).run)
-	}
-	if conn.leftovers, err = conn.consuming.current.leftovers(c, conn.names); err != nil {
-		_ = conn.Close() // never fails
-		return nil, fmt.Errorf("look for partitions: %w", classify(err))
+		if err != nil {
+			_ = conn.Close() // never fails
+			return nil, fmt.Errorf("look for partitions: %w", classify(err))
+		}
 	}
 	return conn, nil
 }
