@@ -205,15 +205,32 @@ func (d *Dispatcher) attempt(h handler, timeout time.Duration) message.HandlerFu
 		if err := checkFollowUps(e, followUps); err != nil {
 			return nil, Permanent(err)
 		}
+		return nil, d.record(ctx, h.name, e, followUps)
+	}
+}
+
+// record records what follows, for as long as the inbox does not answer: the handler, whose part is done, is not run
+// again for that.
+func (d *Dispatcher) record(ctx context.Context, handler string, e events.Event, followUps []events.Event) error {
+	var answer error
+	err := d.retry.Do(ctx, func() error {
 		recording, cancel := context.WithTimeout(ctx, recordTimeout)
 		defer cancel()
-		err = d.inbox.Record(recording, h.name, e, followUps)
+		err := d.inbox.Record(recording, handler, e, followUps)
 		if errors.Is(err, store.ErrHandled) {
-			d.logger.DebugContext(ctx, "duplicate suppressed", "handler", h.name)
-			return nil, nil
+			d.logger.DebugContext(ctx, "duplicate suppressed", "handler", handler)
+			err = nil
 		}
-		return nil, faultOfInbox(ctx, err)
+		answer = faultOfInbox(ctx, err)
+		if errors.Is(answer, store.ErrUnavailable) && !IsPermanent(answer) {
+			return answer
+		}
+		return nil
+	})
+	if err != nil {
+		return err
 	}
+	return answer
 }
 
 // faultOfInbox tells the errors of the store that an event or a handler is to blame for from all others, such as those of

@@ -445,6 +445,24 @@ func TestNoFaultOfTheStoreIsTheEvents(t *testing.T) {
 	require.Equal(t, []string{"Welcomed"}, b.followUps(e))
 }
 
+// A handler may have sent an e-mail: an outage of the store, which may last, is no reason to send it again.
+func TestAnOutageDoesNotRunTheHandlerAgain(t *testing.T) {
+	t.Parallel()
+	calls := 0
+	b := newBench(t, func(reg *handlers.Registry) {
+		handlers.On(reg, "Registered", "welcome", func(_ context.Context, e events.Event, _ registered) ([]events.Event, error) {
+			calls++
+			return events.Follow(e, welcomed{})
+		})
+	})
+	b.store.record = []error{store.ErrUnavailable, store.ErrUnknownOutcome, store.ErrUnavailable, context.DeadlineExceeded}
+	e := newEvent(t, registered{Name: "Ana"})
+	require.NoError(t, b.deliver(e))
+	require.Empty(t, b.store.record)
+	require.Equal(t, []string{"Welcomed"}, b.followUps(e))
+	require.Equal(t, 1, calls)
+}
+
 // Another writer who comes first is a reason to run the handler again, on what it then finds.
 func TestAConflictRunsTheHandlerAgain(t *testing.T) {
 	t.Parallel()

@@ -67,6 +67,9 @@ func (r Retry) Do(ctx context.Context, operation func() error) error {
 		if err == nil {
 			return nil
 		}
+		if errors.Is(err, ErrStopping) {
+			return err // a wait within the operation was ended
+		}
 		if ctx.Err() != nil {
 			return fmt.Errorf("%w: %w", ErrStopping, err)
 		}

@@ -89,6 +89,12 @@ func TestRetryEndsItsWaitWhenTheWorkerStops(t *testing.T) {
 	require.ErrorIs(t, err, context.Canceled, "or the router would log it as an error")
 }
 
+func TestRetryTakesAStopWithinForNoFailure(t *testing.T) {
+	t.Parallel()
+	stop := fmt.Errorf("record: %w", middleware.ErrStopping)
+	require.Equal(t, stop, newRetry(1).Do(t.Context(), func() error { return stop }))
+}
+
 func TestRetryTakesACancelledMessageForNoFailure(t *testing.T) {
 	t.Parallel()
 	ctx, cancel := context.WithCancel(t.Context())
