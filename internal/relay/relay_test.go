@@ -102,7 +102,7 @@ func startPatiently(t *testing.T, s backend, p *publisher, patience time.Duratio
 	t.Helper()
 	tail, err := s.Tail(t.Context(), store.TailConfig{BatchSize: 10, Start: store.StartAuto})
 	require.NoError(t, err)
-	router, err := message.NewRouter(message.RouterConfig{CloseTimeout: time.Second}, watermill.NopLogger{})
+	router, err := message.NewRouter(message.RouterConfig{CloseTimeout: patience}, watermill.NopLogger{})
 	require.NoError(t, err)
 	r = relay.New(tail, p, relay.Config{
 		Poll: 50 * time.Millisecond, Patience: patience, Refused: deadletter.NewShelfSink(s),
