@@ -14,14 +14,14 @@ import (
 )
 
 // startPostgres starts a Postgres server whose data do not outlive it.
-func startPostgres(ctx context.Context, dir string, durable bool) (server, error) {
+func startPostgres(ctx context.Context, dir string, durable bool) (*server, error) {
 	creator, err := initdb().find(ctx)
 	if err != nil {
-		return server{}, err
+		return nil, err
 	}
 	account, err := unprivileged(dir)
 	if err != nil {
-		return server{}, err
+		return nil, err
 	}
 	data := filepath.Join(dir, "data")
 
@@ -29,19 +29,19 @@ func startPostgres(ctx context.Context, dir string, durable bool) (server, error
 		"--encoding", "UTF8", "--no-locale", "--no-sync")
 	create.Dir, create.Env, create.SysProcAttr = dir, environment(dir), account
 	if output, err := create.CombinedOutput(); err != nil {
-		return server{}, fmt.Errorf("create a Postgres cluster: %w\n%s", err, output)
+		return nil, fmt.Errorf("create a Postgres cluster: %w\n%s", err, output)
 	}
 
 	certificates := filepath.Join(dir, "certificates")
 	if err := writeCertificates(certificates); err != nil {
-		return server{}, err
+		return nil, err
 	}
 	if err := give(certificates, account); err != nil {
-		return server{}, err
+		return nil, err
 	}
 	port, err := freePort(ctx)
 	if err != nil {
-		return server{}, err
+		return nil, err
 	}
 	arguments := []string{
 		"-D", data, "-h", "127.0.0.1", "-p", port, "-k", "", "-c", "ssl=on",
@@ -54,7 +54,7 @@ func startPostgres(ctx context.Context, dir string, durable bool) (server, error
 		arguments = append(arguments, "-c", "max_connections=300", "-c", "fsync=off", "-c", "full_page_writes=off")
 	}
 	address := "postgres://postgres@127.0.0.1:" + port + "/postgres?sslmode=disable"
-	s := server{
+	s := &server{
 		settings: map[string]string{databaseURL: address, databaseCertificates: certificates},
 		start: func(ctx context.Context) (*process, error) {
 			command := exec.CommandContext(context.WithoutCancel(ctx), filepath.Join(filepath.Dir(creator), "postgres"),
@@ -71,7 +71,7 @@ func startPostgres(ctx context.Context, dir string, durable bool) (server, error
 		},
 	}
 	if s.process, err = s.start(ctx); err != nil {
-		return server{}, err
+		return nil, err
 	}
 	s.stop = func() { s.process.stop(syscall.SIGQUIT) } // at once: the data are thrown away
 	return s, nil

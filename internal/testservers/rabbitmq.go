@@ -15,23 +15,23 @@ import (
 //
 // A node needs epmd, the Erlang port mapper, and leaves a daemon behind where none runs. So the node is given one on a
 // port of its own, which is stopped with it.
-func startRabbitMQ(ctx context.Context, dir string, _ bool) (_ server, err error) {
+func startRabbitMQ(ctx context.Context, dir string, _ bool) (_ *server, err error) {
 	program, err := rabbitMQServer().find(ctx)
 	if err != nil {
-		return server{}, err
+		return nil, err
 	}
 	mapper, err := epmd().find(ctx)
 	if err != nil {
-		return server{}, err
+		return nil, err
 	}
 	certificates := filepath.Join(dir, "certificates")
 	if err := writeCertificates(certificates); err != nil {
-		return server{}, err
+		return nil, err
 	}
 	var ports [5]string
 	for i := range ports {
 		if ports[i], err = freePort(ctx); err != nil {
-			return server{}, err
+			return nil, err
 		}
 	}
 	amqpPort, managementPort, distributionPort, mapperPort, tlsPort := ports[0], ports[1], ports[2], ports[3], ports[4]
@@ -50,7 +50,7 @@ func startRabbitMQ(ctx context.Context, dir string, _ bool) (_ server, err error
 		plugins: "[rabbitmq_management,rabbitmq_consistent_hash_exchange].\n",
 	} {
 		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
-			return server{}, fmt.Errorf("write the broker's settings: %w", err)
+			return nil, fmt.Errorf("write the broker's settings: %w", err)
 		}
 	}
 	env := environment(dir,
@@ -75,10 +75,10 @@ func startRabbitMQ(ctx context.Context, dir string, _ bool) (_ server, err error
 	}
 	portMapper, err := startReady(ctx, run(context.WithoutCancel(ctx), mapper), dir, syscall.SIGKILL, listening(mapperPort))
 	if err != nil {
-		return server{}, err
+		return nil, err
 	}
 	management := "http://guest:guest@127.0.0.1:" + managementPort
-	s := server{
+	s := &server{
 		settings: map[string]string{
 			rabbitMQURL:          "amqp://guest:guest@127.0.0.1:" + amqpPort + "/",
 			managementURL:        management,
@@ -99,7 +99,7 @@ func startRabbitMQ(ctx context.Context, dir string, _ bool) (_ server, err error
 	}
 	if s.process, err = s.start(ctx); err != nil {
 		portMapper.stop(syscall.SIGKILL)
-		return server{}, err
+		return nil, err
 	}
 	s.stop = func() {
 		s.process.stop(syscall.SIGKILL) // at once: the data are thrown away

@@ -2,6 +2,9 @@ package testservers_test
 
 import (
 	"context"
+	"net"
+	"path/filepath"
+	"syscall"
 	"testing"
 	"time"
 
@@ -14,11 +17,20 @@ import (
 
 const silence = 500 * time.Millisecond
 
+// requireGone stops a server and looks for what it may leave behind.
+func requireGone(t *testing.T, server *testservers.Server) {
+	t.Helper()
+	require.NoError(t, server.Stop())
+	_, err := net.Dial("tcp", host(t, server.URL()))
+	require.ErrorIs(t, err, syscall.ECONNREFUSED, "the server that was started last outlives its end")
+	require.NoDirExists(t, filepath.Dir(server.Log()))
+}
+
 func TestPostgresIsHarmedAndKeepsItsData(t *testing.T) {
 	t.Parallel()
 	server, err := testservers.StartPostgres(t.Context())
 	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, server.Stop()) })
+	t.Cleanup(func() { requireGone(t, server) })
 	conn := connect(t, server.URL())
 	_, err = conn.Exec(t.Context(), "CREATE TABLE kept ()")
 	require.NoError(t, err)
@@ -45,7 +57,7 @@ func TestRabbitMQIsHarmedAndKeepsItsData(t *testing.T) {
 	t.Parallel()
 	server, err := testservers.StartRabbitMQ(t.Context())
 	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, server.Stop()) })
+	t.Cleanup(func() { requireGone(t, server) })
 	_, err = dial(t, server.URL()).QueueDeclare("kept", true, false, false, false, nil)
 	require.NoError(t, err)
 

@@ -127,7 +127,7 @@ func Supervise() {
 
 // serve starts a server, reports on standard output how it went, and obeys orders until ctx ends.
 func serve(
-	ctx context.Context, start func(ctx context.Context, dir string, durable bool) (server, error), durable bool,
+	ctx context.Context, start func(ctx context.Context, dir string, durable bool) (*server, error), durable bool,
 	orders <-chan order,
 ) (err error) {
 	answer := json.NewEncoder(os.Stdout)
