@@ -61,7 +61,8 @@ func (s *Store) Handled(ctx context.Context, e events.Event) ([]string, error) {
 // effect of all of it is exactly once, however often the event is delivered.
 //
 // An error of the work, or of the commit, rolls everything back and is the handler's: the next try runs the handler
-// anew, and all that it registers. Work does not run when another delivery of the event was first.
+// anew, and all that it registers. When the store cannot be reached or the connection is lost, the work alone runs again,
+// until the store answers. Work does not run when another delivery of the event was first.
 //
 // While it runs, the transaction holds back the relay, for the whole database and for all who read in commit order:
 // keep the work to a few fast statements, and compute, call and wait in the handler itself. Besides, it costs two round
