@@ -51,6 +51,11 @@ type Store interface {
 	// ByTenant reads a page of a tenant's events, newest first.
 	ByTenant(ctx context.Context, tenantID uuid.UUID, q Query) (Page, error)
 
+	// Search reads a page of the events that s chooses, newest first. It looks at no more than [SearchReach] events for
+	// it, so a page may have fewer events than its limit, or none, and yet a Next, which continues the search. An offset
+	// is a *[QueryError].
+	Search(ctx context.Context, s Search, q Query) (Page, error)
+
 	// All yields the events after a position in commit order, which is the order in which the relay publishes
 	// them, and ends at the last that is certain to have no earlier one uncommitted before it.
 	All(ctx context.Context, after Position) iter.Seq2[Recorded, error]
