@@ -15,7 +15,7 @@ const SearchReach = 2 * MaxLimit
 
 // Search chooses events: all that is set must hold. The zero value chooses every event.
 type Search struct {
-	EventID, CausationID, AggregateID, CorrelationID, TenantID uuid.UUID
+	CausationID, AggregateID, CorrelationID, TenantID uuid.UUID
 	// Type is the type of the event.
 	Type string
 	// From and Until bound created_at: not before From, and before Until.
@@ -25,9 +25,8 @@ type Search struct {
 // Walk is an order in which a search looks at events: newest first along the index of one of its conditions.
 type Walk string
 
-// The walks. The first three come to few events at the most, whatever the table holds.
+// The walks. The first two come to few events, whatever the table holds.
 const (
-	WalkEvent       Walk = "event"
 	WalkCausation   Walk = "causation"
 	WalkAggregate   Walk = "aggregate"
 	WalkCorrelation Walk = "correlation"
@@ -40,8 +39,6 @@ const (
 // events depends on the events.
 func (s Search) walks() []Walk {
 	switch {
-	case s.EventID != uuid.Nil:
-		return []Walk{WalkEvent}
 	case s.CausationID != uuid.Nil:
 		return []Walk{WalkCausation}
 	case s.AggregateID != uuid.Nil:
@@ -61,7 +58,7 @@ func (s Search) walks() []Walk {
 
 // read names the search for its cursors.
 func (s Search) read() string {
-	return fmt.Sprintf("search %s %s %s %s %s %d %d %s", s.EventID, s.CausationID, s.AggregateID, s.CorrelationID, s.TenantID,
+	return fmt.Sprintf("search %s %s %s %s %d %d %s", s.CausationID, s.AggregateID, s.CorrelationID, s.TenantID,
 		s.From.UnixMicro(), s.Until.UnixMicro(), s.Type)
 }
 

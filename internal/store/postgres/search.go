@@ -50,8 +50,6 @@ func along(w store.Walk, statement string) string {
 	}
 	var walk string
 	switch w {
-	case store.WalkEvent:
-		walk = few("event_id", "@event")
 	case store.WalkCausation:
 		walk = few("causation_id", "@causation")
 	case store.WalkAggregate:
@@ -88,7 +86,7 @@ func searchArgs(s store.Search, behind *store.Place, limit int) pgx.NamedArgs {
 		createdAt, id = timestamp(s.Until), math.MinInt64
 	}
 	return pgx.NamedArgs{
-		"event": orNull(s.EventID), "causation": orNull(s.CausationID), "aggregate": orNull(s.AggregateID),
+		"causation": orNull(s.CausationID), "aggregate": orNull(s.AggregateID),
 		"correlation": orNull(s.CorrelationID), "tenant": orNull(s.TenantID),
 		"type": pgtype.Text{String: s.Type, Valid: s.Type != ""},
 		"from": from, "created_at": createdAt, "id": id, "reach": store.SearchReach, "limit": limit,

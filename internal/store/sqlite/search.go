@@ -18,12 +18,11 @@ import (
 const (
 	selectSearch = `SELECT ` + columns + ` FROM events WHERE id IN (
 			SELECT id FROM (
-				SELECT id, event_id, causation_id, aggregate_id, correlation_id, tenant_id, event_type, created_at
+				SELECT id, causation_id, aggregate_id, correlation_id, tenant_id, event_type, created_at
 				FROM events {{walk}} AND created_at >= :from AND (created_at, id) < (:created_at, :id)
 				ORDER BY {{order}} LIMIT :reach
 			)
-			WHERE (:event IS NULL OR event_id = :event)
-				AND (:causation IS NULL OR causation_id = :causation)
+			WHERE (:causation IS NULL OR causation_id = :causation)
 				AND (:aggregate IS NULL OR aggregate_id = :aggregate)
 				AND (:correlation IS NULL OR correlation_id = :correlation)
 				AND (:tenant IS NULL OR tenant_id = :tenant)
@@ -61,8 +60,6 @@ func along(w store.Walk, statement string) string {
 	order := "created_at DESC, id DESC"
 	var walk string
 	switch w {
-	case store.WalkEvent:
-		walk, order = "WHERE event_id = :event", "+created_at DESC, id DESC"
 	case store.WalkCausation:
 		walk, order = "INDEXED BY idx_events_causation WHERE causation_id = :causation", "+created_at DESC, id DESC"
 	case store.WalkAggregate:
@@ -91,7 +88,7 @@ func searchArgs(s store.Search, behind *store.Place, limit int) []any {
 		until = place{s.Until.UnixMicro(), math.MinInt64}
 	}
 	return []any{
-		sql.Named("event", orNull(s.EventID)), sql.Named("causation", orNull(s.CausationID)),
+		sql.Named("causation", orNull(s.CausationID)),
 		sql.Named("aggregate", orNull(s.AggregateID)), sql.Named("correlation", orNull(s.CorrelationID)),
 		sql.Named("tenant", orNull(s.TenantID)), sql.Named("type", sql.NullString{String: s.Type, Valid: s.Type != ""}),
 		sql.Named("from", from), sql.Named("created_at", until.sortKey), sql.Named("id", until.id),

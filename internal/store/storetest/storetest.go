@@ -36,6 +36,7 @@ func Run(t *testing.T, open func(t *testing.T) store.Store) {
 		"All":    testAll,
 		"Search": testSearch,
 		"Inbox":  testInbox,
+		"Lookup": testLookup,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -6,8 +6,7 @@ SELECT
     event_id, event_type, aggregate_type, aggregate_id, aggregate_version, tenant_id, clinic_id, correlation_id,
     causation_id, user_id, created_at, event_data, metadata, transaction_id, id
 FROM (SELECT * FROM events WHERE {{walk}} ORDER BY {{order}} LIMIT @reach) AS walked
-WHERE (@event::uuid IS NULL OR event_id = @event)
-    AND (@causation::uuid IS NULL OR causation_id = @causation)
+WHERE (@causation::uuid IS NULL OR causation_id = @causation)
     AND (@aggregate::uuid IS NULL OR aggregate_id = @aggregate)
     AND (@correlation::uuid IS NULL OR correlation_id = @correlation)
     AND (@tenant::uuid IS NULL OR tenant_id = @tenant)
