@@ -30,7 +30,7 @@ func ExampleLoad() {
 	}
 
 	// The id may also be an event's.
-	tree, err := causation.Load(ctx, s, deadletter.NewShelfQueue(s), id("AppointmentRequested"))
+	tree, err := causation.Load(ctx, s, id("AppointmentRequested"), deadletter.NewShelfQueue(s))
 	if err != nil {
 		panic(err)
 	}

@@ -27,8 +27,12 @@ const (
 	page = 200
 )
 
-// ErrNotFound says that an id is neither the correlation of an event nor an event's own.
-var ErrNotFound = errors.New("no event has this id as its correlation_id or event_id")
+var (
+	// ErrNotFound says that an id is neither the correlation of an event nor an event's own.
+	ErrNotFound = errors.New("no event has this id as its correlation_id or event_id")
+	// ErrLetters says that the dead letters could not be read.
+	ErrLetters = errors.New("read the dead letters")
+)
 
 // Tree is what followed from what in one chain. It is a forest: a chain may have several beginnings.
 type Tree struct {
@@ -94,9 +98,9 @@ type Letters interface {
 }
 
 // Load reads the tree of a chain: of the correlation id or, if no event has it, of the event with that id. It looks
-// through all the dead letters, of which on RabbitMQ nobody else sees any meanwhile; without letters (nil) the tree tells
-// of no failures. The error is [ErrNotFound] when there is no event.
-func Load(ctx context.Context, s Store, letters Letters, id uuid.UUID) (Tree, error) {
+// through all the dead letters, of which on RabbitMQ nobody else sees any meanwhile; without letters the tree tells of no
+// failures. The error wraps [ErrNotFound] when there is no event, and [ErrLetters] when only they could not be read.
+func Load(ctx context.Context, s Store, id uuid.UUID, letters ...Letters) (Tree, error) {
 	correlationID, err := correlationOf(ctx, s, letters, id)
 	if err != nil {
 		return Tree{}, fmt.Errorf("trace %s: %w", id, err)
@@ -118,7 +122,7 @@ func Load(ctx context.Context, s Store, letters Letters, id uuid.UUID) (Tree, er
 }
 
 // correlationOf is the correlation id itself, or that of the event with the id.
-func correlationOf(ctx context.Context, s Store, letters Letters, id uuid.UUID) (uuid.UUID, error) {
+func correlationOf(ctx context.Context, s Store, letters []Letters, id uuid.UUID) (uuid.UUID, error) {
 	first, err := s.ByCorrelation(ctx, id, store.Query{Limit: 1})
 	if err != nil || len(first.Events) > 0 {
 		return id, err
@@ -127,10 +131,7 @@ func correlationOf(ctx context.Context, s Store, letters Letters, id uuid.UUID) 
 	if !errors.Is(err, store.ErrNoEvent) {
 		return e.CorrelationID, err
 	}
-	if letters == nil {
-		return id, nil
-	}
-	for l, err := range letters.List(ctx) {
+	for l, err := range listAll(ctx, letters) {
 		if err != nil {
 			return id, err
 		}
@@ -139,6 +140,23 @@ func correlationOf(ctx context.Context, s Store, letters Letters, id uuid.UUID) 
 		}
 	}
 	return id, nil
+}
+
+// listAll yields the letters of all places, until one fails.
+func listAll(ctx context.Context, places []Letters) iter.Seq2[deadletter.Letter, error] {
+	return func(yield func(deadletter.Letter, error) bool) {
+		for _, place := range places {
+			for l, err := range place.List(ctx) {
+				if err != nil {
+					yield(l, fmt.Errorf("%w: %w", ErrLetters, err))
+					return
+				}
+				if !yield(l, nil) {
+					return
+				}
+			}
+		}
+	}
 }
 
 // builder collects events in the order of time and then arranges them.
@@ -181,11 +199,8 @@ func (b *builder) add(e events.Event, stored bool) bool {
 }
 
 // fail notes what lies in the dead letters.
-func (b *builder) fail(ctx context.Context, letters Letters, correlationID uuid.UUID) error {
-	if letters == nil {
-		return nil
-	}
-	for l, err := range letters.List(ctx) {
+func (b *builder) fail(ctx context.Context, letters []Letters, correlationID uuid.UUID) error {
+	for l, err := range listAll(ctx, letters) {
 		if err != nil {
 			return err
 		}

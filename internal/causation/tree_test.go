@@ -88,7 +88,7 @@ func TestLoadArrangesAChain(t *testing.T) {
 			require.NoError(t, s.AppendMany(t.Context(), chain("chain", test.links...)))
 			require.NoError(t, s.AppendMany(t.Context(), chain("another chain", "other")))
 
-			tree, err := causation.Load(t.Context(), s, nil, id("chain"))
+			tree, err := causation.Load(t.Context(), s, id("chain"))
 			require.NoError(t, err)
 			require.Equal(t, test.want, drawn(tree))
 			require.Equal(t, id("chain"), tree.CorrelationID)
@@ -115,11 +115,11 @@ func TestLoadByAnEventsID(t *testing.T) {
 	require.NoError(t, s.AppendMany(t.Context(), chain("another chain", "chain")))
 
 	for _, given := range []uuid.UUID{id("chain"), id("a"), id("b")} {
-		tree, err := causation.Load(t.Context(), s, nil, given)
+		tree, err := causation.Load(t.Context(), s, given)
 		require.NoError(t, err)
 		require.Equal(t, []string{"a.", " b."}, drawn(tree))
 	}
-	_, err := causation.Load(t.Context(), s, deadletter.NewShelfQueue(s), id("nothing"))
+	_, err := causation.Load(t.Context(), s, id("nothing"), deadletter.NewShelfQueue(s))
 	require.ErrorIs(t, err, causation.ErrNotFound)
 }
 
@@ -141,7 +141,7 @@ func TestLoadTellsWhoHandledAndWhatFailed(t *testing.T) {
 	require.NoError(t, s.AddLetter(t.Context(), deadletter.Letter{Failure: failure, Body: []byte("no event")}))
 
 	for _, given := range []uuid.UUID{id("chain"), id("published")} {
-		tree, err := causation.Load(t.Context(), s, deadletter.NewShelfQueue(s), given)
+		tree, err := causation.Load(t.Context(), s, given, deadletter.NewShelfQueue(s))
 		require.NoError(t, err)
 		require.Equal(t, []string{"a.", " b.", "  published."}, drawn(tree))
 		require.Len(t, tree.Nodes[0].Handled, 2)
@@ -170,7 +170,7 @@ func TestLoadIsBounded(t *testing.T) {
 	list := chain("chain", links...)
 	require.NoError(t, s.AppendMany(t.Context(), list[:causation.MaxEvents]))
 
-	tree, err := causation.Load(t.Context(), s, nil, id("chain"))
+	tree, err := causation.Load(t.Context(), s, id("chain"))
 	require.NoError(t, err)
 	require.False(t, tree.Truncated)
 	require.Len(t, tree.Nodes, causation.MaxEvents)
@@ -185,7 +185,7 @@ func TestLoadIsBounded(t *testing.T) {
 	require.True(t, json.Valid([]byte(object.String())))
 
 	require.NoError(t, s.Append(t.Context(), list[causation.MaxEvents]))
-	tree, err = causation.Load(t.Context(), s, nil, id("chain"))
+	tree, err = causation.Load(t.Context(), s, id("chain"))
 	require.NoError(t, err)
 	require.True(t, tree.Truncated)
 	require.Len(t, tree.Nodes, causation.MaxEvents)
@@ -195,13 +195,17 @@ func TestLoadFails(t *testing.T) {
 	t.Parallel()
 	s := openStore(t)
 	require.NoError(t, s.AppendMany(t.Context(), chain("chain", "a")))
-	_, err := causation.Load(t.Context(), s, brokenLetters{}, id("chain"))
-	require.ErrorIs(t, err, context.DeadlineExceeded)
+	for _, given := range []uuid.UUID{id("chain"), id("nothing")} {
+		_, err := causation.Load(t.Context(), s, given, brokenLetters{})
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+		require.ErrorIs(t, err, causation.ErrLetters)
+	}
 
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	_, err = causation.Load(ctx, s, nil, id("chain"))
+	_, err := causation.Load(ctx, s, id("chain"))
 	require.ErrorIs(t, err, context.Canceled)
+	require.NotErrorIs(t, err, causation.ErrLetters)
 }
 
 // brokenLetters are dead letters that cannot be reached.
