@@ -231,8 +231,9 @@ type aggregatePage struct {
 	ID       uuid.UUID
 	Steps    []step
 	Failed   map[uuid.UUID]bool
-	Next     string
-	Stateful bool
+	// After is the cursor behind which the steps begin, and Next the address of the page behind them.
+	After, Next string
+	Stateful    bool
 	Revealed bool
 	// Problem says why there is no state.
 	Problem string
@@ -252,8 +253,8 @@ func (c *Console) aggregate(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	p := aggregatePage{Type: r.PathValue("type"), ID: id, Revealed: r.Method == http.MethodPost}
-	after := r.FormValue("after")
-	page, err := c.store.ByAggregate(ctx, p.Type, id, store.Query{Limit: pageSize, After: store.Cursor(after)})
+	p.After = r.FormValue("after")
+	page, err := c.store.ByAggregate(ctx, p.Type, id, store.Query{Limit: pageSize, After: store.Cursor(p.After)})
 	if err == nil && len(page.Events) == 0 {
 		err = store.ErrNoEvent
 	}

@@ -21,7 +21,7 @@ func parsePages() (map[string]*template.Template, error) {
 	layout, err := template.New("layout").Funcs(template.FuncMap{
 		"ago": ago, "stamp": stamp, "machine": machine, "short": short, "took": took, "count": count, "rate": rate,
 		"aggregatePath": aggregatePath, "plural": plural, "nonzero": func(id uuid.UUID) bool { return id != uuid.Nil },
-		"pretty": pretty, "dict": dict,
+		"pretty": pretty, "since": func(from, to time.Time) string { return offset(to.Sub(from)) }, "dict": dict,
 	}).ParseFS(templateFiles, "templates/layout/*.html")
 	if err != nil {
 		return nil, err

@@ -136,6 +136,15 @@ func (b *letterBox) List(ctx context.Context, f deadletter.Filter) iter.Seq2[dea
 	return f.Choose(found.all())
 }
 
+// Failed tells which events have dead letters.
+func (l letters) Failed() map[uuid.UUID]bool {
+	failed := make(map[uuid.UUID]bool, len(l.List))
+	for _, letter := range l.List {
+		failed[letter.Event.ID] = true
+	}
+	return failed
+}
+
 // failed tells which of the events have dead letters, if that can be told.
 func (b *letterBox) failed(ctx context.Context, list []events.Event) map[uuid.UUID]bool {
 	wanted, failed := make(map[uuid.UUID]bool, len(list)), map[uuid.UUID]bool{}
@@ -178,6 +187,9 @@ type lettersPage struct {
 
 // Filter is what the page's forms choose, as the query of its address.
 func (p lettersPage) Filter() string { return p.Query.Encode() }
+
+// Count is how many letters the filter chooses.
+func (p lettersPage) Count() int { return len(p.List) + p.More }
 
 func letterFilters() []string { return []string{"group", "handler", "type", "tenant", "correlation"} }
 
@@ -243,11 +255,9 @@ type letterPage struct {
 	Stored   bool
 	Cause    *events.Event
 	Revealed bool
-	Body     string
-	Headers  []header
+	// Body is shown when it is revealed.
+	Body string
 }
-
-type header struct{ Name, Value string }
 
 func (c *Console) deadLetter(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithTimeout(r.Context(), readTimeout)

@@ -1,6 +1,7 @@
 package console
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"math"
@@ -63,8 +64,8 @@ type tick struct {
 type drawnEvent struct {
 	causation.Node
 
-	Y, Middle int
-	LabelX    int
+	Y, Middle, TextY int
+	LabelX           int
 	// At is where the event is on the axis, and From the line from its cause.
 	At   float64
 	From string
@@ -75,12 +76,36 @@ type drawnEvent struct {
 	Offset string
 }
 
+// Depth8 is the depth as far as a table shows it.
+func (e drawnEvent) Depth8() int { return min(e.Depth, maxIndent) }
+
+// label shows the label of the span that ends last: two would be one over the other.
+func (e drawnEvent) label() {
+	if len(e.Spans) == 0 {
+		return
+	}
+	last := 0
+	for i, s := range e.Spans {
+		if s.End > e.Spans[last].End || s.Bad && !e.Spans[last].Bad {
+			last = i
+		}
+	}
+	e.Spans[last].Show = true
+	if others := len(e.Spans) - 1; others > 0 {
+		e.Spans[last].Label += fmt.Sprintf(" +%d", others)
+	}
+}
+
 // span is from an event to what became of it.
 type span struct {
-	X, Width float64
-	Label    string
-	Bad      bool
-	Href     string
+	X, End float64
+	Label  string
+	TextX  float64
+	TextY  int
+	// Show tells that there is room for the label.
+	Show bool
+	Bad  bool
+	Href string
 }
 
 // Sizes of a drawing.
@@ -105,7 +130,7 @@ func draw(t causation.Tree) drawing {
 		row := drawnEvent{
 			Node: n, Y: axisHeight + i*rowHeight, Middle: axisHeight + i*rowHeight + rowHeight/2,
 			LabelX: 8 + indent*min(n.Depth, maxIndent), At: scale.x(n.Event.CreatedAt), Failed: len(n.Failures) > 0,
-			Offset: offset(n.Event.CreatedAt.Sub(scale.moments[0])),
+			Offset: offset(n.Event.CreatedAt.Sub(scale.moments[0])), TextY: axisHeight + i*rowHeight + rowHeight/2 + 4,
 		}
 		if n.Parent >= 0 {
 			cause := d.Rows[n.Parent]
@@ -113,26 +138,25 @@ func draw(t causation.Tree) drawing {
 				cause.At+8, row.Middle, math.Max(cause.At+8, row.At-8))
 		}
 		for _, h := range n.Handled {
-			row.Spans = append(row.Spans, spanTo(scale, row.At, h.At, h.Handler, false, ""))
+			row.Spans = append(row.Spans, spanTo(scale, row, h.At, h.Handler, false))
 		}
 		for _, f := range n.Failures {
-			row.Spans = append(row.Spans, spanTo(scale, row.At, f.LastFailed, f.Handler, true, f.LetterID))
+			failed := spanTo(scale, row, f.LastFailed, cmp.Or(f.Handler, "no handler"), true)
+			failed.Href = "/dead-letters/letter/" + f.LetterID
+			row.Spans = append(row.Spans, failed)
 		}
+		row.label()
 		d.Rows = append(d.Rows, row)
 	}
 	return d
 }
 
-func spanTo(s scale, from float64, at time.Time, label string, bad bool, letter string) span {
-	to := from
+func spanTo(s scale, row drawnEvent, at time.Time, label string, bad bool) span {
+	to := row.At
 	if !at.IsZero() {
-		to = s.x(at)
+		to = max(row.At, s.x(at))
 	}
-	sp := span{X: math.Min(from, to), Width: math.Max(3, math.Abs(to-from)), Label: label, Bad: bad}
-	if letter != "" {
-		sp.Href = "/dead-letters/letter/" + letter
-	}
-	return sp
+	return span{X: row.At, End: max(row.At+14, to), Label: label, TextX: max(row.At+14, to) + 10, TextY: row.TextY, Bad: bad}
 }
 
 func offset(d time.Duration) string { return "+" + took(d) }
