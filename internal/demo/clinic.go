@@ -129,7 +129,7 @@ func bookAppointment(
 		if err != nil {
 			return nil, handlers.Permanent(fmt.Errorf("the opening hours of clinic %s are no times of the day", c.ID()))
 		}
-		day := e.CreatedAt.UTC().Truncate(24 * time.Hour).AddDate(0, 0, 3)
+		day := e.CreatedAt.UTC().Truncate(24*time.Hour).AddDate(0, 0, 3)
 		scheduled, err := events.New(events.CausedBy(e), clinic.NewAppointment().AggregateType(), appointmentOf(e), 1,
 			clinic.AppointmentScheduled{
 				PatientID: r.PatientID, StartsAt: day.Add(time.Duration(opens.Hour())*time.Hour + time.Duration(opens.Minute())*time.Minute),

@@ -90,10 +90,10 @@ func live(ctx context.Context, out io.Writer, s worker.Settings, url, log string
 
 // ignoreEnd is err, unless the demo was ended.
 func ignoreEnd(ctx context.Context, err error) error {
-	if ctx.Err() != nil {
-		return nil
+	if ctx.Err() == nil {
+		return err
 	}
-	return err
+	return nil
 }
 
 // mend is the event that supplies the hours of the clinic that was opened without, as a line of JSON.
