@@ -147,3 +147,43 @@ func TestTraceWithoutABroker(t *testing.T) {
 	require.Contains(t, r.err, "does not tell what has failed")
 	require.NotContains(t, r.err, "secret")
 }
+
+func TestTail(t *testing.T) {
+	t.Parallel()
+	platforms(t, func(p *program) {
+		t := p.t
+		tenant := uuid.NewString()
+		p.must("", "migrate", "up")
+		first := p.append(registration(tenant, `{"name":"Ana"}`, `,"metadata":{"room":"Ben"}`))[0]
+		p.append(registration(uuid.NewString(), `{"name":"Cleo"}`, ""))
+		table := p.follow("tail", "--tenant", tenant, "--since", "1h")
+		lines := p.follow("tail", "--aggregate", "Message", "--format", "json", "--since", "1h")
+		revealed := p.follow("tail", "--correlation", first.CorrelationID, "--format", "json", "--reveal", "--since", "1h")
+		withData := p.follow("tail", "--type", "PatientRegistered", "--reveal", "--since", "1h")
+		table.await(`PatientRegistered +Patient/` + first.AggregateID + ` v1  tenant ` + tenant + `  .*event ` + first.EventID)
+		w := p.start()
+		follow := p.awaitFollowUp(first, "WelcomeMessageRequested")
+		table.await("WelcomeMessageRequested .*event " + follow.EventID)
+		lines.await(`"event_id":"` + follow.EventID + `"`)
+		revealed.await(`Ana.*Ben`)
+		withData.await(`event_data .*Cleo`)
+		for _, f := range []*following{table, lines, revealed, withData} {
+			require.Equal(t, 0, f.quit())
+		}
+		require.NotRegexp(t, "Ana|Ben|Cleo", table.out.String()+lines.out.String())
+		require.NotContains(t, lines.out.String(), "PatientRegistered")
+		w.stop()
+	})
+}
+
+func TestTailCommandLine(t *testing.T) {
+	t.Parallel()
+	p := embedded(t)
+	require.Equal(t, 1, p.run("", "tail").code, "there is no database")
+	for _, args := range [][]string{
+		{"--tenant", "Ana"}, {"--correlation", "Ana"}, {"--aggregate", "Patient/Ana"}, {"--since", "-1s"}, {"--since", "soon"}, {"more"},
+	} {
+		r := p.run("", append([]string{"tail"}, args...)...)
+		require.Equal(t, 2, r.code, args)
+	}
+}
