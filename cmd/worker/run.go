@@ -29,6 +29,8 @@ type runFlags struct {
 	afterDeadLetter     string
 	migrate, chaos      bool
 	wait                time.Duration
+	// serving, if any, is called with the address that is served.
+	serving func(url string)
 }
 
 func (f runFlags) check() error {
@@ -145,6 +147,9 @@ func runWorker(ctx context.Context, s worker.Settings, f runFlags, all registrat
 		cancel(nil)
 	}()
 	logger.InfoContext(ctx, "serving /healthz and /readyz", "address", "http://"+listener.Addr().String())
+	if f.serving != nil {
+		f.serving("http://" + listener.Addr().String())
+	}
 
 	w, closeParts, err := worker.Open(ctx, s, worker.OpenOptions{
 		Register: func(reg *handlers.Registry, streams events.Streams) {

@@ -33,7 +33,7 @@ func (c *Console) trace(w http.ResponseWriter, r *http.Request) {
 	if !ok {
 		return
 	}
-	tree, err := causation.Load(ctx, c.store, c.letters, id)
+	tree, err := causation.Load(ctx, c.store, id, c.letters)
 	if err != nil {
 		c.fail(w, r, err)
 		return

@@ -56,6 +56,12 @@ type Store interface {
 	// is a *[QueryError].
 	Search(ctx context.Context, s Search, q Query) (Page, error)
 
+	// End is the position that [Store.All] has come to when it ends now.
+	End(ctx context.Context) (Position, error)
+	// Since is a position behind which are all events that were created at t or later, by their created_at, and few others;
+	// End, if there are none.
+	Since(ctx context.Context, t time.Time) (Position, error)
+
 	// ByID reads one event; it is [ErrNoEvent] if there is none of that id.
 	ByID(ctx context.Context, eventID uuid.UUID) (Recorded, error)
 
