@@ -213,6 +213,6 @@ func TestLoadFails(t *testing.T) {
 // brokenLetters are dead letters that cannot be reached.
 type brokenLetters struct{}
 
-func (brokenLetters) List(context.Context) iter.Seq2[deadletter.Letter, error] {
+func (brokenLetters) List(context.Context, deadletter.Filter) iter.Seq2[deadletter.Letter, error] {
 	return func(yield func(deadletter.Letter, error) bool) { yield(deadletter.Letter{}, context.DeadlineExceeded) }
 }

@@ -4,6 +4,9 @@ import (
 	"math"
 	"sync"
 	"time"
+
+	"github.com/healz/worker/internal/middleware"
+	"github.com/healz/worker/internal/worker"
 )
 
 // Status is how a worker fares at one moment. What is not known is NaN.
@@ -25,6 +28,20 @@ type Status struct {
 type Totals struct {
 	// Appended are this worker's appends; other programs append too, which the relay's count has.
 	Appended, Relayed, Received, Handled, Failed, DeadLettered float64
+}
+
+// StatusOf is what a worker's health tells of its status.
+func StatusOf(h worker.Health) Status {
+	unknown := math.NaN()
+	settled := h.Events
+	dead := float64(settled[middleware.DeadLettered])
+	handled := float64(settled[middleware.Handled] + settled[middleware.Unhandled])
+	return Status{
+		Ready: h.Ready, Parts: h.Parts, Lag: unknown, LagSeconds: unknown, Queued: unknown, Letters: unknown,
+		Totals: Totals{
+			Appended: unknown, Relayed: unknown, Received: handled + dead, Handled: handled, Failed: unknown, DeadLettered: dead,
+		},
+	}
 }
 
 // rates are the [Totals] by second.
