@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
@@ -156,8 +157,8 @@ func (c *Console) whereabouts(ctx context.Context, id uuid.UUID) (string, error)
 // eventPage is the body of an event's page.
 type eventPage struct {
 	Event events.Event
-	// Cause is the event that brought it about, if it is in the store.
-	Cause *events.Event
+	// Causes are the events that brought it about, the first of all first, as far as they are in the store.
+	Causes []events.Event
 	// Effects are the events that it brought about, the newest first, and MoreEffects tells that there are others.
 	Effects     []events.Event
 	MoreEffects bool
@@ -168,6 +169,9 @@ type eventPage struct {
 	Data, Metadata string
 	Bytes          int
 }
+
+// Cause is the last of the causes.
+func (p eventPage) Cause() events.Event { return p.Causes[len(p.Causes)-1] }
 
 func (c *Console) event(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithTimeout(r.Context(), readTimeout)
@@ -195,14 +199,8 @@ func (c *Console) lookUp(ctx context.Context, id uuid.UUID) (eventPage, error) {
 	}
 	e := found.Event
 	p := eventPage{Event: e, Bytes: len(e.Data) + len(e.Metadata)}
-	if e.CausationID.Valid {
-		cause, err := c.store.ByID(ctx, e.CausationID.UUID)
-		switch {
-		case err == nil:
-			p.Cause = &cause.Event
-		case !errors.Is(err, store.ErrNoEvent):
-			return p, err
-		}
+	if p.Causes, err = c.causes(ctx, e); err != nil {
+		return p, err
 	}
 	effects, err := c.store.Search(ctx, store.Search{CausationID: id}, store.Query{Limit: pageSize})
 	if err != nil {
@@ -216,6 +214,28 @@ func (c *Console) lookUp(ctx context.Context, id uuid.UUID) (eventPage, error) {
 	p.Handled = handled[id]
 	p.Letters = c.letters.of(ctx, id)
 	return p, nil
+}
+
+// maxCauses is how many causes above an event are shown.
+const maxCauses = 12
+
+// causes are those of an event, up to the first of all or as far as they are in the store.
+func (c *Console) causes(ctx context.Context, e events.Event) ([]events.Event, error) {
+	var list []events.Event
+	for len(list) < maxCauses && e.CausationID.Valid {
+		cause, err := c.store.ByID(ctx, e.CausationID.UUID)
+		if errors.Is(err, store.ErrNoEvent) {
+			break
+		}
+		if err != nil {
+			return nil, err
+		}
+		e = cause.Event
+		e.Data, e.Metadata = nil, nil
+		list = append(list, e)
+	}
+	slices.Reverse(list)
+	return list, nil
 }
 
 // revealed logs that somebody has seen the data of something, and nothing of it.

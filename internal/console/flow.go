@@ -138,13 +138,13 @@ func wide(s Status, r rates) picture {
 	p.Ways = append(
 		p.Ways,
 		way{
-			Path:  fmt.Sprintf("M%d %dV%d", down+30, bottom, rowTwo-6),
-			Label: "failed for good", X: down + 40, Y: (bottom+rowTwo)/2 + 4, Anchor: "start", Busy: r.DeadLettered > 0, Bad: true,
+			Path:  fmt.Sprintf("M%d %dV%d", down+50, bottom, rowTwo-6),
+			Label: "failed for good", X: down + 40, Y: rowTwo - 16, Anchor: "end", Busy: r.DeadLettered > 0, Bad: true,
 		},
 		way{
 			Path: fmt.Sprintf("M%d %dV%dQ%d %d %d %dH%dQ%d %d %d %dV%d", down-40, bottom, bottom+18, down-40, bottom+30, down-52,
 				bottom+30, list[1].X+boxWidth/2+12, list[1].X+boxWidth/2, bottom+30, list[1].X+boxWidth/2, bottom+18, bottom+6),
-			Label: "what follows, in one transaction with the record", X: (down + list[1].X + boxWidth/2) / 2, Y: bottom + 46,
+			Label: "what follows, in one transaction with the record", X: (list[1].X + boxWidth/2 + list[3].X + boxWidth/2 + 30) / 2, Y: bottom + 46,
 			Anchor: "middle", Busy: r.Handled > 0,
 		},
 		way{

@@ -14,7 +14,6 @@ import (
 
 	"github.com/healz/worker/internal/deadletter"
 	"github.com/healz/worker/internal/events"
-	"github.com/healz/worker/internal/store"
 )
 
 const (
@@ -253,7 +252,7 @@ func letterFilter(form url.Values) (deadletter.Filter, []string) {
 type letterPage struct {
 	Letter   deadletter.Letter
 	Stored   bool
-	Cause    *events.Event
+	Causes   []events.Event
 	Revealed bool
 	// Body is shown when it is revealed.
 	Body string
@@ -278,13 +277,9 @@ func (c *Console) deadLetter(w http.ResponseWriter, r *http.Request) {
 	if e := p.Letter.Event; e.ID != uuid.Nil {
 		_, err := c.store.ByID(ctx, e.ID)
 		p.Stored = err == nil
-		if e.CausationID.Valid {
-			if cause, err := c.store.ByID(ctx, e.CausationID.UUID); err == nil {
-				p.Cause = &cause.Event
-			} else if !errors.Is(err, store.ErrNoEvent) {
-				c.fail(w, r, err)
-				return
-			}
+		if p.Causes, err = c.causes(ctx, e); err != nil {
+			c.fail(w, r, err)
+			return
 		}
 	}
 	if r.Method == http.MethodPost {

@@ -11,16 +11,18 @@ import (
 	"github.com/healz/worker/internal/store"
 )
 
-// latest is how many events the overview shows.
-const latest = 8
+// The overview shows so many events, and so many groups of dead letters.
+const latest, topGroups = 8, 5
 
 // overviewPage is the body of the overview.
 type overviewPage struct {
 	Pictures []picture
 	Parts    []part
 	Ready    bool
-	Groups   []deadletter.Group
-	Letters  letters
+	// Groups are the first of those of Letters, and MoreGroups is how many others there are.
+	Groups     []deadletter.Group
+	MoreGroups int
+	Letters    letters
 	Latest   []events.Event
 	// Problems are what could not be read.
 	Problems []string
@@ -50,7 +52,8 @@ func (c *Console) look(ctx context.Context) overviewPage {
 	} else if !(status.Letters > float64(len(o.Letters.List))) {
 		status.Letters = float64(len(o.Letters.List))
 	}
-	o.Groups = o.Letters.Groups
+	o.Groups = o.Letters.Groups[:min(len(o.Letters.Groups), topGroups)]
+	o.MoreGroups = len(o.Letters.Groups) - len(o.Groups)
 	page, err := c.store.Search(ctx, store.Search{}, store.Query{Limit: latest})
 	if err != nil {
 		o.Problems = append(o.Problems, "The store cannot be read: "+err.Error())

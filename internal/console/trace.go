@@ -159,4 +159,9 @@ func spanTo(s scale, row drawnEvent, at time.Time, label string, bad bool) span 
 	return span{X: row.At, End: max(row.At+14, to), Label: label, TextX: max(row.At+14, to) + 10, TextY: row.TextY, Bad: bad}
 }
 
-func offset(d time.Duration) string { return "+" + took(d) }
+func offset(d time.Duration) string {
+	if d == 0 {
+		return "0"
+	}
+	return "+" + took(d)
+}
