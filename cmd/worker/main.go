@@ -88,7 +88,7 @@ RABBITMQ_URL a RabbitMQ broker to use instead; either goes with either.`,
 	complete(root, "queue-type", amqp.ClassicQueues, amqp.QuorumQueues)
 	root.AddCommand(
 		runCommand(&settings, all), migrateCommand(&settings), appendCommand(&settings), publishCommand(&settings),
-		eventsCommand(&settings), dlqCommand(&settings), demoCommand(),
+		eventsCommand(&settings), traceCommand(&settings), dlqCommand(&settings), demoCommand(),
 	)
 	describeEnvironment(root)
 	return root

@@ -35,6 +35,7 @@ func Run(t *testing.T, open func(t *testing.T) store.Store) {
 		"Stream": testStream,
 		"All":    testAll,
 		"Inbox":  testInbox,
+		"Lookup": testLookup,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
