@@ -146,7 +146,7 @@ func (d *demo) deadLettered(ctx context.Context) error {
 		letter.Event.ID, letter.Handler, letter.Attempts, letter.Reason)
 
 	d.title("The cause is fixed: `worker dlq replay --id %s` hands it to the handler that had failed.", letter.ID)
-	for _, err := range d.letters.Replay(ctx, deadletter.Filter{ID: letter.ID}) {
+	for _, err := range d.letters.Replay(ctx, deadletter.Filter{IDs: []string{letter.ID}}, deadletter.ReplayOptions{}) {
 		if err != nil {
 			return err
 		}
@@ -195,7 +195,7 @@ func (d *demo) await(ctx context.Context, e events.Event, eventType string) erro
 func (d *demo) awaitLetter(ctx context.Context, e events.Event) (deadletter.Letter, error) {
 	var letter deadletter.Letter
 	err := d.until(ctx, func() (bool, error) {
-		for l, err := range d.letters.List(ctx) {
+		for l, err := range d.letters.List(ctx, deadletter.Filter{}) {
 			if err != nil || l.Event.ID == e.ID {
 				letter = l
 				return err == nil, err
