@@ -94,7 +94,7 @@ type Store interface {
 
 // Letters are where dead letters are looked for; a [deadletter.Queue] is one.
 type Letters interface {
-	List(ctx context.Context) iter.Seq2[deadletter.Letter, error]
+	List(ctx context.Context, f deadletter.Filter) iter.Seq2[deadletter.Letter, error]
 }
 
 // Load reads the tree of a chain: of the correlation id or, if no event has it, of the event with that id. It looks
@@ -146,7 +146,7 @@ func correlationOf(ctx context.Context, s Store, letters []Letters, id uuid.UUID
 func listAll(ctx context.Context, places []Letters) iter.Seq2[deadletter.Letter, error] {
 	return func(yield func(deadletter.Letter, error) bool) {
 		for _, place := range places {
-			for l, err := range place.List(ctx) {
+			for l, err := range place.List(ctx, deadletter.Filter{}) {
 				if err != nil {
 					yield(l, fmt.Errorf("%w: %w", ErrLetters, err))
 					return

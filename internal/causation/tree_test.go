@@ -136,9 +136,11 @@ func TestLoadTellsWhoHandledAndWhatFailed(t *testing.T) {
 	for _, e := range []events.Event{list[1], list[1], list[2], chain("another chain", "other")[0]} {
 		body, err := json.Marshal(e)
 		require.NoError(t, err)
-		require.NoError(t, s.AddLetter(t.Context(), deadletter.Letter{Failure: failure, Body: body}))
+		_, err = s.AddLetter(t.Context(), deadletter.Letter{Failure: failure, Body: body})
+		require.NoError(t, err)
 	}
-	require.NoError(t, s.AddLetter(t.Context(), deadletter.Letter{Failure: failure, Body: []byte("no event")}))
+	_, err := s.AddLetter(t.Context(), deadletter.Letter{Failure: failure, Body: []byte("no event")})
+	require.NoError(t, err)
 
 	for _, given := range []uuid.UUID{id("chain"), id("published")} {
 		tree, err := causation.Load(t.Context(), s, given, deadletter.NewShelfQueue(s))
@@ -211,6 +213,6 @@ func TestLoadFails(t *testing.T) {
 // brokenLetters are dead letters that cannot be reached.
 type brokenLetters struct{}
 
-func (brokenLetters) List(context.Context) iter.Seq2[deadletter.Letter, error] {
+func (brokenLetters) List(context.Context, deadletter.Filter) iter.Seq2[deadletter.Letter, error] {
 	return func(yield func(deadletter.Letter, error) bool) { yield(deadletter.Letter{}, context.DeadlineExceeded) }
 }
