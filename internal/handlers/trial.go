@@ -242,7 +242,7 @@ func (t *trial) tryHandler(ctx context.Context, h handler, e events.Event) (Verd
 
 // run is one run of a handler with the record of it, as [Dispatcher.attempt] is, but that nothing is waited out.
 func (t *trial) run(ctx context.Context, h handler, e events.Event) error {
-	attempt := func(m *message.Message) ([]*message.Message, error) {
+	attempt := func(m *message.Message) ([]*message.Message, error) { //nolint:contextcheck // it is in the message
 		ctx, cancel := t.bound(t.Attempt(m.Context()))
 		defer cancel()
 		followUps, err := h.run(ctx, e, t.config.HandlerTimeout)
@@ -262,7 +262,7 @@ func (t *trial) run(ctx context.Context, h handler, e events.Event) error {
 	}
 	m := message.NewMessage(e.ID.String(), nil)
 	m.SetContext(events.NewContext(ctx, e))
-	_, err := redact(t.logger.With("handler", h.name), wmiddleware.Recoverer(attempt))(m)
+	_, err := redact(t.logger.With("handler", h.name), wmiddleware.Recoverer(attempt))(m) //nolint:contextcheck // it is in the message
 	return err
 }
 
