@@ -10,7 +10,7 @@ import (
 
 func demoCommand() *cobra.Command {
 	var once bool
-	f := runFlags{migrate: true, chaos: true}
+	f := runFlags{migrate: true, chaos: true, console: consoleFlags{write: true}}
 	c := &cobra.Command{
 		Use:   "demo",
 		Short: "Run a worker on sample traffic, in a temporary folder, and say what to look for",

@@ -13,6 +13,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/healz/worker/internal/console"
 	"github.com/healz/worker/internal/events"
 	"github.com/healz/worker/internal/handlers"
 	"github.com/healz/worker/internal/handlers/register"
@@ -28,6 +29,7 @@ type runFlags struct {
 	relayStart          string
 	afterDeadLetter     string
 	migrate, chaos      bool
+	console             consoleFlags
 	wait                time.Duration
 	// serving, if any, is called with the address that is served.
 	serving func(url string)
@@ -74,7 +76,8 @@ is in hand is finished within the grace period or given back. A second SIGTERM e
 		},
 	}
 	flags := c.Flags()
-	flags.StringVar(&f.httpAddr, "http-addr", "127.0.0.1:8080", "where to serve /healthz and /readyz; port 0 takes a free one")
+	flags.StringVar(&f.httpAddr, "http-addr", "127.0.0.1:8080", "where to serve the console, /healthz and /readyz; port 0 takes a free one")
+	f.console.add(flags)
 	flags.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
 	flags.StringVar(&f.logFormat, "log-format", "text", "text or json")
 	flags.BoolVar(&f.migrate, "migrate", true, "bring the database's schema up to date first")
@@ -126,6 +129,10 @@ func newLogger(w io.Writer, level, format string) (*slog.Logger, error) {
 }
 
 func runWorker(ctx context.Context, s worker.Settings, f runFlags, all registrations, logger *slog.Logger) (err error) {
+	access, err := f.console.access()
+	if err != nil {
+		return usageError{err}
+	}
 	var listen net.ListenConfig
 	listener, err := listen.Listen(ctx, "tcp", f.httpAddr)
 	if err != nil {
@@ -133,7 +140,10 @@ func runWorker(ctx context.Context, s worker.Settings, f runFlags, all registrat
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	var health ops.Health
-	server := &http.Server{Handler: ops.Handler(&health), ReadHeaderTimeout: readHeaderTimeout}
+	var front console.Front
+	pages := ops.Handler(&health)
+	pages.Handle("/", &front)
+	server := &http.Server{Handler: pages, ReadHeaderTimeout: readHeaderTimeout}
 	served := make(chan struct{})
 	go func() {
 		defer close(served)
@@ -146,7 +156,7 @@ func runWorker(ctx context.Context, s worker.Settings, f runFlags, all registrat
 		<-served
 		cancel(nil)
 	}()
-	logger.InfoContext(ctx, "serving /healthz and /readyz", "address", "http://"+listener.Addr().String())
+	logger.InfoContext(ctx, "serving the console, /healthz and /readyz", "address", "http://"+listener.Addr().String())
 	if f.serving != nil {
 		f.serving("http://" + listener.Addr().String())
 	}
@@ -162,6 +172,11 @@ func runWorker(ctx context.Context, s worker.Settings, f runFlags, all registrat
 	}
 	defer func() { err = errors.Join(err, closeParts()) }()
 	health.Report(w)
+	closeConsole, err := serveConsole(ctx, &front, s, access, w, listener.Addr(), logger)
+	if err != nil {
+		return ended(ctx, err)
+	}
+	defer func() { err = errors.Join(err, closeConsole()) }()
 	logger.InfoContext(ctx, "opened", "store", s.StoreName(), "bus", s.BusName())
 	return errors.Join(w.Run(ctx), ended(ctx, nil))
 }
