@@ -161,18 +161,20 @@ func runWorker(ctx context.Context, s worker.Settings, f runFlags, all registrat
 		f.serving("http://" + listener.Addr().String())
 	}
 
+	registerAll := func(reg *handlers.Registry, streams events.Streams) {
+		all(reg, register.Options{Streams: streams, Chaos: f.chaos})
+	}
 	w, closeParts, err := worker.Open(ctx, s, worker.OpenOptions{
-		Register: func(reg *handlers.Registry, streams events.Streams) {
-			all(reg, register.Options{Streams: streams, Chaos: f.chaos})
-		},
-		Migrate: f.migrate, Wait: f.wait, Logger: logger,
+		Register: registerAll, Migrate: f.migrate, Wait: f.wait, Logger: logger,
 	})
 	if err != nil {
 		return ended(ctx, err)
 	}
 	defer func() { err = errors.Join(err, closeParts()) }()
 	health.Report(w)
-	closeConsole, err := serveConsole(ctx, &front, s, access, w, listener.Addr(), logger)
+	closeConsole, err := consoleOf{
+		settings: s, access: access, worker: w, register: registerAll, listening: listener.Addr(), logger: logger,
+	}.serve(ctx, &front)
 	if err != nil {
 		return ended(ctx, err)
 	}

@@ -13,6 +13,7 @@ import (
 	"net/url"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -126,7 +127,7 @@ func (s *site) writes() []string {
 	return []string{
 		"/events/" + s.Failing.ID.String() + "/reveal",
 		"/aggregates/" + s.Scheduled.AggregateType + "/" + s.Scheduled.AggregateID.String() + "/reveal",
-		"/dead-letters/letter/" + s.Letter + "/reveal", "/dead-letters/replay", "/replays/none/stop",
+		"/dead-letters/letter/" + s.Letter + "/reveal", "/dead-letters/replay", "/dead-letters/try", "/dead-letters/archive", "/replays/none/stop",
 	}
 }
 
@@ -182,19 +183,6 @@ func (v visitor) formToken(path string) string {
 	found := regexp.MustCompile(`name="form_token" value="([^"]+)"`).FindStringSubmatch(body)
 	require.Len(v.s.t, found, 2, body)
 	return found[1]
-}
-
-// submit posts a form with its token.
-func (v visitor) submit(path string, form url.Values, change ...func(*http.Request)) (*http.Response, string) {
-	v.s.t.Helper()
-	if form == nil {
-		form = url.Values{}
-	}
-	form.Set("form_token", v.formToken("/login"))
-	if form.Get("form_token") == "" {
-		form.Set("form_token", v.formToken("/"))
-	}
-	return v.post(path, form, change...)
 }
 
 // logIn returns a visitor who has logged in.
@@ -497,12 +485,12 @@ func TestFind(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, console.Access{})
 	for text, target := range map[string]string{
-		s.Failing.ID.String():                 "/events/" + s.Failing.ID.String(),
-		s.Failing.CorrelationID.String():      "/traces/" + s.Failing.CorrelationID.String(),
-		s.Scheduled.AggregateID.String():      "/aggregates/Appointment/" + s.Scheduled.AggregateID.String(),
-		s.Scheduled.TenantID.String():         "/events?tenant=" + s.Scheduled.TenantID.String(),
-		"AppointmentScheduled":                "/events?type=AppointmentScheduled",
-		"  " + s.Failing.ID.String() + "\t":   "/events/" + s.Failing.ID.String(),
+		s.Failing.ID.String():                        "/events/" + s.Failing.ID.String(),
+		s.Failing.CorrelationID.String():             "/traces/" + s.Failing.CorrelationID.String(),
+		s.Scheduled.AggregateID.String():             "/aggregates/Appointment/" + s.Scheduled.AggregateID.String(),
+		s.Scheduled.TenantID.String():                "/events?tenant=" + s.Scheduled.TenantID.String(),
+		"AppointmentScheduled":                       "/events?type=AppointmentScheduled",
+		"  " + s.Failing.ID.String() + "\t":          "/events/" + s.Failing.ID.String(),
 		"import-" + s.Failing.CorrelationID.String(): "/traces/" + s.Failing.CorrelationID.String(),
 	} {
 		response, _ := s.visitor().get("/find?q=" + url.QueryEscape(text))
@@ -547,16 +535,19 @@ func TestReplayIsAJob(t *testing.T) {
 	require.Equal(t, http.StatusSeeOther, response.StatusCode)
 	page := response.Header.Get("Location")
 	require.Regexp(t, `^/replays/\w+$`, page)
-	_, body := v.get(page)
-	require.Contains(t, body, "dead letter "+s.Letter)
+	says := func(texts ...string) {
+		require.Eventually(t, func() bool {
+			_, body := v.get(page)
+			return !slices.ContainsFunc(texts, func(text string) bool { return !strings.Contains(body, text) })
+		}, patience, 50*time.Millisecond, "%s", texts)
+	}
+	says("dead letter "+s.Letter, "<b>1</b> chosen")
 	response, _ = v.post(page+"/stop", url.Values{"form_token": {v.formToken("/")}})
 	require.Equal(t, page, response.Header.Get("Location"))
-	require.Eventually(t, func() bool {
-		_, body := v.get(page)
-		return strings.Contains(body, "stopped") && strings.Contains(body, "send-message")
-	}, patience, 50*time.Millisecond)
+	says(`class="dot" aria-hidden="true"></span>`)
 
-	for _, form := range []url.Values{{"max_failures": {"-1"}}, {"rate": {"0"}}, {"rate": {"x"}}, {"filter": {"tenant=x"}}, {"filter": {"%"}}} {
+	all := []string{"all=yes"}
+	for _, form := range []url.Values{{"max_failures": {"-1"}, "filter": all}, {"rate": {"0"}, "filter": all}, {"rate": {"x"}, "filter": all}, {"filter": {"tenant=x"}}, {"filter": {"%"}}, {"filter": {""}}, {"filter": {"handlr=send-message"}}} {
 		form.Set("form_token", v.formToken("/"))
 		response, _ := v.post("/dead-letters/replay", form)
 		require.Equal(t, http.StatusBadRequest, response.StatusCode, form)

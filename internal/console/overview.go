@@ -23,7 +23,7 @@ type overviewPage struct {
 	Groups     []deadletter.Group
 	MoreGroups int
 	Letters    letters
-	Latest   []events.Event
+	Latest     []events.Event
 	// Problems are what could not be read.
 	Problems []string
 	At       time.Time

@@ -19,9 +19,26 @@ func TestContrast(t *testing.T) {
 		colors[found[1]] = [2]string{found[2], found[3]}
 	}
 	for _, pair := range [][2]string{
-		{"ink", "page"}, {"ink", "panel"}, {"ink", "raised"}, {"ink", "bad-soft"}, {"dim", "page"}, {"dim", "panel"}, {"dim", "raised"},
-		{"dim", "bad-soft"}, {"accent", "page"}, {"accent", "panel"}, {"accent", "raised"}, {"accent", "accent-soft"}, {"accent-ink", "accent"},
-		{"good", "page"}, {"good", "panel"}, {"good", "good-soft"}, {"warn", "raised"}, {"bad", "page"}, {"bad", "panel"}, {"bad", "bad-soft"},
+		{"ink", "page"},
+		{"ink", "panel"},
+		{"ink", "raised"},
+		{"ink", "bad-soft"},
+		{"dim", "page"},
+		{"dim", "panel"},
+		{"dim", "raised"},
+		{"dim", "bad-soft"},
+		{"accent", "page"},
+		{"accent", "panel"},
+		{"accent", "raised"},
+		{"accent", "accent-soft"},
+		{"accent-ink", "accent"},
+		{"good", "page"},
+		{"good", "panel"},
+		{"good", "good-soft"},
+		{"warn", "raised"},
+		{"bad", "page"},
+		{"bad", "panel"},
+		{"bad", "bad-soft"},
 		{"panel", "bad"},
 	} {
 		text, ground := colors[pair[0]], colors[pair[1]]
