@@ -7,6 +7,7 @@
 package metrics
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"net/http"
@@ -138,6 +139,7 @@ func (m *Metrics) Watch(handler string, eventTypes []string, others bool) handle
 		m.settle(handler, t)
 		m.settle(noHandler, t)
 	}
+	m.settle(handler, otherType) // a message's header may name another type than its event
 	return w
 }
 
@@ -217,15 +219,13 @@ func (s sink) Put(ctx context.Context, m *message.Message, f deadletter.Failure)
 	return err
 }
 
-// of finds the metrics of a failure: of the handler if it is one of this worker's, and of the type if it is known.
+// of finds the metrics of a failure, whose handler is one of this worker's or none.
 func (s sink) of(m *message.Message, f deadletter.Failure) settledMetrics {
-	eventType := m.Metadata.Get(bus.EventTypeKey)
-	for _, key := range []settledKey{{f.Handler, eventType}, {f.Handler, otherType}, {noHandler, eventType}} {
-		if found, known := s.metrics.settled[key]; known {
-			return found
-		}
+	handler := cmp.Or(f.Handler, noHandler)
+	if found, known := s.metrics.settled[settledKey{handler, m.Metadata.Get(bus.EventTypeKey)}]; known {
+		return found
 	}
-	return s.metrics.settled[settledKey{noHandler, otherType}]
+	return s.metrics.settled[settledKey{handler, otherType}]
 }
 
 type countedPostponer struct {

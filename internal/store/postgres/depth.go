@@ -30,7 +30,9 @@ func (s *Store) backlog(ctx context.Context, c store.TailConfig) (store.Backlog,
 }
 
 // onlyOwn makes a statement pass over the rows of other programs.
-func onlyOwn(statement string) string { return strings.ReplaceAll(statement, "true /* or own */", "own") }
+func onlyOwn(statement string) string {
+	return strings.ReplaceAll(statement, "true /* or own */", "own")
+}
 
 // CountLetters counts the letters on the shelf, up to [store.MaxCount].
 func (s *Store) CountLetters(ctx context.Context) (n int, err error) {
