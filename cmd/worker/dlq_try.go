@@ -49,9 +49,7 @@ It exits with 0 if all would pass, 1 if some would fail, and 3 if of some it can
 		if err := s.Check(); err != nil {
 			return usageError{err}
 		}
-		if o.Logger, err = newLogger(c.ErrOrStderr(), "warn", "text"); err != nil {
-			return err
-		}
+		o.Logger = stderrLogger(c)
 		o.Register = func(reg *handlers.Registry, streams events.Streams) { all(reg, register.Options{Streams: streams}) }
 		p := newOutcomePrinter(c.OutOrStdout(), *f)
 		for outcome, err := range s.TryDeadLetters(c.Context(), filter, o) {

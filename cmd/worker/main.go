@@ -93,7 +93,7 @@ RABBITMQ_URL a RabbitMQ broker to use instead; either goes with either.`,
 	complete(root, "queue-type", amqp.ClassicQueues, amqp.QuorumQueues)
 	root.AddCommand(
 		runCommand(&settings, all), migrateCommand(&settings), appendCommand(&settings), publishCommand(&settings),
-		eventsCommand(&settings), traceCommand(&settings), dlqCommand(&settings, all), demoCommand(),
+		eventsCommand(&settings), traceCommand(&settings), tailCommand(&settings), dlqCommand(&settings, all), demoCommand(),
 	)
 	describeEnvironment(root)
 	return root

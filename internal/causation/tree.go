@@ -82,6 +82,8 @@ const (
 type Failure struct {
 	// LetterID is what the commands on dead letters take.
 	LetterID string
+	// Replays is how often the letter was replayed, and failed again.
+	Replays int
 	deadletter.Failure
 }
 
@@ -131,7 +133,7 @@ func correlationOf(ctx context.Context, s Store, letters []Letters, id uuid.UUID
 	if !errors.Is(err, store.ErrNoEvent) {
 		return e.CorrelationID, err
 	}
-	for l, err := range listAll(ctx, letters) {
+	for l, err := range listAll(ctx, letters, deadletter.Filter{IDs: []string{id.String()}}) {
 		if err != nil {
 			return id, err
 		}
@@ -143,10 +145,10 @@ func correlationOf(ctx context.Context, s Store, letters []Letters, id uuid.UUID
 }
 
 // listAll yields the letters of all places, until one fails.
-func listAll(ctx context.Context, places []Letters) iter.Seq2[deadletter.Letter, error] {
+func listAll(ctx context.Context, places []Letters, f deadletter.Filter) iter.Seq2[deadletter.Letter, error] {
 	return func(yield func(deadletter.Letter, error) bool) {
 		for _, place := range places {
-			for l, err := range place.List(ctx, deadletter.Filter{}) {
+			for l, err := range place.List(ctx, f) {
 				if err != nil {
 					yield(l, fmt.Errorf("%w: %w", ErrLetters, err))
 					return
@@ -200,18 +202,18 @@ func (b *builder) add(e events.Event, stored bool) bool {
 
 // fail notes what lies in the dead letters.
 func (b *builder) fail(ctx context.Context, letters []Letters, correlationID uuid.UUID) error {
-	for l, err := range listAll(ctx, letters) {
+	for l, err := range listAll(ctx, letters, deadletter.Filter{Correlation: correlationID}) {
 		if err != nil {
 			return err
 		}
-		if l.Event.CorrelationID != correlationID || l.Event.ID == uuid.Nil {
+		if l.Event.ID == uuid.Nil {
 			continue
 		}
 		if _, known := b.index[l.Event.ID]; !known && !b.add(l.Event, false) {
 			continue
 		}
 		n := &b.nodes[b.index[l.Event.ID]]
-		n.Failures = append(n.Failures, Failure{LetterID: l.ID, Failure: l.Failure})
+		n.Failures = append(n.Failures, Failure{LetterID: l.ID, Replays: l.Replays, Failure: l.Failure})
 	}
 	slices.SortStableFunc(b.nodes, func(x, y Node) int { return x.Event.CreatedAt.Compare(y.Event.CreatedAt) })
 	for i, n := range b.nodes {

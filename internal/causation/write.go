@@ -74,7 +74,11 @@ func (n Node) details(withTenant bool) []string {
 		if handler != "" {
 			handler += " "
 		}
-		add("✗ %s(%s, dead letter %s): %s", handler, count(f.Attempts, "attempt"), visible(f.LetterID), visible(f.Reason))
+		replays := ""
+		if f.Replays > 0 {
+			replays = ", " + count(f.Replays, "replay")
+		}
+		add("✗ %s(%s%s, dead letter %s): %s", handler, count(f.Attempts, "attempt"), replays, visible(f.LetterID), visible(f.Reason))
 	}
 	return lines
 }
@@ -166,6 +170,7 @@ type failureJSON struct {
 	Handler     string    `json:"handler,omitempty"`
 	Reason      string    `json:"reason"`
 	Attempts    int       `json:"attempts"`
+	Replays     int       `json:"replays"`
 	FirstFailed time.Time `json:"first_failed_at,omitzero"`
 	LastFailed  time.Time `json:"last_failed_at,omitzero"`
 }
@@ -193,7 +198,7 @@ func (t Tree) WriteJSON(w io.Writer) error {
 		}
 		for i, f := range n.Failures {
 			node.Failures[i] = failureJSON{
-				LetterID: f.LetterID, Handler: f.Handler, Reason: f.Reason, Attempts: f.Attempts,
+				LetterID: f.LetterID, Handler: f.Handler, Reason: f.Reason, Attempts: f.Attempts, Replays: f.Replays,
 				FirstFailed: f.FirstFailed, LastFailed: f.LastFailed,
 			}
 		}

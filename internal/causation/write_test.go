@@ -28,7 +28,7 @@ func tree() causation.Tree {
 	n[0].Handled = []store.Handling{
 		{Handler: "check", At: began().Add(12345 * time.Microsecond)}, {Handler: "note", At: began().Add(3 * time.Second)},
 	}
-	n[2].Failures = []causation.Failure{{LetterID: "7", Failure: deadletter.Failure{
+	n[2].Failures = []causation.Failure{{LetterID: "7", Replays: 1, Failure: deadletter.Failure{
 		Reason: `clinic has no "hours"` + "\nat all", Handler: "confirm", Attempts: 3,
 		FirstFailed: began().Add(2 * time.Second), LastFailed: began().Add(2 * time.Minute),
 	}}}
@@ -58,7 +58,7 @@ began        2026-07-30 09:00:00.000Z
             │  ✓ note after 3s
        +1s  ├─ Check·[2J"ed"  Patient/… v1  [Checked]
        +2s  │  └─ Confirmed  Patient/… v1  [Confirmed]
-            │        ✗ confirm (3 attempts, dead letter 7): clinic has no "hours"·at all
+            │        ✗ confirm (3 attempts, 1 replay, dead letter 7): clinic has no "hours"·at all
        +3s  └─ Noted  Patient/… v1  [Noted]
                   ? it was published and is not in the store
 
@@ -86,7 +86,7 @@ func TestWriteDOT(t *testing.T) {
 	dot := named(out.String())
 	require.Contains(t, dot, `digraph "[chain]" {`)
 	require.Contains(t, dot, `  n1 [label="Check·[2J\"ed\"\lPatient/… v1\l[Checked]\l+1s\l", color=black];`)
-	require.Contains(t, dot, `✗ confirm (3 attempts, dead letter 7): clinic has no \"hours\"·at all\l", color=red];`)
+	require.Contains(t, dot, `✗ confirm (3 attempts, 1 replay, dead letter 7): clinic has no \"hours\"·at all\l", color=red];`)
 	require.Contains(t, dot, `  n1 -> n2 [label="1s"];`)
 	require.NotContains(t, dot, "-> n4")
 }
@@ -106,7 +106,7 @@ func TestWriteJSON(t *testing.T) {
 	require.Len(t, got.Events, 5)
 	require.Equal(t, id("Checked").String(), got.Events[2]["causation_id"])
 	require.Equal(t, []any{map[string]any{
-		"letter_id": "7", "handler": "confirm", "reason": "clinic has no \"hours\"\nat all", "attempts": 3.0,
+		"letter_id": "7", "handler": "confirm", "reason": "clinic has no \"hours\"\nat all", "attempts": 3.0, "replays": 1.0,
 		"first_failed_at": "2026-07-30T09:00:02Z", "last_failed_at": "2026-07-30T09:02:00Z",
 	}}, got.Events[2]["failures"])
 	require.Equal(t, []any{}, got.Events[2]["handled"])

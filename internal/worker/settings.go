@@ -111,6 +111,7 @@ const maxPrefetch = 65535
 type Backend interface {
 	store.Store
 	deadletter.Shelf
+	deadletter.ArchiveTable
 	handlers.Tried
 
 	// Migrate brings the schema up to date; nothing happens when it is.
@@ -121,6 +122,10 @@ type Backend interface {
 	MigrationStatus(ctx context.Context) ([]migrations.Status, error)
 	// Tail opens the relay's side of the store.
 	Tail(ctx context.Context, c store.TailConfig) (*store.Tail, error)
+	// CountLetters counts the letters on the shelf, up to [store.MaxCount].
+	CountLetters(ctx context.Context) (int, error)
+	// Pools is the state of the store's connections.
+	Pools() []store.Pool
 }
 
 // StoreName and BusName say what the settings name, without its credentials.
@@ -149,6 +154,14 @@ func (s Settings) BusName() string {
 		return "RabbitMQ"
 	}
 	return fmt.Sprintf("RabbitMQ %s%s %s", u.Host, u.Path, s.AMQP.Prefix)
+}
+
+// MessagingSystem is the bus by its name in traces.
+func (s Settings) MessagingSystem() string {
+	if s.AMQP.URL == "" {
+		return "in_process"
+	}
+	return "rabbitmq"
 }
 
 // Embedded tells whether the store is the SQLite file.

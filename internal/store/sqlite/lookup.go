@@ -13,6 +13,7 @@ import (
 )
 
 const (
+	selectSince     = `SELECT min(id) FROM events WHERE created_at >= ?`
 	selectByID      = `SELECT ` + columns + ` FROM events WHERE event_id = ?`
 	selectHandledOf = `SELECT event_id, handler, handled_at FROM handled
 		WHERE event_id IN (SELECT value FROM json_each(?)) ORDER BY handled_at, handler`
@@ -52,4 +53,24 @@ func (s *Store) HandledOf(ctx context.Context, eventIDs []uuid.UUID) (map[uuid.U
 		handled[id] = append(handled[id], store.Handling{Handler: handler, At: time.UnixMicro(micros).UTC()})
 	}
 	return handled, translate(doing, rows.Err())
+}
+
+// End is where reading in commit order ends now. See [store.Store].
+func (s *Store) End(ctx context.Context) (store.Position, error) {
+	var p store.Position
+	err := s.readers.QueryRowContext(ctx, selectLastID).Scan(&p.ID)
+	return p, translate("look for the last event", err)
+}
+
+// Since is where to begin for what was created at t or later. See [store.Store].
+func (s *Store) Since(ctx context.Context, t time.Time) (store.Position, error) {
+	var first sql.NullInt64
+	err := s.readers.QueryRowContext(ctx, selectSince, t.UnixMicro()).Scan(&first)
+	if err != nil {
+		return store.Position{}, translate("look for the first event since a time", err)
+	}
+	if !first.Valid {
+		return s.End(ctx)
+	}
+	return store.Position{ID: first.Int64 - 1}, nil
 }

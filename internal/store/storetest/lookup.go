@@ -16,6 +16,7 @@ func testLookup(t *testing.T, open func(*testing.T) store.Store) {
 	for name, test := range map[string]func(*testing.T, store.Store){
 		"an event by its id":           byID,
 		"who has handled which events": handledOf,
+		"where to begin":               beginnings,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -66,4 +67,54 @@ func handledOf(t *testing.T, s store.Store) {
 	none, err := s.HandledOf(t.Context(), nil)
 	require.NoError(t, err)
 	require.Empty(t, none)
+}
+
+func beginnings(t *testing.T, s store.Store) {
+	t.Helper()
+	now := time.Now().UTC().Truncate(time.Millisecond)
+	begin := func(since time.Time) store.Position {
+		t.Helper()
+		p, err := s.Since(t.Context(), since)
+		require.NoError(t, err)
+		return p
+	}
+	end := func() store.Position {
+		t.Helper()
+		p, err := s.End(t.Context())
+		require.NoError(t, err)
+		return p
+	}
+	require.Equal(t, store.Position{}, end())
+	require.Equal(t, store.Position{}, begin(now.Add(-time.Hour)))
+
+	// In commit order the second is older than the first, and so is the last.
+	batch := NewStream().Take(5)
+	for i, age := range []time.Duration{3 * time.Hour, 4 * time.Hour, 2 * time.Hour, time.Hour, 3 * time.Hour} {
+		batch[i].CreatedAt = now.Add(-age)
+	}
+	appendAll(t, s, batch[:2])
+	appendAll(t, s, batch[2:])
+	awaitAll(t, s, store.Position{}, batch)
+
+	for i, since := range []time.Duration{4 * time.Hour, 3 * time.Hour, 2 * time.Hour, time.Hour, 0} {
+		want := batch[[]int{0, 0, 2, 3, len(batch)}[i]:]
+		got := withoutPositions(collect(t, s.All(t.Context(), begin(now.Add(-since)))))
+		require.Equal(t, ids(want), ids(got), "since %s", since)
+	}
+	require.Empty(t, collect(t, s.All(t.Context(), end())))
+	next := NewStream().Next()
+	before := end()
+	appendAll(t, s, []events.Event{next})
+	awaitAll(t, s, before, []events.Event{next})
+}
+
+// awaitAll waits until these are the events behind a position: what was appended is there once no older transaction runs.
+func awaitAll(t *testing.T, s store.Store, after store.Position, want []events.Event) {
+	t.Helper()
+	var found []store.Recorded
+	require.Eventually(t, func() bool {
+		found = collect(t, s.All(t.Context(), after))
+		return len(found) == len(want)
+	}, patience, 10*time.Millisecond)
+	requireSame(t, want, withoutPositions(found))
 }
