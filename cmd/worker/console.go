@@ -17,6 +17,7 @@ import (
 	"github.com/healz/worker/internal/events"
 	"github.com/healz/worker/internal/handlers"
 	"github.com/healz/worker/internal/handlers/register"
+	"github.com/healz/worker/internal/metrics"
 	"github.com/healz/worker/internal/worker"
 )
 
@@ -64,6 +65,7 @@ type consoleOf struct {
 	settings  worker.Settings
 	access    console.Access
 	worker    *worker.Worker
+	metrics   *metrics.Metrics
 	register  func(*handlers.Registry, events.Streams)
 	listening net.Addr
 	logger    *slog.Logger
@@ -89,9 +91,19 @@ func (o consoleOf) serve(ctx context.Context, front *console.Front) (func() erro
 	try := func(ctx context.Context, chosen deadletter.Filter) iter.Seq2[handlers.Outcome, error] {
 		return s.TryDeadLetters(ctx, chosen, worker.TryOptions{Register: o.register, Logger: o.logger})
 	}
+	archive := func(ctx context.Context, chosen deadletter.Filter, by, reason string) (int, error) {
+		a, closeArchive, err := s.OpenArchive(ctx)
+		if err != nil {
+			return 0, err
+		}
+		n, err := a.Put(ctx, chosen, deadletter.Archived, deadletter.Decision{By: by, Reason: reason})
+		return n, errors.Join(err, closeArchive())
+	}
 	c, err := console.New(ctx, console.Config{
-		Store: backend, Letters: letters, Try: try, Aggregates: register.Aggregates(), Access: o.access, Logger: o.logger,
-		Status: func(ctx context.Context) console.Status { return console.StatusOf(o.worker.Health(ctx)) },
+		Store: backend, Letters: letters, Try: try, Archive: archive, Aggregates: register.Aggregates(), Access: o.access, Logger: o.logger,
+		Status: func(ctx context.Context) console.Status {
+			return console.StatusOf(o.worker.Health(ctx), o.metrics.Values())
+		},
 	})
 	if err != nil {
 		return nil, errors.Join(err, closeLetters(), backend.Close())

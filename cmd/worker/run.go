@@ -190,7 +190,8 @@ func runWorker(
 	defer func() { err = errors.Join(err, closeParts()) }()
 	health.Report(w)
 	closeConsole, err := consoleOf{
-		settings: s, access: access, worker: w, register: registerAll, listening: listener.Addr(), logger: logger,
+		settings: s, access: access, worker: w, metrics: measures, register: registerAll,
+		listening: listener.Addr(), logger: logger,
 	}.serve(ctx, &front)
 	if err != nil {
 		return ended(ctx, err)

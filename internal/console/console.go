@@ -34,6 +34,7 @@ const readTimeout = 20 * time.Second
 type Store interface {
 	causation.Store
 	deadletter.Inbox
+	End(ctx context.Context) (store.Position, error)
 	Search(ctx context.Context, s store.Search, q store.Query) (store.Page, error)
 	ByAggregate(ctx context.Context, aggregateType string, aggregateID uuid.UUID, q store.Query) (store.Page, error)
 }

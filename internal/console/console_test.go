@@ -74,7 +74,7 @@ func newSite(t *testing.T, access console.Access) *site {
 	w.fill()
 	c, err := console.New(t.Context(), console.Config{
 		Store: s, Letters: deadletter.NewShelfQueue(s), Access: access, Logger: slog.New(slog.NewJSONHandler(w.log, nil)),
-		Status:     func(context.Context) console.Status { return console.StatusOf(worker.Health{Ready: true}) },
+		Status:     func(context.Context) console.Status { return console.StatusOf(worker.Health{Ready: true}, nil) },
 		Aggregates: []func() events.Stateful{func() events.Stateful { return clinic.NewAppointment() }},
 	})
 	require.NoError(t, err)
