@@ -317,7 +317,7 @@ func TestFindAndReplayInBrowser(t *testing.T) {
 	require.Regexp(t, `1\s*(handled|sent)`, b.text(".figures"))
 	b.click(`td a[href^="/traces/"]`)
 	b.waitForPage(`.tree`, "ReminderScheduled")
-	require.Empty(t, run(b, chromedp.Evaluate[[]string](`[...document.querySelectorAll(".failed")].map((e) => e.outerHTML)`)))
+	require.Empty(t, run(b, chromedp.Evaluate[[]string](`[...document.querySelectorAll(".row.failed, tr.failed")].map((e) => e.outerHTML)`)))
 	b.shoot("trace-mended")
 
 	b.click(`.tree td a[href^="/aggregates/Appointment/"]`)

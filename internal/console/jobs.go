@@ -114,10 +114,10 @@ type jobPage struct {
 	State jobState
 }
 
-// Settled is the share of the letters of which the outcome is known, in percent.
+// Settled is the share of the letters of which the outcome is known, in percent; 100 when the replay is over.
 func (p jobPage) Settled() int {
 	switch {
-	case p.State.Chosen == 0 && p.State.Done:
+	case p.State.Done:
 		return 100
 	case p.State.Chosen == 0:
 		return 0
