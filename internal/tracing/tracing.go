@@ -18,6 +18,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 
@@ -87,8 +88,15 @@ func (t *Tracer) Append(ctx context.Context, batch []events.Event) (traced conte
 		e.Metadata = mark(e.Metadata, trace.SpanContextFromContext(chain))
 		marked[i] = e
 	}
-	return traced, marked, func(err error) { finish(spans, err) }
+	return traced, marked, func(err error) {
+		if err != nil {
+			err = errNotAppended // a handler's own SQL may have failed, and say anything
+		}
+		finish(spans, err)
+	}
 }
+
+var errNotAppended = errors.New("not appended")
 
 // Publisher publishes to destination through next, with a span for each message below the one that the message, or its
 // event, names. The span's context goes into the message.

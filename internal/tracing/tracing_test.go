@@ -105,7 +105,7 @@ func TestAppendKeepsATraceparentAndGoesOnWithIt(t *testing.T) {
 	span := spans.GetSpans()[0]
 	require.Equal(t, foreignTrace, span.SpanContext.TraceID().String())
 	require.Equal(t, foreignSpan, span.Parent.SpanID().String())
-	require.Equal(t, sdktrace.Status{Code: codes.Error, Description: "away"}, span.Status)
+	require.Equal(t, sdktrace.Status{Code: codes.Error, Description: "not appended"}, span.Status)
 }
 
 func TestBadTraceparentsAreIgnored(t *testing.T) {
