@@ -81,7 +81,7 @@ func (t *Tracer) Append(ctx context.Context, batch []events.Event) (traced conte
 				trace.WithAttributes(append(describeOne(e, len(batch)), t.system,
 					semconv.MessagingOperationTypeCreate, semconv.MessagingOperationName("append"),
 					semconv.MessagingDestinationName("events"), semconv.MessagingBatchMessageCount(len(batch)))...))
-			chains[e.CorrelationID] = chain
+			chains[e.CorrelationID] = chain //nolint:fatcontext // each is below ctx, and none below another
 			spans = append(spans, span)
 			traced = chain
 		}

@@ -69,7 +69,7 @@ func named(s tracetest.SpanStub) string {
 func attributes(s tracetest.SpanStub) map[attribute.Key]string {
 	all := map[attribute.Key]string{}
 	for _, a := range s.Attributes {
-		all[a.Key] = a.Value.Emit()
+		all[a.Key] = a.Value.String()
 	}
 	return all
 }
@@ -143,7 +143,9 @@ func TestBadTraceparentsAreIgnored(t *testing.T) {
 
 type publisher func(context.Context, []*message.Message) error
 
-func (p publisher) PublishBatch(ctx context.Context, batch []*message.Message) error { return p(ctx, batch) }
+func (p publisher) PublishBatch(ctx context.Context, batch []*message.Message) error {
+	return p(ctx, batch)
+}
 
 // TestOneTrace follows an event by hand over all stations.
 func TestOneTrace(t *testing.T) {
