@@ -14,6 +14,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/healz/worker/internal/console"
 	"github.com/healz/worker/internal/events"
 	"github.com/healz/worker/internal/handlers"
 	"github.com/healz/worker/internal/handlers/register"
@@ -31,7 +32,10 @@ type runFlags struct {
 	relayStart          string
 	afterDeadLetter     string
 	migrate, chaos      bool
+	console             consoleFlags
 	wait                time.Duration
+	// serving, if any, is called with the address that is served.
+	serving func(url string)
 }
 
 func (f runFlags) check() error {
@@ -85,7 +89,9 @@ set, as OpenTelemetry's other variables say.`,
 		},
 	}
 	flags := c.Flags()
-	flags.StringVar(&f.httpAddr, "http-addr", "127.0.0.1:8080", "where to serve /healthz, /readyz and /metrics; port 0 takes a free one")
+	flags.StringVar(&f.httpAddr, "http-addr", "127.0.0.1:8080",
+		"where to serve the console, /healthz, /readyz and /metrics; port 0 takes a free one")
+	f.console.add(flags)
 	flags.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
 	flags.StringVar(&f.logFormat, "log-format", "text", "text or json")
 	flags.BoolVar(&f.migrate, "migrate", true, "bring the database's schema up to date first")
@@ -139,6 +145,10 @@ func newLogger(w io.Writer, current *slog.LevelVar, level, format string) (*slog
 func runWorker(
 	ctx context.Context, s worker.Settings, f runFlags, all registrations, t *tracing.Tracer, logger *slog.Logger,
 ) (err error) {
+	access, err := f.console.access()
+	if err != nil {
+		return usageError{err}
+	}
 	var listen net.ListenConfig
 	listener, err := listen.Listen(ctx, "tcp", f.httpAddr)
 	if err != nil {
@@ -147,7 +157,10 @@ func runWorker(
 	ctx, cancel := context.WithCancelCause(ctx)
 	var health ops.Health
 	measures := metrics.New(version())
-	server := &http.Server{Handler: ops.Handler(&health, measures.Handler()), ReadHeaderTimeout: readHeaderTimeout}
+	var front console.Front
+	pages := ops.Handler(&health, measures.Handler())
+	pages.Handle("/", &front)
+	server := &http.Server{Handler: pages, ReadHeaderTimeout: readHeaderTimeout}
 	served := make(chan struct{})
 	go func() {
 		defer close(served)
@@ -160,7 +173,10 @@ func runWorker(
 		<-served
 		cancel(nil)
 	}()
-	logger.InfoContext(ctx, "serving /healthz, /readyz and /metrics", "address", "http://"+listener.Addr().String())
+	logger.InfoContext(ctx, "serving the console, /healthz, /readyz and /metrics", "address", "http://"+listener.Addr().String())
+	if f.serving != nil {
+		f.serving("http://" + listener.Addr().String())
+	}
 
 	w, closeParts, err := worker.Open(ctx, s, worker.OpenOptions{
 		Register: func(reg *handlers.Registry, streams events.Streams) {
@@ -173,6 +189,11 @@ func runWorker(
 	}
 	defer func() { err = errors.Join(err, closeParts()) }()
 	health.Report(w)
+	closeConsole, err := serveConsole(ctx, &front, s, access, w, listener.Addr(), logger)
+	if err != nil {
+		return ended(ctx, err)
+	}
+	defer func() { err = errors.Join(err, closeConsole()) }()
 	logger.InfoContext(ctx, "opened", "store", s.StoreName(), "bus", s.BusName())
 	return errors.Join(w.Run(ctx), ended(ctx, nil))
 }

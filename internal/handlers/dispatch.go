@@ -150,7 +150,7 @@ func (d *Dispatcher) Handle(m *message.Message) error {
 func (d *Dispatcher) choose(e events.Event, only string) []*runner {
 	var chosen []*runner
 	for _, r := range d.runners {
-		if (r.types == nil || slices.Contains(r.types, e.Type)) && (only == "" || only == r.name) {
+		if r.isFor(e.Type, only) {
 			chosen = append(chosen, r)
 		}
 	}
@@ -198,20 +198,29 @@ func (d *Dispatcher) attempt(h handler, timeout time.Duration) message.HandlerFu
 	return func(m *message.Message) ([]*message.Message, error) {
 		ctx := d.inbox.Attempt(m.Context())
 		e, _ := events.FromContext(ctx) // Handle has put it there
-		calling, cancel := context.WithTimeout(ctx, timeout)
-		defer cancel()
-		followUps, err := h.call(calling, e)
-		if errors.Is(err, context.DeadlineExceeded) && calling.Err() != nil {
-			return nil, fmt.Errorf("timed out after %s: %w", timeout, err)
-		}
+		followUps, err := h.run(ctx, e, timeout)
 		if err != nil {
 			return nil, err
 		}
-		if err := checkFollowUps(e, followUps); err != nil {
-			return nil, Permanent(err)
-		}
 		return nil, d.record(ctx, h.name, e, followUps)
 	}
+}
+
+// run calls the handler, and checks what follows.
+func (h handler) run(ctx context.Context, e events.Event, timeout time.Duration) ([]events.Event, error) {
+	calling, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	followUps, err := h.call(calling, e)
+	if errors.Is(err, context.DeadlineExceeded) && calling.Err() != nil {
+		return nil, fmt.Errorf("timed out after %s: %w", timeout, err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := checkFollowUps(e, followUps); err != nil {
+		return nil, Permanent(err)
+	}
+	return followUps, nil
 }
 
 // record records what follows, for as long as the inbox does not answer: the handler, whose part is done, is not run

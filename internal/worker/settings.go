@@ -16,6 +16,7 @@ import (
 	"github.com/healz/worker/internal/bus"
 	"github.com/healz/worker/internal/bus/amqp"
 	"github.com/healz/worker/internal/deadletter"
+	"github.com/healz/worker/internal/handlers"
 	"github.com/healz/worker/internal/store"
 	"github.com/healz/worker/internal/store/postgres"
 	"github.com/healz/worker/internal/store/sqlite"
@@ -110,6 +111,7 @@ const maxPrefetch = 65535
 type Backend interface {
 	store.Store
 	deadletter.Shelf
+	handlers.Tried
 
 	// Migrate brings the schema up to date; nothing happens when it is.
 	Migrate(ctx context.Context) error
