@@ -65,7 +65,8 @@ func RunDepth(t *testing.T, open func(t *testing.T) (s Measured, insert func(t *
 			n, err := s.CountLetters(t.Context())
 			require.NoError(t, err)
 			require.Equal(t, want, n)
-			require.NoError(t, s.AddLetter(t.Context(), letter(t)))
+			_, err = s.AddLetter(t.Context(), letter(t))
+			require.NoError(t, err)
 		}
 	})
 	t.Run("pools", func(t *testing.T) {
