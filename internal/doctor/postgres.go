@@ -39,8 +39,8 @@ const (
 	lagWrong   = time.Minute
 	// secondLook is after what time something suspicious is looked at again, as it may have been of that moment.
 	secondLook = 2 * time.Second
-	// counted is up to where events are counted.
-	counted = 10_000
+	// most is up to where events and letters are counted.
+	most = 10_000
 )
 
 var (
@@ -300,15 +300,15 @@ func judgeClock(skew, trip time.Duration) Finding {
 }
 
 func (d postgresDoctor) connections(ctx context.Context, conn *pgx.Conn) ([]Finding, error) {
-	var most, used int
+	var limit, used int
 	err := conn.QueryRow(ctx, `
 		SELECT current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int, count(*)
-		FROM pg_stat_activity WHERE backend_type = 'client backend'`).Scan(&most, &used)
+		FROM pg_stat_activity WHERE backend_type = 'client backend'`).Scan(&limit, &used)
 	if err != nil {
 		return nil, err
 	}
-	what := fmt.Sprintf("%d of %d connections are in use", used, most)
-	if used*10 > most*9 {
+	what := fmt.Sprintf("%d of %d connections are in use", used, limit)
+	if used*10 > limit*9 {
 		return []Finding{warning(what, "raise max_connections, or lower --database-conns of the workers")}, nil
 	}
 	return []Finding{fine("%s", what)}, nil
@@ -345,7 +345,7 @@ func (d postgresDoctor) horizon(ctx context.Context, conn *pgx.Conn) ([]Finding,
 	err := conn.QueryRow(ctx, `
 		SELECT count(*) FROM (
 			SELECT FROM events WHERE transaction_id >= pg_snapshot_xmin(pg_current_snapshot()) LIMIT $1
-		) AS held`, counted+1).Scan(&waiting)
+		) AS held`, most+1).Scan(&waiting)
 	if err != nil {
 		return nil, err
 	}
@@ -360,7 +360,7 @@ func (d postgresDoctor) horizon(ctx context.Context, conn *pgx.Conn) ([]Finding,
 		if lasted < heldWarning && h.Seconds != nil {
 			continue
 		}
-		f := warning(h.describe(lasted)+"; "+number(waiting)+" committed events wait for it", h.advice())
+		f := warning(h.describe(lasted)+"; "+counted(waiting, "committed event waits", "committed events wait")+" for it", h.advice())
 		if lasted >= heldWrong && waiting > 0 {
 			f.Status = Wrong
 		}
@@ -386,13 +386,13 @@ func sawBefore(earlier []holder, h holder) bool {
 func (h holder) describe(lasted time.Duration) string {
 	switch {
 	case h.GID != "":
-		return fmt.Sprintf("the prepared transaction %q of role %s in database %s holds back the relay since %s",
+		return fmt.Sprintf("the prepared transaction %q of role %s in database %s holds back the relay for %s",
 			h.GID, h.Role, h.Database, ago(lasted))
 	case h.Seconds == nil:
 		return fmt.Sprintf("a transaction of the session with pid %d holds back the relay, longer than %s; this role may not see whose it is",
 			h.PID, ago(lasted))
 	default:
-		return fmt.Sprintf("a transaction of role %s, application %q, database %s, client %s, pid %d, which is %s, holds back the relay since %s",
+		return fmt.Sprintf("a transaction of role %s, application %q, database %s, client %s, pid %d, which is %s, holds back the relay for %s",
 			h.Role, h.Application, h.Database, orNone(h.Client), h.PID, h.State, ago(lasted))
 	}
 }
@@ -455,7 +455,7 @@ func (l lag) judge(onlyOwn bool) Finding {
 	if l.Waiting == 0 || onlyOwn && l.Own == 0 {
 		return fine("all events that are committed are published")
 	}
-	what := number(l.Waiting) + " events are not published yet"
+	what := counted(l.Waiting, "event", "events") + " not published yet"
 	if l.Oldest != nil {
 		what += ", the oldest was created " + ago(time.Duration(*l.Oldest*float64(time.Second))) + " ago"
 	}
@@ -497,7 +497,7 @@ func (d postgresDoctor) slots(ctx context.Context, conn *pgx.Conn) ([]Finding, e
 
 func (d postgresDoctor) letters(ctx context.Context, conn *pgx.Conn) ([]Finding, error) {
 	var count int
-	err := conn.QueryRow(ctx, "SELECT count(*) FROM (SELECT FROM dead_letters LIMIT $1) AS letters", counted+1).Scan(&count)
+	err := conn.QueryRow(ctx, "SELECT count(*) FROM (SELECT FROM dead_letters LIMIT $1) AS letters", most+1).Scan(&count)
 	if err != nil {
 		return nil, err
 	}
@@ -527,9 +527,9 @@ func judgeShelf(count int, broker bool) Finding {
 	case count == 0:
 		return fine("none in the store")
 	case broker:
-		return warning(number(count)+" in the store: events that are too large for the broker", "`RABBITMQ_URL= worker dlq list`")
+		return warning(counted(count, "event", "events")+" in the store, too large for the broker", "`RABBITMQ_URL= worker dlq list`")
 	default:
-		return warning(number(count), "`worker dlq list` tells why; mend the cause and `worker dlq replay`")
+		return warning(counted(count, "dead letter", "dead letters"), "`worker dlq list` tells why; mend the cause and `worker dlq replay`")
 	}
 }
 
@@ -549,12 +549,16 @@ func judgeInbox(size string, oldest, retention time.Duration) Finding {
 	}
 }
 
-// number is a count that ends at [counted].
-func number(n int) string {
-	if n > counted {
-		return fmt.Sprintf("more than %d", counted)
+// counted is a number of things, up to [most].
+func counted(n int, one, many string) string {
+	switch {
+	case n == 1:
+		return "1 " + one
+	case n > most:
+		return fmt.Sprintf("more than %d %s", most, many)
+	default:
+		return fmt.Sprintf("%d %s", n, many)
 	}
-	return fmt.Sprint(n)
 }
 
 // size is a number of bytes for people.

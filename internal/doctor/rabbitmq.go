@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
-	"fmt"
 	"strings"
 
 	"github.com/healz/worker/internal/bus/amqp"
@@ -96,21 +95,21 @@ func (d rabbitMQDoctor) queues(ctx context.Context) ([]Finding, error) {
 		case p.Kind != "queue" || p.Missing:
 		case p.Failed:
 			if p.Messages > 0 {
-				findings = append(findings, warning(fmt.Sprintf("%d dead letters", p.Messages),
+				findings = append(findings, warning(counted(p.Messages, "dead letter", "dead letters"),
 					"`worker dlq list` tells why; mend the cause and `worker dlq replay`"))
 			}
 			if p.Consumers > 0 {
 				findings = append(findings, warning("another program consumes the dead letters of "+p.Name, "let the worker alone look after them"))
 			}
 		case p.Consumed && p.Consumers == 0:
-			findings = append(findings, warning(fmt.Sprintf("nobody consumes %s, in which %d messages wait", p.Name, p.Messages),
+			findings = append(findings, warning("nobody consumes "+p.Name+", in which "+counted(p.Messages, "message waits", "messages wait"),
 				"start `worker run`"))
 		default:
 			waiting += p.Messages
 		}
 	}
 	if len(findings) == 0 {
-		findings = append(findings, fine("no dead letters, %d messages wait to be handled", waiting))
+		findings = append(findings, fine("no dead letters, %s to be handled", counted(waiting, "message waits", "messages wait")))
 	}
 	return findings, nil
 }

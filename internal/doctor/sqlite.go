@@ -179,7 +179,7 @@ func (d sqliteDoctor) relay(ctx context.Context, db *sql.DB) ([]Finding, error) 
 			WITH position AS (SELECT event FROM relay_position),
 			waiting AS (SELECT created_at, own FROM events WHERE id > (SELECT event FROM position) ORDER BY id LIMIT ?)
 			SELECT coalesce((SELECT event FROM position), -1), count(*), min(created_at) FROM waiting WHERE own = 1 OR NOT ?`,
-			counted+1, d.settings.Relay.OnlyOwn).Scan(&position, &waiting, &created)
+			most+1, d.settings.Relay.OnlyOwn).Scan(&position, &waiting, &created)
 		return position, waiting, time.Since(time.UnixMicro(created.Int64)), err
 	}
 	position, waiting, oldest, err := read()
@@ -198,7 +198,7 @@ func (d sqliteDoctor) relay(ctx context.Context, db *sql.DB) ([]Finding, error) 
 			return nil, err
 		}
 		if position == before {
-			f := warning(number(int(waiting))+" events are not published yet, the oldest was created "+ago(oldest)+" ago, and the relay rests",
+			f := warning(counted(int(waiting), "event", "events")+" not published yet, the oldest was created "+ago(oldest)+" ago, and the relay rests",
 				"look whether a worker runs, and what its /readyz and log say")
 			if oldest >= lagWrong {
 				f.Status = Wrong
@@ -207,14 +207,14 @@ func (d sqliteDoctor) relay(ctx context.Context, db *sql.DB) ([]Finding, error) 
 		}
 	}
 	if waiting > 0 {
-		return []Finding{fine("%s events are not published yet; the relay is at work", number(int(waiting)))}, nil
+		return []Finding{fine("%s not published yet; the relay is at work", counted(int(waiting), "event", "events"))}, nil
 	}
 	return []Finding{fine("all events that are committed are published")}, nil
 }
 
 func (d sqliteDoctor) letters(ctx context.Context, db *sql.DB) ([]Finding, error) {
 	var count int
-	err := db.QueryRowContext(ctx, "SELECT count(*) FROM (SELECT 1 FROM dead_letters LIMIT ?)", counted+1).Scan(&count)
+	err := db.QueryRowContext(ctx, "SELECT count(*) FROM (SELECT 1 FROM dead_letters LIMIT ?)", most+1).Scan(&count)
 	if err != nil {
 		return nil, err
 	}
@@ -224,7 +224,7 @@ func (d sqliteDoctor) letters(ctx context.Context, db *sql.DB) ([]Finding, error
 func (d sqliteDoctor) inbox(ctx context.Context, db *sql.DB) ([]Finding, error) {
 	var count int
 	var oldest sql.NullInt64
-	err := db.QueryRowContext(ctx, "SELECT count(*), (SELECT min(handled_at) FROM handled) FROM (SELECT 1 FROM handled LIMIT ?)", counted+1).
+	err := db.QueryRowContext(ctx, "SELECT count(*), (SELECT min(handled_at) FROM handled) FROM (SELECT 1 FROM handled LIMIT ?)", most+1).
 		Scan(&count, &oldest)
 	if err != nil {
 		return nil, err
@@ -233,5 +233,5 @@ func (d sqliteDoctor) inbox(ctx context.Context, db *sql.DB) ([]Finding, error) 
 	if oldest.Valid {
 		age = time.Since(time.UnixMicro(oldest.Int64))
 	}
-	return []Finding{judgeInbox(number(count)+" records", age, d.settings.InboxRetention)}, nil
+	return []Finding{judgeInbox(counted(count, "record", "records"), age, d.settings.InboxRetention)}, nil
 }
