@@ -2,15 +2,17 @@ package main
 
 import (
 	"context"
+	"log/slog"
 
 	"github.com/spf13/cobra"
 
 	"github.com/healz/worker/internal/demo"
+	"github.com/healz/worker/internal/tracing"
 )
 
 func demoCommand() *cobra.Command {
 	var once bool
-	f := runFlags{migrate: true, chaos: true}
+	f := runFlags{migrate: true, chaos: true, console: consoleFlags{write: true}}
 	c := &cobra.Command{
 		Use:   "demo",
 		Short: "Run a worker on sample traffic, in a temporary folder, and say what to look for",
@@ -27,12 +29,11 @@ and replayed. It needs no server and leaves nothing.`,
 				return usageError{err}
 			}
 			return demo.Live(c.Context(), c.OutOrStdout(), func(ctx context.Context, s demo.Stage) error {
-				logger, err := newLogger(s.Log, "info", "text")
-				if err != nil {
-					return err
-				}
+				logger := slog.New(slog.NewTextHandler(s.Log, nil))
 				f.serving = s.Serving
-				return runWorker(ctx, s.Settings, f, demo.Register, logger)
+				return withTracer(ctx, s.Settings, logger, func(t *tracing.Tracer) error {
+					return runWorker(ctx, s.Settings, f, demo.Register, t, logger)
+				})
 			})
 		},
 	}

@@ -16,14 +16,14 @@ import (
 	"github.com/healz/worker/internal/worker"
 )
 
-func dlqCommand(s *worker.Settings) *cobra.Command {
+func dlqCommand(s *worker.Settings, all registrations) *cobra.Command {
 	c := group(&cobra.Command{
 		Use:   "dlq",
 		Short: "Look into the dead letters, replay them, purge them",
 		Long: `dlq works on the events that failed for good: the queue of failed messages on RabbitMQ, or without it the table of
 dead letters in the store.`,
 	})
-	c.AddCommand(dlqList(s), dlqShow(s), dlqReplay(s), dlqPurge(s))
+	c.AddCommand(dlqList(s), dlqShow(s), dlqTry(s, all), dlqReplay(s), dlqPurge(s))
 	return c
 }
 

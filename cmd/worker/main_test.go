@@ -51,6 +51,7 @@ func TestMain(m *testing.M) {
 			register.All(reg, o)
 			handlers.On(reg, stubbornType, "stubborn", stubborn)
 			handlers.On(reg, "Fragile", "fragile", fragile)
+			registerMendable(reg, o)
 		}))
 	}
 	testservers.Main(m)

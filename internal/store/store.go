@@ -51,6 +51,11 @@ type Store interface {
 	// ByTenant reads a page of a tenant's events, newest first.
 	ByTenant(ctx context.Context, tenantID uuid.UUID, q Query) (Page, error)
 
+	// Search reads a page of the events that s chooses, newest first. It looks at no more than [SearchReach] events for
+	// it, so a page may have fewer events than its limit, or none, and yet a Next, which continues the search. An offset
+	// is a *[QueryError].
+	Search(ctx context.Context, s Search, q Query) (Page, error)
+
 	// End is the position that [Store.All] has come to when it ends now.
 	End(ctx context.Context) (Position, error)
 	// Since is a position behind which are all events that were created at t or later, by their created_at, and few others;

@@ -34,6 +34,7 @@ func Run(t *testing.T, open func(t *testing.T) store.Store) {
 		"Reads":  testReads,
 		"Stream": testStream,
 		"All":    testAll,
+		"Search": testSearch,
 		"Inbox":  testInbox,
 		"Lookup": testLookup,
 	} {
