@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"slices"
-	"time"
 
 	wsql "github.com/ThreeDotsLabs/watermill-sql/v3/pkg/sql"
 	"github.com/ThreeDotsLabs/watermill/message"
@@ -88,31 +87,31 @@ func measureAppends(ctx context.Context, s *stage) error {
 
 // appending appends samples, so many at once.
 func appending(size int, add func(context.Context, []events.Event) error) contender {
-	return func(ctx context.Context, n int) (time.Duration, error) {
+	return func(ctx context.Context, n int) (spent, error) {
 		list, err := samples(n)
 		if err != nil {
-			return 0, err
+			return spent{}, err
 		}
-		began := time.Now()
+		stop := spending()
 		for batch := range slices.Chunk(list, size) {
 			if err := add(ctx, batch); err != nil {
-				return 0, err
+				return spent{}, err
 			}
 		}
-		return time.Since(began), nil
+		return stop(), nil
 	}
 }
 
 // fromMany lets all callers do the work of one, each its share.
 func fromMany(one contender) contender {
-	return func(ctx context.Context, n int) (time.Duration, error) {
-		began := time.Now()
+	return func(ctx context.Context, n int) (spent, error) {
+		stop := spending()
 		group, ctx := errgroup.WithContext(ctx)
 		for range callers {
 			group.Go(func() error { _, err := one(ctx, n/callers); return err })
 		}
 		err := group.Wait()
-		return time.Since(began), err
+		return stop(), err
 	}
 }
 

@@ -104,8 +104,8 @@ func Run(ctx context.Context, c Config, out io.Writer) (_ *Result, err error) {
 	return result, nil
 }
 
-// contender does a row's work n times and says how long it took; what it prepares before does not count.
-type contender func(ctx context.Context, n int) (time.Duration, error)
+// contender does a row's work n times and says what that has used; what it prepares before does not count.
+type contender func(ctx context.Context, n int) (spent, error)
 
 // contenders are those of a row that measures events per second. There may be no stock.
 type contenders struct{ raw, stock, ours contender }
@@ -131,15 +131,16 @@ func (s *stage) measureRate(ctx context.Context, row rate, c contenders) error {
 	type entry struct {
 		does   contender
 		into   *Series
+		cpu    *Series
 		step   int
 		amount int
 		ours   bool
 	}
 	var entries []*entry
 	for _, e := range []*entry{
-		{does: c.raw, into: &r.Raw, step: row.step},
-		{does: c.stock, into: &r.Stock, step: cmp.Or(row.stockStep, row.step)},
-		{does: c.ours, into: &r.Ours, step: row.step, ours: true},
+		{does: c.raw, into: &r.Raw, cpu: &r.CPU.Raw, step: row.step},
+		{does: c.stock, into: &r.Stock, cpu: &r.CPU.Stock, step: cmp.Or(row.stockStep, row.step)},
+		{does: c.ours, into: &r.Ours, cpu: &r.CPU.Ours, step: row.step, ours: true},
 	} {
 		if e.does == nil {
 			continue
@@ -151,7 +152,7 @@ func (s *stage) measureRate(ctx context.Context, row rate, c contenders) error {
 			if err != nil {
 				return fmt.Errorf("%s: warm up: %w", row.name, err)
 			}
-			e.amount = row.amount(int(float64(e.amount)*s.config.Turn.Seconds()/took.Seconds())/part, e.step)
+			e.amount = row.amount(int(float64(e.amount)*s.config.Turn.Seconds()/took.time.Seconds())/part, e.step)
 		}
 		entries = append(entries, e)
 	}
@@ -170,7 +171,10 @@ func (s *stage) measureRate(ctx context.Context, row rate, c contenders) error {
 			if err := errors.Join(err, stop()); err != nil {
 				return fmt.Errorf("%s: %w", row.name, err)
 			}
-			*e.into = append(*e.into, float64(e.amount)/took.Seconds())
+			*e.into = append(*e.into, float64(e.amount)/took.time.Seconds())
+			if took.processors > 0 {
+				*e.cpu = append(*e.cpu, float64(took.processors)/float64(time.Microsecond)/float64(e.amount))
+			}
 		}
 	}
 	s.add(r)

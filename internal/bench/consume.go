@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"encoding/json"
 	"errors"
+	"slices"
 	"time"
 
 	wamqp "github.com/ThreeDotsLabs/watermill-amqp/v3/pkg/amqp"
@@ -15,6 +16,7 @@ import (
 	amqp091 "github.com/rabbitmq/amqp091-go"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/healz/worker/internal/bus"
 	"github.com/healz/worker/internal/bus/amqp"
 	"github.com/healz/worker/internal/events"
 	"github.com/healz/worker/internal/handlers"
@@ -139,9 +141,9 @@ func (s *stage) rawConsumer(ctx context.Context, handle func(context.Context, []
 	if err != nil {
 		return nil, err
 	}
-	return func(ctx context.Context, n int) (took time.Duration, err error) {
+	return func(ctx context.Context, n int) (took spent, err error) {
 		if err := s.fillQueue(ctx, prefix, eventType, n); err != nil {
-			return 0, err
+			return spent{}, err
 		}
 		err = s.onBroker(func(channel *amqp091.Channel) error {
 			if err := channel.Qos(rawPrefetch, 0, false); err != nil {
@@ -182,7 +184,7 @@ func (s *stage) rawConsumer(ctx context.Context, handle func(context.Context, []
 				}
 				err = group.Wait()
 			}
-			took = counted.took()
+			took = counted.took
 			return err
 		})
 		return took, err
@@ -229,17 +231,17 @@ func (s *stage) stockConsumer(handle func(context.Context, *message.Message) err
 	if err != nil {
 		return nil, err
 	}
-	return func(ctx context.Context, n int) (time.Duration, error) {
+	return func(ctx context.Context, n int) (spent, error) {
 		if err := s.fillQueue(ctx, "", queue, n); err != nil {
-			return 0, err
+			return spent{}, err
 		}
 		subscriber, err := wamqp.NewSubscriber(config, stockLogger())
 		if err != nil {
-			return 0, err
+			return spent{}, err
 		}
 		router, err := message.NewRouter(message.RouterConfig{}, stockLogger())
 		if err != nil {
-			return 0, err
+			return spent{}, err
 		}
 		counted := newCount(n)
 		//nolint:contextcheck // the message carries the context
@@ -250,9 +252,8 @@ func (s *stage) stockConsumer(handle func(context.Context, *message.Message) err
 			counted.add(1)
 			return nil
 		})
-		return whileRouting(ctx, router, func(ctx context.Context) (time.Duration, error) {
-			err := counted.wait(ctx)
-			return counted.took(), err
+		return whileRouting(ctx, router, func(ctx context.Context) (spent, error) {
+			return counted.wait(ctx)
 		})
 	}, nil
 }
@@ -314,23 +315,23 @@ func (s *stage) ownConsumer(
 		return nil, err
 	}
 	settings := worker.DefaultSettings()
-	return func(ctx context.Context, n int) (_ time.Duration, err error) {
-		if err := s.fillQueue(ctx, prefix, eventType, n); err != nil {
-			return 0, err
-		}
+	return func(ctx context.Context, n int) (_ spent, err error) {
 		conn, err := amqp.Dial(ctx, amqp.Config{
 			URL: s.broker, Prefix: prefix, Prefetch: settings.AMQP.Prefetch, Concurrency: settings.Tuning.Concurrency,
 			Logger: logger(),
 		})
 		if err != nil {
-			return 0, err
+			return spent{}, err
 		}
 		defer func() { err = errors.Join(err, conn.Close()) }()
 		publisher := amqp.NewPublisher(conn)
 		defer func() { err = errors.Join(err, publisher.Close()) }()
+		if err := publishSamples(ctx, publisher, n); err != nil {
+			return spent{}, err
+		}
 		tail, err := quiet.Tail(ctx, settings.Relay)
 		if err != nil {
-			return 0, err
+			return spent{}, err
 		}
 		defer func() { err = errors.Join(err, tail.Close()) }()
 		counted := &countedInbox{Inbox: inbox, count: newCount(n)}
@@ -341,19 +342,32 @@ func (s *stage) ownConsumer(
 			Sink: amqp.NewFailedQueue(conn), Handlers: &registry, Shelf: quiet,
 		}, settings.Tuning, logger())
 		if err != nil {
-			return 0, err
+			return spent{}, err
 		}
-		return whileWorking(ctx, w, func(ctx context.Context) (time.Duration, error) {
-			err := counted.count.wait(ctx)
-			return counted.count.took(), err
+		return whileWorking(ctx, w, func(ctx context.Context) (spent, error) {
+			return counted.count.wait(ctx)
 		})
 	}, nil
 }
 
+// publishSamples publishes n samples as the relay does.
+func publishSamples(ctx context.Context, publisher bus.BatchPublisher, n int) error {
+	list, err := samples(n)
+	if err != nil {
+		return err
+	}
+	for batch := range slices.Chunk(list, window) {
+		if err := bus.New(publisher).PublishMany(ctx, batch); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // whileWorking does something while the worker runs.
 func whileWorking(
-	ctx context.Context, w *worker.Worker, do func(context.Context) (time.Duration, error),
-) (time.Duration, error) {
+	ctx context.Context, w *worker.Worker, do func(context.Context) (spent, error),
+) (spent, error) {
 	running, stop := context.WithCancel(ctx)
 	defer stop()
 	ended := make(chan error, 1)

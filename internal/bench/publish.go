@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"time"
 
 	wamqp "github.com/ThreeDotsLabs/watermill-amqp/v3/pkg/amqp"
 	"github.com/ThreeDotsLabs/watermill/message"
@@ -55,46 +54,46 @@ func measurePublish(ctx context.Context, s *stage) error {
 	return s.measureRate(ctx, rate{
 		name: "publish", what: "publish, confirmed, in order", reach: 0.9, step: 1, most: mostQueued,
 	}, contenders{
-		raw: s.publishing(rawPrefix+".consumer", func(ctx context.Context, all []json.RawMessage) (time.Duration, error) {
-			began := time.Now()
+		raw: s.publishing(rawPrefix+".consumer", func(ctx context.Context, all []json.RawMessage) (spent, error) {
+			stop := spending()
 			err := raw.publish(ctx, all)
-			return time.Since(began), err
+			return stop(), err
 		}),
-		stock: s.publishing(queue, func(_ context.Context, all []json.RawMessage) (time.Duration, error) {
+		stock: s.publishing(queue, func(_ context.Context, all []json.RawMessage) (spent, error) {
 			messages := make([]*message.Message, len(all))
 			for i, body := range all {
 				messages[i] = message.NewMessage(fmt.Sprint(i), message.Payload(body))
 			}
-			began := time.Now()
+			stop := spending()
 			err := stock.Publish(queue, messages...)
-			return time.Since(began), err
+			return stop(), err
 		}),
-		ours: s.publishing(prefix+".consumer", func(ctx context.Context, all []json.RawMessage) (time.Duration, error) {
+		ours: s.publishing(prefix+".consumer", func(ctx context.Context, all []json.RawMessage) (spent, error) {
 			messages := make([]*message.Message, len(all))
 			for i, body := range all {
 				messages[i] = bus.NewMessage(body)
 			}
-			began := time.Now()
+			stop := spending()
 			for batch := range slices.Chunk(messages, window) {
 				if err := ours.PublishBatch(ctx, batch); err != nil {
-					return 0, err
+					return spent{}, err
 				}
 			}
-			return time.Since(began), nil
+			return stop(), nil
 		}),
 	})
 }
 
 // publishing publishes samples, and empties the queue afterwards.
-func (s *stage) publishing(queue string, publish func(context.Context, []json.RawMessage) (time.Duration, error)) contender {
-	return func(ctx context.Context, n int) (time.Duration, error) {
+func (s *stage) publishing(queue string, publish func(context.Context, []json.RawMessage) (spent, error)) contender {
+	return func(ctx context.Context, n int) (spent, error) {
 		list, err := samples(n)
 		if err != nil {
-			return 0, err
+			return spent{}, err
 		}
 		all, err := bodies(list)
 		if err != nil {
-			return 0, err
+			return spent{}, err
 		}
 		took, err := publish(ctx, all)
 		return took, errors.Join(err, s.empty(queue))

@@ -72,18 +72,18 @@ func writeDiary(ctx context.Context, b worker.Backend) (events.Origin, uuid.UUID
 
 func diaryReader(b events.Streams, origin events.Origin, id uuid.UUID) contender {
 	repository := events.NewRepository(b, func() *diary { return &diary{} })
-	return func(ctx context.Context, n int) (time.Duration, error) {
-		began := time.Now()
+	return func(ctx context.Context, n int) (spent, error) {
+		stop := spending()
 		for range n / longStream {
 			d, err := repository.Load(ctx, origin, id)
 			if err != nil {
-				return 0, err
+				return spent{}, err
 			}
 			if d.Version() != longStream || d.bytes == 0 {
-				return 0, fmt.Errorf("read %d events of %d", d.Version(), longStream)
+				return spent{}, fmt.Errorf("read %d events of %d", d.Version(), longStream)
 			}
 		}
-		return time.Since(began), nil
+		return stop(), nil
 	}
 }
 
@@ -100,12 +100,12 @@ func rawReader(pool *pgxpool.Pool, id uuid.UUID) contender {
 	const sql = `SELECT event_id, event_type, aggregate_type, aggregate_id, aggregate_version, tenant_id, clinic_id,
 		correlation_id, causation_id, user_id, created_at, event_data, metadata
 		FROM events WHERE aggregate_type = $1 AND aggregate_id = $2 ORDER BY aggregate_version`
-	return func(ctx context.Context, n int) (time.Duration, error) {
-		began := time.Now()
+	return func(ctx context.Context, n int) (spent, error) {
+		stop := spending()
 		for range n / longStream {
 			rows, err := pool.Query(ctx, sql, new(diary).AggregateType(), id)
 			if err != nil {
-				return 0, err
+				return spent{}, err
 			}
 			bytes, count := 0, 0
 			var r row
@@ -118,12 +118,12 @@ func rawReader(pool *pgxpool.Pool, id uuid.UUID) contender {
 				return nil
 			})
 			if err != nil {
-				return 0, err
+				return spent{}, err
 			}
 			if count != longStream || bytes == 0 {
-				return 0, fmt.Errorf("read %d rows of %d", count, longStream)
+				return spent{}, fmt.Errorf("read %d rows of %d", count, longStream)
 			}
 		}
-		return time.Since(began), nil
+		return stop(), nil
 	}
 }

@@ -71,10 +71,10 @@ func measureRelay(ctx context.Context, s *stage) error {
 		name: "relay", what: fmt.Sprintf("relay, store to broker, of a backlog of %s", thousands(int64(s.config.Backlog))),
 		reach: 0.8, step: settings.Relay.BatchSize, stockStep: 1, most: s.config.Backlog,
 	}, contenders{
-		raw: s.publishing(rawPrefix+".consumer", func(ctx context.Context, all []json.RawMessage) (time.Duration, error) {
-			began := time.Now()
+		raw: s.publishing(rawPrefix+".consumer", func(ctx context.Context, all []json.RawMessage) (spent, error) {
+			stop := spending()
 			err := raw.publish(ctx, all)
-			return time.Since(began), err
+			return stop(), err
 		}),
 		stock: stock,
 		ours:  ours,
@@ -94,31 +94,31 @@ func (s *stage) ownRelay(ctx context.Context, settings worker.Settings, backend 
 	s.onEnd(conn.Close)
 	publisher := amqp.NewPublisher(conn)
 	s.onEnd(publisher.Close)
-	return func(ctx context.Context, n int) (_ time.Duration, err error) {
+	return func(ctx context.Context, n int) (_ spent, err error) {
 		tail, err := backend.Tail(ctx, store.TailConfig{BatchSize: settings.Relay.BatchSize, Start: store.StartBeginning})
 		if err != nil {
-			return 0, err
+			return spent{}, err
 		}
 		defer func() { err = errors.Join(err, tail.Close()) }()
 		if err := execute(ctx, settings.DatabaseURL, "UPDATE relay_position SET transaction_id = '0', id = 0"); err != nil {
-			return 0, err
+			return spent{}, err
 		}
 		counted := &countedPublisher{publisher: publisher, count: newCount(n)}
 		router, err := message.NewRouter(message.RouterConfig{}, watermill.NopLogger{})
 		if err != nil {
-			return 0, err
+			return spent{}, err
 		}
 		r := relay.New(tail, counted, relay.Config{
 			Poll: settings.Tuning.RelayPoll, Patience: relayPatience, Refused: deadletter.NewShelfSink(backend),
 		}, logger())
-		began := time.Now()
+		stop := spending()
 		if err := r.AddTo(ctx, router); err != nil {
-			return 0, err
+			return spent{}, err
 		}
-		took, err := whileRouting(ctx, router, func(ctx context.Context) (time.Duration, error) {
+		took, err := whileRouting(ctx, router, func(ctx context.Context) (spent, error) {
 			defer r.Stop(ctx)
-			err := counted.count.wait(ctx)
-			return time.Since(began), err
+			_, err := counted.count.wait(ctx)
+			return stop(), err
 		})
 		return took, errors.Join(err, s.empty(prefix+".consumer"))
 	}, nil
@@ -126,8 +126,8 @@ func (s *stage) ownRelay(ctx context.Context, settings worker.Settings, backend 
 
 // whileRouting does something while the router runs.
 func whileRouting(
-	ctx context.Context, router *message.Router, do func(context.Context) (time.Duration, error),
-) (time.Duration, error) {
+	ctx context.Context, router *message.Router, do func(context.Context) (spent, error),
+) (spent, error) {
 	running, stop := context.WithCancel(ctx)
 	defer stop()
 	ended := make(chan error, 1)
@@ -138,7 +138,7 @@ func whileRouting(
 	select {
 	case <-router.Running():
 	case <-running.Done():
-		return 0, <-ended
+		return spent{}, <-ended
 	}
 	took, err := do(running)
 	return took, errors.Join(err, router.Close(), <-ended)
@@ -173,34 +173,34 @@ func (s *stage) stockRelay(ctx context.Context) (contender, error) {
 			return nil, err
 		}
 	}
-	return func(ctx context.Context, n int) (time.Duration, error) {
+	return func(ctx context.Context, n int) (spent, error) {
 		subscriber, err := wsql.NewSubscriber(db, wsql.SubscriberConfig{
 			SchemaAdapter: schema, OffsetsAdapter: wsql.DefaultPostgreSQLOffsetsAdapter{}, InitializeSchema: true,
 		}, stockLogger())
 		if err != nil {
-			return 0, err
+			return spent{}, err
 		}
 		counted := &countedStock{Publisher: publisher, count: newCount(n)}
 		f, err := forwarder.NewForwarder(subscriber, counted, stockLogger(), forwarder.Config{})
 		if err != nil {
-			return 0, err
+			return spent{}, err
 		}
 		ended := make(chan error, 1)
-		began := time.Now()
+		stop := spending()
 		go func() { ended <- f.Run(ctx) }()
-		err = counted.count.wait(ctx)
-		took := time.Since(began)
+		_, err = counted.count.wait(ctx)
+		took := stop()
 		return took, errors.Join(err, f.Close(), <-ended, s.empty(queue))
 	}, nil
 }
 
 // count tells when so many of something have happened.
 type count struct {
-	mu        sync.Mutex
-	left      int
-	first     time.Time
-	done      chan struct{}
-	completed time.Time
+	mu   sync.Mutex
+	left int
+	stop func() spent // begun at the first
+	took spent        // from the first to the last
+	done chan struct{}
 }
 
 func newCount(n int) *count { return &count{left: n, done: make(chan struct{})} }
@@ -208,27 +208,25 @@ func newCount(n int) *count { return &count{left: n, done: make(chan struct{})} 
 func (c *count) add(n int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.first.IsZero() {
-		c.first = time.Now()
+	if c.stop == nil {
+		c.stop = spending()
 	}
 	if c.left > 0 && c.left <= n {
-		c.completed = time.Now()
+		c.took = c.stop()
 		close(c.done)
 	}
 	c.left -= n
 }
 
-func (c *count) wait(ctx context.Context) error {
+// wait returns what was used from the first to the last.
+func (c *count) wait(ctx context.Context) (spent, error) {
 	select {
 	case <-c.done:
-		return nil
+		return c.took, nil
 	case <-ctx.Done():
-		return context.Cause(ctx)
+		return spent{}, context.Cause(ctx)
 	}
 }
-
-// took is the time from the first to the last.
-func (c *count) took() time.Duration { return c.completed.Sub(c.first) }
 
 // countedPublisher counts what is confirmed.
 type countedPublisher struct {

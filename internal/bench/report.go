@@ -86,8 +86,8 @@ func (r *Result) table() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s: %d CPUs, %s, Postgres %s (fsync %s), RabbitMQ %s; medians of %d rounds of about %s, %s in all.\n\n",
 		r.Date, r.CPUs, r.Go, r.Postgres, r.Fsync, r.RabbitMQ, r.Rounds, r.Turn, r.Took)
-	b.WriteString("| what | raw | stock | ours | | ours ÷ raw (least–greatest) | to be reached | |\n")
-	b.WriteString("| --- | ---: | ---: | ---: | --- | --- | --- | --- |\n")
+	b.WriteString("| what | raw | stock | ours | | ours ÷ raw (least–greatest) | to be reached | | CPU |\n")
+	b.WriteString("| --- | ---: | ---: | ---: | --- | --- | --- | --- | --- |\n")
 	for _, row := range r.Rows {
 		what := row.What
 		if row.Against != "" {
@@ -96,8 +96,8 @@ func (r *Result) table() string {
 		if row.Date != r.Date {
 			what += " (on " + row.Date + ")"
 		}
-		fmt.Fprintf(&b, "| %s | %s | %s | %s | %s | %s | %s | %s |\n", what, Figure(row.Raw), Figure(row.Stock),
-			Figure(row.Ours), row.Unit, row.Spread(), row.Goal(), row.Verdict())
+		fmt.Fprintf(&b, "| %s | %s | %s | %s | %s | %s | %s | %s | %s |\n", what, Figure(row.Raw), Figure(row.Stock),
+			Figure(row.Ours), row.Unit, row.Spread(), row.Goal(), row.Verdict(), row.Work())
 	}
 	return b.String()
 }

@@ -41,6 +41,12 @@ type Row struct {
 	Raw   Series  `json:"raw,omitempty"`
 	Stock Series  `json:"stock,omitempty"`
 	Ours  Series  `json:"ours"`
+	// CPU is what an event has cost of the processors, client and servers together, in microseconds.
+	CPU struct {
+		Raw   Series `json:"raw,omitempty"`
+		Stock Series `json:"stock,omitempty"`
+		Ours  Series `json:"ours,omitempty"`
+	} `json:"cpu,omitzero"`
 }
 
 // Series are the figures of a contender, one a round.
@@ -146,7 +152,17 @@ func thousands(n int64) string {
 	return text
 }
 
+// Work is how many times the processors' time of raw ours takes.
+func (r *Row) Work() string {
+	s := ratios(r.CPU.Ours, r.CPU.Raw)
+	if len(s) == 0 {
+		return ""
+	}
+	return fmt.Sprintf("%.2f", s.Median())
+}
+
 func (r *Row) String() string {
-	return fmt.Sprintf("%-16s raw %9s  stock %9s  ours %9s %-8s  ratio %-18s %s %s",
-		r.Name, Figure(r.Raw), Figure(r.Stock), Figure(r.Ours), r.Unit, r.Spread(), r.Goal(), r.Verdict())
+	return fmt.Sprintf("%-16s raw %9s  stock %9s  ours %9s %-8s  ratio %-18s %s %s; CPU %s/%s/%s µs",
+		r.Name, Figure(r.Raw), Figure(r.Stock), Figure(r.Ours), r.Unit, r.Spread(), r.Goal(), r.Verdict(),
+		Figure(r.CPU.Raw), Figure(r.CPU.Stock), Figure(r.CPU.Ours))
 }

@@ -44,24 +44,24 @@ func measureSustained(ctx context.Context, s *stage) (err error) {
 		name: "sustained", what: "all of it at once, from append to committed follow-up", step: callers * streamLength,
 	}, contenders{
 		stock: stock,
-		ours: func(ctx context.Context, n int) (time.Duration, error) {
+		ours: func(ctx context.Context, n int) (spent, error) {
 			followed := func() (n int, err error) {
 				err = pool.QueryRow(ctx, "SELECT count(*) FROM handled").Scan(&n)
 				return n, err
 			}
 			before, err := followed()
 			if err != nil {
-				return 0, err
+				return spent{}, err
 			}
-			began := time.Now()
+			stop := spending()
 			if _, err := add(ctx, n); err != nil {
-				return 0, err
+				return spent{}, err
 			}
 			err = until(ctx, 10*time.Millisecond, func() (bool, error) {
 				now, err := followed()
 				return now >= before+n, err
 			})
-			return time.Since(began), err
+			return stop(), err
 		},
 	})
 }
@@ -86,13 +86,13 @@ func (s *stage) stockSustained(ctx context.Context) (contender, func() error, er
 	if err != nil {
 		return nil, nil, err
 	}
-	return func(ctx context.Context, n int) (time.Duration, error) {
+	return func(ctx context.Context, n int) (spent, error) {
 		list, err := samples(n)
 		if err != nil {
-			return 0, err
+			return spent{}, err
 		}
 		counted = newCount(n)
-		began := time.Now()
+		stop := spending()
 		var group errgroup.Group
 		for i := range callers {
 			group.Go(func() error {
@@ -105,10 +105,10 @@ func (s *stage) stockSustained(ctx context.Context) (contender, func() error, er
 			})
 		}
 		if err := group.Wait(); err != nil {
-			return 0, err
+			return spent{}, err
 		}
-		err = counted.wait(ctx)
-		return time.Since(began), err
+		_, err = counted.wait(ctx)
+		return stop(), err
 	}, assembly.stop, nil
 }
 

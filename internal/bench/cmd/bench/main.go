@@ -24,13 +24,14 @@ func run() int {
 	quick := flag.Bool("quick", false, "only show that everything runs")
 	growth := flag.Bool("growth", false, "also compare with a table of ten million events")
 	rounds := flag.Int("rounds", 0, "how many rounds; 0: as is good")
+	turn := flag.Duration("turn", 0, "about how long a contender works in a round; 0: as is good")
 	rows := flag.String("rows", "", "a regular expression for the names of the rows to measure")
 	into := flag.String("into", "", "folder for performance.json and performance.svg")
 	profiles := flag.String("profiles", "", "folder for a CPU profile of each row")
 	program := flag.String("worker", "bin/worker", "the worker's program")
 	flag.Parse()
 	wanted, err := regexp.Compile(*rows)
-	if err != nil || flag.NArg() > 0 || *rounds < 0 {
+	if err != nil || flag.NArg() > 0 || *rounds < 0 || *turn < 0 {
 		flag.Usage()
 		return 2
 	}
@@ -38,7 +39,7 @@ func run() int {
 	if *quick {
 		c = bench.Quick()
 	}
-	c.Rounds = cmp.Or(*rounds, c.Rounds)
+	c.Rounds, c.Turn = cmp.Or(*rounds, c.Rounds), cmp.Or(*turn, c.Turn)
 	c.Growth, c.Rows, c.Worker, c.Profiles = *growth, wanted, *program, *profiles
 	//nolint:forbidigo // the servers are named as for the tests
 	c.DatabaseURL, c.BrokerURL = os.Getenv("DATABASE_URL"), os.Getenv("RABBITMQ_URL")
