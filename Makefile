@@ -61,7 +61,7 @@ torture: build ## Harm workers and servers under traffic for DURATION, by SEED, 
 	bin/torture -duration=$(DURATION) -workers=$(WORKERS) $(if $(SEED),-seed=$(SEED))
 
 .PHONY: demo
-demo: build ## See the main job done on sample clinic traffic
+demo: build ## Run a worker on sample clinic traffic, and say what to look for
 	bin/worker demo
 
 .PHONY: tidy

@@ -25,6 +25,8 @@ const (
 	exitOK     = 0
 	exitFailed = 1
 	exitUsage  = 2
+	// exitUnknown is of `worker dlq try`, when it cannot tell of all, and nothing would fail.
+	exitUnknown = 3
 )
 
 func main() {
@@ -55,6 +57,9 @@ func execute(ctx context.Context, all registrations, args []string, in io.Reader
 	case isUsage(err):
 		fmt.Fprintf(errOut, "worker: %s\nTry `%s --help`.\n", err, command.CommandPath())
 		return exitUsage
+	case errors.Is(err, errCannotTell):
+		fmt.Fprintf(errOut, "worker: %s\n", err)
+		return exitUnknown
 	default:
 		fmt.Fprintf(errOut, "worker: %s\n", err)
 		return exitFailed
@@ -88,7 +93,7 @@ RABBITMQ_URL a RabbitMQ broker to use instead; either goes with either.`,
 	complete(root, "queue-type", amqp.ClassicQueues, amqp.QuorumQueues)
 	root.AddCommand(
 		runCommand(&settings, all), migrateCommand(&settings), appendCommand(&settings), publishCommand(&settings),
-		eventsCommand(&settings), dlqCommand(&settings), demoCommand(),
+		eventsCommand(&settings), traceCommand(&settings), tailCommand(&settings), dlqCommand(&settings, all), demoCommand(),
 	)
 	describeEnvironment(root)
 	return root

@@ -18,7 +18,6 @@ import (
 
 	"github.com/healz/worker/internal/bus"
 	"github.com/healz/worker/internal/deadletter"
-	"github.com/healz/worker/internal/events"
 )
 
 // Headers of a dead letter besides those of package deadletter. All are strings, so that Watermill's tools read them.
@@ -28,8 +27,6 @@ const (
 	// expirationKey keeps the message's expiration, by which the letter would vanish from the failed queue.
 	expirationKey = "dead_letter_expiration"
 
-	// replayCountKey counts the replays of a message.
-	replayCountKey = deadletter.ReplayCountKey
 	// headersDroppedKey says that the message's own headers were so large that the letter has none of them.
 	headersDroppedKey = "dead_letter_headers_dropped"
 	// userIDKey keeps a user_id that is not the connection's own: the broker refuses it as a property.
@@ -133,16 +130,16 @@ func (q *FailedQueue) send(ctx context.Context, exchange, key string, p amqp091.
 	})
 }
 
-// List yields the letters, oldest first.
-func (q *FailedQueue) List(ctx context.Context) iter.Seq2[deadletter.Letter, error] {
-	return func(yield func(deadletter.Letter, error) bool) {
+// List yields the letters that f chooses, oldest first.
+func (q *FailedQueue) List(ctx context.Context, f deadletter.Filter) iter.Seq2[deadletter.Letter, error] {
+	return f.Choose(func(yield func(deadletter.Letter, error) bool) {
 		err := q.walk(ctx, func(d amqp091.Delivery) (taken, more bool, err error) {
 			return false, yield(letterOf(d), nil), nil
 		})
 		if err != nil {
 			yield(deadletter.Letter{}, fmt.Errorf("list dead letters: %w", err))
 		}
-	}
+	})
 }
 
 // Replay republishes the letters that f chooses to the queue they come from, or else to the consumer's, oldest first. A
@@ -152,18 +149,31 @@ func (q *FailedQueue) List(ctx context.Context) iter.Seq2[deadletter.Letter, err
 //
 // The message is as it was, body, properties and headers of any type, without the headers of the failure, and with two
 // more: how often it was replayed, and the handler that failed ([bus.ReplayHandlerKey]).
-func (q *FailedQueue) Replay(ctx context.Context, f deadletter.Filter) iter.Seq2[deadletter.Letter, error] {
-	return func(yield func(deadletter.Letter, error) bool) {
+func (q *FailedQueue) Replay(
+	ctx context.Context, f deadletter.Filter, o deadletter.ReplayOptions,
+) iter.Seq2[deadletter.Progress, error] {
+	return func(yield func(deadletter.Progress, error) bool) {
+		o, err := o.Check()
+		p := deadletter.Progress{ReplayID: o.Resume}
+		if err != nil {
+			yield(p, err)
+			return
+		}
 		stopped := false
-		err := q.walk(ctx, func(d amqp091.Delivery) (taken, more bool, err error) {
+		show := func(step deadletter.Step, l deadletter.Letter, problem error) bool {
+			p.Step, p.Letter, p.Problem = step, l, problem
+			stopped = !yield(p, nil)
+			return !stopped
+		}
+		err = q.walk(ctx, func(d amqp091.Delivery) (taken, more bool, err error) {
 			l := letterOf(d)
 			if !f.Match(l) {
 				return false, true, nil
 			}
-			err = q.send(ctx, "", q.home(l.Source), replayOf(d, l))
+			err = q.send(ctx, "", q.home(l.Source), replayOf(d, l, o))
 			if _, unroutable := errors.AsType[*UnroutableError](err); unroutable {
-				stopped = !yield(l, fmt.Errorf("replay dead letter %s: %w", l.ID, err))
-				return false, !stopped, nil
+				p.Kept++
+				return false, show(deadletter.Kept, l, err), nil
 			}
 			if err != nil {
 				return false, false, fmt.Errorf("letter %s: %w", l.ID, err)
@@ -171,13 +181,67 @@ func (q *FailedQueue) Replay(ctx context.Context, f deadletter.Filter) iter.Seq2
 			if err := d.Ack(false); err != nil {
 				return false, false, fmt.Errorf("letter %s was republished, but not removed: %w", l.ID, err)
 			}
-			stopped = !yield(l, nil)
-			return true, !stopped, nil
+			p.Sent++
+			return true, show(deadletter.Sent, l, nil), nil
 		})
-		if err != nil && !stopped {
-			yield(deadletter.Letter{}, fmt.Errorf("replay dead letters: %w", err))
+		switch {
+		case stopped:
+		case err != nil:
+			yield(p, fmt.Errorf("replay dead letters: %w", err))
+		default:
+			show(deadletter.Done, deadletter.Letter{}, nil)
 		}
 	}
+}
+
+// Take takes the letters that f chooses out of the queue, once keep has them.
+func (q *FailedQueue) Take(
+	ctx context.Context, f deadletter.Filter, keep func(context.Context, []deadletter.Letter) error,
+) (int, error) {
+	n := 0
+	err := q.walk(ctx, func(d amqp091.Delivery) (taken, more bool, err error) {
+		l := letterOf(d)
+		if !f.Match(l) {
+			return false, true, nil
+		}
+		if err := keep(ctx, []deadletter.Letter{l}); err != nil {
+			return false, false, err
+		}
+		if err := d.Ack(false); err != nil {
+			return false, false, fmt.Errorf("letter %s is kept elsewhere, but not removed: %w", l.ID, err)
+		}
+		n++
+		return true, n != f.Limit, nil
+	})
+	if err != nil {
+		return n, fmt.Errorf("take dead letters: %w", err)
+	}
+	return n, nil
+}
+
+// Return publishes letters to the queue, as they were when they were listed.
+func (q *FailedQueue) Return(ctx context.Context, letters []deadletter.Letter) ([]string, error) {
+	list := make([]amqp091.Publishing, len(letters))
+	returned := make([]string, len(letters))
+	for i, l := range letters {
+		if l.Raw == nil {
+			return nil, fmt.Errorf("return dead letter %s: %w", l.ID, deadletter.ErrForeign)
+		}
+		d, err := deliveryOf(l.Raw, l.Body)
+		if err != nil {
+			return nil, fmt.Errorf("return dead letter %s: %w", l.ID, err)
+		}
+		list[i], returned[i] = publishingOf(d), letterID(d)
+		if history := l.History.Header(); history != "" {
+			list[i].Headers[deadletter.HistoryKey] = history
+		}
+	}
+	for i, p := range list {
+		if err := q.send(ctx, q.conn.names.deadLetterExchange, failedKey, p); err != nil {
+			return nil, fmt.Errorf("return dead letter %s: %w", letters[i].ID, err)
+		}
+	}
+	return returned, nil
 }
 
 // home is the queue to which a message of some queue returns. A partition that is no more is not consumed any more.
@@ -265,31 +329,38 @@ func (s *session) get(channel *amqp091.Channel, queue string) (amqp091.Delivery,
 // letterOf reads a letter, whoever wrote it.
 func letterOf(d amqp091.Delivery) deadletter.Letter {
 	l := deadletter.Letter{
-		ID: letterID(d), Source: text(d.Headers, sourceQueueKey), Headers: withoutLetterKeys(d.Headers), Body: d.Body,
+		ID: letterID(d), Type: d.Type, Source: text(d.Headers, sourceQueueKey), Headers: withoutLetterKeys(d.Headers), Body: d.Body,
 	}
-	l.Event = events.ParsePartial(d.Body)
+	l.Raw, _ = rawOf(d) // what came over the wire is encoded
+	l.Failure, l.Source = failureOf(d, l.Source)
+	return deadletter.Complete(l)
+}
+
+// failureOf reads why a letter failed, and where it comes from: of the worker's headers, or else the broker's.
+func failureOf(d amqp091.Delivery, source string) (deadletter.Failure, string) {
 	if reason, ok := d.Headers[deadletter.ReasonKey].(string); ok {
-		l.Failure = deadletter.Failure{
+		f := deadletter.Failure{
 			Reason:      reason,
 			Handler:     text(d.Headers, deadletter.HandlerKey),
 			FirstFailed: timeOf(d.Headers, deadletter.FirstFailedKey),
 			LastFailed:  timeOf(d.Headers, deadletter.LastFailedKey),
 		}
-		l.Attempts, _ = strconv.Atoi(text(d.Headers, deadletter.AttemptsKey))
-		return l
+		f.Attempts, _ = strconv.Atoi(text(d.Headers, deadletter.AttemptsKey))
+		return f, source
 	}
+	var f deadletter.Failure
 	if deaths, ok := d.Headers["x-death"].([]any); ok && len(deaths) > 0 {
 		if last, ok := deaths[0].(amqp091.Table); ok {
-			l.Source = cmp.Or(l.Source, text(last, "queue"))
-			l.Reason = "dead-lettered by the broker: " + text(last, "reason")
+			source = cmp.Or(source, text(last, "queue"))
+			f.Reason = "dead-lettered by the broker: " + text(last, "reason")
 			count, _ := last["count"].(int64)
-			l.Attempts = int(count)
+			f.Attempts = int(count)
 			if at, ok := last["time"].(time.Time); ok {
-				l.FirstFailed, l.LastFailed = at.UTC(), at.UTC()
+				f.FirstFailed, f.LastFailed = at.UTC(), at.UTC()
 			}
 		}
 	}
-	return l
+	return f, source
 }
 
 func letterID(d amqp091.Delivery) string {
@@ -303,14 +374,12 @@ func letterID(d amqp091.Delivery) string {
 }
 
 // replayOf is the message to publish in place of a letter.
-func replayOf(d amqp091.Delivery, l deadletter.Letter) amqp091.Publishing {
+func replayOf(d amqp091.Delivery, l deadletter.Letter, o deadletter.ReplayOptions) amqp091.Publishing {
 	p := publishingOf(d)
 	p.Headers = withoutLetterKeys(d.Headers)
 	p.Expiration = cmp.Or(text(d.Headers, expirationKey), p.Expiration)
-	count, _ := strconv.Atoi(text(d.Headers, replayCountKey))
-	p.Headers[replayCountKey] = strconv.Itoa(count + 1)
-	if l.Handler != "" {
-		p.Headers[bus.ReplayHandlerKey] = l.Handler
+	for key, value := range l.ReplayHeaders(o.Resume, o.To, time.Now()) {
+		p.Headers[key] = value
 	}
 	return p
 }

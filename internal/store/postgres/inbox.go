@@ -33,8 +33,12 @@ var (
 
 // Handled returns the names of the handlers that have handled e; see [store.Store].
 func (s *Store) Handled(ctx context.Context, e events.Event) ([]string, error) {
+	return handled(ctx, s.pool, e)
+}
+
+func handled(ctx context.Context, q querier, e events.Event) ([]string, error) {
 	const doing = "read who has handled an event"
-	rows, err := s.pool.Query(ctx, handledSQL, e.ID)
+	rows, err := q.Query(ctx, handledSQL, e.ID)
 	if err != nil {
 		return nil, fault(ctx, doing, err)
 	}
@@ -101,7 +105,7 @@ func (s *Store) Record(ctx context.Context, handler string, e events.Event, foll
 			if slices.Contains(handled, handler) {
 				return fmt.Errorf("event %s, handler %q: %w", e.ID, handler, store.ErrHandled)
 			}
-			return s.explain(ctx, followUps)
+			return explain(ctx, s.pool, followUps)
 		})
 	if err != nil {
 		return err
@@ -162,19 +166,23 @@ func (s *Store) Park(ctx context.Context, handler string, e events.Event) error 
 
 // Parked returns behind which events e has to wait; see [store.Store].
 func (s *Store) Parked(ctx context.Context, e events.Event, handlers []string) (map[string]uuid.UUID, error) {
+	return parked(ctx, s.pool, e, handlers)
+}
+
+func parked(ctx context.Context, q querier, e events.Event, handlers []string) (map[string]uuid.UUID, error) {
 	const doing = "look for parked events"
-	rows, err := s.pool.Query(ctx, parkedSQL, e.AggregateID, e.AggregateVersion, handlers)
+	rows, err := q.Query(ctx, parkedSQL, e.AggregateID, e.AggregateVersion, handlers)
 	if err != nil {
 		return nil, fault(ctx, doing, err)
 	}
-	parked := make(map[string]uuid.UUID)
+	firsts := make(map[string]uuid.UUID)
 	var handler string
 	var first uuid.UUID
 	_, err = pgx.ForEachRow(rows, []any{&handler, &first}, func() error {
-		parked[handler] = first
+		firsts[handler] = first
 		return nil
 	})
-	return parked, fault(ctx, doing, err)
+	return firsts, fault(ctx, doing, err)
 }
 
 // UnparkAll takes all notes of parked events away; see [store.Store].

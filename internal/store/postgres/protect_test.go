@@ -107,7 +107,8 @@ func TestLeastPrivilege(t *testing.T) {
 
 func useShelf(t *testing.T, s deadletter.Shelf) {
 	t.Helper()
-	require.NoError(t, s.AddLetter(t.Context(), deadletter.Letter{Body: []byte("{}")}))
+	_, err := s.AddLetter(t.Context(), deadletter.Letter{Body: []byte("{}")})
+	require.NoError(t, err)
 	letters, err := s.Letters(t.Context(), "", 1)
 	require.NoError(t, err)
 	_, err = s.RequestReplay(t.Context(), letters[0].ID)
