@@ -100,6 +100,7 @@ func (a *Archive) Import(ctx context.Context, file io.ReadSeeker, d Decision, ag
 	}
 	var batch []ArchivedLetter
 	wanted := make(map[string]bool)
+	alike := make(map[string]int)
 	add := func() error {
 		ids, err := a.table.AddArchived(ctx, batch)
 		if err != nil {
@@ -125,7 +126,8 @@ func (a *Archive) Import(ctx context.Context, file io.ReadSeeker, d Decision, ag
 		if err != nil {
 			return ImportCounts{}, fmt.Errorf("import dead letters: the file was changed meanwhile: %w", &LineError{Line: number, Err: err})
 		}
-		once = "import " + once
+		alike[once]++ // twins are two letters, of one file
+		once = fmt.Sprintf("import %s %d", once, alike[once])
 		if again == ImportAnew {
 			once = "import " + ulid.Make().String()
 		}
