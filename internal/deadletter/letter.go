@@ -1,8 +1,11 @@
 package deadletter
 
 import (
+	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"strconv"
 	"time"
@@ -124,7 +127,12 @@ func (l Letter) Encode() ([]byte, error) {
 // Decode reads what [Letter.Encode] wrote. The error quotes nothing of it.
 func Decode(line []byte) (Letter, error) {
 	var c encoded
-	if json.Unmarshal(line, &c) != nil {
+	decoder := json.NewDecoder(bytes.NewReader(line))
+	decoder.UseNumber() // headers keep every digit
+	if decoder.Decode(&c) != nil {
+		return Letter{}, errEncoding
+	}
+	if _, err := decoder.Token(); !errors.Is(err, io.EOF) {
 		return Letter{}, errEncoding
 	}
 	l := Complete(Letter{
