@@ -541,10 +541,10 @@ func TestReplayIsAJob(t *testing.T) {
 			return !slices.ContainsFunc(texts, func(text string) bool { return !strings.Contains(body, text) })
 		}, patience, 50*time.Millisecond, "%s", texts)
 	}
-	says("dead letter "+s.Letter, "<b>1</b> chosen")
+	says("running", "dead letter "+s.Letter, "<b>1</b> chosen")
 	response, _ = v.post(page+"/stop", url.Values{"form_token": {v.formToken("/")}})
 	require.Equal(t, page, response.Header.Get("Location"))
-	says(`class="dot" aria-hidden="true"></span>`)
+	says("stopped")
 
 	all := []string{"all=yes"}
 	for _, form := range []url.Values{{"max_failures": {"-1"}, "filter": all}, {"rate": {"0"}, "filter": all}, {"rate": {"x"}, "filter": all}, {"filter": {"tenant=x"}}, {"filter": {"%"}}, {"filter": {""}}, {"filter": {"handlr=send-message"}}} {
