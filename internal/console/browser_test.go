@@ -106,7 +106,7 @@ type screen struct {
 	noScript      bool
 }
 
-func desktop() screen { return screen{width: 1280, height: 1500, scheme: "light"} }
+func desktop() screen { return screen{width: 1180, height: 940, scheme: "light"} }
 
 func (d demo) open(t *testing.T, s screen) tab {
 	t.Helper()
@@ -243,10 +243,10 @@ func TestPagesInBrowser(t *testing.T) {
 	trace, letter := "/traces/"+d.find(t, `worker trace (\S+)`), "/dead-letters/letter/"+d.find(t, `worker dlq show (\S+)`)
 	for name, s := range map[string]screen{
 		"light":      desktop(),
-		"dark":       {width: 1280, height: 860, scheme: "dark"},
+		"dark":       {width: 1180, height: 940, scheme: "dark"},
 		"phone":      {width: 390, height: 844, scheme: "light"},
 		"phone-dark": {width: 390, height: 844, scheme: "dark"},
-		"no-script":  {width: 1280, height: 860, scheme: "light", noScript: true},
+		"no-script":  {width: 1180, height: 940, scheme: "light", noScript: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
