@@ -313,6 +313,8 @@ func TestLogin(t *testing.T) {
 		require.Equal(t, http.StatusSeeOther, response.StatusCode)
 		response, _ = v.get("/")
 		require.Equal(t, "/login", response.Header.Get("Location"))
+		response, _ = s.visitor().get("/", func(r *http.Request) { r.AddCookie(cookie) })
+		require.Equal(t, "/login", response.Header.Get("Location"), "who has signed out cannot come back with the cookie")
 	}
 	response, _ = v.post("/login", form("Kim", readToken), func(r *http.Request) { r.Header.Set("X-Forwarded-Proto", "https") })
 	require.True(t, response.Cookies()[0].Secure)
@@ -552,4 +554,16 @@ func TestReplayIsAJob(t *testing.T) {
 		response, _ := v.post("/dead-letters/replay", form)
 		require.Equal(t, http.StatusBadRequest, response.StatusCode, form)
 	}
+}
+
+func TestFormsAreBounded(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, console.Access{Write: true})
+	v := s.visitor()
+	form := url.Values{"form_token": {v.formToken("/")}, "filter": {"all=yes"}, "reason": {strings.Repeat("x", 1<<20)}}
+	response, _ := v.post("/dead-letters/replay", form)
+	require.Equal(t, http.StatusForbidden, response.StatusCode)
+	form.Set("reason", "")
+	response, _ = v.post("/dead-letters/replay?form_token="+form.Get("form_token"), url.Values{"filter": {"all=yes"}})
+	require.Equal(t, http.StatusForbidden, response.StatusCode, "a token in an address is none")
 }

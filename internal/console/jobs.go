@@ -12,8 +12,8 @@ import (
 )
 
 const (
-	// maxJobs is how many replays are remembered, and maxSteps how many steps of each.
-	maxJobs, maxSteps = 50, 200
+	// maxJobs is how many replays are remembered, and maxSteps how many steps of each; latestJobs are shown.
+	maxJobs, maxSteps, latestJobs = 50, 200, 5
 )
 
 // jobs are the replays that were begun here. They go on when nobody looks, and end with the console.
@@ -87,6 +87,17 @@ func (j *jobs) start(title, who string, run func(ctx context.Context, report fun
 		}
 	})
 	return started
+}
+
+// latest are the last few jobs, the latest first.
+func (j *jobs) latest() []jobPage {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	var list []jobPage
+	for _, job := range slices.Backward(j.list[max(0, len(j.list)-latestJobs):]) {
+		list = append(list, job.page())
+	}
+	return list
 }
 
 func (j *job) report(p deadletter.Progress) {
