@@ -48,7 +48,9 @@ func TestConsoleIsServedWhereItIsSafe(t *testing.T) {
 		})
 	}
 	for _, args := range [][]string{
-		{"--console-token", "shorter-than-16"}, {"--console-write-token", "shorter-than-16"}, {"--console-token", "@" + file + "-missing"},
+		{"--console-token", "shorter-than-16"},
+		{"--console-write-token", "shorter-than-16"},
+		{"--console-token", "@" + file + "-missing"},
 		{"--console-token", token, "--console-write-token", token},
 	} {
 		r := embedded(t).run("", append([]string{"run", "--http-addr", "127.0.0.1:0"}, args...)...)
