@@ -189,13 +189,10 @@ func runWorker(
 	}
 	defer func() { err = errors.Join(err, closeParts()) }()
 	health.Report(w)
-	closeConsole, err := consoleOf{
+	closeConsole := consoleOf{
 		settings: s, access: access, worker: w, metrics: measures, register: registerAll,
 		listening: listener.Addr(), logger: logger,
 	}.serve(ctx, &front)
-	if err != nil {
-		return ended(ctx, err)
-	}
 	defer func() { err = errors.Join(err, closeConsole()) }()
 	logger.InfoContext(ctx, "opened", "store", s.StoreName(), "bus", s.BusName())
 	return errors.Join(w.Run(ctx), ended(ctx, nil))

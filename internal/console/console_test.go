@@ -76,6 +76,10 @@ func newSite(t *testing.T, access console.Access) *site {
 		Store: s, Letters: deadletter.NewShelfQueue(s), Access: access, Logger: slog.New(slog.NewJSONHandler(w.log, nil)),
 		Status:     func(context.Context) console.Status { return console.StatusOf(worker.Health{Ready: true}, nil) },
 		Aggregates: []func() events.Stateful{func() events.Stateful { return clinic.NewAppointment() }},
+		Archive: func(ctx context.Context, f deadletter.Filter, by, reason string) (int, error) {
+			d := deadletter.Decision{By: by, Reason: reason}
+			return deadletter.NewShelfArchive(deadletter.NewShelfQueue(s), s).Put(ctx, f, deadletter.Archived, d)
+		},
 	})
 	require.NoError(t, err)
 	w.Server = httptest.NewServer(c)
@@ -566,4 +570,29 @@ func TestFormsAreBounded(t *testing.T) {
 	form.Set("reason", "")
 	response, _ = v.post("/dead-letters/replay?form_token="+form.Get("form_token"), url.Values{"filter": {"all=yes"}})
 	require.Equal(t, http.StatusForbidden, response.StatusCode, "a token in an address is none")
+}
+
+func TestArchive(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, console.Access{WriteToken: writeToken})
+	v := s.logIn(writeToken)
+	form := url.Values{"form_token": {v.formToken("/")}, "filter": {"id=" + s.Letter}}
+	response, body := v.post("/dead-letters/archive", form)
+	require.Equal(t, http.StatusUnprocessableEntity, response.StatusCode)
+	require.Contains(t, body, "Say why")
+	_, body = v.get("/dead-letters")
+	require.Contains(t, body, "send-message")
+
+	form.Set("reason", "the patient has moved")
+	response, _ = v.post("/dead-letters/archive", form)
+	require.Equal(t, "/dead-letters?archived=1", response.Header.Get("Location"))
+	_, body = v.get("/dead-letters?archived=1")
+	require.Contains(t, body, "1 letter is in the archive")
+	require.Contains(t, body, "Nothing rests in the dead letters")
+	rows, err := s.store.ArchivedLetters(t.Context(), "", 10)
+	require.NoError(t, err)
+	require.Len(t, rows, 1)
+	require.Equal(t, deadletter.Decision{By: "Kim", Reason: "the patient has moved"}, rows[0].Decision)
+	require.Contains(t, s.log.String(), `"action":"archive","who":"Kim"`)
+	require.NotContains(t, s.log.String(), "moved", "a reason may be about a patient")
 }
