@@ -125,10 +125,10 @@ type jobPage struct {
 	State jobState
 }
 
-// Settled is the share of the letters of which the outcome is known, in percent; 100 when the replay is over.
+// Settled is the share of the letters of which the outcome is known, in percent; 100 when all is done.
 func (p jobPage) Settled() int {
 	switch {
-	case p.State.Done:
+	case p.State.Done && !p.State.Stopped && p.State.Problem == "":
 		return 100
 	case p.State.Chosen == 0:
 		return 0

@@ -22,7 +22,7 @@ const (
 	// lettersAge is how long a look at the dead letters is good for, or as many times as long as it took: on a broker
 	// nobody else sees a letter while it is looked at.
 	lettersAge   = 2 * time.Second
-	lettersPause = 10
+	lettersPause = 30
 )
 
 // letters are the dead letters at one moment, without their bodies.
