@@ -98,7 +98,8 @@ func ignoreEnd(ctx context.Context, err error) error {
 
 // mend is the event that supplies the hours of the clinic that was opened without, as a line of JSON.
 func mend(opened events.Event) string {
-	return fmt.Sprintf(`{"event_type":%q,"aggregate_type":%q,"aggregate_id":%q,"tenant_id":%q,"event_data":{"opens":"08:00","closes":"17:00"}}`,
+	return fmt.Sprintf(`{"event_type":%q,"aggregate_type":%q,"aggregate_id":%q,"tenant_id":%q,`+
+		`"event_data":{"opens":"08:00","closes":"17:00"}}`,
 		clinicHoursSet{}.EventType(), opened.AggregateType, opened.AggregateID, opened.TenantID)
 }
 
