@@ -130,11 +130,13 @@ func TestPostgresFaults(t *testing.T) {
 		},
 		"no schema": {
 			statement("DROP TABLE worker_migrations, events"),
-			"schema", doctor.Wrong, []string{"has no schema", "worker migrate up"},
+			"schema", doctor.Wrong,
+			[]string{"has no schema", "worker migrate up"},
 		},
 		"events without their guard": {
 			statement("ALTER TABLE events DISABLE TRIGGER events_append_only"),
-			"append-only", doctor.Wrong, []string{"can be changed", "ENABLE TRIGGER"},
+			"append-only", doctor.Wrong,
+			[]string{"can be changed", "ENABLE TRIGGER"},
 		},
 		"nobody wakes the relay": {
 			statement("DROP TRIGGER events_inserted ON events"), "append-only", doctor.Warning, []string{"events_inserted"},
