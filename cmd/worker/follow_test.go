@@ -129,6 +129,8 @@ func TestTrace(t *testing.T) {
 		require.Contains(t, object, `"dead_letters":1`)
 		require.NotRegexp(t, "Ana|Ben", object)
 		require.Contains(t, object, `"letter_id":"`+letter.ID+`"`)
+		p.must("", "dlq", "archive", letter.ID, "--reason", "sent twice")
+		require.Regexp(t, `– welcome-patient \(2 attempts, archived letter `+letter.ID+`\)`, p.must("", "trace", e.CorrelationID))
 		require.Equal(t, 1, p.run("", "trace", uuid.NewString()).code)
 		require.Equal(t, 2, p.run("", "trace", "Ana").code)
 		require.Equal(t, 2, p.run("", "trace", e.EventID, "--format", "svg").code)
