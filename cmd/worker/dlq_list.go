@@ -98,7 +98,7 @@ func printGroups(w io.Writer, groups []deadletter.Group) error {
 	if err := t.flush(); err != nil {
 		return err
 	}
-	_, err := fmt.Fprintf(w, "\n%d dead letters in %d groups. The letters of a group: worker dlq list --group %s\n",
+	_, err := fmt.Fprintf(w, "\ndead letters: %d, groups: %d. The letters of a group: worker dlq list --group %s\n",
 		all, len(groups), groups[0].ID)
 	return err
 }

@@ -59,7 +59,11 @@ It exits with 0 if all were sent, whether or not some failed again, and with 1 i
 			return usageError{err}
 		}
 		return withDeadLetters(c.Context(), s, func(q deadletter.Queue) error {
-			return replay(c, q, filter, o, f.show(c.OutOrStdout()))
+			show := f.show(c.OutOrStdout())
+			if _, lines := show.(stepLines); o.DryRun && !lines {
+				show = letterTable{newLetterPrinter(c.OutOrStdout(), formatTable)}
+			}
+			return replay(c, q, filter, o, show)
 		})
 	}
 	return c
@@ -134,7 +138,7 @@ func (f *replayFormat) show(w io.Writer) replayShow {
 	case terminal:
 		return &progressBar{w: w, width: func() int {
 			width, _, err := term.GetSize(int(file.Fd()))
-			if err != nil {
+			if err != nil || width < 1 {
 				return 80
 			}
 			return width
@@ -150,6 +154,18 @@ type replayShow interface {
 	end()
 }
 
+// letterTable shows the letters that are sent, or would be.
+type letterTable struct{ *letterPrinter }
+
+func (t letterTable) end() { _ = t.flush() } // nobody is left to be told
+
+func (t letterTable) step(p deadletter.Progress) error {
+	if p.Step != deadletter.Sent {
+		return nil
+	}
+	return t.print(p.Letter)
+}
+
 // stepLines shows each step as a line of JSON.
 type stepLines struct{ w io.Writer }
 
@@ -159,7 +175,7 @@ func (s stepLines) step(p deadletter.Progress) error {
 	line := struct {
 		Step        deadletter.Step `json:"step"`
 		ReplayID    string          `json:"replay_id"`
-		Letter      *letterLine     `json:"letter,omitempty"`
+		Letter      *sentLetter     `json:"letter,omitempty"`
 		Problem     string          `json:"problem,omitempty"`
 		Chosen      int             `json:"chosen"`
 		Sent        int             `json:"sent"`
@@ -173,12 +189,24 @@ func (s stepLines) step(p deadletter.Progress) error {
 	}
 	if p.Letter.ID != "" {
 		l := lineOf(p.Letter)
-		line.Letter = &l
+		line.Letter = &sentLetter{l.ID, l.Group, l.EventID, l.EventType, l.AggregateID, l.Version, l.Handler, l.Reason}
 	}
 	if p.Problem != nil {
 		line.Problem = p.Problem.Error()
 	}
 	return printJSON(s.w, line)
+}
+
+// sentLetter is the letter of a step.
+type sentLetter struct {
+	ID          string `json:"id"`
+	Group       string `json:"group"`
+	EventID     string `json:"event_id,omitempty"`
+	EventType   string `json:"event_type,omitempty"`
+	AggregateID string `json:"aggregate_id,omitempty"`
+	Version     int    `json:"aggregate_version,omitempty"`
+	Handler     string `json:"handler,omitempty"`
+	Reason      string `json:"reason,omitempty"`
 }
 
 // problemLines shows what fails again or cannot be sent.
