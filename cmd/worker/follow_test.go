@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"context"
+	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -17,8 +18,10 @@ import (
 // following is a command that goes on until it is interrupted.
 type following struct {
 	*program
-	out  *logBuffer
-	quit func() int
+	out     *logBuffer
+	process *os.Process
+	done    <-chan struct{}
+	quit    func() int
 }
 
 // follow starts a command that goes on.
@@ -30,8 +33,8 @@ func (p *program) follow(args ...string) *following {
 	errOut := &strings.Builder{}
 	c.Stderr = errOut
 	require.NoError(p.t, c.Start())
-	f := &following{program: p, out: &logBuffer{}}
 	done := make(chan struct{})
+	f := &following{program: p, out: &logBuffer{}, process: c.Process, done: done}
 	go func() {
 		defer close(done)
 		for lines := bufio.NewScanner(stdout); lines.Scan(); {
