@@ -107,8 +107,9 @@ func (a *Archive) add(ctx context.Context, letters []Letter, disposition Disposi
 // onceOf tells letters apart that have an id of their own for good. Others, which are foreign messages, may be alike and
 // yet two: better one is archived twice than not at all.
 func onceOf(l Letter) (string, error) {
-	if _, err := ulid.ParseStrict(l.ID); l.Raw != nil && err != nil {
-		return ulid.Make().String(), nil
+	_, foreign := ulid.ParseStrict(l.ID)
+	if l.Raw != nil && foreign != nil {
+		return ulid.Make().String(), nil //nolint:nilerr // another's id is no error
 	}
 	return digest(l)
 }
