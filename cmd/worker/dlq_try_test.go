@@ -135,7 +135,7 @@ func TestTryTellsRightFromWrongAndTouchesNothing(t *testing.T) {
 		w.stop()
 		next.start()
 		p.must("", "dlq", "replay")
-		require.Eventually(t, func() bool { return len(p.welcomedBy(tenant, "Mended")) == 5 }, patience, tick)
+		require.Eventually(t, func() bool { return len(p.causesOf(tenant, "Mended")) == 5 }, patience, tick)
 		left := p.awaitLetters(3)
 		var failed []string
 		for _, l := range left {
@@ -145,8 +145,8 @@ func TestTryTellsRightFromWrongAndTouchesNothing(t *testing.T) {
 	})
 }
 
-// welcomedBy are the ids of a tenant's events that caused one of a type.
-func (p *program) welcomedBy(tenant, eventType string) []string {
+// causesOf are the ids of a tenant's events that caused one of a type.
+func (p *program) causesOf(tenant, eventType string) []string {
 	p.t.Helper()
 	var ids []string
 	for _, e := range decodeLines[wire](p.t, p.must("", "events", "--tenant", tenant, "--format", "json")) {
