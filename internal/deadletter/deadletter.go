@@ -79,12 +79,29 @@ type Shelf interface {
 	AddLetter(ctx context.Context, l Letter) (id string, err error)
 	// Letters returns up to limit letters after the one with the given id ("" is the beginning), oldest first.
 	Letters(ctx context.Context, afterID string, limit int) ([]Letter, error)
-	// RequestReplay marks a letter, for the worker that runs to take up. It reports whether there is such a letter.
-	RequestReplay(ctx context.Context, id string) (bool, error)
-	// ReplayRequested returns up to limit marked letters, oldest first.
-	ReplayRequested(ctx context.Context, limit int) ([]Letter, error)
+	// RequestReplay marks letters, for the worker that runs to take up in this order, and returns the ids of those that are
+	// there. A mark that a letter has already is replaced.
+	RequestReplay(ctx context.Context, ids []string, r ReplayRequest) ([]string, error)
+	// ReplayRequested returns up to limit marked letters, in the order in which they were marked.
+	ReplayRequested(ctx context.Context, limit int) ([]Requested, error)
+	// AwaitingReplay returns the ids of the letters that are marked for a replay.
+	AwaitingReplay(ctx context.Context, replayID string) ([]string, error)
+	// CancelReplay takes the marks of a replay away.
+	CancelReplay(ctx context.Context, replayID string) error
 	// RemoveLetter takes a letter off the shelf, once its replay is safe. Removing one that is gone is no error.
 	RemoveLetter(ctx context.Context, id string) error
 	// PurgeLetters destroys all letters and returns how many. Nothing is parked behind them any longer.
 	PurgeLetters(ctx context.Context) (int, error)
+}
+
+// ReplayRequest is the mark of a letter that is to be replayed.
+type ReplayRequest struct {
+	ReplayID string
+	To       Destination
+}
+
+// Requested is a letter that is marked.
+type Requested struct {
+	Letter
+	By ReplayRequest
 }

@@ -99,6 +99,12 @@ func Complete(l Letter) Letter {
 	return l
 }
 
+// light is the letter without what takes room.
+func (l Letter) light() Letter {
+	l.Body, l.Raw, l.Headers, l.Event.Data, l.Event.Metadata = nil, nil, nil, nil, nil
+	return l
+}
+
 // Encode writes all of a letter as one line of JSON, from which [Decode] reads it without loss, Headers of a letter with
 // Raw aside, which it leaves to its queue. The body is in it, which may be about a patient: it is meant for archives and
 // exports, not for logs.

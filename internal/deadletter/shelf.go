@@ -2,10 +2,12 @@ package deadletter
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"iter"
 	"log/slog"
 	"maps"
+	"slices"
 	"strconv"
 	"time"
 
@@ -15,8 +17,10 @@ import (
 )
 
 const (
-	// page is how many letters are read from the shelf at once.
-	page = 100
+	// page is how many letters are read from the shelf at once, and replayPage how many to be replayed: those are, even if
+	// the replay is ended meanwhile.
+	page       = 100
+	replayPage = 20
 	// replayInterval is how often a worker looks for letters to be replayed.
 	replayInterval = 500 * time.Millisecond
 )
@@ -32,7 +36,9 @@ func (s *ShelfSink) Put(ctx context.Context, m *message.Message, f Failure) erro
 	source := message.SubscribeTopicFromCtx(m.Context()) //nolint:contextcheck // the topic is in the message's own context
 	l := Letter{Failure: f, Source: source, Headers: make(map[string]any, len(m.Metadata)), Body: m.Payload}
 	for key, value := range m.Metadata {
-		l.Headers[key] = value
+		if key != bus.ReplayHandlerKey || value != f.Handler { // a replay sets it again
+			l.Headers[key] = value
+		}
 	}
 	if _, err := s.shelf.AddLetter(ctx, l); err != nil {
 		return fmt.Errorf("put a message on the shelf: %w", err)
@@ -48,9 +54,14 @@ func NewShelfQueue(shelf Shelf) *ShelfQueue { return &ShelfQueue{shelf: shelf} }
 
 // List implements [Queue].
 func (q *ShelfQueue) List(ctx context.Context, f Filter) iter.Seq2[Letter, error] {
-	return f.Choose(func(yield func(Letter, error) bool) {
-		for after := ""; ; {
-			letters, err := q.shelf.Letters(ctx, after, page)
+	return f.Choose(q.behind(ctx, ""))
+}
+
+// behind yields the letters behind the one with the id, or all.
+func (q *ShelfQueue) behind(ctx context.Context, id string) iter.Seq2[Letter, error] {
+	return func(yield func(Letter, error) bool) {
+		for {
+			letters, err := q.shelf.Letters(ctx, id, page)
 			if err != nil {
 				yield(Letter{}, fmt.Errorf("list dead letters: %w", err))
 				return
@@ -63,50 +74,142 @@ func (q *ShelfQueue) List(ctx context.Context, f Filter) iter.Seq2[Letter, error
 			if len(letters) < page {
 				return
 			}
-			after = letters[len(letters)-1].ID
+			id = letters[len(letters)-1].ID
 		}
-	})
+	}
 }
 
-// Replay implements [Queue]: it marks the letters, for the worker to take up. Those that fail again are new letters, which
-// it does not mark.
+// Replay implements [Queue]: it marks the letters, for the worker to take up. One has been handled, or has failed again,
+// when it has left the shelf. Marks that the worker has not come to are taken away when the replay is cut short.
 func (q *ShelfQueue) Replay(ctx context.Context, f Filter, o ReplayOptions) iter.Seq2[Progress, error] {
 	return func(yield func(Progress, error) bool) {
 		o, err := o.Check()
-		p := Progress{ReplayID: o.Resume}
 		if err != nil {
-			yield(p, err)
+			yield(Progress{}, err)
 			return
 		}
-		var chosen []Letter
-		for l, err := range q.List(ctx, f) {
-			if err != nil {
-				yield(p, err)
-				return
-			}
-			l.Body = nil // not needed again, and there may be many
-			chosen = append(chosen, l)
+		s := &shelfSender{ShelfQueue: q, options: o}
+		letters, err := s.choose(ctx, f)
+		if err != nil {
+			yield(Progress{ReplayID: o.Resume}, err)
+			return
 		}
-		p.Chosen = len(chosen)
-		for _, l := range chosen {
-			found, err := q.shelf.RequestReplay(ctx, l.ID)
-			if err != nil {
-				yield(p, fmt.Errorf("replay dead letter %s: %w", l.ID, err))
-				return
-			}
-			if !found {
-				continue
-			}
-			p.Step, p.Letter = Sent, l
-			p.Sent++
-			if !yield(p, nil) {
-				return
-			}
+		run, err := NewRun(o, s, len(letters), yield)
+		for i := 0; err == nil && i < len(letters); i++ {
+			err = run.Offer(ctx, letters[i])
 		}
-		p.Step, p.Letter = Done, Letter{}
-		yield(p, nil)
+		if err == nil {
+			err = run.Finish(ctx)
+		}
+		if err != nil && !errors.Is(err, ErrNoOutcome) {
+			err = errors.Join(err, q.shelf.CancelReplay(context.WithoutCancel(ctx), o.Resume))
+		}
+		run.End(err)
 	}
 }
+
+// shelfSender is a replay from a shelf.
+type shelfSender struct {
+	*ShelfQueue
+
+	options ReplayOptions
+	// last are the ids of the latest letters that have been looked at. Letters may appear a little out of order.
+	last []string
+}
+
+// choose returns the letters to be sent, in their order, without their bodies, as there may be many.
+func (s *shelfSender) choose(ctx context.Context, f Filter) ([]Letter, error) {
+	plan := NewPlan()
+	var chosen, ordered []Letter
+	for l, err := range s.behind(ctx, "") {
+		if err != nil {
+			return nil, err
+		}
+		s.see(l)
+		if f.Match(l) && l.ReplayID != s.options.Resume && (f.Limit == 0 || len(chosen) < f.Limit) {
+			plan.Add(l)
+			chosen = append(chosen, l.light())
+		}
+	}
+	for _, l := range chosen {
+		err := plan.Meet(l.ID, func() error {
+			ordered = append(ordered, l)
+			return nil
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	return ordered, nil
+}
+
+// outOfOrder is how many letters may still be added behind one that has a higher id.
+const outOfOrder = 100
+
+func (s *shelfSender) see(l Letter) {
+	if s.last = append(s.last, l.ID); len(s.last) > 2*outOfOrder {
+		s.last = append([]string{}, s.last[outOfOrder:]...)
+	}
+}
+
+// Send implements [Sender].
+func (s *shelfSender) Send(ctx context.Context, letters []Letter) ([]error, error) {
+	ids := make([]string, len(letters))
+	for i, l := range letters {
+		ids[i] = l.ID
+	}
+	found, err := s.shelf.RequestReplay(ctx, ids, ReplayRequest{ReplayID: s.options.Resume, To: s.options.To})
+	if err != nil {
+		return nil, fmt.Errorf("replay dead letters: %w", err)
+	}
+	kept := make([]error, len(letters))
+	for i, id := range ids {
+		if !slices.Contains(found, id) {
+			kept[i] = errGone
+		}
+	}
+	return kept, nil
+}
+
+var errGone = errors.New("somebody else has taken it meanwhile")
+
+// Outcomes implements [Sender].
+func (s *shelfSender) Outcomes(ctx context.Context, sent []Letter) ([]string, []Letter, error) {
+	awaiting, err := s.shelf.AwaitingReplay(ctx, s.options.Resume)
+	if err != nil {
+		return nil, nil, fmt.Errorf("follow the replay: %w", err)
+	}
+	var back []Letter
+	after := ""
+	if len(s.last) > outOfOrder {
+		after = s.last[len(s.last)-1-outOfOrder]
+	}
+	for l, err := range s.behind(ctx, after) {
+		if err != nil {
+			return nil, nil, err
+		}
+		if !slices.Contains(s.last, l.ID) {
+			s.see(l)
+		}
+		if l.ReplayID == s.options.Resume {
+			back = append(back, l.light())
+		}
+	}
+	waiting := make(map[string]bool, len(awaiting))
+	for _, id := range awaiting {
+		waiting[id] = true
+	}
+	var gone []string
+	for _, l := range sent {
+		if !waiting[l.ID] {
+			gone = append(gone, l.ID)
+		}
+	}
+	return gone, back, nil
+}
+
+// Traceable implements [Sender].
+func (s *shelfSender) Traceable(Letter) bool { return true }
 
 // Take implements [Queue].
 func (q *ShelfQueue) Take(ctx context.Context, f Filter, keep func(context.Context, []Letter) error) (int, error) {
@@ -214,7 +317,7 @@ func (r *Replayer) Run(ctx context.Context) {
 // replay replays the letters that are marked now.
 func (r *Replayer) replay(ctx context.Context) error {
 	for {
-		letters, err := r.shelf.ReplayRequested(ctx, page)
+		letters, err := r.shelf.ReplayRequested(ctx, replayPage)
 		if err != nil || len(letters) == 0 {
 			return err
 		}
@@ -229,8 +332,9 @@ func (r *Replayer) replay(ctx context.Context) error {
 	}
 }
 
-// messageOf is the message that a letter was, for the handler that failed.
-func messageOf(l Letter) *message.Message {
+// messageOf is the message that a letter was.
+func messageOf(r Requested) *message.Message {
+	l := Complete(r.Letter)
 	m := bus.NewMessage(l.Body)
 	for key, value := range l.Headers {
 		text, ok := value.(string)
@@ -239,10 +343,11 @@ func messageOf(l Letter) *message.Message {
 		}
 		m.Metadata.Set(key, text)
 	}
-	count, _ := strconv.Atoi(m.Metadata.Get(ReplayCountKey)) // absent is none
-	m.Metadata.Set(ReplayCountKey, strconv.Itoa(count+1))
-	if l.Handler != "" {
-		m.Metadata.Set(bus.ReplayHandlerKey, l.Handler)
+	if r.By.To == ToBus {
+		delete(m.Metadata, bus.ReplayHandlerKey)
+	}
+	for key, value := range l.ReplayHeaders(r.By.ReplayID, r.By.To, time.Now()) {
+		m.Metadata.Set(key, value)
 	}
 	return m
 }

@@ -31,7 +31,7 @@ type memoryShelf struct {
 	mu        sync.Mutex
 	last      int
 	letters   []deadletter.Letter
-	requested map[string]bool
+	requested []deadletter.Requested
 	err       error
 }
 
@@ -66,27 +66,49 @@ func (s *memoryShelf) Letters(_ context.Context, afterID string, limit int) ([]d
 	}), s.err
 }
 
-func (s *memoryShelf) RequestReplay(_ context.Context, id string) (bool, error) {
+func (s *memoryShelf) RequestReplay(_ context.Context, ids []string, r deadletter.ReplayRequest) ([]string, error) {
 	defer s.lock()()
-	found := slices.ContainsFunc(s.letters, func(l deadletter.Letter) bool { return l.ID == id })
-	if found && s.err == nil {
-		if s.requested == nil {
-			s.requested = map[string]bool{}
-		}
-		s.requested[id] = true
+	if s.err != nil {
+		return nil, s.err
 	}
-	return found, s.err
+	var found []string
+	for _, id := range ids {
+		if i := slices.IndexFunc(s.letters, func(l deadletter.Letter) bool { return l.ID == id }); i >= 0 {
+			s.requested = slices.DeleteFunc(s.requested, func(r deadletter.Requested) bool { return r.ID == id })
+			s.requested = append(s.requested, deadletter.Requested{Letter: s.letters[i], By: r})
+			found = append(found, id)
+		}
+	}
+	return found, nil
 }
 
-func (s *memoryShelf) ReplayRequested(_ context.Context, limit int) ([]deadletter.Letter, error) {
+func (s *memoryShelf) ReplayRequested(_ context.Context, limit int) ([]deadletter.Requested, error) {
 	defer s.lock()()
-	return s.first(limit, func(l deadletter.Letter) bool { return s.requested[l.ID] }), s.err
+	return slices.Clone(s.requested[:min(limit, len(s.requested))]), s.err
+}
+
+func (s *memoryShelf) AwaitingReplay(_ context.Context, replayID string) ([]string, error) {
+	defer s.lock()()
+	var ids []string
+	for _, r := range s.requested {
+		if r.By.ReplayID == replayID {
+			ids = append(ids, r.ID)
+		}
+	}
+	return ids, s.err
+}
+
+func (s *memoryShelf) CancelReplay(_ context.Context, replayID string) error {
+	defer s.lock()()
+	s.requested = slices.DeleteFunc(s.requested, func(r deadletter.Requested) bool { return r.By.ReplayID == replayID })
+	return s.err
 }
 
 func (s *memoryShelf) RemoveLetter(_ context.Context, id string) error {
 	defer s.lock()()
 	if s.err == nil {
 		s.letters = slices.DeleteFunc(s.letters, func(l deadletter.Letter) bool { return l.ID == id })
+		s.requested = slices.DeleteFunc(s.requested, func(r deadletter.Requested) bool { return r.ID == id })
 	}
 	return s.err
 }
@@ -96,6 +118,15 @@ func (s *memoryShelf) PurgeLetters(context.Context) (int, error) {
 	n := len(s.letters)
 	s.letters = nil
 	return n, s.err
+}
+
+func (s *memoryShelf) marked() []string {
+	defer s.lock()()
+	var ids []string
+	for _, r := range s.requested {
+		ids = append(ids, r.ID)
+	}
+	return ids
 }
 
 func (s *memoryShelf) all() []deadletter.Letter {
@@ -267,7 +298,7 @@ func TestReplayMarksWhatTheFilterChooses(t *testing.T) {
 			fill(t, shelf, 250)
 			replayed := sent(t, deadletter.NewShelfQueue(shelf).Replay(t.Context(), test.filter, deadletter.ReplayOptions{}))
 			require.Equal(t, test.want, replayed)
-			require.ElementsMatch(t, test.want, slices.Collect(maps.Keys(shelf.requested)))
+			require.ElementsMatch(t, test.want, shelf.marked())
 			require.Len(t, shelf.letters, 250, "they stay until the worker has replayed them")
 		})
 	}
@@ -296,14 +327,16 @@ func TestReplayPassesOverLettersThatAreGone(t *testing.T) {
 	shelf := &memoryShelf{}
 	fill(t, shelf, 3)
 	var replayed []string
-	for p, err := range deadletter.NewShelfQueue(shelf).Replay(t.Context(), deadletter.Filter{}, deadletter.ReplayOptions{}) {
+	one := deadletter.ReplayOptions{Parallel: 1}
+	for p, err := range deadletter.NewShelfQueue(shelf).Replay(t.Context(), deadletter.Filter{}, one) {
 		require.NoError(t, err)
 		if p.Step != deadletter.Sent {
 			continue
 		}
-		l := p.Letter
-		replayed = append(replayed, l.ID)
-		require.NoError(t, shelf.RemoveLetter(t.Context(), "2"))
+		replayed = append(replayed, p.Letter.ID)
+		for _, id := range []string{p.Letter.ID, "2"} {
+			require.NoError(t, shelf.RemoveLetter(t.Context(), id))
+		}
 	}
 	require.Equal(t, []string{"1", "3"}, replayed)
 }
@@ -353,6 +386,12 @@ func TestReplayerRepublishesTheMessageAsItWas(t *testing.T) {
 			require.Empty(t, shelf.all())
 			published := p.messages()
 			m, unreadable := published[len(published)-2], published[len(published)-1]
+			for _, replayed := range published[len(published)-2:] {
+				for _, key := range []string{deadletter.ReplayIDKey, deadletter.ReplayOfKey, deadletter.HistoryKey} {
+					require.NotEmpty(t, replayed.Metadata.Get(key))
+					delete(replayed.Metadata, key)
+				}
+			}
 			require.Equal(t, original.UUID, m.UUID)
 			require.Equal(t, original.Payload, m.Payload)
 			metadata := maps.Clone(original.Metadata)
@@ -425,7 +464,7 @@ func TestStoppedReplayerKeepsTheLetterInHand(t *testing.T) {
 		stop()
 		require.Len(t, p.messages(), 1)
 		require.Len(t, shelf.all(), 1)
-		require.True(t, shelf.requested["1"], "the next worker takes it up")
+		require.Equal(t, []string{"1"}, shelf.marked(), "the next worker takes it up")
 	})
 }
 

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -61,9 +62,17 @@ func (s *Store) Letters(ctx context.Context, afterID string, limit int) ([]deadl
 	return s.letters(ctx, lettersSQL, after, limit)
 }
 
-// ReplayRequested returns marked letters in order; see [deadletter.Shelf].
-func (s *Store) ReplayRequested(ctx context.Context, limit int) ([]deadletter.Letter, error) {
-	return s.letters(ctx, replayRequestedSQL, limit)
+// ReplayRequested returns marked letters; see [deadletter.Shelf].
+func (s *Store) ReplayRequested(ctx context.Context, limit int) ([]deadletter.Requested, error) {
+	rows, err := s.pool.Query(ctx, replayRequestedSQL, limit)
+	if err != nil {
+		return nil, fault(ctx, "read dead letters", err)
+	}
+	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (r deadletter.Requested, err error) {
+		r.Letter, err = scanLetter(row, &r.By.ReplayID, &r.By.To)
+		return r, err
+	})
+	return list, fault(ctx, "read dead letters", err)
 }
 
 func (s *Store) letters(ctx context.Context, statement string, args ...any) ([]deadletter.Letter, error) {
@@ -71,18 +80,19 @@ func (s *Store) letters(ctx context.Context, statement string, args ...any) ([]d
 	if err != nil {
 		return nil, fault(ctx, "read dead letters", err)
 	}
-	list, err := pgx.CollectRows(rows, scanLetter)
+	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (deadletter.Letter, error) { return scanLetter(row) })
 	return list, fault(ctx, "read dead letters", err)
 }
 
-func scanLetter(row pgx.CollectableRow) (deadletter.Letter, error) {
+// scanLetter reads a letter, and into more what follows its columns.
+func scanLetter(row pgx.CollectableRow, more ...any) (deadletter.Letter, error) {
 	var (
 		l       deadletter.Letter
 		id      int64
 		headers []byte
 	)
-	err := row.Scan(&id, &l.Body, &headers, &l.Source, &l.Reason, &l.Handler, &l.Attempts, &l.FirstFailed, &l.LastFailed)
-	if err != nil {
+	columns := []any{&id, &l.Body, &headers, &l.Source, &l.Reason, &l.Handler, &l.Attempts, &l.FirstFailed, &l.LastFailed}
+	if err := row.Scan(append(columns, more...)...); err != nil {
 		return l, err
 	}
 	l.ID = strconv.FormatInt(id, 10)
@@ -93,14 +103,46 @@ func scanLetter(row pgx.CollectableRow) (deadletter.Letter, error) {
 	return l, decoder.Decode(&l.Headers)
 }
 
-// RequestReplay marks a letter; see [deadletter.Shelf].
-func (s *Store) RequestReplay(ctx context.Context, id string) (bool, error) {
-	number, found := letterID(id)
-	if !found {
-		return false, nil
+// RequestReplay marks letters; see [deadletter.Shelf].
+func (s *Store) RequestReplay(ctx context.Context, ids []string, r deadletter.ReplayRequest) ([]string, error) {
+	const doing = "request a replay"
+	numbers := make([]int64, 0, len(ids))
+	for _, id := range ids {
+		if number, found := letterID(id); found {
+			numbers = append(numbers, number)
+		}
 	}
-	tag, err := s.pool.Exec(ctx, requestReplaySQL, number)
-	return tag.RowsAffected() > 0, fault(ctx, "request a replay", err)
+	rows, err := s.pool.Query(ctx, requestReplaySQL, numbers, text(r.ReplayID), string(r.To), time.Now().UnixMicro())
+	if err != nil {
+		return nil, fault(ctx, doing, err)
+	}
+	marked, err := pgx.CollectRows(rows, scanLetterID)
+	return marked, fault(ctx, doing, err)
+}
+
+// AwaitingReplay returns the letters that a replay has marked; see [deadletter.Shelf].
+func (s *Store) AwaitingReplay(ctx context.Context, replayID string) ([]string, error) {
+	const doing = "read the letters of a replay"
+	rows, err := s.pool.Query(ctx,
+		"SELECT id FROM dead_letters WHERE replay_requested_at IS NOT NULL AND replay_id = $1", replayID)
+	if err != nil {
+		return nil, fault(ctx, doing, err)
+	}
+	awaiting, err := pgx.CollectRows(rows, scanLetterID)
+	return awaiting, fault(ctx, doing, err)
+}
+
+// CancelReplay takes the marks of a replay away; see [deadletter.Shelf].
+func (s *Store) CancelReplay(ctx context.Context, replayID string) error {
+	_, err := s.pool.Exec(ctx,
+		"UPDATE dead_letters SET replay_requested_at = NULL WHERE replay_requested_at IS NOT NULL AND replay_id = $1", replayID)
+	return fault(ctx, "cancel a replay", err)
+}
+
+func scanLetterID(row pgx.CollectableRow) (string, error) {
+	var id int64
+	err := row.Scan(&id)
+	return strconv.FormatInt(id, 10), err
 }
 
 // RemoveLetter takes a letter off the shelf; see [deadletter.Shelf].

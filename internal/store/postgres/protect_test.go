@@ -115,7 +115,7 @@ func useShelf(t *testing.T, s deadletter.Shelf) {
 	require.NoError(t, err)
 	letters, err := s.Letters(t.Context(), "", 1)
 	require.NoError(t, err)
-	_, err = s.RequestReplay(t.Context(), letters[0].ID)
+	_, err = s.RequestReplay(t.Context(), []string{letters[0].ID}, deadletter.ReplayRequest{ReplayID: "r"})
 	require.NoError(t, err)
 	require.NoError(t, s.RemoveLetter(t.Context(), letters[0].ID))
 	_, err = s.PurgeLetters(t.Context())

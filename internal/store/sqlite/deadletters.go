@@ -20,10 +20,13 @@ const (
 	insertLetter = `INSERT INTO dead_letters (reason, handler, attempts, first_failed, last_failed, source, headers, body)
 		VALUES (?, ?, ?, ?, ?, ?, ?, ?) RETURNING id`
 	selectLetters   = `SELECT ` + letterColumns + ` FROM dead_letters WHERE id > ? ORDER BY id LIMIT ?`
-	selectRequested = `SELECT ` + letterColumns + ` FROM dead_letters WHERE replay_requested = 1 ORDER BY id LIMIT ?`
-	requestReplay   = `UPDATE dead_letters SET replay_requested = 1 WHERE id = ?`
-	deleteLetter    = `DELETE FROM dead_letters WHERE id = ?`
-	deleteLetters   = `DELETE FROM dead_letters`
+	selectRequested = `SELECT ` + letterColumns + `, replay_id, replay_to FROM dead_letters
+		WHERE replay_requested = 1 ORDER BY replay_turn, id LIMIT ?`
+	selectAwaiting = `SELECT id FROM dead_letters WHERE replay_requested = 1 AND replay_id = ?`
+	requestReplay  = `UPDATE dead_letters SET replay_requested = 1, replay_id = ?, replay_to = ?, replay_turn = ? WHERE id = ?`
+	cancelReplay   = `UPDATE dead_letters SET replay_requested = 0 WHERE replay_requested = 1 AND replay_id = ?`
+	deleteLetter   = `DELETE FROM dead_letters WHERE id = ?`
+	deleteLetters  = `DELETE FROM dead_letters`
 )
 
 // AddLetter puts a letter on the shelf. See [deadletter.Shelf].
@@ -56,20 +59,60 @@ func (s *Store) Letters(ctx context.Context, afterID string, limit int) ([]deadl
 	return letters, translate(doing, err)
 }
 
-// RequestReplay marks a letter for the worker that runs. See [deadletter.Shelf].
-func (s *Store) RequestReplay(ctx context.Context, id string) (bool, error) {
-	n, ok := parseLetterID(id)
-	if !ok {
-		return false, nil
-	}
-	marked, err := s.exec(ctx, "request the replay of a dead letter", requestReplay, n)
-	return marked > 0, err
+// RequestReplay marks letters for the worker that runs. See [deadletter.Shelf].
+func (s *Store) RequestReplay(ctx context.Context, ids []string, r deadletter.ReplayRequest) ([]string, error) {
+	var marked []string
+	turn := time.Now().UnixMicro()
+	err := s.write(ctx, "request the replay of dead letters", func(ctx context.Context, tx *sql.Tx) error {
+		for i, id := range ids {
+			n, ok := parseLetterID(id)
+			if !ok {
+				continue
+			}
+			result, err := tx.ExecContext(ctx, requestReplay, r.ReplayID, string(r.To), turn+int64(i), n)
+			if err != nil {
+				return err
+			}
+			if found, err := result.RowsAffected(); err != nil {
+				return err
+			} else if found > 0 {
+				marked = append(marked, id)
+			}
+		}
+		return nil
+	})
+	return marked, err
 }
 
 // ReplayRequested returns marked letters. See [deadletter.Shelf].
-func (s *Store) ReplayRequested(ctx context.Context, limit int) ([]deadletter.Letter, error) {
-	letters, err := s.letters(ctx, selectRequested, limit)
-	return letters, translate("read the dead letters to replay", err)
+func (s *Store) ReplayRequested(ctx context.Context, limit int) ([]deadletter.Requested, error) {
+	var requested []deadletter.Requested
+	err := s.eachRow(ctx, selectRequested, []any{limit}, func(rows *sql.Rows) error {
+		var r deadletter.Requested
+		var err error
+		r.Letter, err = scanLetter(rows, &r.By.ReplayID, &r.By.To)
+		requested = append(requested, r)
+		return err
+	})
+	return requested, translate("read the dead letters to replay", err)
+}
+
+// AwaitingReplay returns the letters that a replay has marked. See [deadletter.Shelf].
+func (s *Store) AwaitingReplay(ctx context.Context, replayID string) ([]string, error) {
+	var ids []string
+	err := s.eachRow(ctx, selectAwaiting, []any{replayID}, func(rows *sql.Rows) error {
+		var id string
+		err := rows.Scan(&id)
+		ids = append(ids, id)
+		return err
+	})
+	return ids, translate("read the letters of a replay", err)
+}
+
+// CancelReplay takes the marks of a replay away. See [deadletter.Shelf].
+func (s *Store) CancelReplay(ctx context.Context, replayID string) error {
+	_, err := s.exec(ctx, "cancel a replay", cancelReplay, replayID)
+	return err
 }
 
 // RemoveLetter takes a letter off the shelf. See [deadletter.Shelf].
@@ -99,28 +142,36 @@ func (s *Store) PurgeLetters(ctx context.Context) (int, error) {
 }
 
 func (s *Store) letters(ctx context.Context, query string, args ...any) ([]deadletter.Letter, error) {
-	rows, err := s.readers.QueryContext(ctx, query, args...)
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
 	var letters []deadletter.Letter
-	for rows.Next() {
+	err := s.eachRow(ctx, query, args, func(rows *sql.Rows) error {
 		l, err := scanLetter(rows)
-		if err != nil {
-			return nil, err
-		}
 		letters = append(letters, l)
-	}
-	return letters, rows.Err()
+		return err
+	})
+	return letters, err
 }
 
-func scanLetter(rows *sql.Rows) (deadletter.Letter, error) {
+func (s *Store) eachRow(ctx context.Context, query string, args []any, scan func(*sql.Rows) error) error {
+	rows, err := s.readers.QueryContext(ctx, query, args...)
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		if err := scan(rows); err != nil {
+			return err
+		}
+	}
+	return rows.Err()
+}
+
+// scanLetter reads a letter, and into more what follows its columns.
+func scanLetter(rows *sql.Rows, more ...any) (deadletter.Letter, error) {
 	var l deadletter.Letter
 	var first, last int64
 	var headers string
-	err := rows.Scan(&l.ID, &l.Reason, &l.Handler, &l.Attempts, &first, &last, &l.Source, &headers, &l.Body)
-	if err != nil {
+	columns := []any{&l.ID, &l.Reason, &l.Handler, &l.Attempts, &first, &last, &l.Source, &headers, &l.Body}
+	if err := rows.Scan(append(columns, more...)...); err != nil {
 		return l, err
 	}
 	if l.Body == nil { // the driver's form of an empty blob

@@ -133,27 +133,54 @@ func pagesLetters(t *testing.T, s deadletter.Shelf) {
 
 func requestsReplay(t *testing.T, s deadletter.Shelf) {
 	t.Helper()
-	letters := shelve(t, s, 4)
-	for _, i := range []int{2, 0, 0} {
-		found, err := s.RequestReplay(t.Context(), letters[i].ID)
+	letters := shelve(t, s, 5)
+	first := deadletter.ReplayRequest{ReplayID: "first", To: deadletter.ToHandler}
+	second := deadletter.ReplayRequest{ReplayID: "second", To: deadletter.ToBus}
+	request := func(r deadletter.ReplayRequest, order ...int) {
+		ids := make([]string, len(order))
+		for i, n := range order {
+			ids[i] = letters[n].ID
+		}
+		found, err := s.RequestReplay(t.Context(), ids, r)
 		require.NoError(t, err)
-		require.True(t, found)
+		require.ElementsMatch(t, ids, found)
 	}
+	requested := func(limit int) []deadletter.Requested {
+		list, err := s.ReplayRequested(t.Context(), limit)
+		require.NoError(t, err)
+		return list
+	}
+	require.Empty(t, requested(10))
+	request(first, 2, 0, 3)
+	request(second, 1, 3) // a mark is replaced
 
-	requested, err := s.ReplayRequested(t.Context(), 10)
-	require.NoError(t, err)
-	require.Equal(t, []deadletter.Letter{letters[0], letters[2]}, requested)
-	requested, err = s.ReplayRequested(t.Context(), 1)
-	require.NoError(t, err)
-	require.Equal(t, letters[:1], requested)
+	want := []deadletter.Requested{
+		{Letter: letters[2], By: first}, {Letter: letters[0], By: first},
+		{Letter: letters[1], By: second}, {Letter: letters[3], By: second},
+	}
+	require.Equal(t, want, requested(10), "in the order of the requests")
+	require.Equal(t, want[:1], requested(1))
 	all, err := s.Letters(t.Context(), "", 10)
 	require.NoError(t, err)
 	require.Equal(t, letters, all, "a request leaves the letter on the shelf")
 
+	awaiting := func(id string, order ...int) {
+		ids, err := s.AwaitingReplay(t.Context(), id)
+		require.NoError(t, err)
+		want := make([]string, len(order))
+		for i, n := range order {
+			want[i] = letters[n].ID
+		}
+		require.ElementsMatch(t, want, ids)
+	}
+	awaiting("first", 0, 2)
+	awaiting("second", 1, 3)
+	awaiting("third")
 	require.NoError(t, s.RemoveLetter(t.Context(), letters[0].ID))
-	requested, err = s.ReplayRequested(t.Context(), 10)
-	require.NoError(t, err)
-	require.Equal(t, letters[2:3], requested)
+	awaiting("first", 2)
+	require.NoError(t, s.CancelReplay(t.Context(), "second"))
+	awaiting("second")
+	require.Equal(t, want[:1], requested(10))
 }
 
 func unknownLetters(t *testing.T, s deadletter.Shelf) {
@@ -161,9 +188,9 @@ func unknownLetters(t *testing.T, s deadletter.Shelf) {
 	gone := shelve(t, s, 1)[0].ID
 	require.NoError(t, s.RemoveLetter(t.Context(), gone))
 	for _, id := range []string{gone, "no id", "-1", "9223372036854775808", ""} {
-		found, err := s.RequestReplay(t.Context(), id)
+		found, err := s.RequestReplay(t.Context(), []string{id}, deadletter.ReplayRequest{ReplayID: "r"})
 		require.NoError(t, err, "id %q", id)
-		require.False(t, found, "id %q", id)
+		require.Empty(t, found, "id %q", id)
 		require.NoError(t, s.RemoveLetter(t.Context(), id), "id %q", id)
 	}
 	added := shelve(t, s, 1)
