@@ -299,7 +299,7 @@ func TestEdit(t *testing.T) {
 			requested, err := d.store.ReplayRequested(t.Context(), 10)
 			require.NoError(t, err)
 			require.Len(t, requested, 1)
-			l := deadletter.Complete(requested[0])
+			l := deadletter.Complete(requested[0].Letter)
 			require.Equal(t, done.LetterID, l.ID)
 			require.JSONEq(t, test.after, string(l.Event.Data))
 			require.Contains(t, string(l.Event.Data), "9007199254740993")
