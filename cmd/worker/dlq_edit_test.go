@@ -20,7 +20,8 @@ func TestEditedLettersAreReplayed(t *testing.T) {
 		w := mended.start()
 		tenant := uuid.NewString()
 		sent := p.append(fmt.Sprintf(
-			`{"event_type":"Mendable","aggregate_type":"Car","aggregate_id":%q,"tenant_id":%q,"event_data":{"mode":"hopeless","mileage":9007199254740993}}`,
+			`{"event_type":"Mendable","aggregate_type":"Car","aggregate_id":%q,"tenant_id":%q,`+
+				`"event_data":{"mode":"hopeless","mileage":9007199254740993}}`,
 			uuid.NewString(), tenant))[0]
 		letter := p.awaitLetters(1)[0]
 		require.Equal(t, "mend", letter.Handler, "another has handled it")

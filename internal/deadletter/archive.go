@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"iter"
 	"slices"
@@ -264,13 +263,11 @@ func (r *restoration) isBack(ctx context.Context, row ArchivedLetter) (bool, err
 // likeness is the same for a letter before and after it is restored, whatever id it has.
 func likeness(l Letter) [sha256.Size]byte {
 	h := sha256.New()
-	_, _ = fmt.Fprintf(h, "%q %q %d %d %d %d ", l.Handler, l.Reason, l.Attempts, l.Replays, l.FirstFailed.UnixMilli(), l.LastFailed.UnixMilli())
+	_, _ = fmt.Fprintf(h, "%q %q %d %d %d %d ",
+		l.Handler, l.Reason, l.Attempts, l.Replays, l.FirstFailed.UnixMilli(), l.LastFailed.UnixMilli())
 	_, _ = h.Write(l.Body) // a hash never fails
 	return [sha256.Size]byte(h.Sum(nil))
 }
-
-// errUnknownLetter is of an id that no letter, or not exactly one, has.
-var errUnknownLetter = errors.New("no dead letter has the id")
 
 // one returns the letter with an id, of itself or its event.
 func (a *Archive) one(ctx context.Context, id string) (Letter, error) {
@@ -286,7 +283,7 @@ func (a *Archive) one(ctx context.Context, id string) (Letter, error) {
 	}
 	switch len(found) {
 	case 0:
-		return Letter{}, fmt.Errorf("%w %q", errUnknownLetter, id)
+		return Letter{}, fmt.Errorf("no dead letter has the id %q", id)
 	case 1:
 		return found[0], nil
 	default:
