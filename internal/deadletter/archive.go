@@ -172,13 +172,10 @@ func (a *Archive) List(ctx context.Context, f ArchiveFilter) iter.Seq2[ArchivedL
 // order in which they were archived, and returns how many. They are as they were, but that those on a shelf have new ids.
 // Discarded and edited ones are chosen by their ids only. One of the other kind of queue is [ErrForeign].
 func (a *Archive) Restore(ctx context.Context, f Filter, by string) (int, error) {
-	return a.restore(ctx, func(yield func(ArchivedLetter, error) bool) {
-		a.List(ctx, ArchiveFilter{Filter: f})(yield)
-	}, by)
+	return a.restore(ctx, a.List(ctx, ArchiveFilter{Filter: f}), by)
 }
 
-func (a *Archive) restore(ctx context.Context, rows iter.Seq2[ArchivedLetter, error], by string) (int, error) {
-	restored := 0
+func (a *Archive) restore(ctx context.Context, rows iter.Seq2[ArchivedLetter, error], by string) (restored int, err error) {
 	r := restoration{Archive: a, by: by}
 	for row, err := range rows {
 		if err != nil {
@@ -193,7 +190,8 @@ func (a *Archive) restore(ctx context.Context, rows iter.Seq2[ArchivedLetter, er
 			}
 		}
 	}
-	return restored, r.flush(ctx, &restored)
+	err = r.flush(ctx, &restored)
+	return restored, err
 }
 
 // restoration puts letters back in batches.
