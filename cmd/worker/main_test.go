@@ -321,7 +321,7 @@ type letter struct {
 
 func (p *program) letters() []letter {
 	p.t.Helper()
-	return decodeLines[letter](p.t, p.must("", "dlq", "list", "--format", "json"))
+	return decodeLines[letter](p.t, p.must("", "dlq", "list", "--letters", "--format", "json"))
 }
 
 func (p *program) awaitLetters(n int) []letter {

@@ -7,10 +7,11 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/oklog/ulid/v2"
 
 	"github.com/healz/worker/internal/bus"
-	"github.com/healz/worker/internal/events"
+	"github.com/healz/worker/internal/store"
 )
 
 // Destination is to whom a replay sends a letter.
@@ -26,8 +27,8 @@ const (
 
 // Inbox knows which handlers have handled an event. Both stores are one.
 type Inbox interface {
-	// Handled returns the names of the handlers that have handled e.
-	Handled(ctx context.Context, e events.Event) ([]string, error)
+	// HandledOf returns by whom and when the events were handled.
+	HandledOf(ctx context.Context, eventIDs []uuid.UUID) (map[uuid.UUID][]store.Handling, error)
 }
 
 // ReplayOptions say how to replay. The zero value sends all, as fast as it goes, and stops at the first letter that fails

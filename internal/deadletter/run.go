@@ -120,8 +120,7 @@ func (r *Run) Flush(ctx context.Context) error {
 
 func (r *Run) fly(l Letter) {
 	r.p.Sent++
-	l.Body, l.Raw, l.Headers = nil, nil, nil // there may be many
-	f := &flight{letter: l, traceable: r.sender.Traceable(l)}
+	f := &flight{letter: l.light(), traceable: r.sender.Traceable(l)}
 	r.sent[l.ID] = f
 	if f.traceable {
 		r.order = append(r.order, f)

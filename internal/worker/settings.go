@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"iter"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -221,14 +222,40 @@ type brokersLetters struct {
 	settings Settings
 }
 
+// Replay looks up in the store what was handled, if there is a store.
+func (l brokersLetters) Replay(
+	ctx context.Context, f deadletter.Filter, o deadletter.ReplayOptions,
+) iter.Seq2[deadletter.Progress, error] {
+	return func(yield func(deadletter.Progress, error) bool) {
+		if o.Inbox == nil && l.hasStore() {
+			b, err := l.settings.OpenStore(ctx)
+			if err == nil {
+				defer b.Close() // it was only read
+				err = b.Ping(ctx)
+			}
+			if err != nil && !errors.Is(err, store.ErrNoSchema) {
+				yield(deadletter.Progress{}, fmt.Errorf("open the store, to follow the replay: %w", err))
+				return
+			}
+			if err == nil {
+				o.Inbox = b
+			}
+		}
+		l.FailedQueue.Replay(ctx, f, o)(yield)
+	}
+}
+
+// hasStore tells whether there is a store: none shall be made.
+func (l brokersLetters) hasStore() bool {
+	_, err := os.Stat(l.settings.SQLitePath)
+	return !l.settings.Embedded() || !errors.Is(err, fs.ErrNotExist)
+}
+
 // Purge destroys all letters, and lets nothing wait behind them any longer.
 func (l brokersLetters) Purge(ctx context.Context) (int, error) {
 	n, err := l.FailedQueue.Purge(ctx)
-	if err != nil {
+	if err != nil || !l.hasStore() {
 		return n, err
-	}
-	if _, err := os.Stat(l.settings.SQLitePath); l.settings.Embedded() && errors.Is(err, fs.ErrNotExist) {
-		return n, nil // there is no store, and none shall be made
 	}
 	if err := l.unpark(ctx); err != nil && !errors.Is(err, store.ErrNoSchema) {
 		return n, fmt.Errorf("%d dead letters were purged, but in the store events are still parked behind them: %w", n, err)

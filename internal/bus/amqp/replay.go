@@ -10,18 +10,20 @@ import (
 	"sync"
 	"time"
 
+	"github.com/google/uuid"
 	amqp091 "github.com/rabbitmq/amqp091-go"
 
 	"github.com/healz/worker/internal/bus"
 	"github.com/healz/worker/internal/deadletter"
+	"github.com/healz/worker/internal/store"
 )
 
 const (
 	// walkTime is how long a replay goes over the letters before it begins anew: the broker closes a channel on which
 	// something is not acked for long, half an hour by default.
 	walkTime = 10 * time.Minute
-	// missesInARow is how many letters are looked up in the inbox in vain before the later ones are left for the next look.
-	missesInARow = 32
+	// handledAtOnce is how many letters are looked up in the inbox at once.
+	handledAtOnce = 500
 )
 
 // Replay republishes the letters that f chooses to the queue they come from, or else to the consumer's. A letter leaves the
@@ -239,16 +241,19 @@ func (s *sender) watch() (end func(), err error) {
 // Outcomes implements [deadletter.Sender].
 func (s *sender) Outcomes(ctx context.Context, sent []deadletter.Letter) ([]string, []deadletter.Letter, error) {
 	var handled []string
-	misses := 0
-	for _, l := range sent {
-		names, err := s.options.Inbox.Handled(ctx, l.Event)
+	for page := range slices.Chunk(sent, handledAtOnce) {
+		ids := make([]uuid.UUID, len(page))
+		for i, l := range page {
+			ids[i] = l.Event.ID
+		}
+		handlings, err := s.options.Inbox.HandledOf(ctx, ids)
 		if err != nil {
 			return nil, nil, fmt.Errorf("look up what was handled: %w", err)
 		}
-		if slices.Contains(names, l.Handler) {
-			handled, misses = append(handled, l.ID), 0
-		} else if misses++; misses == missesInARow {
-			break
+		for _, l := range page {
+			if slices.ContainsFunc(handlings[l.Event.ID], func(h store.Handling) bool { return h.Handler == l.Handler }) {
+				handled = append(handled, l.ID)
+			}
 		}
 	}
 	s.mu.Lock()
@@ -260,5 +265,5 @@ func (s *sender) Outcomes(ctx context.Context, sent []deadletter.Letter) ([]stri
 
 // Traceable implements [deadletter.Sender]: of an event's handler the inbox knows.
 func (s *sender) Traceable(l deadletter.Letter) bool {
-	return s.options.Inbox != nil && l.Handler != "" && l.Event.Validate() == nil
+	return s.options.Inbox != nil && l.Handler != "" && l.Event.ID != uuid.Nil
 }

@@ -155,8 +155,10 @@ func requestsReplay(t *testing.T, s deadletter.Shelf) {
 	request(second, 1, 3) // a mark is replaced
 
 	want := []deadletter.Requested{
-		{Letter: letters[2], By: first}, {Letter: letters[0], By: first},
-		{Letter: letters[1], By: second}, {Letter: letters[3], By: second},
+		{Letter: letters[2], By: first},
+		{Letter: letters[0], By: first},
+		{Letter: letters[1], By: second},
+		{Letter: letters[3], By: second},
 	}
 	require.Equal(t, want, requested(10), "in the order of the requests")
 	require.Equal(t, want[:1], requested(1))
