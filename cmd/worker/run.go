@@ -59,8 +59,8 @@ func runCommand(s *worker.Settings, all registrations) *cobra.Command {
 		Short: "Relay, consume and handle events until stopped",
 		Long: `run relays the events of the store to the bus and hands the events on the bus to their handlers.
 
-It serves the console, /healthz (it lives), /readyz (it can work, and what keeps it from it) and /metrics (for Prometheus). SIGTERM stops
-it in good order: what is in hand is finished within the grace period or given back. A second SIGTERM ends it at once.
+It serves the console, /healthz (it lives), /readyz (it can work, and what keeps it from it) and /metrics (for Prometheus).
+SIGTERM stops it in good order: what is in hand is finished within the grace period or given back. A second one ends it at once.
 SIGUSR1 makes the log a level more verbose, SIGUSR2 what it was. Traces are sent by OTLP if OTEL_EXPORTER_OTLP_ENDPOINT is
 set, as OpenTelemetry's other variables say.`,
 		Args: noArguments, ValidArgsFunction: cobra.NoFileCompletions,
