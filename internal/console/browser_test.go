@@ -100,6 +100,7 @@ func (d demo) find(t *testing.T, pattern string) string {
 func (d demo) mend(t *testing.T) {
 	t.Helper()
 	command := exec.CommandContext(t.Context(), d.program, "append", "--sqlite-path", d.find(t, `WORKER_SQLITE_PATH=(\S+)`))
+	command.Env = append(os.Environ(), "DATABASE_URL=", "RABBITMQ_URL=")
 	command.Stdin = strings.NewReader(d.find(t, `echo '(.*)' \|`))
 	output, err := command.CombinedOutput()
 	require.NoError(t, err, string(output))

@@ -20,6 +20,8 @@ import (
 const (
 	// pageSize is how many events a page shows.
 	pageSize = 50
+	// searchPatience is how long a page is looked for that has an event.
+	searchPatience = 2 * time.Second
 	// inputTime is how a browser's form writes a time.
 	inputTime = "2006-01-02T15:04"
 )
@@ -62,7 +64,7 @@ func (c *Console) events(w http.ResponseWriter, r *http.Request) {
 		c.render(w, r, http.StatusBadRequest, "events", "Events", p)
 		return
 	}
-	found, err := c.store.Search(ctx, search, store.Query{Limit: pageSize, After: store.Cursor(query.Get("after"))})
+	found, err := c.search(ctx, search, store.Cursor(query.Get("after")))
 	if err != nil {
 		c.fail(w, r, err)
 		return
@@ -75,6 +77,17 @@ func (c *Console) events(w http.ResponseWriter, r *http.Request) {
 		query.Del("after")
 	}
 	c.render(w, r, http.StatusOK, "events", "Events", p)
+}
+
+// search reads a page, and goes on for a while where there is nothing on it yet.
+func (c *Console) search(ctx context.Context, s store.Search, after store.Cursor) (store.Page, error) {
+	for began := time.Now(); ; {
+		page, err := c.store.Search(ctx, s, store.Query{Limit: pageSize, After: after})
+		if err != nil || len(page.Events) > 0 || page.Next == "" || time.Since(began) > searchPatience {
+			return page, err
+		}
+		after = page.Next
+	}
 }
 
 // searchOf reads a search from a form, and says what in it is wrong.

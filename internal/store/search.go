@@ -10,8 +10,8 @@ import (
 	"github.com/healz/worker/internal/events"
 )
 
-// SearchReach is how many events one page of a search looks at, at the most.
-const SearchReach = 2 * MaxLimit
+// SearchReach is how many events one page of a search looks at, at the most; its limit, where that is more.
+const SearchReach = 5_000
 
 // Search chooses events: all that is set must hold. The zero value chooses every event.
 type Search struct {
@@ -82,8 +82,8 @@ type Walked struct {
 	End *Place
 }
 
-// RunSearch searches with a store's walk, which looks at up to [SearchReach] events behind a place (nil: from the newest)
-// and finds up to limit of them. The errors about q are as of all reads.
+// RunSearch searches with a store's walk, which looks at up to [SearchReach] or limit events behind a place (nil: from
+// the newest) and finds up to limit of them. The errors about q are as of all reads.
 func RunSearch(
 	ctx context.Context, s Search, q Query, walk func(ctx context.Context, w Walk, behind *Place, limit int) (Walked, error),
 ) (Page, error) {

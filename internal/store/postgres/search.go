@@ -89,7 +89,7 @@ func searchArgs(s store.Search, behind *store.Place, limit int) pgx.NamedArgs {
 		"causation": orNull(s.CausationID), "aggregate": orNull(s.AggregateID),
 		"correlation": orNull(s.CorrelationID), "tenant": orNull(s.TenantID),
 		"type": pgtype.Text{String: s.Type, Valid: s.Type != ""},
-		"from": from, "created_at": createdAt, "id": id, "reach": store.SearchReach, "limit": limit,
+		"from": from, "created_at": createdAt, "id": id, "reach": max(store.SearchReach, limit), "limit": limit,
 	}
 }
 

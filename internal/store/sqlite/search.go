@@ -92,7 +92,7 @@ func searchArgs(s store.Search, behind *store.Place, limit int) []any {
 		sql.Named("aggregate", orNull(s.AggregateID)), sql.Named("correlation", orNull(s.CorrelationID)),
 		sql.Named("tenant", orNull(s.TenantID)), sql.Named("type", sql.NullString{String: s.Type, Valid: s.Type != ""}),
 		sql.Named("from", from), sql.Named("created_at", until.sortKey), sql.Named("id", until.id),
-		sql.Named("reach", store.SearchReach), sql.Named("limit", limit),
+		sql.Named("reach", max(store.SearchReach, limit)), sql.Named("limit", limit),
 	}
 }
 
