@@ -20,6 +20,7 @@ const (
 	serializationFailure = "40001"
 	deadlockDetected     = "40P01"
 	queryCanceled        = "57014"
+	lockNotAvailable     = "55P03"
 	undefinedTable       = "42P01"
 	undefinedColumn      = "42703"
 
@@ -54,7 +55,6 @@ func fault(ctx context.Context, doing string, err error) error {
 func isNamed(err error) bool {
 	return slices.ContainsFunc([]error{
 		store.ErrUnavailable, store.ErrUnknownOutcome, store.ErrNoSchema, store.ErrNewerSchema,
-		store.ErrContradiction,
 	}, func(name error) bool { return errors.Is(err, name) })
 }
 
@@ -67,7 +67,7 @@ func isPassing(code string) bool {
 	}
 	switch code {
 	case "25006", // the server is a standby
-		"55P03", // a lock was not available
+		lockNotAvailable,
 		serializationFailure, deadlockDetected:
 		return true
 	}
@@ -79,6 +79,14 @@ func isBroken(err error) bool {
 	_, network := errors.AsType[net.Error](err)
 	return network || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || pgconn.SafeToRetry(err)
 }
+
+// unsentError is of a call that did nothing, as it got no connection or its context ended before.
+type unsentError struct{ error }
+
+func (e unsentError) Unwrap() error { return e.error }
+
+// SafeToRetry is what [pgconn.SafeToRetry] asks.
+func (unsentError) SafeToRetry() bool { return true }
 
 // writeFault is fault for a statement that writes, once it may have been sent: without an answer its outcome is
 // unknown. The server answers with an error only if nothing was written: a session that is terminated after its commit

@@ -21,8 +21,6 @@ import (
 var (
 	//go:embed statements/handled.sql
 	handledSQL string
-	//go:embed statements/record.sql
-	recordSQL string
 	//go:embed statements/park.sql
 	parkSQL string
 	//go:embed statements/parked.sql
@@ -31,27 +29,67 @@ var (
 	pruneSQL string
 )
 
+// maxLookups is how many events are looked up at once.
+const maxLookups = 256
+
+// lookup is the question who has handled an event.
+type lookup struct {
+	eventID uuid.UUID
+	found   []record
+}
+
 // Handled returns the names of the handlers that have handled e; see [store.Store].
 func (s *Store) Handled(ctx context.Context, e events.Event) ([]string, error) {
-	const doing = "read who has handled an event"
-	rows, err := s.pool.Query(ctx, handledSQL, e.ID)
-	if err != nil {
-		return nil, fault(ctx, doing, err)
+	l := &lookup{eventID: e.ID}
+	company, err := s.lookups.do(ctx, l)
+	if company && err != nil {
+		err = s.lookUp(ctx, []*lookup{l})
 	}
-	var (
-		handlers    []string
-		handler     string
-		fingerprint []byte
-	)
+	if err != nil {
+		return nil, fault(ctx, "read who has handled an event", err)
+	}
+	var handlers []string
 	want := e.Fingerprint()
-	_, err = pgx.ForEachRow(rows, []any{&handler, &fingerprint}, func() error {
-		if !bytes.Equal(fingerprint, want[:]) {
-			return fmt.Errorf("event %s: %w", e.ID, store.ErrContradiction)
+	for _, r := range l.found {
+		if !bytes.Equal(r.fingerprint, want[:]) {
+			return nil, fmt.Errorf("read who has handled an event: event %s: %w", e.ID, store.ErrContradiction)
 		}
-		handlers = append(handlers, handler)
+		handlers = append(handlers, r.handler)
+	}
+	return handlers, nil
+}
+
+// shareLookup keeps out what would be too much, and a second question for the same event.
+func shareLookup(first *lookup) func(*lookup) bool {
+	asked := map[uuid.UUID]struct{}{first.eventID: {}}
+	return func(l *lookup) bool {
+		if _, found := asked[l.eventID]; found || len(asked) == maxLookups {
+			return false
+		}
+		asked[l.eventID] = struct{}{}
+		return true
+	}
+}
+
+// lookUp answers the questions, which are for different events, with one query.
+func (s *Store) lookUp(ctx context.Context, lookups []*lookup) error {
+	ids := make([]uuid.UUID, len(lookups))
+	byID := make(map[uuid.UUID]*lookup, len(lookups))
+	for i, l := range lookups {
+		ids[i], byID[l.eventID] = l.eventID, l
+		l.found = nil
+	}
+	rows, err := s.pool.Query(ctx, handledSQL, ids)
+	if err != nil {
+		return err
+	}
+	var r record
+	_, err = pgx.ForEachRow(rows, []any{&r.eventID, &r.handler, &r.fingerprint}, func() error {
+		l := byID[r.eventID]
+		l.found = append(l.found, r)
 		return nil
 	})
-	return handlers, fault(ctx, doing, err)
+	return err
 }
 
 // InTx registers SQL of a handler's own for the transaction in which the worker records that the handler has handled
@@ -81,28 +119,27 @@ func (s *Store) Record(ctx context.Context, handler string, e events.Event, foll
 		return err
 	}
 	fingerprint := e.Fingerprint()
-	args := append(columns(followUps), handler, e.ID, fingerprint[:])
-	work := store.TakeWork[pgx.Tx](ctx)
+	u := &unit{batch: followUps, record: &record{handler: handler, eventID: e.ID, fingerprint: fingerprint[:]}}
+	statement := s.writeShared
 	var failed error // of the work, which tells nothing of the record
-	err := s.write(ctx, "record", followUps,
-		func(conn *pgxpool.Conn) (recorded bool, err error) {
-			if len(work) == 0 {
-				err = conn.QueryRow(ctx, recordSQL, args...).Scan(&recorded)
-				return recorded, err
-			}
-			recorded, failed, err = recordWith(ctx, conn, args, work)
-			return recorded, err
-		},
-		func() error {
-			handled, err := s.Handled(ctx, e)
-			if err != nil {
+	if work := store.TakeWork[pgx.Tx](ctx); len(work) > 0 {
+		statement = func(ctx context.Context, u *unit) (err error) {
+			return s.onConnection(ctx, func(conn *pgxpool.Conn) error {
+				failed, err = recordWith(ctx, conn, u, work)
 				return err
-			}
-			if slices.Contains(handled, handler) {
-				return fmt.Errorf("event %s, handler %q: %w", e.ID, handler, store.ErrHandled)
-			}
-			return s.explain(ctx, followUps)
-		})
+			})
+		}
+	}
+	err := s.write(ctx, "record", u, statement, func() error {
+		handled, err := s.Handled(ctx, e)
+		if err != nil {
+			return err
+		}
+		if slices.Contains(handled, handler) {
+			return fmt.Errorf("event %s, handler %q: %w", e.ID, handler, store.ErrHandled)
+		}
+		return s.explain(ctx, followUps)
+	})
 	if err != nil {
 		return err
 	}
@@ -110,30 +147,30 @@ func (s *Store) Record(ctx context.Context, handler string, e events.Event, foll
 }
 
 // recordWith records and then does the work, in one transaction. The record is the transaction's first statement, so
-// that the transaction's id is younger than all that the record's statement has seen; see append.sql. When the work has
-// failed, nothing was written, and recorded only says that there is nothing to be tried again.
+// that the transaction's id is younger than all that the record's statement has seen; see write.sql. When the work has
+// failed, nothing is written, and that the unit is says only that there is nothing to be tried again.
 func recordWith(
-	ctx context.Context, conn *pgxpool.Conn, args []any, work []func(context.Context, pgx.Tx) error,
-) (recorded bool, failed, err error) {
+	ctx context.Context, conn *pgxpool.Conn, u *unit, work []func(context.Context, pgx.Tx) error,
+) (failed, err error) {
 	tx, err := conn.BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.ReadCommitted})
 	if err != nil {
-		return false, nil, err
+		return nil, err
 	}
 	defer tx.Rollback(context.WithoutCancel(ctx)) // after a commit it does nothing
-	if err := tx.QueryRow(ctx, recordSQL, args...).Scan(&recorded); err != nil || !recorded {
-		return false, nil, err
+	if err := writeUnits(ctx, tx, []*unit{u}, ownPatience); err != nil || !u.written {
+		return nil, err
 	}
 	for _, step := range work {
 		if err := step(ctx, handlersTx{tx}); err != nil {
-			return true, workFault(ctx, conn, err), nil
+			return workFault(ctx, conn, err), nil
 		}
 	}
 	err = tx.Commit(ctx)
 	_, refused := errors.AsType[*pgconn.PgError](err)
 	if refused || errors.Is(err, pgx.ErrTxCommitRollback) { // by a deferred constraint, or as a statement had failed
-		return true, &store.WorkError{Err: fmt.Errorf("commit the handler's work: %w", err)}, nil
+		return &store.WorkError{Err: fmt.Errorf("commit the handler's work: %w", err)}, nil
 	}
-	return true, nil, err
+	return nil, err
 }
 
 // workFault is a *[store.WorkError], or an outage when the connection broke under the work.

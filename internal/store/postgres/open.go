@@ -43,6 +43,10 @@ type Store struct {
 	config      *pgx.ConnConfig
 	migrationDB *sql.DB
 	migrator    *migrations.Migrator
+
+	// writes and lookups are shared by the calls that come while one is under way.
+	writes  lane[*unit]
+	lookups lane[*lookup]
 }
 
 var (
@@ -63,6 +67,8 @@ func Open(ctx context.Context, url string, o Options) (*Store, error) {
 	}
 	configure(config.ConnConfig)
 	s := &Store{config: config.ConnConfig.Copy()}
+	s.writes.run, s.writes.sharing = s.writeTogether, shareWrite
+	s.lookups.run, s.lookups.sharing = s.lookUp, shareLookup
 	s.migrationDB = stdlib.OpenDB(*s.config)
 	s.migrationDB.SetMaxIdleConns(0)
 	if s.migrator, err = migrations.Postgres(s.migrationDB); err != nil {
