@@ -20,7 +20,6 @@ const (
 	serializationFailure = "40001"
 	deadlockDetected     = "40P01"
 	queryCanceled        = "57014"
-	lockNotAvailable     = "55P03"
 	undefinedTable       = "42P01"
 	undefinedColumn      = "42703"
 
@@ -67,7 +66,7 @@ func isPassing(code string) bool {
 	}
 	switch code {
 	case "25006", // the server is a standby
-		lockNotAvailable,
+		"55P03", // a lock was not available
 		serializationFailure, deadlockDetected:
 		return true
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgtype"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/healz/worker/internal/events"
@@ -73,10 +74,10 @@ func shareLookup(first *lookup) func(*lookup) bool {
 
 // lookUp answers the questions, which are for different events, with one query.
 func (s *Store) lookUp(ctx context.Context, lookups []*lookup) error {
-	ids := make([]uuid.UUID, len(lookups))
+	ids := make([]pgtype.UUID, len(lookups))
 	byID := make(map[uuid.UUID]*lookup, len(lookups))
 	for i, l := range lookups {
-		ids[i], byID[l.eventID] = l.eventID, l
+		ids[i], byID[l.eventID] = uuidOf(l.eventID), l
 		l.found = nil
 	}
 	rows, err := s.pool.Query(ctx, handledSQL, ids)
@@ -157,7 +158,7 @@ func recordWith(
 		return nil, err
 	}
 	defer tx.Rollback(context.WithoutCancel(ctx)) // after a commit it does nothing
-	if err := writeUnits(ctx, tx, []*unit{u}, ownPatience); err != nil || !u.written {
+	if err := writeUnits(ctx, tx, []*unit{u}); err != nil || !u.written {
 		return nil, err
 	}
 	for _, step := range work {

@@ -7,18 +7,33 @@ import (
 	"time"
 )
 
-// lane lets concurrent calls share statements, and makes none wait for company: while a statement is under way, those who
-// come queue up, and when it has ended, the first of them runs the next for all who may share it. There is no goroutine
-// behind it.
+const (
+	// lanePatience is how long a statement keeps its lane. Others need not wait for what hangs.
+	lanePatience = 200 * time.Millisecond
+	// maxRegroup is the longest wait for those who rode together before.
+	maxRegroup = 5 * time.Millisecond
+)
+
+// lane lets concurrent calls share statements, and makes none wait that is alone: while a statement is under way, those
+// who come queue up, and when it has ended, the first of them runs the next for all who may share it. There is no
+// goroutine behind it.
 type lane[U any] struct {
 	// run runs a statement for all units, and leaves in each what became of it. The error is that of all.
 	run func(ctx context.Context, units []U) error
 	// sharing returns what tells of one unit after another whether it may share the statement with the first.
 	sharing func(first U) (may func(next U) bool)
+	// regroups is for statements that cost much even when they do little. Those who shared one mostly come again at
+	// once, a little one after another; the first then waits for as many, for no longer than a quarter of the time that
+	// it took.
+	regroups bool
 
 	mu      sync.Mutex
 	busy    bool
 	waiting []*rider[U]
+	// riders is how many shared the last statement, and until when as many are waited for.
+	riders   int
+	until    time.Time
+	complete chan struct{} // closed when so many wait, if somebody wants to know
 }
 
 // rider is a call on a lane.
@@ -38,13 +53,13 @@ type rider[U any] struct {
 func (l *lane[U]) do(ctx context.Context, unit U) (company bool, err error) {
 	r := &rider[U]{ctx: ctx, unit: unit, signal: make(chan bool, 1)}
 	if l.enter(r) {
-		l.lead(r)
+		l.lead(ctx, r)
 		return r.company, r.err
 	}
 	select {
 	case leads := <-r.signal:
 		if leads {
-			l.lead(r)
+			l.lead(ctx, r)
 		}
 	case <-ctx.Done():
 		if l.leave(r) {
@@ -64,6 +79,10 @@ func (l *lane[U]) enter(r *rider[U]) bool {
 		return true
 	}
 	l.waiting = append(l.waiting, r)
+	if l.complete != nil && len(l.waiting)+1 >= l.riders {
+		close(l.complete)
+		l.complete = nil
+	}
 	return false
 }
 
@@ -96,25 +115,59 @@ func (l *lane[U]) handOn() {
 }
 
 // lead runs the statement of the rider and of those who may share it.
-func (l *lane[U]) lead(r *rider[U]) {
+func (l *lane[U]) lead(ctx context.Context, r *rider[U]) {
+	if l.regroups {
+		l.regroup(ctx)
+	}
 	riders := l.take(r)
 	units := make([]U, len(riders))
 	for i, r := range riders {
 		units[i] = r.unit
 	}
-	ctx, release := together(riders)
-	err := l.run(ctx, units)
+	shared, release := together(riders)
+	began := time.Now()
+	end := sync.OnceFunc(func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		now := time.Now()
+		l.riders, l.until = len(riders), now.Add(min(now.Sub(began)/4, maxRegroup))
+		l.handOn()
+	})
+	hanging := time.AfterFunc(lanePatience, end)
+	err := l.run(shared, units)
+	hanging.Stop()
 	release()
+	end()
 
-	l.mu.Lock()
-	l.handOn()
-	l.mu.Unlock()
 	for _, other := range riders {
 		other.company, other.err = len(riders) > 1, err
 		if other != r {
 			other.signal <- false
 		}
 	}
+}
+
+// regroup waits a moment for as many to wait as shared the last statement.
+func (l *lane[U]) regroup(ctx context.Context) {
+	l.mu.Lock()
+	wait := time.Until(l.until)
+	if wait <= 0 || len(l.waiting)+1 >= l.riders {
+		l.mu.Unlock()
+		return
+	}
+	complete := make(chan struct{})
+	l.complete = complete
+	l.mu.Unlock()
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	select {
+	case <-complete:
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+	l.mu.Lock()
+	l.complete = nil
+	l.mu.Unlock()
 }
 
 // take takes those from among the waiting who may share the rider's statement.

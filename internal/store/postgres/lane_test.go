@@ -84,6 +84,87 @@ func TestLaneIsSharedByThoseWhoComeMeanwhile(t *testing.T) {
 	})
 }
 
+func TestLaneWaitsForThoseWhoRodeTogether(t *testing.T) {
+	t.Parallel()
+	const took = 4 * time.Millisecond
+	// ride returns a lane on which two have just shared a statement.
+	ride := func(t *testing.T) *traffic {
+		t.Helper()
+		tr := newTraffic(t)
+		tr.regroups = true
+		tr.call(t.Context(), 1)
+		alone := <-tr.statements
+		one, other := tr.call(t.Context(), 2), tr.call(t.Context(), 3)
+		alone.end <- nil
+		together := <-tr.statements
+		time.Sleep(took) //nolint:forbidigo // the bubble's time
+		together.end <- nil
+		<-one
+		<-other
+		return tr
+	}
+	t.Run("the last to come ends the wait", func(t *testing.T) {
+		t.Parallel()
+		synctest.Test(t, func(t *testing.T) {
+			tr := ride(t)
+			began := time.Now()
+			one, other := tr.call(t.Context(), 4), tr.call(t.Context(), 5)
+			together := <-tr.statements
+			require.Equal(t, []int{4, 5}, together.units)
+			require.Zero(t, time.Since(began))
+			together.end <- nil
+			<-one
+			<-other
+		})
+	})
+	t.Run("for a quarter of the time", func(t *testing.T) {
+		t.Parallel()
+		synctest.Test(t, func(t *testing.T) {
+			tr := ride(t)
+			began := time.Now()
+			one := tr.call(t.Context(), 4)
+			alone := <-tr.statements
+			require.Equal(t, took/4, time.Since(began))
+			alone.end <- nil
+			<-one
+
+			tr.call(t.Context(), 5)
+			alone = <-tr.statements
+			require.Equal(t, took/4, time.Since(began), "who was alone is not waited for")
+			alone.end <- nil
+		})
+	})
+	t.Run("not when it was long ago", func(t *testing.T) {
+		t.Parallel()
+		synctest.Test(t, func(t *testing.T) {
+			tr := ride(t)
+			time.Sleep(took) //nolint:forbidigo // the bubble's time
+			began := time.Now()
+			tr.call(t.Context(), 4)
+			alone := <-tr.statements
+			require.Zero(t, time.Since(began))
+			alone.end <- nil
+		})
+	})
+}
+
+func TestLaneIsFreeAgainWhenAStatementHangs(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		tr := newTraffic(t)
+		began := time.Now()
+		first := tr.call(t.Context(), 1)
+		hanging := <-tr.statements
+		second := tr.call(t.Context(), 2)
+		next := <-tr.statements
+		require.Equal(t, lanePatience, time.Since(began))
+		next.end <- nil
+		require.NoError(t, (<-second).err)
+		hanging.end <- nil
+		require.NoError(t, (<-first).err)
+	})
+}
+
 func TestLaneIsLeftByThoseWhoseContextEnds(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

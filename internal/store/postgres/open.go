@@ -67,7 +67,7 @@ func Open(ctx context.Context, url string, o Options) (*Store, error) {
 	}
 	configure(config.ConnConfig)
 	s := &Store{config: config.ConnConfig.Copy()}
-	s.writes.run, s.writes.sharing = s.writeTogether, shareWrite
+	s.writes.run, s.writes.sharing, s.writes.regroups = s.writeTogether, shareWrite, true
 	s.lookups.run, s.lookups.sharing = s.lookUp, shareLookup
 	s.migrationDB = stdlib.OpenDB(*s.config)
 	s.migrationDB.SetMaxIdleConns(0)

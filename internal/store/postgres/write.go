@@ -25,11 +25,6 @@ const (
 	maxSmall = 16
 	// maxShared and maxSharedBytes are the most events of a shared statement, and about the most bytes of their data.
 	maxShared, maxSharedBytes = 256, 1 << 20
-	// sharedPatience is how long, in milliseconds, a statement that others share or wait for waits for a row that
-	// another program holds.
-	sharedPatience = "200"
-	// ownPatience is that of the connection.
-	ownPatience = ""
 )
 
 var (
@@ -87,26 +82,21 @@ func isCollision(code string) bool {
 	return code == uniqueViolation || code == serializationFailure || code == deadlockDetected
 }
 
-// writeShared writes a unit in the statement of all that are about to be written. When the server refuses that for the
-// sake of one, or would wait for another program, each is written by itself.
+// writeShared writes a unit in the statement of all that are about to be written. What the server refuses for the sake of
+// one of them, or would let wait for the sake of one, each then writes by itself.
 func (s *Store) writeShared(ctx context.Context, u *unit) error {
 	if len(u.batch) > maxSmall || u.bytes() > maxSharedBytes {
-		return s.writeAlone(ctx, u)
+		return s.writeTogether(ctx, []*unit{u})
 	}
 	company, err := s.writes.do(ctx, u)
-	pgErr, answered := errors.AsType[*pgconn.PgError](err)
-	if answered && (company || pgErr.Code == lockNotAvailable) {
-		return s.writeAlone(ctx, u)
+	if _, answered := errors.AsType[*pgconn.PgError](err); answered && company {
+		return s.writeTogether(ctx, []*unit{u})
 	}
 	return err
 }
 
 func (s *Store) writeTogether(ctx context.Context, units []*unit) error {
-	return s.onConnection(ctx, func(conn *pgxpool.Conn) error { return writeUnits(ctx, conn, units, sharedPatience) })
-}
-
-func (s *Store) writeAlone(ctx context.Context, u *unit) error {
-	return s.onConnection(ctx, func(conn *pgxpool.Conn) error { return writeUnits(ctx, conn, []*unit{u}, ownPatience) })
+	return s.onConnection(ctx, func(conn *pgxpool.Conn) error { return writeUnits(ctx, conn, units) })
 }
 
 // onConnection tells a connection that was not to be had from one that broke.
@@ -171,12 +161,17 @@ type sender interface {
 	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
 }
 
-// writeUnits runs the statement that writes the units, with so much patience, and notes which of them it has written.
-func writeUnits(ctx context.Context, conn sender, units []*unit, patience string) error {
+// writeUnits runs the statement that writes the units, and notes which of them it has written. When there are several it
+// does not wait for long for what another program is about to write.
+func writeUnits(ctx context.Context, conn sender, units []*unit) error {
 	if u := units[0]; len(units) == 1 && len(u.batch) == 1 && u.record == nil {
-		tag, err := conn.Exec(ctx, appendOneSQL, append(values(u.batch[0]), patience)...)
+		tag, err := conn.Exec(ctx, appendOneSQL, values(u.batch[0])...)
 		u.written = tag.RowsAffected() == 1
 		return err
+	}
+	patience := 0
+	if len(units) > 1 {
+		patience = int(lanePatience.Milliseconds())
 	}
 	rows, err := conn.Query(ctx, writeSQL, append(columns(units), patience)...)
 	if err != nil {
@@ -196,15 +191,16 @@ func writeUnits(ctx context.Context, conn sender, units []*unit, patience string
 // values are the event's parameters in append_one.sql.
 func values(e events.Event) []any {
 	return []any{
-		e.ID, e.Type, e.AggregateType, e.AggregateID, int32(e.AggregateVersion), e.TenantID, nullable(e.ClinicID),
-		nullable(e.CausationID), e.CorrelationID, nullable(e.UserID), e.CreatedAt, string(e.Data), metadataOf(e),
+		uuidOf(e.ID), e.Type, e.AggregateType, uuidOf(e.AggregateID), int32(e.AggregateVersion), uuidOf(e.TenantID),
+		nullable(e.ClinicID), nullable(e.CausationID), uuidOf(e.CorrelationID), nullable(e.UserID), e.CreatedAt,
+		string(e.Data), metadataOf(e),
 	}
 }
 
 // columns are the units' parameters in write.sql: an array for each column of their events, and of their records.
 func columns(units []*unit) []any {
 	var (
-		ids, aggregateIDs, tenantIDs, correlationIDs []uuid.UUID
+		ids, aggregateIDs, tenantIDs, correlationIDs []pgtype.UUID
 		clinicIDs, causationIDs, userIDs             []pgtype.UUID
 		types, aggregateTypes, data                  []string
 		versions                                     []int32
@@ -214,18 +210,18 @@ func columns(units []*unit) []any {
 		unitOfEvent                                  []int32
 
 		handlers     []string
-		handled      []uuid.UUID
+		handled      []pgtype.UUID
 		fingerprints [][]byte
 		unitOfRecord []int32
 	)
 	for i, u := range units {
 		begins := firsts(u.batch)
 		for place, e := range u.batch {
-			ids, types = append(ids, e.ID), append(types, e.Type)
-			aggregateTypes, aggregateIDs = append(aggregateTypes, e.AggregateType), append(aggregateIDs, e.AggregateID)
-			versions, tenantIDs = append(versions, int32(e.AggregateVersion)), append(tenantIDs, e.TenantID)
+			ids, types = append(ids, uuidOf(e.ID)), append(types, e.Type)
+			aggregateTypes, aggregateIDs = append(aggregateTypes, e.AggregateType), append(aggregateIDs, uuidOf(e.AggregateID))
+			versions, tenantIDs = append(versions, int32(e.AggregateVersion)), append(tenantIDs, uuidOf(e.TenantID))
 			clinicIDs, causationIDs = append(clinicIDs, nullable(e.ClinicID)), append(causationIDs, nullable(e.CausationID))
-			correlationIDs, userIDs = append(correlationIDs, e.CorrelationID), append(userIDs, nullable(e.UserID))
+			correlationIDs, userIDs = append(correlationIDs, uuidOf(e.CorrelationID)), append(userIDs, nullable(e.UserID))
 			times, data, metadata = append(times, e.CreatedAt), append(data, string(e.Data)), append(metadata, metadataOf(e))
 			begin := len(begins) > 0 && begins[0] == place
 			if begin {
@@ -234,7 +230,7 @@ func columns(units []*unit) []any {
 			isFirst, unitOfEvent = append(isFirst, begin), append(unitOfEvent, int32(i))
 		}
 		if r := u.record; r != nil {
-			handlers, handled = append(handlers, r.handler), append(handled, r.eventID)
+			handlers, handled = append(handlers, r.handler), append(handled, uuidOf(r.eventID))
 			fingerprints, unitOfRecord = append(fingerprints, r.fingerprint), append(unitOfRecord, int32(i))
 		}
 	}
@@ -243,6 +239,9 @@ func columns(units []*unit) []any {
 		times, data, metadata, isFirst, unitOfEvent, unitOfRecord, handlers, handled, fingerprints,
 	}
 }
+
+// uuidOf spares pgx the way over the text of the id.
+func uuidOf(id uuid.UUID) pgtype.UUID { return pgtype.UUID{Bytes: id, Valid: true} }
 
 func nullable(id uuid.NullUUID) pgtype.UUID { return pgtype.UUID{Bytes: id.UUID, Valid: id.Valid} }
 

@@ -2,8 +2,8 @@
 -- it did not write. A unit is a batch of events, or the record that a handler has handled an event together with what
 -- follows from it, which may be nothing. It is not written when one of its aggregates does not continue what the store
 -- has, or when the event is on record for the handler, or with another fingerprint. An event that was parked is so no
--- longer. No two units have an aggregate in common. Nothing waits for another's lock for longer than $20 milliseconds,
--- if that is not ''.
+-- longer. No two units have an aggregate in common. With $20 > 0 it fails after so many milliseconds when it has to wait
+-- for another program, so that the units are not held up by one.
 --
 -- It is one statement so that the transaction's id is younger than all that the statement has seen: by (transaction_id,
 -- id) an aggregate's events then stand in the order of their versions. A writer that comes between is refused by the
@@ -23,28 +23,25 @@ records AS MATERIALIZED (
 refused AS MATERIALIZED (
     SELECT unit
     FROM batches AS first
-    LEFT JOIN LATERAL (
-        SELECT aggregate_version, tenant_id, aggregate_type
+    WHERE is_first_of_aggregate AND NOT coalesce((
+        SELECT
+            aggregate_version = first.aggregate_version - 1 AND tenant_id = first.tenant_id
+            AND aggregate_type = first.aggregate_type
         FROM events
         WHERE aggregate_id = first.aggregate_id
         ORDER BY aggregate_version DESC
         LIMIT 1
-    ) AS head ON true
-    WHERE first.is_first_of_aggregate AND (
-        first.aggregate_version <> coalesce(head.aggregate_version, 0) + 1
-        OR first.tenant_id <> head.tenant_id
-        OR first.aggregate_type <> head.aggregate_type
-    )
+    ), first.aggregate_version = 1)
     UNION ALL
     SELECT unit
-    FROM records
-    CROSS JOIN LATERAL (
-        SELECT FROM handled
-        WHERE event_id = records.event_id AND (handler = records.handler OR fingerprint <> records.fingerprint)
+    FROM records AS r
+    WHERE (
+        SELECT true FROM handled
+        WHERE event_id = r.event_id AND (handler = r.handler OR fingerprint <> r.fingerprint)
         LIMIT 1
-    ) AS before
+    )
     UNION ALL
-    SELECT NULL WHERE set_config('lock_timeout', coalesce(nullif($20, ''), current_setting('lock_timeout')), true) IS NULL
+    SELECT NULL WHERE CASE WHEN $20 > 0 THEN set_config('lock_timeout', $20::int::text, true) IS NULL END
 ),
 recorded AS (
     INSERT INTO handled (handler, event_id, fingerprint)
