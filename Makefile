@@ -1,5 +1,6 @@
 GO ?= go
 BENCHTIME ?= 1s
+BENCH ?=
 FUZZTIME ?= 30s
 DURATION ?= 2m
 WORKERS ?= 3
@@ -35,7 +36,17 @@ lint: $(GOLANGCI_LINT) ## Check style and the mistakes that can be seen in the s
 	$(GOLANGCI_LINT) run
 
 .PHONY: bench
-bench: bin/with-servers ## Run each benchmark for BENCHTIME; a Postgres started for it does not sync to disk
+bench: build ## Measure the worker beside the raw clients and stock Watermill; BENCH=-growth adds a table of ten million
+	@$(GO) build -o bin/bench ./internal/bench/cmd/bench
+	bin/bench -into=docs $(BENCH)
+
+.PHONY: bench-quick
+bench-quick: build
+	@$(GO) build -o bin/bench ./internal/bench/cmd/bench
+	bin/bench -quick
+
+.PHONY: gobench
+gobench: bin/with-servers ## Run each Go benchmark for BENCHTIME; a Postgres started for it does not sync to disk
 	bin/with-servers -- $(GO) test -run='^$$' -bench=. -benchmem -benchtime=$(BENCHTIME) -timeout=20m $(BENCHMARKED)
 
 .PHONY: fuzz
@@ -50,7 +61,7 @@ torture: build ## Harm workers and servers under traffic for DURATION, by SEED, 
 	bin/torture -duration=$(DURATION) -workers=$(WORKERS) $(if $(SEED),-seed=$(SEED))
 
 .PHONY: demo
-demo: build ## See the main job done on sample clinic traffic
+demo: build ## Run a worker on sample clinic traffic, and say what to look for
 	bin/worker demo
 
 .PHONY: tidy

@@ -12,6 +12,7 @@ import (
 	"github.com/healz/worker/internal/bus"
 	"github.com/healz/worker/internal/events"
 	"github.com/healz/worker/internal/intake"
+	"github.com/healz/worker/internal/tracing"
 	"github.com/healz/worker/internal/worker"
 )
 
@@ -43,7 +44,9 @@ that fails ends it, those before it stay. What was appended is printed.`,
 						return err
 					}
 				}
-				return printTaken(c, *f, intake.Append(c.Context(), b, in, batch))
+				return withTracer(c.Context(), *s, stderrLogger(c), func(t *tracing.Tracer) error {
+					return printTaken(c, *f, intake.Append(c.Context(), worker.Traced(b, t), in, batch))
+				})
 			})
 		})
 	}
@@ -72,7 +75,12 @@ the store knows it. What was published is printed.`,
 				return err
 			}
 			defer func() { err = errors.Join(err, closeBus()) }()
-			return printTaken(c, *f, intake.Publish(c.Context(), bus.New(publisher), in, batch))
+			return withTracer(c.Context(), *s, stderrLogger(c), func(t *tracing.Tracer) error {
+				if t != nil {
+					publisher = t.Publisher(publisher, s.AMQP.Prefix)
+				}
+				return printTaken(c, *f, intake.Publish(c.Context(), bus.New(publisher), in, batch))
+			})
 		})
 	}
 	return c

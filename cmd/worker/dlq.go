@@ -16,14 +16,15 @@ import (
 	"github.com/healz/worker/internal/worker"
 )
 
-func dlqCommand(s *worker.Settings) *cobra.Command {
+func dlqCommand(s *worker.Settings, all registrations) *cobra.Command {
 	c := group(&cobra.Command{
 		Use:   "dlq",
 		Short: "Look into the dead letters, replay them, purge them",
 		Long: `dlq works on the events that failed for good: the queue of failed messages on RabbitMQ, or without it the table of
 dead letters in the store.`,
 	})
-	c.AddCommand(dlqList(s), dlqShow(s), dlqReplay(s), dlqPurge(s))
+	c.AddCommand(dlqList(s), dlqShow(s), dlqTry(s, all), dlqReplay(s), dlqPurge(s))
+	c.AddCommand(dlqKeeping(s)...)
 	return c
 }
 
@@ -39,12 +40,9 @@ func dlqList(s *worker.Settings) *cobra.Command {
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		return withDeadLetters(c.Context(), s, func(q deadletter.Queue) error {
 			p := newLetterPrinter(c.OutOrStdout(), *f)
-			for l, err := range q.List(c.Context()) {
+			for l, err := range q.List(c.Context(), filter) {
 				if err != nil {
 					return errors.Join(p.flush(), err)
-				}
-				if !filter.Match(l) {
-					continue
 				}
 				if err := p.print(l); err != nil {
 					return err
@@ -69,15 +67,13 @@ func dlqShow(s *worker.Settings) *cobra.Command {
 	f := addFormat(c)
 	c.Flags().BoolVar(&reveal, "reveal", false, "show the body and the headers too: they may be about a patient")
 	c.RunE = func(c *cobra.Command, args []string) error {
-		filter := deadletter.Filter{ID: args[0]}
+		filter := deadletter.Filter{IDs: args, Limit: 1}
 		return withDeadLetters(c.Context(), s, func(q deadletter.Queue) error {
-			for l, err := range q.List(c.Context()) {
+			for l, err := range q.List(c.Context(), filter) {
 				if err != nil {
 					return err
 				}
-				if filter.Match(l) {
-					return showLetter(c.OutOrStdout(), *f, l, reveal)
-				}
+				return showLetter(c.OutOrStdout(), *f, l, reveal)
 			}
 			return fmt.Errorf("no dead letter has the id %q", args[0])
 		})
@@ -97,24 +93,27 @@ handled becomes a dead letter again: replay until none is left.`,
 		Args: noArguments, ValidArgsFunction: cobra.NoFileCompletions,
 	}
 	f := addFormat(c)
-	c.Flags().StringVar(&filter.ID, "id", "", "only the letter with this id, or of the event with it")
+	c.Flags().StringSliceVar(&filter.IDs, "id", nil, "only the letter with this id, or of the event with it")
 	c.Flags().StringVar(&filter.Type, "type", "", "only those of this event type")
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		return withDeadLetters(c.Context(), s, func(q deadletter.Queue) error {
 			p := newLetterPrinter(c.OutOrStdout(), *f)
-			for l, err := range q.Replay(c.Context(), filter) {
+			for step, err := range q.Replay(c.Context(), filter, deadletter.ReplayOptions{}) {
 				if err != nil {
 					return errors.Join(p.flush(), fmt.Errorf("after %d replayed: %w", p.count, err))
 				}
-				if err := p.print(l); err != nil {
+				if step.Step != deadletter.Sent {
+					continue
+				}
+				if err := p.print(step.Letter); err != nil {
 					return err
 				}
 			}
 			if err := p.flush(); err != nil {
 				return err
 			}
-			if filter.ID != "" && p.count == 0 {
-				return fmt.Errorf("no dead letter has the id %q", filter.ID)
+			if len(filter.IDs) > 0 && p.count == 0 {
+				return fmt.Errorf("no dead letter has the id %q", filter.IDs[0])
 			}
 			if s.AMQP.URL == "" {
 				fmt.Fprintf(c.ErrOrStderr(), "marked for replay: %d; a worker that runs on this store takes them up\n", p.count)

@@ -30,7 +30,7 @@ import (
 )
 
 const (
-	patience = 30 * time.Second
+	patience = 90 * time.Second
 	tick     = 100 * time.Millisecond
 )
 
@@ -51,6 +51,7 @@ func TestMain(m *testing.M) {
 			register.All(reg, o)
 			handlers.On(reg, stubbornType, "stubborn", stubborn)
 			handlers.On(reg, "Fragile", "fragile", fragile)
+			registerMendable(reg, o)
 		}))
 	}
 	testservers.Main(m)
@@ -745,7 +746,7 @@ func TestWaiting(t *testing.T) {
 
 func TestDemo(t *testing.T) {
 	t.Parallel()
-	out := newProgram(t).must("", "demo")
+	out := newProgram(t).must("", "demo", "--once")
 	for _, want := range []string{"WelcomeMessageRequested", "ReminderScheduled", "refused", "chaos: failure", "dlq replay", "Nothing was lost"} {
 		require.Contains(t, strings.ToLower(out), strings.ToLower(want))
 	}

@@ -9,15 +9,19 @@ import (
 	"net"
 	"net/http"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/healz/worker/internal/console"
 	"github.com/healz/worker/internal/events"
 	"github.com/healz/worker/internal/handlers"
 	"github.com/healz/worker/internal/handlers/register"
+	"github.com/healz/worker/internal/metrics"
 	"github.com/healz/worker/internal/ops"
 	"github.com/healz/worker/internal/store"
+	"github.com/healz/worker/internal/tracing"
 	"github.com/healz/worker/internal/worker"
 )
 
@@ -28,7 +32,10 @@ type runFlags struct {
 	relayStart          string
 	afterDeadLetter     string
 	migrate, chaos      bool
+	console             consoleFlags
 	wait                time.Duration
+	// serving, if any, is called with the address that is served.
+	serving func(url string)
 }
 
 func (f runFlags) check() error {
@@ -52,8 +59,10 @@ func runCommand(s *worker.Settings, all registrations) *cobra.Command {
 		Short: "Relay, consume and handle events until stopped",
 		Long: `run relays the events of the store to the bus and hands the events on the bus to their handlers.
 
-It serves /healthz (it lives) and /readyz (it can work, and what keeps it from it). SIGTERM stops it in good order: what
-is in hand is finished within the grace period or given back. A second SIGTERM ends it at once.`,
+It serves /healthz (it lives), /readyz (it can work, and what keeps it from it) and /metrics (for Prometheus). SIGTERM stops
+it in good order: what is in hand is finished within the grace period or given back. A second SIGTERM ends it at once.
+SIGUSR1 makes the log a level more verbose, SIGUSR2 what it was. Traces are sent by OTLP if OTEL_EXPORTER_OTLP_ENDPOINT is
+set, as OpenTelemetry's other variables say.`,
 		Args: noArguments, ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(c *cobra.Command, _ []string) error {
 			s.Relay.Start = store.Start(f.relayStart)
@@ -64,15 +73,25 @@ is in hand is finished within the grace period or given back. A second SIGTERM e
 			if err := f.check(); err != nil {
 				return usageError{err}
 			}
-			logger, err := newLogger(c.ErrOrStderr(), f.logLevel, f.logFormat)
+			var level slog.LevelVar
+			logger, err := newLogger(c.ErrOrStderr(), &level, f.logLevel, f.logFormat)
 			if err != nil {
 				return usageError{err}
 			}
-			return runWorker(c.Context(), *s, f, all, logger)
+			var watching sync.WaitGroup
+			defer watching.Wait()
+			ctx, cancel := context.WithCancel(c.Context())
+			defer cancel()
+			watching.Go(func() { changeLevel(ctx, &level, logger) })
+			return withTracer(ctx, *s, logger, func(t *tracing.Tracer) error {
+				return runWorker(ctx, *s, f, all, t, logger)
+			})
 		},
 	}
 	flags := c.Flags()
-	flags.StringVar(&f.httpAddr, "http-addr", "127.0.0.1:8080", "where to serve /healthz and /readyz; port 0 takes a free one")
+	flags.StringVar(&f.httpAddr, "http-addr", "127.0.0.1:8080",
+		"where to serve the console, /healthz, /readyz and /metrics; port 0 takes a free one")
+	f.console.add(flags)
 	flags.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
 	flags.StringVar(&f.logFormat, "log-format", "text", "text or json")
 	flags.BoolVar(&f.migrate, "migrate", true, "bring the database's schema up to date first")
@@ -107,12 +126,12 @@ is in hand is finished within the grace period or given back. A second SIGTERM e
 	return c
 }
 
-func newLogger(w io.Writer, level, format string) (*slog.Logger, error) {
-	var l slog.Level
-	if err := l.UnmarshalText([]byte(level)); err != nil {
+// newLogger returns a logger whose level can be changed while it is used.
+func newLogger(w io.Writer, current *slog.LevelVar, level, format string) (*slog.Logger, error) {
+	if err := current.UnmarshalText([]byte(level)); err != nil {
 		return nil, fmt.Errorf("log-level must be debug, info, warn or error, not %q", level)
 	}
-	o := &slog.HandlerOptions{Level: l}
+	o := &slog.HandlerOptions{Level: current}
 	switch format {
 	case "text":
 		return slog.New(slog.NewTextHandler(w, o)), nil
@@ -123,7 +142,13 @@ func newLogger(w io.Writer, level, format string) (*slog.Logger, error) {
 	}
 }
 
-func runWorker(ctx context.Context, s worker.Settings, f runFlags, all registrations, logger *slog.Logger) (err error) {
+func runWorker(
+	ctx context.Context, s worker.Settings, f runFlags, all registrations, t *tracing.Tracer, logger *slog.Logger,
+) (err error) {
+	access, err := f.console.access()
+	if err != nil {
+		return usageError{err}
+	}
 	var listen net.ListenConfig
 	listener, err := listen.Listen(ctx, "tcp", f.httpAddr)
 	if err != nil {
@@ -131,7 +156,11 @@ func runWorker(ctx context.Context, s worker.Settings, f runFlags, all registrat
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	var health ops.Health
-	server := &http.Server{Handler: ops.Handler(&health), ReadHeaderTimeout: readHeaderTimeout}
+	measures := metrics.New(version())
+	var front console.Front
+	pages := ops.Handler(&health, measures.Handler())
+	pages.Handle("/", &front)
+	server := &http.Server{Handler: pages, ReadHeaderTimeout: readHeaderTimeout}
 	served := make(chan struct{})
 	go func() {
 		defer close(served)
@@ -144,19 +173,30 @@ func runWorker(ctx context.Context, s worker.Settings, f runFlags, all registrat
 		<-served
 		cancel(nil)
 	}()
-	logger.InfoContext(ctx, "serving /healthz and /readyz", "address", "http://"+listener.Addr().String())
+	logger.InfoContext(ctx, "serving the console, /healthz, /readyz and /metrics", "address", "http://"+listener.Addr().String())
+	if f.serving != nil {
+		f.serving("http://" + listener.Addr().String())
+	}
 
+	registerAll := func(reg *handlers.Registry, streams events.Streams) {
+		all(reg, register.Options{Streams: streams, Chaos: f.chaos})
+	}
 	w, closeParts, err := worker.Open(ctx, s, worker.OpenOptions{
-		Register: func(reg *handlers.Registry, streams events.Streams) {
-			all(reg, register.Options{Streams: streams, Chaos: f.chaos})
-		},
-		Migrate: f.migrate, Wait: f.wait, Logger: logger,
+		Register: registerAll, Migrate: f.migrate, Wait: f.wait, Logger: logger, Metrics: measures, Tracer: t,
 	})
 	if err != nil {
 		return ended(ctx, err)
 	}
 	defer func() { err = errors.Join(err, closeParts()) }()
 	health.Report(w)
+	closeConsole, err := consoleOf{
+		settings: s, access: access, worker: w, metrics: measures, register: registerAll,
+		listening: listener.Addr(), logger: logger,
+	}.serve(ctx, &front)
+	if err != nil {
+		return ended(ctx, err)
+	}
+	defer func() { err = errors.Join(err, closeConsole()) }()
 	logger.InfoContext(ctx, "opened", "store", s.StoreName(), "bus", s.BusName())
 	return errors.Join(w.Run(ctx), ended(ctx, nil))
 }

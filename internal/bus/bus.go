@@ -19,6 +19,10 @@ const (
 	CorrelationIDKey = "correlation_id" // the key that Watermill's own correlation middleware uses
 	CreatedAtKey     = "created_at"
 
+	// TraceparentKey names the span that the message is sent by, as W3C's Trace Context has it. Without it, it is the
+	// field of this name in the event's metadata.
+	TraceparentKey = "traceparent"
+
 	// ReplayHandlerKey names the one handler that a replayed message is for; the others had succeeded.
 	ReplayHandlerKey = "replay_handler"
 )
@@ -85,6 +89,7 @@ func Complete(m *message.Message) {
 		AggregateID   string `json:"aggregate_id"`
 		CorrelationID string `json:"correlation_id"`
 		CreatedAt     string `json:"created_at"`
+		traced
 	}
 	fields := [...]struct {
 		key   string
@@ -111,4 +116,21 @@ func Complete(m *message.Message) {
 			m.Metadata.Set(f.key, *f.value)
 		}
 	}
+	if t := head.Metadata.Traceparent; t != "" && m.Metadata.Get(TraceparentKey) == "" {
+		m.Metadata.Set(TraceparentKey, t)
+	}
+}
+
+// traced is the part of an event that names a span.
+type traced struct {
+	Metadata struct {
+		Traceparent string `json:"traceparent"`
+	} `json:"metadata"`
+}
+
+// Traceparent is the traceparent in the metadata of the event in body, "" if there is none that can be read.
+func Traceparent(body []byte) string {
+	var t traced
+	_ = json.Unmarshal(body, &t) // fields that cannot be read stay empty
+	return t.Metadata.Traceparent
 }

@@ -6,13 +6,11 @@ package deadletter
 
 import (
 	"context"
+	"errors"
 	"iter"
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
-	"github.com/google/uuid"
-
-	"github.com/healz/worker/internal/events"
 )
 
 // Keys under which a letter's [Failure] travels with its message. The first three are Watermill's own, so that its
@@ -29,51 +27,7 @@ const (
 // MaxReasonBytes bounds a reason, which travels in a header: longer ones are cut at a character's edge.
 const MaxReasonBytes = 1024
 
-// Failure says why a message became a dead letter.
-type Failure struct {
-	// Reason is the text of the last error. It quotes nothing of event_data.
-	Reason string
-	// Handler is the name of the handler that failed; "" when the message reached none, as when it is no event.
-	Handler string
-	// Attempts is how often the handler was tried; 0 when the message was parked behind another.
-	Attempts    int
-	FirstFailed time.Time
-	LastFailed  time.Time
-	// MayPass tells that trying again later may help: what was tried is exhausted, and the error is not permanent. A
-	// letter does not keep it.
-	MayPass bool
-}
-
-// Letter is a message that failed, with the story of its failure. Only Body and Headers are certain: the message may
-// come from a program that knows nothing of the worker, and its body need not be an event.
-type Letter struct {
-	// ID names the letter in its queue: unique there, stable while it lies there.
-	ID string
-	// Event is the body's event, as far as it could be read.
-	Event events.Event
-	Failure
-	// Source is where a replay puts the letter: the queue on a broker.
-	Source string
-	// Headers are the message's headers without those of the failure; values as the broker gave them.
-	Headers map[string]any
-	Body    []byte
-}
-
-// Filter chooses letters; the zero value chooses all.
-type Filter struct {
-	// ID matches a letter's ID or its event's id.
-	ID string
-	// Type matches the event's type.
-	Type string
-}
-
-// Match tells whether f chooses the letter.
-func (f Filter) Match(l Letter) bool {
-	if f.ID != "" && f.ID != l.ID && (l.Event.ID == uuid.Nil || f.ID != l.Event.ID.String()) {
-		return false
-	}
-	return f.Type == "" || f.Type == l.Event.Type
-}
+var errEncoding = errors.New("this is no dead letter as an export writes it")
 
 // Sink takes the messages that failed.
 type Sink interface {
@@ -91,15 +45,29 @@ type Postponer interface {
 	Postpone(ctx context.Context, m *message.Message, f Failure) (time.Duration, error)
 }
 
-// Queue is a place where dead letters lie.
+// Queue is a place where dead letters lie. All methods are safe for concurrent use; an error that wraps [ErrBusy] says that
+// another of them, of whatever process, has the letters in hand.
 type Queue interface {
-	// List yields the letters, oldest first, and leaves the queue as it was, order and count, also when the caller
-	// stops early or dies.
-	List(ctx context.Context) iter.Seq2[Letter, error]
-	// Replay sends the letters that f chooses back to where they came from, oldest first, and yields each once it is
-	// safely on its way and can no longer be lost. Letters that fail while it runs are not taken up again. The letters
-	// that f does not choose stay where they are, in their order.
-	Replay(ctx context.Context, f Filter) iter.Seq2[Letter, error]
+	// List yields the letters that f chooses, oldest first, and leaves the queue as it was, order and count, also when
+	// the caller stops early or dies. Letters that come while it runs are not yielded. The letters do not share memory.
+	List(ctx context.Context, f Filter) iter.Seq2[Letter, error]
+	// Replay sends the letters that f chooses back to where they came from, and yields each step: first Begun, last Done,
+	// unless an error ends it, which is yielded with the last counts. A letter leaves the queue once it is safely on its
+	// way and can no longer be lost; one that is sent while the process dies may be sent again.
+	//
+	// Letters of one aggregate and handler are sent by their versions, all others oldest first. Letters that fail while it
+	// runs are not taken up again. Those that f does not choose stay where they are, in their order.
+	Replay(ctx context.Context, f Filter, o ReplayOptions) iter.Seq2[Progress, error]
+	// Take takes the letters that f chooses out of the queue, oldest first, some at a time: they leave it once keep has
+	// returned nil for them, and if it has not, they stay. It returns how many left. When the process dies in between, the
+	// letters that were kept are still in the queue: keep is called for them again. keep may be called while the
+	// connection holds what is not yet taken, and is to return within minutes.
+	Take(ctx context.Context, f Filter, keep func(ctx context.Context, letters []Letter) error) (int, error)
+	// Return puts letters into the queue, behind the others, as they were when they were listed: message and failure. It
+	// returns their ids there, which on a shelf are new ones. Body and History are the letters' own, and may have been
+	// changed. When it fails some of them may be in the queue. A letter of the other kind of queue is [ErrForeign] if
+	// something of it would be lost, and then none is put.
+	Return(ctx context.Context, letters []Letter) (ids []string, err error)
 	// Purge destroys all letters and returns how many.
 	Purge(ctx context.Context) (int, error)
 }
@@ -107,8 +75,8 @@ type Queue interface {
 // Shelf is the table in which a store keeps dead letters when there is no broker. The store gives each letter its id, in
 // the order in which they were added. All methods are safe for concurrent use.
 type Shelf interface {
-	// AddLetter puts a letter on the shelf and gives it an id; l.ID is ignored.
-	AddLetter(ctx context.Context, l Letter) error
+	// AddLetter puts a letter on the shelf and returns the id that it has there; l.ID is ignored.
+	AddLetter(ctx context.Context, l Letter) (id string, err error)
 	// Letters returns up to limit letters after the one with the given id ("" is the beginning), oldest first.
 	Letters(ctx context.Context, afterID string, limit int) ([]Letter, error)
 	// RequestReplay marks a letter, for the worker that runs to take up. It reports whether there is such a letter.

@@ -43,6 +43,6 @@ func TestFailedErrorNamesEveryHandler(t *testing.T) {
 
 func TestFilterDoesNotTakeEventsWithoutIDForTheNilID(t *testing.T) {
 	t.Parallel()
-	nilID := deadletter.Filter{ID: "00000000-0000-0000-0000-000000000000"}
+	nilID := deadletter.Filter{IDs: []string{"00000000-0000-0000-0000-000000000000"}}
 	require.False(t, nilID.Match(deadletter.Letter{ID: "1"}))
 }

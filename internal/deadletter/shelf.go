@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"iter"
 	"log/slog"
+	"maps"
 	"strconv"
 	"time"
 
@@ -20,9 +21,6 @@ const (
 	replayInterval = 500 * time.Millisecond
 )
 
-// ReplayCountKey is the header that counts how often a message was replayed.
-const ReplayCountKey = "replay_count"
-
 // ShelfSink puts dead letters on a shelf.
 type ShelfSink struct{ shelf Shelf }
 
@@ -36,7 +34,7 @@ func (s *ShelfSink) Put(ctx context.Context, m *message.Message, f Failure) erro
 	for key, value := range m.Metadata {
 		l.Headers[key] = value
 	}
-	if err := s.shelf.AddLetter(ctx, l); err != nil {
+	if _, err := s.shelf.AddLetter(ctx, l); err != nil {
 		return fmt.Errorf("put a message on the shelf: %w", err)
 	}
 	return nil
@@ -49,8 +47,8 @@ type ShelfQueue struct{ shelf Shelf }
 func NewShelfQueue(shelf Shelf) *ShelfQueue { return &ShelfQueue{shelf: shelf} }
 
 // List implements [Queue].
-func (q *ShelfQueue) List(ctx context.Context) iter.Seq2[Letter, error] {
-	return func(yield func(Letter, error) bool) {
+func (q *ShelfQueue) List(ctx context.Context, f Filter) iter.Seq2[Letter, error] {
+	return f.Choose(func(yield func(Letter, error) bool) {
 		for after := ""; ; {
 			letters, err := q.shelf.Letters(ctx, after, page)
 			if err != nil {
@@ -58,7 +56,7 @@ func (q *ShelfQueue) List(ctx context.Context) iter.Seq2[Letter, error] {
 				return
 			}
 			for _, l := range letters {
-				if !yield(l, nil) {
+				if !yield(Complete(l), nil) {
 					return
 				}
 			}
@@ -67,35 +65,114 @@ func (q *ShelfQueue) List(ctx context.Context) iter.Seq2[Letter, error] {
 			}
 			after = letters[len(letters)-1].ID
 		}
-	}
+	})
 }
 
 // Replay implements [Queue]: it marks the letters, for the worker to take up. Those that fail again are new letters, which
 // it does not mark.
-func (q *ShelfQueue) Replay(ctx context.Context, f Filter) iter.Seq2[Letter, error] {
-	return func(yield func(Letter, error) bool) {
+func (q *ShelfQueue) Replay(ctx context.Context, f Filter, o ReplayOptions) iter.Seq2[Progress, error] {
+	return func(yield func(Progress, error) bool) {
+		o, err := o.Check()
+		p := Progress{ReplayID: o.Resume}
+		if err != nil {
+			yield(p, err)
+			return
+		}
 		var chosen []Letter
-		for l, err := range q.List(ctx) {
+		for l, err := range q.List(ctx, f) {
 			if err != nil {
-				yield(Letter{}, err)
+				yield(p, err)
 				return
 			}
-			if f.Match(l) {
-				l.Body = nil // not needed again, and there may be many
-				chosen = append(chosen, l)
-			}
+			l.Body = nil // not needed again, and there may be many
+			chosen = append(chosen, l)
 		}
+		p.Chosen = len(chosen)
 		for _, l := range chosen {
 			found, err := q.shelf.RequestReplay(ctx, l.ID)
 			if err != nil {
-				yield(l, fmt.Errorf("replay dead letter %s: %w", l.ID, err))
+				yield(p, fmt.Errorf("replay dead letter %s: %w", l.ID, err))
 				return
 			}
-			if found && !yield(l, nil) {
+			if !found {
+				continue
+			}
+			p.Step, p.Letter = Sent, l
+			p.Sent++
+			if !yield(p, nil) {
 				return
 			}
 		}
+		p.Step, p.Letter = Done, Letter{}
+		yield(p, nil)
 	}
+}
+
+// Take implements [Queue].
+func (q *ShelfQueue) Take(ctx context.Context, f Filter, keep func(context.Context, []Letter) error) (int, error) {
+	taken := 0
+	take := func(batch []Letter) error {
+		if len(batch) == 0 {
+			return nil
+		}
+		if err := keep(ctx, batch); err != nil {
+			return err
+		}
+		for _, l := range batch {
+			if err := q.shelf.RemoveLetter(ctx, l.ID); err != nil {
+				return fmt.Errorf("remove dead letter %s, which is kept elsewhere: %w", l.ID, err)
+			}
+			taken++
+		}
+		return nil
+	}
+	var batch []Letter
+	for l, err := range q.List(ctx, f) {
+		if err != nil {
+			return taken, err
+		}
+		if batch = append(batch, l); len(batch) == page {
+			if err := take(batch); err != nil {
+				return taken, err
+			}
+			batch = nil
+		}
+	}
+	return taken, take(batch)
+}
+
+// Return implements [Queue].
+func (q *ShelfQueue) Return(ctx context.Context, letters []Letter) ([]string, error) {
+	for _, l := range letters {
+		if l.Raw != nil {
+			return nil, fmt.Errorf("return dead letter %s: %w", l.ID, ErrForeign)
+		}
+	}
+	ids := make([]string, len(letters))
+	for i, l := range letters {
+		var err error
+		if ids[i], err = q.shelf.AddLetter(ctx, withHistory(l)); err != nil {
+			return nil, fmt.Errorf("return dead letter %s: %w", l.ID, err)
+		}
+	}
+	return ids, nil
+}
+
+// withHistory is a letter with the headers from which its history is read again.
+func withHistory(l Letter) Letter {
+	headers := maps.Clone(l.Headers)
+	if headers == nil {
+		headers = map[string]any{}
+	}
+	for key, value := range map[string]string{
+		HistoryKey: l.History.Header(), ReplayIDKey: l.ReplayID, ReplayOfKey: l.ReplayOf, ReplayCountKey: strconv.Itoa(l.Replays),
+	} {
+		if value != "" && value != "0" {
+			headers[key] = value
+		}
+	}
+	l.Headers = headers
+	return l
 }
 
 // Purge implements [Queue].

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"log/slog"
 	"maps"
 	"path/filepath"
@@ -44,16 +45,16 @@ func (s *memoryShelf) failWith(err error) {
 	s.err = err
 }
 
-func (s *memoryShelf) AddLetter(_ context.Context, l deadletter.Letter) error {
+func (s *memoryShelf) AddLetter(_ context.Context, l deadletter.Letter) (string, error) {
 	defer s.lock()()
 	if s.err != nil {
-		return s.err
+		return "", s.err
 	}
 	s.last++
 	l.ID = strconv.Itoa(s.last)
 	l.Event = events.ParsePartial(l.Body)
 	s.letters = append(s.letters, l)
-	return nil
+	return l.ID, nil
 }
 
 func (s *memoryShelf) Letters(_ context.Context, afterID string, limit int) ([]deadletter.Letter, error) {
@@ -172,6 +173,19 @@ func ids(t *testing.T, letters func(yield func(deadletter.Letter, error) bool)) 
 	return got
 }
 
+// sent reads the ids of all letters that a replay sends.
+func sent(t *testing.T, steps iter.Seq2[deadletter.Progress, error]) []string {
+	t.Helper()
+	var got []string
+	for p, err := range steps {
+		require.NoError(t, err)
+		if p.Step == deadletter.Sent {
+			got = append(got, p.Letter.ID)
+		}
+	}
+	return got
+}
+
 func numbered(from, to, step int) []string {
 	var texts []string
 	for i := from; i <= to; i += step {
@@ -212,8 +226,8 @@ func TestListPagesAndLeavesTheShelfAsItWas(t *testing.T) {
 		fill(t, shelf, n)
 		before := slices.Clone(shelf.letters)
 		q := deadletter.NewShelfQueue(shelf)
-		require.Equal(t, numbered(1, n, 1), ids(t, q.List(t.Context())))
-		for _, err := range q.List(t.Context()) { // a caller who stops early
+		require.Equal(t, numbered(1, n, 1), ids(t, q.List(t.Context(), deadletter.Filter{})))
+		for _, err := range q.List(t.Context(), deadletter.Filter{}) { // a caller who stops early
 			require.NoError(t, err)
 			break
 		}
@@ -226,7 +240,7 @@ func TestListFails(t *testing.T) {
 	t.Parallel()
 	away := errors.New("the store is away")
 	count := 0
-	for _, err := range deadletter.NewShelfQueue(&memoryShelf{err: away}).List(t.Context()) {
+	for _, err := range deadletter.NewShelfQueue(&memoryShelf{err: away}).List(t.Context(), deadletter.Filter{}) {
 		require.ErrorIs(t, err, away)
 		count++
 	}
@@ -241,17 +255,17 @@ func TestReplayMarksWhatTheFilterChooses(t *testing.T) {
 	}{
 		"all":               {deadletter.Filter{}, numbered(1, 250, 1)},
 		"by type":           {deadletter.Filter{Type: "PatientMoved"}, numbered(2, 250, 2)},
-		"by letter":         {deadletter.Filter{ID: "7"}, []string{"7"}},
-		"by event":          {deadletter.Filter{ID: "0198c9ab-0000-7000-8000-000000000009"}, []string{"9"}},
-		"by event and type": {deadletter.Filter{ID: "9", Type: "PatientMoved"}, nil},
-		"none":              {deadletter.Filter{ID: "251"}, nil},
+		"by letter":         {deadletter.Filter{IDs: []string{"7"}}, []string{"7"}},
+		"by event":          {deadletter.Filter{IDs: []string{"0198c9ab-0000-7000-8000-000000000009"}}, []string{"9"}},
+		"by event and type": {deadletter.Filter{IDs: []string{"9"}, Type: "PatientMoved"}, nil},
+		"none":              {deadletter.Filter{IDs: []string{"251"}}, nil},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			shelf := &memoryShelf{}
 			fill(t, shelf, 250)
-			replayed := ids(t, deadletter.NewShelfQueue(shelf).Replay(t.Context(), test.filter))
+			replayed := sent(t, deadletter.NewShelfQueue(shelf).Replay(t.Context(), test.filter, deadletter.ReplayOptions{}))
 			require.Equal(t, test.want, replayed)
 			require.ElementsMatch(t, test.want, slices.Collect(maps.Keys(shelf.requested)))
 			require.Len(t, shelf.letters, 250, "they stay until the worker has replayed them")
@@ -264,8 +278,12 @@ func TestReplayTakesNoLetterTwice(t *testing.T) {
 	shelf := &memoryShelf{}
 	fill(t, shelf, 3)
 	var replayed []string
-	for l, err := range deadletter.NewShelfQueue(shelf).Replay(t.Context(), deadletter.Filter{}) {
+	for p, err := range deadletter.NewShelfQueue(shelf).Replay(t.Context(), deadletter.Filter{}, deadletter.ReplayOptions{}) {
 		require.NoError(t, err)
+		if p.Step != deadletter.Sent {
+			continue
+		}
+		l := p.Letter
 		replayed = append(replayed, l.ID)
 		require.NoError(t, shelf.RemoveLetter(t.Context(), l.ID)) // a worker replays it at once,
 		fill(t, shelf, 1)                                         // and it fails again
@@ -278,8 +296,12 @@ func TestReplayPassesOverLettersThatAreGone(t *testing.T) {
 	shelf := &memoryShelf{}
 	fill(t, shelf, 3)
 	var replayed []string
-	for l, err := range deadletter.NewShelfQueue(shelf).Replay(t.Context(), deadletter.Filter{}) {
+	for p, err := range deadletter.NewShelfQueue(shelf).Replay(t.Context(), deadletter.Filter{}, deadletter.ReplayOptions{}) {
 		require.NoError(t, err)
+		if p.Step != deadletter.Sent {
+			continue
+		}
+		l := p.Letter
 		replayed = append(replayed, l.ID)
 		require.NoError(t, shelf.RemoveLetter(t.Context(), "2"))
 	}
@@ -326,7 +348,7 @@ func TestReplayerRepublishesTheMessageAsItWas(t *testing.T) {
 		put(original, "move-patient")
 		put(message.NewMessage("", []byte("no event")), "")
 		for _, want := range []string{"1", "2"} { // the second time it is a letter that was replayed
-			ids(t, deadletter.NewShelfQueue(shelf).Replay(t.Context(), deadletter.Filter{}))
+			sent(t, deadletter.NewShelfQueue(shelf).Replay(t.Context(), deadletter.Filter{}, deadletter.ReplayOptions{}))
 			<-time.After(time.Second)
 			require.Empty(t, shelf.all())
 			published := p.messages()
@@ -351,7 +373,7 @@ func TestReplayerTakesUpOnlyWhatIsMarkedInOrder(t *testing.T) {
 		shelf, p := &memoryShelf{}, &publisher{}
 		fill(t, shelf, 250)
 		run(t, shelf, p)
-		ids(t, deadletter.NewShelfQueue(shelf).Replay(t.Context(), deadletter.Filter{Type: "PatientMoved"}))
+		sent(t, deadletter.NewShelfQueue(shelf).Replay(t.Context(), deadletter.Filter{Type: "PatientMoved"}, deadletter.ReplayOptions{}))
 		<-time.After(time.Second)
 
 		var published []string
@@ -361,7 +383,7 @@ func TestReplayerTakesUpOnlyWhatIsMarkedInOrder(t *testing.T) {
 		}
 		require.Len(t, published, 125)
 		require.True(t, slices.IsSorted(published))
-		require.Equal(t, numbered(1, 250, 2), ids(t, deadletter.NewShelfQueue(shelf).List(t.Context())))
+		require.Equal(t, numbered(1, 250, 2), ids(t, deadletter.NewShelfQueue(shelf).List(t.Context(), deadletter.Filter{})))
 	})
 }
 
@@ -377,7 +399,7 @@ func TestReplayerKeepsTheLetterUntilItIsPublished(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				shelf, p := &memoryShelf{}, &publisher{}
 				fill(t, shelf, 2)
-				ids(t, deadletter.NewShelfQueue(shelf).Replay(t.Context(), deadletter.Filter{}))
+				sent(t, deadletter.NewShelfQueue(shelf).Replay(t.Context(), deadletter.Filter{}, deadletter.ReplayOptions{}))
 				disturb(shelf, p, away)
 				run(t, shelf, p)
 				<-time.After(10 * time.Second)
@@ -397,7 +419,7 @@ func TestStoppedReplayerKeepsTheLetterInHand(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		shelf, p := &memoryShelf{}, &publisher{block: make(chan struct{})}
 		fill(t, shelf, 1)
-		ids(t, deadletter.NewShelfQueue(shelf).Replay(t.Context(), deadletter.Filter{}))
+		sent(t, deadletter.NewShelfQueue(shelf).Replay(t.Context(), deadletter.Filter{}, deadletter.ReplayOptions{}))
 		stop := run(t, shelf, p)
 		synctest.Wait()
 		stop()
@@ -435,16 +457,16 @@ func TestReplayOverTheRealParts(t *testing.T) {
 	fill(t, s, 10)
 	run(t, s, b)
 	q := deadletter.NewShelfQueue(s)
-	require.Len(t, ids(t, q.Replay(t.Context(), deadletter.Filter{})), 10)
+	require.Len(t, sent(t, q.Replay(t.Context(), deadletter.Filter{}, deadletter.ReplayOptions{})), 10)
 
 	require.Eventually(t, func() bool {
 		letters, err := s.Letters(t.Context(), "", 100)
 		return err == nil && len(letters) == 5 && letters[0].Reason == "again"
-	}, 10*time.Second, 10*time.Millisecond)
-	for l, err := range q.List(t.Context()) {
+	}, time.Minute, 10*time.Millisecond)
+	for l, err := range q.List(t.Context(), deadletter.Filter{}) {
 		require.NoError(t, err)
 		require.Equal(t, "welcome-patient", l.Handler)
 		require.Equal(t, "PatientMoved", l.Event.Type)
-		require.Equal(t, "1", l.Headers[deadletter.ReplayCountKey])
+		require.Equal(t, 1, l.Replays)
 	}
 }

@@ -1,5 +1,5 @@
-// Package demo shows the worker's main job on sample traffic of a clinic, step by step, in a folder that is gone
-// afterwards.
+// Package demo shows the worker's main job on sample traffic of a clinic, in a folder that is gone afterwards: [Run] tells
+// it step by step, and [Live] leaves a worker running on it, to be looked at.
 package demo
 
 import (
@@ -137,7 +137,7 @@ func (d *demo) deadLettered(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	letter, err := d.awaitLetter(ctx, e)
+	letter, err := d.awaitLetter(ctx, func(l deadletter.Letter) bool { return l.Event.ID == e.ID })
 	if err != nil {
 		return err
 	}
@@ -146,7 +146,7 @@ func (d *demo) deadLettered(ctx context.Context) error {
 		letter.Event.ID, letter.Handler, letter.Attempts, letter.Reason)
 
 	d.title("The cause is fixed: `worker dlq replay --id %s` hands it to the handler that had failed.", letter.ID)
-	for _, err := range d.letters.Replay(ctx, deadletter.Filter{ID: letter.ID}) {
+	for _, err := range d.letters.Replay(ctx, deadletter.Filter{IDs: []string{letter.ID}}, deadletter.ReplayOptions{}) {
 		if err != nil {
 			return err
 		}
@@ -192,11 +192,11 @@ func (d *demo) await(ctx context.Context, e events.Event, eventType string) erro
 	return nil
 }
 
-func (d *demo) awaitLetter(ctx context.Context, e events.Event) (deadletter.Letter, error) {
+func (d *demo) awaitLetter(ctx context.Context, wanted func(deadletter.Letter) bool) (deadletter.Letter, error) {
 	var letter deadletter.Letter
 	err := d.until(ctx, func() (bool, error) {
-		for l, err := range d.letters.List(ctx) {
-			if err != nil || l.Event.ID == e.ID {
+		for l, err := range d.letters.List(ctx, deadletter.Filter{}) {
+			if err != nil || wanted(l) {
 				letter = l
 				return err == nil, err
 			}

@@ -103,3 +103,10 @@ func Load(a Aggregate, history iter.Seq2[Event, error]) error {
 	}
 	return nil
 }
+
+// Stateful is an aggregate that shows its state to people.
+type Stateful interface {
+	Aggregate
+	// State is what the events so far have made of the aggregate, as something that can be encoded as JSON.
+	State() any
+}

@@ -52,16 +52,19 @@ const (
 // Dispatcher hands each message to the handlers registered for its event type. It is safe for concurrent use.
 type Dispatcher struct {
 	inbox   Inbox
-	runners []runner
+	runners []*runner
 	after   AfterDeadLetter
 	retry   middleware.Retry
 	logger  *slog.Logger
+	trace   Trace // may be nil
 }
 
 // runner is a handler with its middleware around it.
 type runner struct {
 	handler
-	run message.HandlerFunc
+	run     message.HandlerFunc
+	logger  *slog.Logger
+	watcher Watcher // may be nil
 }
 
 // NewDispatcher returns the dispatcher of the handlers in reg. retry and timeout, which is that of one attempt, hold for
@@ -75,8 +78,9 @@ func NewDispatcher(
 	d := &Dispatcher{inbox: inbox, after: after, retry: retry, logger: logger}
 	for _, h := range reg.handlers {
 		retry.Logger = logger.With("handler", h.name)
-		run := redact(retry.Logger, wmiddleware.Recoverer(d.attempt(h, timeout)))
-		d.runners = append(d.runners, runner{handler: h, run: retry.Middleware(run)})
+		r := &runner{handler: h, logger: retry.Logger}
+		r.run = retry.Middleware(d.watched(r, redact(r.logger, wmiddleware.Recoverer(d.attempt(h, timeout)))))
+		d.runners = append(d.runners, r)
 	}
 	return d, nil
 }
@@ -114,6 +118,7 @@ func (d *Dispatcher) Handle(m *message.Message) error {
 	ctx = events.NewContext(ctx, e)
 	for _, r := range chosen {
 		if slices.Contains(handled, r.name) {
+			r.suppressed(ctx, e)
 			continue
 		}
 		var failure deadletter.Failure
@@ -142,10 +147,10 @@ func (d *Dispatcher) Handle(m *message.Message) error {
 }
 
 // choose returns the handlers for e, or only the one of them that a replay is for.
-func (d *Dispatcher) choose(e events.Event, only string) []runner {
-	var chosen []runner
+func (d *Dispatcher) choose(e events.Event, only string) []*runner {
+	var chosen []*runner
 	for _, r := range d.runners {
-		if (r.types == nil || slices.Contains(r.types, e.Type)) && (only == "" || only == r.name) {
+		if r.isFor(e.Type, only) {
 			chosen = append(chosen, r)
 		}
 	}
@@ -162,7 +167,7 @@ func (d *Dispatcher) handled(ctx context.Context, e events.Event) (names []strin
 }
 
 // parked asks behind which parked events the handlers' e has to wait. The error is [middleware.ErrStopping].
-func (d *Dispatcher) parked(ctx context.Context, e events.Event, chosen []runner) (first map[string]uuid.UUID, err error) {
+func (d *Dispatcher) parked(ctx context.Context, e events.Event, chosen []*runner) (first map[string]uuid.UUID, err error) {
 	if d.after != Park {
 		return nil, nil
 	}
@@ -193,20 +198,29 @@ func (d *Dispatcher) attempt(h handler, timeout time.Duration) message.HandlerFu
 	return func(m *message.Message) ([]*message.Message, error) {
 		ctx := d.inbox.Attempt(m.Context())
 		e, _ := events.FromContext(ctx) // Handle has put it there
-		calling, cancel := context.WithTimeout(ctx, timeout)
-		defer cancel()
-		followUps, err := h.call(calling, e)
-		if errors.Is(err, context.DeadlineExceeded) && calling.Err() != nil {
-			return nil, fmt.Errorf("timed out after %s: %w", timeout, err)
-		}
+		followUps, err := h.run(ctx, e, timeout)
 		if err != nil {
 			return nil, err
 		}
-		if err := checkFollowUps(e, followUps); err != nil {
-			return nil, Permanent(err)
-		}
 		return nil, d.record(ctx, h.name, e, followUps)
 	}
+}
+
+// run calls the handler, and checks what follows.
+func (h handler) run(ctx context.Context, e events.Event, timeout time.Duration) ([]events.Event, error) {
+	calling, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	followUps, err := h.call(calling, e)
+	if errors.Is(err, context.DeadlineExceeded) && calling.Err() != nil {
+		return nil, fmt.Errorf("timed out after %s: %w", timeout, err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := checkFollowUps(e, followUps); err != nil {
+		return nil, Permanent(err)
+	}
+	return followUps, nil
 }
 
 // record records what follows, for as long as the inbox does not answer: the handler, whose part is done, is not run
@@ -218,8 +232,8 @@ func (d *Dispatcher) record(ctx context.Context, handler string, e events.Event,
 		defer cancel()
 		err := d.inbox.Record(recording, handler, e, followUps)
 		if errors.Is(err, store.ErrHandled) {
-			d.logger.DebugContext(ctx, "duplicate suppressed", "handler", handler)
-			err = nil
+			answer = errDuplicate
+			return nil
 		}
 		answer = faultOfInbox(ctx, err)
 		if errors.Is(answer, store.ErrUnavailable) && !IsPermanent(answer) {

@@ -47,32 +47,52 @@ type Registry struct {
 type handler struct {
 	name string
 	// types are the event types it is for; nil is all.
-	types []string
-	call  func(context.Context, events.Event) ([]events.Event, error)
+	types   []string
+	call    func(context.Context, events.Event) ([]events.Event, error)
+	options []Option
 }
+
+// isFor tells whether the handler is for events of a type, and the one that is wanted; "" wants all.
+func (h handler) isFor(eventType, wanted string) bool {
+	return (h.types == nil || slices.Contains(h.types, eventType)) && (wanted == "" || wanted == h.name)
+}
+
+// Option says something more of a handler.
+type Option string
+
+// OutsideEffects declares that a handler has effects outside the store's transaction: it sends an e-mail, calls another
+// service to change something there, or writes with a database connection of its own. Whether it would pass cannot be
+// told without those effects, so [Trials] do not run it; all others they do run.
+const OutsideEffects Option = "outside effects"
 
 // On registers a handler for one event type. name tells handlers apart, in the record of what was handled and in dead
 // letters: it must be unique, and renaming a handler makes it handle redelivered events again.
 //
 // Data that does not decode into a T is a permanent failure. The context ends with the handler's timeout and with the
 // worker's grace period. The returned events are made by [events.Follow] or by an aggregate; they must carry e's tenant
-// and correlation and have e as their cause.
-func On[T any](reg *Registry, eventType, name string, handle func(context.Context, events.Event, T) ([]events.Event, error)) {
-	OnEach(reg, []string{eventType}, name, handle)
+// and correlation and have e as their cause. One that has effects outside the store says so: [OutsideEffects].
+func On[T any](
+	reg *Registry, eventType, name string, handle func(context.Context, events.Event, T) ([]events.Event, error), options ...Option,
+) {
+	OnEach(reg, []string{eventType}, name, handle, options...)
 }
 
 // OnEach registers a handler for several event types whose data decodes into one type; see [On].
-func OnEach[T any](reg *Registry, eventTypes []string, name string, handle func(context.Context, events.Event, T) ([]events.Event, error)) {
+func OnEach[T any](
+	reg *Registry, eventTypes []string, name string, handle func(context.Context, events.Event, T) ([]events.Event, error), options ...Option,
+) {
 	if len(eventTypes) == 0 || slices.Contains(eventTypes, "") {
 		reg.problems = append(reg.problems, fmt.Errorf("handler %q: an event type is missing", name))
 	}
-	reg.add(handler{name: name, types: slices.Clone(eventTypes), call: typed(handle)}, handle == nil)
+	reg.add(handler{name: name, types: slices.Clone(eventTypes), call: typed(handle), options: options}, handle == nil)
 }
 
 // OnAll registers a handler for the events of all types, with their data as it stands; see [On].
-func OnAll(reg *Registry, name string, handle func(context.Context, events.Event, json.RawMessage) ([]events.Event, error)) {
+func OnAll(
+	reg *Registry, name string, handle func(context.Context, events.Event, json.RawMessage) ([]events.Event, error), options ...Option,
+) {
 	call := func(ctx context.Context, e events.Event) ([]events.Event, error) { return handle(ctx, e, e.Data) }
-	reg.add(handler{name: name, call: call}, handle == nil)
+	reg.add(handler{name: name, call: call, options: options}, handle == nil)
 }
 
 func typed[T any](handle func(context.Context, events.Event, T) ([]events.Event, error)) func(context.Context, events.Event) ([]events.Event, error) {
@@ -91,6 +111,8 @@ func (reg *Registry) add(h handler, missing bool) {
 		reg.problems = append(reg.problems, errors.New("a handler has no name"))
 	case len(h.name) > maxNameLength:
 		reg.problems = append(reg.problems, fmt.Errorf("handler %q: its name is longer than %d bytes", h.name, maxNameLength))
+	case slices.ContainsFunc(h.options, func(o Option) bool { return o != OutsideEffects }):
+		reg.problems = append(reg.problems, fmt.Errorf("handler %q: its options are %q, of which not all are known", h.name, h.options))
 	case missing:
 		reg.problems = append(reg.problems, fmt.Errorf("handler %q: its function is nil", h.name))
 	case slices.ContainsFunc(reg.handlers, func(other handler) bool { return other.name == h.name }):

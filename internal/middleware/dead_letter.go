@@ -36,7 +36,7 @@ func DeadLetter(sink deadletter.Sink, l Lifetime, logger *slog.Logger) message.H
 				if err != nil {
 					return nil, err
 				}
-				attrs := append(describe(m), slog.Int("attempts", failure.Attempts), slog.String("reason", failure.Reason))
+				attrs := append(describe(m), slog.Int("attempt", failure.Attempts), slog.String("reason", failure.Reason))
 				if failure.Handler != "" {
 					attrs = append(attrs, slog.String("handler", failure.Handler))
 				}

@@ -4,7 +4,8 @@
 //
 //	Detach      the router's shutdown must not cancel what is in hand
 //	Correlation the correlation id is known from here on, in every log line too
-//	Observe     one log line and one count per outcome
+//	Observe     one count per outcome, and a log line if no handler was reached
+//	Receive     (package tracing's, if traces are sent) the span of the message
 //	DeadLetter  what failed for good is postponed or goes to the dead letters, and only then is the message acked
 //	MaxSize     what is too large is not looked into
 //	Recoverer   (Watermill's) a panic is an error

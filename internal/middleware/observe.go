@@ -69,17 +69,29 @@ func (c *Counts) add(o Outcome) {
 	}
 }
 
-// describe says which event a message is, as far as the log may have it: what another program puts into the place of an
-// id could say anything of anybody.
+// describe says which event a message is, as far as the log may have it.
 func describe(m *message.Message) []slog.Attr {
+	id, eventType := Describe(m)
 	var attrs []slog.Attr
-	if id, err := uuid.Parse(m.UUID); err == nil {
-		attrs = append(attrs, slog.String("event_id", id.String()))
+	if id != "" {
+		attrs = append(attrs, slog.String("event_id", id))
 	}
-	if t := m.Metadata.Get(bus.EventTypeKey); isName(t) {
-		attrs = append(attrs, slog.String("event_type", t))
+	if eventType != "" {
+		attrs = append(attrs, slog.String("event_type", eventType))
 	}
 	return attrs
+}
+
+// Describe says which event a message is, as far as operators may see it, and "" for the rest: what another program puts
+// into the place of an id could say anything of anybody.
+func Describe(m *message.Message) (eventID, eventType string) {
+	if id, err := uuid.Parse(m.UUID); err == nil {
+		eventID = id.String()
+	}
+	if t := m.Metadata.Get(bus.EventTypeKey); isName(t) {
+		eventType = t
+	}
+	return eventID, eventType
 }
 
 // isName tells whether s looks like a name that a program gives to a type of events.
@@ -99,8 +111,16 @@ func SetOutcome(ctx context.Context, o Outcome) {
 	}
 }
 
-// Observe counts each message by its outcome, when that is known, and logs one line; those of failures, which may be
-// several, are [DeadLetter]'s.
+// OutcomeOf is what has become of the message in hand by now.
+func OutcomeOf(ctx context.Context) Outcome {
+	if outcome, ok := ctx.Value(outcomeKey{}).(*Outcome); ok {
+		return *outcome
+	}
+	return Handled
+}
+
+// Observe counts each message by its outcome, when that is known, and logs a line for those that no handler has handled.
+// Of the handlers' outcomes each has a line of its own: by the dispatcher, or if it failed by [DeadLetter].
 func Observe(logger *slog.Logger, counts *Counts) message.HandlerMiddleware {
 	return func(next message.HandlerFunc) message.HandlerFunc {
 		return func(m *message.Message) ([]*message.Message, error) {
@@ -113,7 +133,7 @@ func Observe(logger *slog.Logger, counts *Counts) message.HandlerMiddleware {
 				outcome = GivenBack
 			}
 			counts.add(outcome)
-			if outcome == DeadLettered || outcome == Postponed {
+			if outcome == Handled || outcome == DeadLettered || outcome == Postponed {
 				return produced, err
 			}
 			level, attrs := slog.LevelInfo, describe(m)

@@ -48,14 +48,24 @@ func (e *ExhaustedError) Unwrap() error { return e.Err }
 func (r Retry) Middleware(next message.HandlerFunc) message.HandlerFunc {
 	return func(m *message.Message) (produced []*message.Message, err error) {
 		ctx := m.Context()
+		attempt := 0
 		err = r.Do(ctx, func() error {
-			m.SetContext(ctx) // an attempt that timed out has left a cancelled one
+			attempt++
+			m.SetContext(context.WithValue(ctx, attemptKey{}, attempt)) // one that timed out has left a cancelled context
 			produced, err = next(m)
 			return err
 		})
 		m.SetContext(ctx)
 		return produced, err
 	}
+}
+
+type attemptKey struct{}
+
+// Attempt is which attempt of a [Retry] this is, from 1; those that an outage of the store ended count too. 0 outside.
+func Attempt(ctx context.Context) int {
+	attempt, _ := ctx.Value(attemptKey{}).(int)
+	return attempt
 }
 
 // Do is the Retry around any operation. The error is an *[ExhaustedError] or wraps [ErrStopping].

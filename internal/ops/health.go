@@ -31,8 +31,10 @@ func (h *Health) of(ctx context.Context) worker.Health {
 
 // Handler serves /healthz, which answers as long as the process lives, and /readyz, which answers 200 when the worker can
 // do its work and 503 when not; its body, a [worker.Health] as JSON, says what of consumer, store, bus and relay is wrong.
-func Handler(h *Health) http.Handler {
+// At /metrics it serves metrics.
+func Handler(h *Health, metrics http.Handler) *http.ServeMux {
 	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", metrics)
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
 		respond(w, http.StatusOK, map[string]string{"status": "ok"})
 	})

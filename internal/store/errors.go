@@ -20,6 +20,8 @@ var (
 	// ErrUnavailable says that the store could not be reached or could not serve: the fault is not the event's,
 	// and the same call can succeed later.
 	ErrUnavailable = errors.New("the store is unavailable")
+	// ErrNoEvent says that no event has the id that was asked for.
+	ErrNoEvent = errors.New("no such event")
 	// ErrNoSchema says that the database has no events table of this worker.
 	ErrNoSchema = errors.New("the database has no schema: run `worker migrate up`, or start with --migrate")
 	// ErrWouldLose says that a schema cannot be taken back, as something would be lost with it.

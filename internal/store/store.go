@@ -51,6 +51,20 @@ type Store interface {
 	// ByTenant reads a page of a tenant's events, newest first.
 	ByTenant(ctx context.Context, tenantID uuid.UUID, q Query) (Page, error)
 
+	// Search reads a page of the events that s chooses, newest first. It looks at no more than [SearchReach] events for
+	// it, so a page may have fewer events than its limit, or none, and yet a Next, which continues the search. An offset
+	// is a *[QueryError].
+	Search(ctx context.Context, s Search, q Query) (Page, error)
+
+	// End is the position that [Store.All] has come to when it ends now.
+	End(ctx context.Context) (Position, error)
+	// Since is a position behind which are all events that were created at t or later, by their created_at, and few others;
+	// End, if there are none.
+	Since(ctx context.Context, t time.Time) (Position, error)
+
+	// ByID reads one event; it is [ErrNoEvent] if there is none of that id.
+	ByID(ctx context.Context, eventID uuid.UUID) (Recorded, error)
+
 	// All yields the events after a position in commit order, which is the order in which the relay publishes
 	// them, and ends at the last that is certain to have no earlier one uncommitted before it.
 	All(ctx context.Context, after Position) iter.Seq2[Recorded, error]
@@ -58,6 +72,10 @@ type Store interface {
 	// Handled returns the names of the handlers that have handled e. It is [ErrContradiction] when an event of
 	// the same id that said something else was handled.
 	Handled(ctx context.Context, e events.Event) ([]string, error)
+
+	// HandledOf returns by whom and when the events were handled, for each event the earliest first, as far as that is
+	// still on record. It reads all that it is asked for at once: ask for a page of events at a time.
+	HandledOf(ctx context.Context, eventIDs []uuid.UUID) (map[uuid.UUID][]Handling, error)
 
 	// Attempt returns the context for one try of a handler, in which it can register SQL of its own with the store's
 	// InTx, to be done by the Record that is called with the same context.
@@ -123,6 +141,13 @@ type Page struct {
 type Recorded struct {
 	events.Event
 	Position Position
+}
+
+// Handling is the record that a handler has handled an event.
+type Handling struct {
+	Handler string
+	// At is when it was recorded, by the clock of the database or, on SQLite, of the worker.
+	At time.Time
 }
 
 // Position is a place in commit order. The zero value is before the first event.

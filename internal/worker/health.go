@@ -26,6 +26,21 @@ type Health struct {
 
 // Health looks at each part. The worker is ready when it can consume, relay (or another worker does) and reach its store.
 func (w *Worker) Health(ctx context.Context) Health {
+	h := Health{Ready: true, Parts: map[string]string{}, Events: w.counts.Map()}
+	for part, err := range w.check(ctx) {
+		h.Parts[part] = "ok"
+		if err != nil {
+			h.Ready, h.Parts[part] = false, err.Error()
+		} else if part == "relay" {
+			state, _ := w.relay.Status()
+			h.Parts[part] = fmt.Sprintf("ok (%s)", state)
+		}
+	}
+	return h
+}
+
+// check says of each part what keeps it from its work.
+func (w *Worker) check(ctx context.Context) map[string]error {
 	state, relayErr := w.relay.Status()
 	if state == relay.Starting && relayErr == nil {
 		relayErr = errors.New("starting")
@@ -33,19 +48,9 @@ func (w *Worker) Health(ctx context.Context) Health {
 	w.mu.Lock()
 	consumer := w.consumer
 	w.mu.Unlock()
-	h := Health{Ready: true, Parts: map[string]string{}, Events: w.counts.Map()}
-	for part, err := range map[string]error{
+	return map[string]error{
 		"consumer": consumer, "store": w.lookAtStore(ctx), "bus": w.parts.Bus.Ready(), "relay": relayErr,
-	} {
-		h.Parts[part] = "ok"
-		if err != nil {
-			h.Ready, h.Parts[part] = false, err.Error()
-		}
 	}
-	if relayErr == nil {
-		h.Parts["relay"] = fmt.Sprintf("ok (%s)", state)
-	}
-	return h
 }
 
 // look is a ping of the store that is under way.

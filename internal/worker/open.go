@@ -15,7 +15,9 @@ import (
 	"github.com/healz/worker/internal/deadletter"
 	"github.com/healz/worker/internal/events"
 	"github.com/healz/worker/internal/handlers"
+	"github.com/healz/worker/internal/metrics"
 	"github.com/healz/worker/internal/store"
+	"github.com/healz/worker/internal/tracing"
 )
 
 // maxWaitInterval is the longest wait between two looks whether a server is up.
@@ -30,6 +32,9 @@ type OpenOptions struct {
 	// Wait is how long to wait for servers that are not up yet.
 	Wait   time.Duration
 	Logger *slog.Logger
+	// Metrics measure the worker, and Tracer traces the events on their way; nil is neither.
+	Metrics *metrics.Metrics
+	Tracer  *tracing.Tracer
 }
 
 // Open opens all that a worker needs and assembles it. The returned function closes it again, after [Worker.Run]. An
@@ -49,6 +54,7 @@ func open(ctx context.Context, s Settings, o OpenOptions, closers *closers) (*Wo
 		return nil, err
 	}
 	closers.add(backend.Close)
+	backend = observe(backend, o.Metrics, o.Tracer)
 	tail, err := backend.Tail(ctx, s.Relay)
 	if err != nil {
 		return nil, fmt.Errorf("open the tail of the store: %w", err)
@@ -57,15 +63,16 @@ func open(ctx context.Context, s Settings, o OpenOptions, closers *closers) (*Wo
 
 	parts := Parts{
 		Inbox: backend, Tail: tail, Shelf: backend, Handlers: &handlers.Registry{}, InboxRetention: s.InboxRetention,
+		Metrics: o.Metrics, Tracer: o.Tracer, Destination: s.AMQP.Prefix,
 	}
 	o.Register(parts.Handlers, backend)
+	var conn *amqp.Connection
 	if s.AMQP.URL == "" {
 		b := inprocess.New(s.Tuning.Concurrency, o.Logger)
 		closers.add(b.Close)
 		parts.Bus, parts.Sink, parts.Embedded = embeddedBus{b}, deadletter.NewShelfSink(backend), true
 	} else {
-		conn, err := dial(ctx, s, o)
-		if err != nil {
+		if conn, err = dial(ctx, s, o); err != nil {
 			return nil, err
 		}
 		closers.add(conn.Close)
@@ -73,7 +80,11 @@ func open(ctx context.Context, s Settings, o OpenOptions, closers *closers) (*Wo
 		closers.add(publisher.Close)
 		parts.Bus, parts.Sink = broker{amqp.NewSubscriber(conn), publisher, conn}, amqp.NewFailedQueue(conn)
 	}
-	return New(ctx, parts, s.Tuning, o.Logger)
+	w, err := New(ctx, parts, s.Tuning, o.Logger)
+	if err == nil {
+		w.sources = sources(w, backend, conn)
+	}
+	return w, err
 }
 
 func openBackend(ctx context.Context, s Settings, o OpenOptions) (Backend, error) {
@@ -101,6 +112,9 @@ func dial(ctx context.Context, s Settings, o OpenOptions) (*amqp.Connection, err
 	config := s.AMQP
 	config.Concurrency, config.MaxMessage = s.Tuning.Concurrency, s.Tuning.MaxMessage
 	config.DrainTimeout, config.Logger = s.Tuning.GracePeriod, o.Logger
+	if o.Metrics != nil {
+		config.Watcher = o.Metrics
+	}
 	var conn *amqp.Connection
 	err := waitFor(ctx, o, amqp.ErrUnavailable, func() (err error) {
 		conn, err = amqp.Dial(ctx, config)

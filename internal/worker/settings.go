@@ -16,6 +16,7 @@ import (
 	"github.com/healz/worker/internal/bus"
 	"github.com/healz/worker/internal/bus/amqp"
 	"github.com/healz/worker/internal/deadletter"
+	"github.com/healz/worker/internal/handlers"
 	"github.com/healz/worker/internal/store"
 	"github.com/healz/worker/internal/store/postgres"
 	"github.com/healz/worker/internal/store/sqlite"
@@ -110,6 +111,8 @@ const maxPrefetch = 65535
 type Backend interface {
 	store.Store
 	deadletter.Shelf
+	deadletter.ArchiveTable
+	handlers.Tried
 
 	// Migrate brings the schema up to date; nothing happens when it is.
 	Migrate(ctx context.Context) error
@@ -119,6 +122,10 @@ type Backend interface {
 	MigrationStatus(ctx context.Context) ([]migrations.Status, error)
 	// Tail opens the relay's side of the store.
 	Tail(ctx context.Context, c store.TailConfig) (*store.Tail, error)
+	// CountLetters counts the letters on the shelf, up to [store.MaxCount].
+	CountLetters(ctx context.Context) (int, error)
+	// Pools is the state of the store's connections.
+	Pools() []store.Pool
 }
 
 // StoreName and BusName say what the settings name, without its credentials.
@@ -147,6 +154,14 @@ func (s Settings) BusName() string {
 		return "RabbitMQ"
 	}
 	return fmt.Sprintf("RabbitMQ %s%s %s", u.Host, u.Path, s.AMQP.Prefix)
+}
+
+// MessagingSystem is the bus by its name in traces.
+func (s Settings) MessagingSystem() string {
+	if s.AMQP.URL == "" {
+		return "in_process"
+	}
+	return "rabbitmq"
 }
 
 // Embedded tells whether the store is the SQLite file.

@@ -17,9 +17,11 @@ import (
 	"github.com/healz/worker/internal/bus"
 	"github.com/healz/worker/internal/deadletter"
 	"github.com/healz/worker/internal/handlers"
+	"github.com/healz/worker/internal/metrics"
 	"github.com/healz/worker/internal/middleware"
 	"github.com/healz/worker/internal/relay"
 	"github.com/healz/worker/internal/store"
+	"github.com/healz/worker/internal/tracing"
 )
 
 const (
@@ -63,6 +65,10 @@ type Parts struct {
 	// Embedded tells that the bus is inside the process: its batches are in hand until they are handled, and this worker
 	// replays what is on the shelf.
 	Embedded bool
+	// Metrics and Tracer may be nil. Destination is what the bus is called in traces.
+	Metrics     *metrics.Metrics
+	Tracer      *tracing.Tracer
+	Destination string
 }
 
 // Worker consumes events and relays those of the store. A worker runs once.
@@ -74,6 +80,7 @@ type Worker struct {
 	replayer *deadletter.Replayer // nil with a broker, which replays by itself
 	dispatch *handlers.Dispatcher
 	counts   middleware.Counts
+	sources  metrics.Sources
 
 	stopping chan struct{}
 	ended    context.Context //nolint:containedctx // the end of the grace period, which cancels what still runs
@@ -86,24 +93,42 @@ type Worker struct {
 
 // New assembles a worker. It fails with all that is wrong with the handlers' registrations.
 func New(ctx context.Context, parts Parts, tuning Tuning, logger *slog.Logger) (*Worker, error) {
-	logger = slog.New(middleware.LogCorrelation(logger.Handler()))
+	logger = tracedLog(slog.New(middleware.LogCorrelation(logger.Handler())), parts.Tracer)
 	w := &Worker{
 		parts: parts, tuning: tuning, logger: logger, stopping: make(chan struct{}),
 		consumer: errors.New("not started"),
 	}
 	w.ended, w.end = context.WithCancel(context.WithoutCancel(ctx))
-	config := relay.Config{Poll: tuning.RelayPoll, Patience: relayPatience, Refused: deadletter.NewShelfSink(parts.Shelf)}
+	w.parts.Sink = counted(parts.Sink, parts.Metrics)
+	refused := counted(deadletter.NewShelfSink(parts.Shelf), parts.Metrics)
+	config := relay.Config{Poll: tuning.RelayPoll, Patience: relayPatience, Refused: refused}
+	var publisher bus.BatchPublisher = parts.Bus
+	if parts.Tracer != nil {
+		publisher = parts.Tracer.Publisher(publisher, parts.Destination)
+	}
 	if parts.Embedded {
 		config.Patience = embeddedPatience
-		w.replayer = deadletter.NewReplayer(parts.Shelf, parts.Bus, func() bool { return w.relay.Leads() }, logger)
+		w.replayer = deadletter.NewReplayer(parts.Shelf, publisher, func() bool { return w.relay.Leads() }, logger)
 	}
-	w.relay = relay.New(parts.Tail, parts.Bus, config, logger)
+	if parts.Metrics != nil {
+		publisher = parts.Metrics.Publisher(publisher)
+	}
+	w.relay = relay.New(parts.Tail, publisher, config, logger)
 	var err error
 	w.dispatch, err = handlers.NewDispatcher(parts.Handlers, parts.Inbox, tuning.AfterDeadLetter, middleware.Retry{
 		Attempts: tuning.RetryAttempts, Initial: tuning.RetryInitial, Max: tuning.RetryMax,
 		Lifetime: w.lifetime(), Logger: logger,
 	}, tuning.HandlerTimeout, logger)
-	return w, err
+	if err != nil {
+		return nil, err
+	}
+	if parts.Metrics != nil {
+		w.dispatch.Watch(parts.Metrics.Watch)
+	}
+	if parts.Tracer != nil {
+		w.dispatch.Trace(parts.Tracer.Handle)
+	}
+	return w, nil
 }
 
 func (w *Worker) lifetime() middleware.Lifetime {
@@ -142,6 +167,9 @@ func (w *Worker) Run(ctx context.Context) error {
 	if w.parts.InboxRetention > 0 {
 		background.Go(func() { w.prune(side) })
 	}
+	if w.parts.Metrics != nil {
+		background.Go(func() { w.parts.Metrics.Look(side, w.sources) })
+	}
 	w.logger.InfoContext(ctx, "worker is running", "concurrency", w.tuning.Concurrency)
 
 	select {
@@ -164,6 +192,11 @@ func (w *Worker) addConsumers(router *message.Router) []*message.Handler {
 			middleware.Detach(w.lifetime()),
 			middleware.Correlation,
 			middleware.Observe(w.logger, &w.counts),
+		)
+		if w.parts.Tracer != nil {
+			h.AddMiddleware(w.parts.Tracer.Receive(w.tuning.MaxMessage))
+		}
+		h.AddMiddleware(
 			middleware.DeadLetter(w.parts.Sink, w.lifetime(), w.logger),
 			middleware.MaxSize(w.tuning.MaxMessage),
 			wmiddleware.Recoverer,

@@ -25,7 +25,7 @@ import (
 )
 
 const (
-	patience = 30 * time.Second
+	patience = 90 * time.Second
 	tick     = 20 * time.Millisecond
 )
 
@@ -148,7 +148,7 @@ func (s *site) publish(body []byte, headers amqp091.Table) {
 func (s *site) all() []deadletter.Letter {
 	s.t.Helper()
 	var all []deadletter.Letter
-	for l, err := range s.letters.List(s.t.Context()) {
+	for l, err := range s.letters.List(s.t.Context(), deadletter.Filter{}) {
 		require.NoError(s.t, err)
 		all = append(all, l)
 	}

@@ -9,6 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/healz/worker/internal/bus/amqp"
+	"github.com/healz/worker/internal/deadletter"
 	"github.com/healz/worker/internal/testservers"
 )
 
@@ -106,7 +107,7 @@ func BenchmarkListDeadLetters(b *testing.B) {
 		require.NoError(b, q.Put(b.Context(), event(uuid.New(), 1), failure()))
 	}
 	b.ResetTimer()
-	for _, err := range q.List(b.Context()) {
+	for _, err := range q.List(b.Context(), deadletter.Filter{}) {
 		require.NoError(b, err)
 	}
 	perSecond(b)

@@ -81,6 +81,8 @@ type Config struct {
 	RetryLater []time.Duration
 	// Logger may be nil.
 	Logger *slog.Logger
+	// Watcher may be nil.
+	Watcher Watcher
 }
 
 func (c Config) withDefaults() Config {
@@ -113,6 +115,9 @@ func (c Config) withDefaults() Config {
 	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	if c.Watcher == nil {
+		c.Watcher = nobody{}
 	}
 	return c
 }
@@ -375,6 +380,7 @@ func (l *link) run() {
 			return
 		}
 		s.kill()
+		l.conn.config.Watcher.ConnectionLost(l.purpose)
 		logger.WarnContext(ctx, "connection to RabbitMQ lost", "error", err)
 		if s = l.reconnect(ctx, logger); s != nil {
 			logger.InfoContext(ctx, "connection to RabbitMQ restored")

@@ -18,7 +18,6 @@ import (
 
 	"github.com/healz/worker/internal/bus"
 	"github.com/healz/worker/internal/deadletter"
-	"github.com/healz/worker/internal/events"
 )
 
 // Headers of a dead letter besides those of package deadletter. All are strings, so that Watermill's tools read them.
@@ -28,8 +27,6 @@ const (
 	// expirationKey keeps the message's expiration, by which the letter would vanish from the failed queue.
 	expirationKey = "dead_letter_expiration"
 
-	// replayCountKey counts the replays of a message.
-	replayCountKey = deadletter.ReplayCountKey
 	// headersDroppedKey says that the message's own headers were so large that the letter has none of them.
 	headersDroppedKey = "dead_letter_headers_dropped"
 	// userIDKey keeps a user_id that is not the connection's own: the broker refuses it as a property.
@@ -53,10 +50,10 @@ const letterTime = "2006-01-02T15:04:05.000Z"
 // FailedQueue is the contract's queue of dead letters. Besides those that [FailedQueue.Put] put there it takes those of
 // the broker, rejected, expired or crowded out of a queue, and of any program. It is safe for concurrent use.
 //
-// List and Replay see the letters that lie there when they begin. While they run the broker shows them to nobody else;
-// when they end, also by death, it puts back what is left, in its old order; only a quorum queue does not keep that over
-// the death of a process. They use a connection of their own, and
-// hold one letter at a time.
+// List, Replay, Take and Purge see the letters that lie there when they begin, over a connection of their own. While they
+// run the broker shows them to nobody else, and another of them waits a while and then fails with [deadletter.ErrBusy].
+// When they end, also by death, it puts back what is left, in its old order; only a quorum queue does not keep that over
+// the death of a process.
 type FailedQueue struct {
 	conn      *Connection
 	publisher *Publisher
@@ -83,6 +80,9 @@ func (q *FailedQueue) Put(ctx context.Context, m *message.Message, f deadletter.
 	h := historyOf(p.Headers)
 	p.Headers = withoutLetterKeys(p.Headers)
 	h.tell(&p, &f, &topic)
+	if f.Handler != "" && text(p.Headers, bus.ReplayHandlerKey) == f.Handler {
+		delete(p.Headers, bus.ReplayHandlerKey) // a replay sets it again
+	}
 	set := func(key, value string) {
 		if value != "" {
 			p.Headers[key] = value
@@ -121,11 +121,7 @@ func (q *FailedQueue) original(m *message.Message) (p amqp091.Publishing, source
 
 // send publishes one message that has been on the broker before, and waits for the confirm.
 func (q *FailedQueue) send(ctx context.Context, exchange, key string, p amqp091.Publishing) error {
-	p.DeliveryMode = amqp091.Persistent
-	if p.UserId != "" && p.UserId != q.conn.uri.Username {
-		p.Headers[userIDKey], p.UserId = p.UserId, ""
-	}
-	if err := checkSize(p); err != nil {
+	if err := q.prepare(&p); err != nil {
 		return err
 	}
 	return q.publisher.publish(ctx, 1, func(int) (outgoing, error) {
@@ -133,51 +129,120 @@ func (q *FailedQueue) send(ctx context.Context, exchange, key string, p amqp091.
 	})
 }
 
-// List yields the letters, oldest first.
-func (q *FailedQueue) List(ctx context.Context) iter.Seq2[deadletter.Letter, error] {
+// prepare makes of a message that has been on the broker before one that it takes.
+func (q *FailedQueue) prepare(p *amqp091.Publishing) error {
+	p.DeliveryMode = amqp091.Persistent
+	if p.UserId != "" && p.UserId != q.conn.uri.Username {
+		p.Headers[userIDKey], p.UserId = p.UserId, ""
+	}
+	return checkSize(*p)
+}
+
+// List yields the letters that f chooses, oldest first.
+func (q *FailedQueue) List(ctx context.Context, f deadletter.Filter) iter.Seq2[deadletter.Letter, error] {
 	return func(yield func(deadletter.Letter, error) bool) {
-		err := q.walk(ctx, func(d amqp091.Delivery) (taken, more bool, err error) {
-			return false, yield(letterOf(d), nil), nil
+		stopped := false
+		err := q.look(ctx, func(r *reading) error {
+			return r.each(ctx, f, func(l letter) (bool, error) {
+				var err error
+				if l.Raw, err = rawOf(l.delivery); err == nil {
+					stopped = !yield(l.Letter, nil)
+				}
+				return !stopped, err
+			}, nil)
 		})
-		if err != nil {
+		if err != nil && !stopped {
 			yield(deadletter.Letter{}, fmt.Errorf("list dead letters: %w", err))
 		}
 	}
 }
 
-// Replay republishes the letters that f chooses to the queue they come from, or else to the consumer's, oldest first. A
-// letter leaves the failed queue after the broker has confirmed its republication, and is then yielded; if the process
-// dies in between it is replayed twice. A letter that cannot be republished, as its queue is no more, is yielded with
-// its error and stays; the caller may go on to the next.
-//
-// The message is as it was, body, properties and headers of any type, without the headers of the failure, and with two
-// more: how often it was replayed, and the handler that failed ([bus.ReplayHandlerKey]).
-func (q *FailedQueue) Replay(ctx context.Context, f deadletter.Filter) iter.Seq2[deadletter.Letter, error] {
-	return func(yield func(deadletter.Letter, error) bool) {
-		stopped := false
-		err := q.walk(ctx, func(d amqp091.Delivery) (taken, more bool, err error) {
-			l := letterOf(d)
-			if !f.Match(l) {
-				return false, true, nil
+// Bounds of what [FailedQueue.Take] gives away at a time.
+const (
+	takeLetters = 200
+	takeBytes   = 8 << 20
+)
+
+// Take takes the letters that f chooses out of the queue, once keep has returned nil for them.
+func (q *FailedQueue) Take(
+	ctx context.Context, f deadletter.Filter, keep func(context.Context, []deadletter.Letter) error,
+) (taken int, err error) {
+	var batch []letter
+	bytes := 0
+	take := func() error {
+		if len(batch) == 0 {
+			return nil
+		}
+		letters := make([]deadletter.Letter, len(batch))
+		for i, l := range batch {
+			letters[i] = l.Letter
+		}
+		if err := keep(ctx, letters); err != nil {
+			return err
+		}
+		for _, l := range batch {
+			if err := l.ack(); err != nil {
+				return fmt.Errorf("letter %s is kept elsewhere, but not removed: %w", l.ID, err)
 			}
-			err = q.send(ctx, "", q.home(l.Source), replayOf(d, l))
-			if _, unroutable := errors.AsType[*UnroutableError](err); unroutable {
-				stopped = !yield(l, fmt.Errorf("replay dead letter %s: %w", l.ID, err))
-				return false, !stopped, nil
+		}
+		taken += len(batch)
+		batch, bytes = nil, 0
+		return nil
+	}
+	err = q.look(ctx, func(r *reading) error {
+		return r.each(ctx, f, func(l letter) (bool, error) {
+			var err error
+			if l.Raw, err = rawOf(l.delivery); err != nil {
+				return false, err
 			}
-			if err != nil {
-				return false, false, fmt.Errorf("letter %s: %w", l.ID, err)
+			batch, bytes = append(batch, l), bytes+len(l.Body)
+			if len(batch) == takeLetters || bytes >= takeBytes {
+				err = take()
 			}
-			if err := d.Ack(false); err != nil {
-				return false, false, fmt.Errorf("letter %s was republished, but not removed: %w", l.ID, err)
-			}
-			stopped = !yield(l, nil)
-			return true, !stopped, nil
-		})
-		if err != nil && !stopped {
-			yield(deadletter.Letter{}, fmt.Errorf("replay dead letters: %w", err))
+			return true, err
+		}, take)
+	})
+	if err != nil {
+		return taken, fmt.Errorf("take dead letters: %w", err)
+	}
+	return taken, nil
+}
+
+// Return publishes letters to the queue, as they were when they were listed.
+func (q *FailedQueue) Return(ctx context.Context, letters []deadletter.Letter) ([]string, error) {
+	list, ids := make([]amqp091.Publishing, len(letters)), make([]string, len(letters))
+	for i, l := range letters {
+		var err error
+		if list[i], ids[i], err = returned(l); err == nil {
+			err = q.prepare(&list[i])
+		}
+		if err != nil {
+			return nil, fmt.Errorf("return dead letter %s: %w", l.ID, err)
 		}
 	}
+	err := q.publisher.publish(ctx, len(list), func(i int) (outgoing, error) {
+		return outgoing{exchange: q.conn.names.deadLetterExchange, key: failedKey, eventType: list[i].Type, message: list[i]}, nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("return dead letters: %w", err)
+	}
+	return ids, nil
+}
+
+// returned is the message of a letter that was listed, with its body and history of now.
+func returned(l deadletter.Letter) (p amqp091.Publishing, id string, err error) {
+	if l.Raw == nil {
+		return p, "", deadletter.ErrForeign
+	}
+	d, err := deliveryOf(l.Raw, l.Body)
+	if err != nil {
+		return p, "", err
+	}
+	p = publishingOf(d)
+	if history := l.History.Header(); history != "" {
+		p.Headers[deadletter.HistoryKey] = history
+	}
+	return p, letterID(d), nil
 }
 
 // home is the queue to which a message of some queue returns. A partition that is no more is not consumed any more.
@@ -190,106 +255,56 @@ func (q *FailedQueue) home(source string) string {
 }
 
 // Purge destroys all letters and returns how many.
-func (q *FailedQueue) Purge(ctx context.Context) (int, error) {
-	s, err := q.conn.connect(ctx, "dead letters", nil)
-	if err != nil {
-		return 0, fmt.Errorf("purge dead letters: %w", err)
-	}
-	defer s.close()
-	defer context.AfterFunc(ctx, s.kill)()
-	channel, err := s.conn.Channel()
-	if err != nil {
-		return 0, fmt.Errorf("purge dead letters: open channel: %w", err)
-	}
-	n, err := channel.QueuePurge(q.conn.names.failedQueue, false)
+func (q *FailedQueue) Purge(ctx context.Context) (n int, err error) {
+	err = q.look(ctx, func(r *reading) error {
+		channel, err := r.channel()
+		if err != nil {
+			return err
+		}
+		defer r.session.bound()()
+		n, err = channel.QueuePurge(r.queue, false)
+		return err
+	})
 	if err != nil {
 		return 0, fmt.Errorf("purge dead letters: %w", err)
 	}
 	return n, nil
 }
 
-// walk shows the letters that lie there now, oldest first, until visit is done or fails. Those that visit does not take,
-// by an ack, go back.
-func (q *FailedQueue) walk(ctx context.Context, visit func(amqp091.Delivery) (taken, more bool, err error)) error {
-	s, err := q.conn.connect(ctx, "dead letters", nil)
-	if err != nil {
-		return err
-	}
-	defer s.close()
-	defer context.AfterFunc(ctx, s.kill)()
-	channel, err := s.conn.Channel()
-	if err != nil {
-		return fmt.Errorf("open channel: %w", err)
-	}
-	queue, err := channel.QueueDeclarePassive(q.conn.names.failedQueue, true, false, false, false, nil)
-	if err != nil {
-		return fmt.Errorf("count: %w", err)
-	}
-	var back []uint64
-	for i, more := 0, true; i < queue.Messages && more && err == nil; i++ {
-		var d amqp091.Delivery
-		if d, more, err = s.get(channel, queue.Name); !more || err != nil {
-			break
-		}
-		var taken bool
-		if taken, more, err = visit(d); !taken {
-			back = append(back, d.DeliveryTag)
-		}
-	}
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
-	}
-	if q.conn.config.QueueType == QuorumQueues { // what is got of such a queue returns at a close in any order
-		for _, tag := range back {
-			_ = channel.Nack(tag, false, true) // fails only if the channel is lost
-		}
-	}
-	if err != nil {
-		return err
-	}
-	if err := channel.Close(); err != nil { // the acks are through, and the others are back
-		return fmt.Errorf("close channel: %w", err)
-	}
-	return nil
-}
-
-func (s *session) get(channel *amqp091.Channel, queue string) (amqp091.Delivery, bool, error) {
-	defer s.bound()()
-	d, ok, err := channel.Get(queue, false)
-	if err != nil {
-		return d, ok, fmt.Errorf("get: %w", err)
-	}
-	return d, ok, nil
-}
-
 // letterOf reads a letter, whoever wrote it.
 func letterOf(d amqp091.Delivery) deadletter.Letter {
 	l := deadletter.Letter{
-		ID: letterID(d), Source: text(d.Headers, sourceQueueKey), Headers: withoutLetterKeys(d.Headers), Body: d.Body,
+		Type: d.Type, Source: text(d.Headers, sourceQueueKey), Headers: withoutLetterKeys(d.Headers), Body: d.Body,
 	}
-	l.Event = events.ParsePartial(d.Body)
+	l.Failure, l.Source = failureOf(d, l.Source)
+	return deadletter.Complete(l)
+}
+
+// failureOf reads why a letter failed, and where it comes from: of the worker's headers, or else the broker's.
+func failureOf(d amqp091.Delivery, source string) (deadletter.Failure, string) {
 	if reason, ok := d.Headers[deadletter.ReasonKey].(string); ok {
-		l.Failure = deadletter.Failure{
+		f := deadletter.Failure{
 			Reason:      reason,
 			Handler:     text(d.Headers, deadletter.HandlerKey),
 			FirstFailed: timeOf(d.Headers, deadletter.FirstFailedKey),
 			LastFailed:  timeOf(d.Headers, deadletter.LastFailedKey),
 		}
-		l.Attempts, _ = strconv.Atoi(text(d.Headers, deadletter.AttemptsKey))
-		return l
+		f.Attempts, _ = strconv.Atoi(text(d.Headers, deadletter.AttemptsKey))
+		return f, source
 	}
+	var f deadletter.Failure
 	if deaths, ok := d.Headers["x-death"].([]any); ok && len(deaths) > 0 {
 		if last, ok := deaths[0].(amqp091.Table); ok {
-			l.Source = cmp.Or(l.Source, text(last, "queue"))
-			l.Reason = "dead-lettered by the broker: " + text(last, "reason")
+			source = cmp.Or(source, text(last, "queue"))
+			f.Reason = "dead-lettered by the broker: " + text(last, "reason")
 			count, _ := last["count"].(int64)
-			l.Attempts = int(count)
+			f.Attempts = int(count)
 			if at, ok := last["time"].(time.Time); ok {
-				l.FirstFailed, l.LastFailed = at.UTC(), at.UTC()
+				f.FirstFailed, f.LastFailed = at.UTC(), at.UTC()
 			}
 		}
 	}
-	return l
+	return f, source
 }
 
 func letterID(d amqp091.Delivery) string {
@@ -300,19 +315,6 @@ func letterID(d amqp091.Delivery) string {
 	_, _ = fmt.Fprintf(h, "%q %q %d ", d.Exchange, d.RoutingKey, d.Timestamp.Unix()) // a hash never fails
 	_, _ = h.Write(d.Body)
 	return hex.EncodeToString(h.Sum(nil)[:16])
-}
-
-// replayOf is the message to publish in place of a letter.
-func replayOf(d amqp091.Delivery, l deadletter.Letter) amqp091.Publishing {
-	p := publishingOf(d)
-	p.Headers = withoutLetterKeys(d.Headers)
-	p.Expiration = cmp.Or(text(d.Headers, expirationKey), p.Expiration)
-	count, _ := strconv.Atoi(text(d.Headers, replayCountKey))
-	p.Headers[replayCountKey] = strconv.Itoa(count + 1)
-	if l.Handler != "" {
-		p.Headers[bus.ReplayHandlerKey] = l.Handler
-	}
-	return p
 }
 
 func withoutLetterKeys(headers amqp091.Table) amqp091.Table {

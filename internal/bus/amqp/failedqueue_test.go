@@ -84,7 +84,7 @@ func TestDeadLetterAndReplayLeaveAMessageAsItWas(t *testing.T) {
 	require.True(t, m.Ack())
 	require.NoError(t, subscriber.Close())
 
-	letters := collect(t, q.List(t.Context()))
+	letters := collect(t, q.List(t.Context(), deadletter.Filter{}))
 	require.Len(t, letters, 1)
 	require.Equal(t, map[string]any(sent.Headers), letters[0].Headers)
 	require.Equal(t, sent.Body, letters[0].Body)
@@ -94,10 +94,14 @@ func TestDeadLetterAndReplayLeaveAMessageAsItWas(t *testing.T) {
 	want.Reason = deadletter.CutReason(want.Reason)
 	require.Equal(t, want, letters[0].Failure)
 
-	require.Equal(t, ids(letters), ids(collect(t, q.Replay(t.Context(), deadletter.Filter{}))))
+	require.Equal(t, ids(letters), ids(sentBy(t, q.Replay(t.Context(), deadletter.Filter{}, deadletter.ReplayOptions{}))))
 	d, ok, err := ch.Get(consumerQueue, true)
 	require.NoError(t, err)
 	require.True(t, ok)
+	for _, key := range []string{deadletter.ReplayIDKey, deadletter.ReplayOfKey, deadletter.HistoryKey} {
+		require.NotEmpty(t, d.Headers[key])
+		delete(d.Headers, key)
+	}
 	sent.Headers["replay_count"], sent.Headers[bus.ReplayHandlerKey] = "1", "h"
 	require.Equal(t, sent, amqp091.Publishing{
 		Headers: d.Headers, ContentType: d.ContentType, ContentEncoding: d.ContentEncoding, DeliveryMode: d.DeliveryMode,
@@ -124,11 +128,11 @@ func TestLettersOfHalfAnEventAreFoundByTheirType(t *testing.T) {
 	for _, body := range []string{`{"event_id":7,"event_type":"Odd","aggregate_version":0,"unknown":1}`, "no JSON"} {
 		require.NoError(t, q.Put(t.Context(), bus.NewMessage([]byte(body)), failure()))
 	}
-	letters := collect(t, q.List(t.Context()))
+	letters := collect(t, q.List(t.Context(), deadletter.Filter{}))
 	require.Equal(t, "Odd", letters[0].Event.Type)
 	require.Zero(t, letters[0].Event.AggregateVersion)
 	require.Zero(t, letters[1].Event)
-	require.Equal(t, ids(letters[:1]), ids(collect(t, q.Replay(t.Context(), deadletter.Filter{Type: "Odd"}))))
+	require.Equal(t, ids(letters[:1]), ids(sentBy(t, q.Replay(t.Context(), deadletter.Filter{Type: "Odd"}, deadletter.ReplayOptions{}))))
 }
 
 func TestListLeavesTheQueueAsItWas(t *testing.T) {
@@ -138,25 +142,25 @@ func TestListLeavesTheQueueAsItWas(t *testing.T) {
 	q := amqp.NewFailedQueue(c)
 	putLetters(t, q, 20)
 	ch := raw(t, url)
-	first := collect(t, q.List(t.Context()))
+	first := collect(t, q.List(t.Context(), deadletter.Filter{}))
 	require.Len(t, first, 20)
 
 	require.Equal(t, 20, count(t, ch, failedQueue))
-	require.Equal(t, first, collect(t, q.List(t.Context())), "after it ran to the end")
+	require.Equal(t, first, collect(t, q.List(t.Context(), deadletter.Filter{})), "after it ran to the end")
 
-	for l, err := range q.List(t.Context()) {
+	for l, err := range q.List(t.Context(), deadletter.Filter{}) {
 		require.NoError(t, err)
 		require.Equal(t, first[0], l)
 		break
 	}
 	require.Equal(t, 20, count(t, ch, failedQueue))
-	require.Equal(t, first, collect(t, q.List(t.Context())), "after it was stopped early")
+	require.Equal(t, first, collect(t, q.List(t.Context(), deadletter.Filter{})), "after it was stopped early")
 
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	var failed error
 	n := 0
-	for _, err := range q.List(ctx) {
+	for _, err := range q.List(ctx, deadletter.Filter{}) {
 		if failed = err; err == nil {
 			n++
 		}
@@ -167,7 +171,7 @@ func TestListLeavesTheQueueAsItWas(t *testing.T) {
 	require.ErrorIs(t, failed, context.Canceled)
 	require.Equal(t, 10, n)
 	awaitCount(t, ch, failedQueue, 20)
-	require.Equal(t, first, collect(t, q.List(t.Context())), "after it was killed half-way")
+	require.Equal(t, first, collect(t, q.List(t.Context(), deadletter.Filter{})), "after it was killed half-way")
 }
 
 func TestListStopsAtWhatItFound(t *testing.T) {
@@ -175,7 +179,7 @@ func TestListStopsAtWhatItFound(t *testing.T) {
 	q := amqp.NewFailedQueue(dial(t, amqp.Config{URL: testservers.RabbitMQ(t)}))
 	putLetters(t, q, 3)
 	n := 0
-	for _, err := range q.List(t.Context()) {
+	for _, err := range q.List(t.Context(), deadletter.Filter{}) {
 		require.NoError(t, err)
 		putLetters(t, q, 1)
 		n++
@@ -207,7 +211,7 @@ func TestLettersOfTheBroker(t *testing.T) {
 	}))
 	awaitCount(t, ch, failedQueue, 3)
 
-	letters := collect(t, q.List(t.Context()))
+	letters := collect(t, q.List(t.Context(), deadletter.Filter{}))
 	byBody := map[string]deadletter.Letter{}
 	for _, l := range letters {
 		byBody[string(l.Body)] = l
@@ -222,12 +226,12 @@ func TestLettersOfTheBroker(t *testing.T) {
 	expired := byBody[`no id at all`]
 	require.Equal(t, "dead-lettered by the broker: expired", expired.Reason)
 	require.Len(t, expired.ID, 32)
-	require.Equal(t, ids(letters), ids(collect(t, q.List(t.Context()))), "ids are stable")
+	require.Equal(t, ids(letters), ids(collect(t, q.List(t.Context(), deadletter.Filter{}))), "ids are stable")
 	byHand := byBody[`by hand`]
 	require.Empty(t, byHand.Reason)
 	require.Empty(t, byHand.Source)
 
-	require.Len(t, collect(t, q.Replay(t.Context(), deadletter.Filter{})), 3)
+	require.Len(t, sentBy(t, q.Replay(t.Context(), deadletter.Filter{}, deadletter.ReplayOptions{})), 3)
 	require.Equal(t, 2, count(t, ch, "billing"))
 	require.Equal(t, 1, count(t, ch, consumerQueue))
 }
@@ -238,26 +242,26 @@ func TestReplayChooses(t *testing.T) {
 	q := amqp.NewFailedQueue(dial(t, amqp.Config{URL: url}))
 	putLetters(t, q, 6)
 	ch := raw(t, url)
-	all := collect(t, q.List(t.Context()))
+	all := collect(t, q.List(t.Context(), deadletter.Filter{}))
 
 	for _, test := range []struct {
 		filter deadletter.Filter
 		want   []deadletter.Letter
 	}{
-		{deadletter.Filter{ID: "unknown"}, nil},
+		{deadletter.Filter{IDs: []string{"unknown"}}, nil},
 		{deadletter.Filter{Type: "B"}, []deadletter.Letter{all[1], all[3], all[5]}},
-		{deadletter.Filter{ID: all[2].ID}, []deadletter.Letter{all[2]}},
-		{deadletter.Filter{ID: all[0].Event.ID.String()}, []deadletter.Letter{all[0]}},
+		{deadletter.Filter{IDs: []string{all[2].ID}}, []deadletter.Letter{all[2]}},
+		{deadletter.Filter{IDs: []string{all[0].Event.ID.String()}}, []deadletter.Letter{all[0]}},
 	} {
-		require.Equal(t, test.want, collect(t, q.Replay(t.Context(), test.filter)))
+		require.Equal(t, ids(test.want), ids(sentBy(t, q.Replay(t.Context(), test.filter, deadletter.ReplayOptions{}))))
 	}
-	require.Equal(t, []deadletter.Letter{all[4]}, collect(t, q.List(t.Context())))
+	require.Equal(t, []deadletter.Letter{all[4]}, collect(t, q.List(t.Context(), deadletter.Filter{})))
 	require.Equal(t, 5, count(t, ch, consumerQueue))
 
 	n, err := q.Purge(t.Context())
 	require.NoError(t, err)
 	require.Equal(t, 1, n)
-	require.Empty(t, collect(t, q.List(t.Context())))
+	require.Empty(t, collect(t, q.List(t.Context(), deadletter.Filter{})))
 }
 
 func TestReplayCountsAndDoesNotChaseWhatFailsAgain(t *testing.T) {
@@ -268,8 +272,11 @@ func TestReplayCountsAndDoesNotChaseWhatFailsAgain(t *testing.T) {
 	messages, _ := subscribe(t, c)
 	for round := 1; round <= 2; round++ {
 		n := 0
-		for _, err := range q.Replay(t.Context(), deadletter.Filter{}) {
+		for p, err := range q.Replay(t.Context(), deadletter.Filter{}, deadletter.ReplayOptions{MaxFailures: -1}) {
 			require.NoError(t, err)
+			if p.Step != deadletter.Sent {
+				continue
+			}
 			n++
 			m := receive(t, messages)
 			require.Equal(t, fmt.Sprint(round), m.Metadata.Get("replay_count"))
@@ -293,8 +300,11 @@ func TestReplayKeepsWhatItCannotReplay(t *testing.T) {
 	putLetters(t, q, 1)
 
 	var outcomes []error
-	for _, err := range q.Replay(t.Context(), deadletter.Filter{}) {
-		outcomes = append(outcomes, err)
+	for p, err := range q.Replay(t.Context(), deadletter.Filter{}, deadletter.ReplayOptions{}) {
+		require.NoError(t, err)
+		if p.Step == deadletter.Kept || p.Step == deadletter.Sent {
+			outcomes = append(outcomes, p.Problem)
+		}
 	}
 	require.Len(t, outcomes, 2)
 	var unroutable *amqp.UnroutableError
@@ -307,6 +317,7 @@ func TestReplayKeepsWhatItCannotReplay(t *testing.T) {
 
 func TestReplayKilledHalfWayLosesNothing(t *testing.T) {
 	t.Parallel()
+	const letters = 450
 	for name, harm := range map[string]func(cancel func(), network *proxy){
 		"stopped":        func(cancel func(), _ *proxy) { cancel() },
 		"connection cut": func(_ func(), network *proxy) { network.cut() },
@@ -316,30 +327,28 @@ func TestReplayKilledHalfWayLosesNothing(t *testing.T) {
 			server := testservers.RabbitMQ(t)
 			network, url := newProxy(t, server)
 			q := amqp.NewFailedQueue(dial(t, amqp.Config{URL: url}))
-			putLetters(t, q, 20)
-			all := ids(collect(t, q.List(t.Context())))
+			putLetters(t, q, letters)
+			all := ids(collect(t, q.List(t.Context(), deadletter.Filter{})))
 
 			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()
 			replayed := 0
 			var failed error
-			for _, err := range q.Replay(ctx, deadletter.Filter{}) {
-				if failed = err; err == nil {
-					replayed++
-				}
-				if replayed == 10 {
+			for p, err := range q.Replay(ctx, deadletter.Filter{}, deadletter.ReplayOptions{}) {
+				failed = err
+				if replayed = p.Sent; p.Step == deadletter.Sent && replayed == 10 {
 					harm(cancel, network)
 				}
 			}
 			require.Error(t, failed)
 			ch := raw(t, server)
 			require.Eventually(t, func() bool {
-				return count(t, ch, failedQueue)+count(t, ch, consumerQueue) >= 20
+				return count(t, ch, failedQueue)+count(t, ch, consumerQueue) >= letters
 			}, patience, 10*time.Millisecond)
-			rest := ids(collect(t, q.List(t.Context())))
+			rest := ids(collect(t, q.List(t.Context(), deadletter.Filter{})))
 			require.Subset(t, all, rest)
-			require.GreaterOrEqual(t, len(rest), 20-replayed)
-			replayedAgain := ids(collect(t, q.Replay(t.Context(), deadletter.Filter{})))
+			require.GreaterOrEqual(t, len(rest), letters-replayed)
+			replayedAgain := ids(sentBy(t, q.Replay(t.Context(), deadletter.Filter{}, deadletter.ReplayOptions{})))
 			require.Equal(t, rest, replayedAgain)
 
 			bodies := map[string]bool{}
@@ -351,7 +360,7 @@ func TestReplayKilledHalfWayLosesNothing(t *testing.T) {
 				}
 				bodies[string(d.Body)] = true
 			}
-			require.Len(t, bodies, 20)
+			require.Len(t, bodies, letters)
 		})
 	}
 }
@@ -362,7 +371,7 @@ func TestPutWithoutADelivery(t *testing.T) {
 	m := event(uuid.New(), 1)
 	m.Metadata.Set("own", "value")
 	require.NoError(t, q.Put(t.Context(), m, failure()))
-	letters := collect(t, q.List(t.Context()))
+	letters := collect(t, q.List(t.Context(), deadletter.Filter{}))
 	require.Len(t, letters, 1)
 	require.Equal(t, []byte(m.Payload), letters[0].Body)
 	require.Equal(t, "value", letters[0].Headers["own"])

@@ -312,15 +312,15 @@ func TestDeadLettersOfPartitions(t *testing.T) {
 		m := receive(t, all)
 		require.NoError(t, queue.Put(m.Context(), m, failure()))
 		require.True(t, m.Ack())
-		letters := collect(t, queue.List(t.Context()))
+		letters := collect(t, queue.List(t.Context(), deadletter.Filter{}))
 		require.Contains(t, letters[0].Source, consumerQueue+".")
 		if round == 0 {
-			require.Len(t, collect(t, queue.Replay(t.Context(), deadletter.Filter{})), 1)
+			require.Len(t, sentBy(t, queue.Replay(t.Context(), deadletter.Filter{}, deadletter.ReplayOptions{})), 1)
 		}
 	}
 	require.NoError(t, subscriber.Close())
 
 	left := dial(t, amqp.Config{URL: url, LeavePartitions: true})
-	require.Len(t, collect(t, amqp.NewFailedQueue(left).Replay(t.Context(), deadletter.Filter{})), 1)
+	require.Len(t, sentBy(t, amqp.NewFailedQueue(left).Replay(t.Context(), deadletter.Filter{}, deadletter.ReplayOptions{})), 1)
 	require.Equal(t, 1, count(t, raw(t, url), consumerQueue), "its partition is no more")
 }

@@ -179,6 +179,7 @@ type sending struct {
 	confirm   *amqp091.DeferredConfirmation
 	weight    int64
 	eventType string
+	at        time.Time
 }
 
 func (f *flight) send(ctx context.Context) {
@@ -207,12 +208,13 @@ func (f *flight) sendOne(ctx context.Context, c *confirmChannel, i int) error {
 	if err := f.window.Acquire(ctx, weight); err != nil {
 		return err
 	}
+	at := time.Now()
 	confirm, err := c.channel.PublishWithDeferredConfirm(o.exchange, o.key, true, false, o.message)
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrUnconfirmed, err)
 	}
 	select {
-	case f.sent <- sending{confirm: confirm, weight: weight, eventType: o.eventType}:
+	case f.sent <- sending{confirm: confirm, weight: weight, eventType: o.eventType, at: at}:
 		return nil
 	case <-ctx.Done():
 		return ctx.Err()
@@ -244,6 +246,7 @@ func (f *flight) await(ctx context.Context) error {
 			if err := f.channel.Load().outcome(head); err != nil {
 				return err
 			}
+			f.publisher.conn.config.Watcher.Confirmed(time.Since(head.at))
 			f.window.Release(head.weight)
 			head, done = nil, nil
 			confirmed++

@@ -56,12 +56,12 @@ func TestQuorumQueuesKeepTheOrderOfWhatReturns(t *testing.T) {
 	}
 	require.NoError(t, subscriber.Close())
 
-	first := ids(collect(t, queue.List(t.Context())))
+	first := ids(collect(t, queue.List(t.Context(), deadletter.Filter{})))
 	require.Len(t, first, messages)
 	for range rounds {
-		require.Equal(t, first, ids(collect(t, queue.List(t.Context()))))
+		require.Equal(t, first, ids(collect(t, queue.List(t.Context(), deadletter.Filter{}))))
 	}
-	require.Equal(t, first, ids(collect(t, queue.Replay(t.Context(), deadletter.Filter{}))))
+	require.Equal(t, first, ids(sentBy(t, queue.Replay(t.Context(), deadletter.Filter{}, deadletter.ReplayOptions{}))))
 }
 
 func TestPartitionsOfQuorumQueues(t *testing.T) {

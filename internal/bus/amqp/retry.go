@@ -51,15 +51,20 @@ func (t Topology) retry(d declaration, wait time.Duration) error {
 	if err := d.channel.ExchangeDeclare(name, amqp091.ExchangeFanout, true, false, false, false, nil); err != nil {
 		return &TopologyError{Kind: "exchange", Name: name, Err: err}
 	}
+	if err := d.queue(name, t.retryArguments(wait)); err != nil {
+		return err
+	}
+	return d.bind(name, "", name)
+}
+
+// retryArguments are those of the queue in which messages wait for so long.
+func (t Topology) retryArguments(wait time.Duration) amqp091.Table {
 	arguments := t.arguments(amqp091.Table{amqp091.QueueMessageTTLArg: wait.Milliseconds(), "x-dead-letter-exchange": ""})
 	if t.QueueType == QuorumQueues { // the way back is confirmed too
 		arguments["x-dead-letter-strategy"] = "at-least-once"
 		arguments[amqp091.QueueOverflowArg] = amqp091.QueueOverflowRejectPublish
 	}
-	if err := d.queue(name, arguments); err != nil {
-		return err
-	}
-	return d.bind(name, "", name)
+	return arguments
 }
 
 // Postpone has the handler that failed handle m again later: the message waits in a queue of the broker, from which it
@@ -157,9 +162,6 @@ func (h history) tell(p *amqp091.Publishing, f *deadletter.Failure, topic *strin
 		delete(p.Headers, key)
 	}
 	maps.Copy(p.Headers, h.deaths)
-	if text(p.Headers, bus.ReplayHandlerKey) == f.Handler {
-		delete(p.Headers, bus.ReplayHandlerKey) // a replay sets it again
-	}
 	p.Expiration = cmp.Or(h.expiration, p.Expiration)
 	f.Attempts += h.attempts
 	if !h.firstFailed.IsZero() {

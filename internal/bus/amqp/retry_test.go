@@ -66,7 +66,7 @@ func TestPostponedStepByStep(t *testing.T) {
 			require.NoError(t, queue.Put(m.Context(), m, last))
 			require.True(t, m.Ack())
 
-			letters := collect(t, queue.List(t.Context()))
+			letters := collect(t, queue.List(t.Context(), deadletter.Filter{}))
 			require.Len(t, letters, 1)
 			delete(letters[0].Headers, "x-delivery-count") // a quorum queue adds it
 			require.Equal(t, map[string]any(sent.Headers), letters[0].Headers)
@@ -74,7 +74,7 @@ func TestPostponedStepByStep(t *testing.T) {
 			last.Attempts, last.FirstFailed, last.MayPass = 1+2+3+4, first, false
 			require.Equal(t, last, letters[0].Failure)
 
-			require.Len(t, collect(t, queue.Replay(t.Context(), deadletter.Filter{})), 1)
+			require.Len(t, sentBy(t, queue.Replay(t.Context(), deadletter.Filter{}, deadletter.ReplayOptions{})), 1)
 			m = receive(t, messages)
 			wait, err = queue.Postpone(m.Context(), m, last)
 			require.NoError(t, err)

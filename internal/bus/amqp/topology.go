@@ -139,11 +139,7 @@ func (t Topology) BuildTopology(
 // partitioned declares the partitions and leads the events to them instead of the contract's queue. At no time are they
 // led nowhere: for a moment they go both ways, which the inbox makes good.
 func (t Topology) partitioned(d declaration, n names, params wamqp.BuildTopologyParams, config wamqp.Config) error {
-	// The alternate exchange does not exist: it carries the number of partitions, so that the broker refuses another.
-	err := d.channel.ExchangeDeclare(n.partitionedExchange, consistentHash, true, false, false, false, amqp091.Table{
-		"hash-header":        bus.AggregateIDKey,
-		"alternate-exchange": n.partitionedExchange + "." + strconv.Itoa(t.Partitions),
-	})
+	err := d.channel.ExchangeDeclare(n.partitionedExchange, consistentHash, true, false, false, false, t.partitionedArguments(n))
 	if err != nil {
 		return &TopologyError{Kind: "exchange", Name: n.partitionedExchange, Err: err}
 	}
@@ -163,12 +159,26 @@ func (t Topology) partitioned(d declaration, n names, params wamqp.BuildTopology
 
 // partition declares the queue of one partition. One that is left over is not bound.
 func (t Topology) partition(d declaration, n names, i int, config wamqp.Config) error {
-	arguments := t.arguments(config.Queue.Arguments)
-	arguments[amqp091.SingleActiveConsumerArg] = true
-	if err := d.queue(n.partition(i), arguments); err != nil || i >= t.Partitions {
+	if err := d.queue(n.partition(i), t.partitionArguments(config.Queue.Arguments)); err != nil || i >= t.Partitions {
 		return err
 	}
 	return d.bind(n.partition(i), partitionWeight, n.partitionedExchange)
+}
+
+// partitionedArguments are those of the exchange that spreads the events. The alternate exchange does not exist: it
+// carries the number of partitions, so that the broker refuses another.
+func (t Topology) partitionedArguments(n names) amqp091.Table {
+	return amqp091.Table{
+		"hash-header":        bus.AggregateIDKey,
+		"alternate-exchange": n.partitionedExchange + "." + strconv.Itoa(t.Partitions),
+	}
+}
+
+// partitionArguments are those of the queue of a partition, besides its own.
+func (t Topology) partitionArguments(own amqp091.Table) amqp091.Table {
+	all := t.arguments(own)
+	all[amqp091.SingleActiveConsumerArg] = true
+	return all
 }
 
 // arguments are those of a queue of the type that is set, besides its own. Whether a queue is a classic one is never

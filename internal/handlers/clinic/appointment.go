@@ -47,6 +47,7 @@ type Appointment struct {
 	events.Root
 
 	scheduled, confirmed, cancelled bool
+	startsAt                        time.Time
 }
 
 // NewAppointment returns an appointment that has not begun.
@@ -98,14 +99,25 @@ func (a *Appointment) Cancel(reason string) error {
 func (a *Appointment) Apply(e events.Event) error {
 	switch e.Type {
 	case AppointmentScheduled{}.EventType():
-		if _, err := events.DataOf[AppointmentScheduled](e); err != nil {
+		scheduled, err := events.DataOf[AppointmentScheduled](e)
+		if err != nil {
 			return fmt.Errorf("apply: %w", err)
 		}
-		a.scheduled = true
+		a.scheduled, a.startsAt = true, scheduled.StartsAt
 	case AppointmentConfirmed{}.EventType():
 		a.confirmed = true
 	case AppointmentCancelled{}.EventType():
 		a.cancelled = true
 	}
 	return nil
+}
+
+// State implements [events.Stateful]: the console shows it.
+func (a *Appointment) State() any {
+	return struct {
+		Scheduled bool      `json:"scheduled"`
+		Confirmed bool      `json:"confirmed"`
+		Cancelled bool      `json:"cancelled"`
+		StartsAt  time.Time `json:"starts_at"`
+	}{a.scheduled, a.confirmed, a.cancelled, a.startsAt}
 }

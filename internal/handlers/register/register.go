@@ -19,3 +19,11 @@ type Options struct {
 func All(reg *handlers.Registry, o Options) {
 	clinic.Register(reg, o.Streams, o.Chaos)
 }
+
+// Aggregates make the aggregates whose state the console shows after each of their events. It is a help to those who look:
+// what is not in the list is shown by its events alone.
+func Aggregates() []func() events.Stateful {
+	return []func() events.Stateful{
+		func() events.Stateful { return clinic.NewAppointment() },
+	}
+}

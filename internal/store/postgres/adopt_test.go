@@ -348,7 +348,8 @@ func TestDownLosesNothing(t *testing.T) {
 		}},
 		"dead letters": {2, func(t *testing.T, s *postgres.Store, _ *storetest.Stream) {
 			t.Helper()
-			require.NoError(t, s.AddLetter(t.Context(), deadletter.Letter{Body: []byte("x")}))
+			_, err := s.AddLetter(t.Context(), deadletter.Letter{Body: []byte("x")})
+			require.NoError(t, err)
 		}},
 		"events that were not relayed": {3, func(t *testing.T, s *postgres.Store, stream *storetest.Stream) {
 			t.Helper()

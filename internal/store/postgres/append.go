@@ -36,16 +36,17 @@ func (s *Store) AppendMany(ctx context.Context, batch []events.Event) error {
 	if err := store.CheckBatch(batch); err != nil {
 		return err
 	}
-	return s.write(ctx, "append", &unit{batch: batch}, s.writeShared, func() error { return s.explain(ctx, batch) })
+	u := &unit{batch: batch}
+	return s.write(ctx, "append", u, s.pool, func() error { return s.writeShared(ctx, u) })
 }
 
 // explain tells why the batch cannot be appended as the store is now, or nil if it can.
-func (s *Store) explain(ctx context.Context, batch []events.Event) error {
+func explain(ctx context.Context, q querier, batch []events.Event) error {
 	ids := make([]uuid.UUID, len(batch))
 	for i, e := range batch {
 		ids[i] = e.ID
 	}
-	known, err := s.knownIDs(ctx, ids)
+	known, err := knownIDs(ctx, q, ids)
 	if err != nil {
 		return fault(ctx, "look for duplicates", err)
 	}
@@ -60,7 +61,7 @@ func (s *Store) explain(ctx context.Context, batch []events.Event) error {
 	for _, i := range begins {
 		ids = append(ids, batch[i].AggregateID)
 	}
-	heads, err := s.heads(ctx, ids)
+	heads, err := headsOf(ctx, q, ids)
 	if err != nil {
 		return fault(ctx, "look for the aggregates' versions", err)
 	}
@@ -89,8 +90,8 @@ func inBatch(i int, batch []events.Event, err error) error {
 	return &store.EventError{Index: i, Of: len(batch), Err: err}
 }
 
-func (s *Store) knownIDs(ctx context.Context, ids []uuid.UUID) (map[uuid.UUID]struct{}, error) {
-	rows, err := s.pool.Query(ctx, knownIDsSQL, ids)
+func knownIDs(ctx context.Context, q querier, ids []uuid.UUID) (map[uuid.UUID]struct{}, error) {
+	rows, err := q.Query(ctx, knownIDsSQL, ids)
 	if err != nil {
 		return nil, err
 	}
@@ -103,9 +104,9 @@ func (s *Store) knownIDs(ctx context.Context, ids []uuid.UUID) (map[uuid.UUID]st
 	return known, err
 }
 
-// heads are the last events of those aggregates that have any, as far as [store.Continues] asks.
-func (s *Store) heads(ctx context.Context, aggregateIDs []uuid.UUID) (map[uuid.UUID]events.Event, error) {
-	rows, err := s.pool.Query(ctx, headsSQL, aggregateIDs)
+// headsOf are the last events of those aggregates that have any, as far as [store.Continues] asks.
+func headsOf(ctx context.Context, q querier, aggregateIDs []uuid.UUID) (map[uuid.UUID]events.Event, error) {
+	rows, err := q.Query(ctx, headsSQL, aggregateIDs)
 	if err != nil {
 		return nil, err
 	}

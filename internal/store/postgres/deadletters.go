@@ -30,14 +30,18 @@ var (
 )
 
 // AddLetter puts a letter on the shelf; see [deadletter.Shelf].
-func (s *Store) AddLetter(ctx context.Context, l deadletter.Letter) error {
+func (s *Store) AddLetter(ctx context.Context, l deadletter.Letter) (string, error) {
 	headers, err := json.Marshal(l.Headers)
 	if err != nil {
-		return fmt.Errorf("add a dead letter: encode its headers: %w", err)
+		return "", fmt.Errorf("add a dead letter: encode its headers: %w", err)
 	}
-	_, err = s.pool.Exec(ctx, addLetterSQL, append([]byte{}, l.Body...), headers, text(l.Source), text(l.Reason),
-		text(l.Handler), l.Attempts, l.FirstFailed, l.LastFailed)
-	return fault(ctx, "add a dead letter", err)
+	var id int64
+	err = s.pool.QueryRow(ctx, addLetterSQL, append([]byte{}, l.Body...), headers, text(l.Source), text(l.Reason),
+		text(l.Handler), l.Attempts, l.FirstFailed, l.LastFailed).Scan(&id)
+	if err != nil {
+		return "", fault(ctx, "add a dead letter", err)
+	}
+	return strconv.FormatInt(id, 10), nil
 }
 
 // text is s without what a text column cannot hold.

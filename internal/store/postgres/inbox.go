@@ -6,7 +6,6 @@ import (
 	_ "embed"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -36,28 +35,47 @@ const maxLookups = 256
 // lookup is the question who has handled an event.
 type lookup struct {
 	eventID uuid.UUID
-	found   []record
+	found   []handling
+}
+
+// handling says which handler has handled an event, and what that said then.
+type handling struct {
+	handler     string
+	fingerprint []byte
 }
 
 // Handled returns the names of the handlers that have handled e; see [store.Store].
 func (s *Store) Handled(ctx context.Context, e events.Event) ([]string, error) {
 	l := &lookup{eventID: e.ID}
-	company, err := s.lookups.do(ctx, l)
-	if company && err != nil {
-		err = s.lookUp(ctx, []*lookup{l})
+	if company, err := s.lookups.do(ctx, l); company && err != nil {
+		return handled(ctx, s.pool, e)
+	} else if err != nil {
+		return nil, fault(ctx, lookingUp, err)
 	}
-	if err != nil {
-		return nil, fault(ctx, "read who has handled an event", err)
+	return l.handlers(e)
+}
+
+const lookingUp = "read who has handled an event"
+
+func handled(ctx context.Context, q querier, e events.Event) ([]string, error) {
+	l := &lookup{eventID: e.ID}
+	if err := lookUp(ctx, q, []*lookup{l}); err != nil {
+		return nil, fault(ctx, lookingUp, err)
 	}
-	var handlers []string
+	return l.handlers(e)
+}
+
+// handlers are those that were found, or [store.ErrContradiction].
+func (l *lookup) handlers(e events.Event) ([]string, error) {
+	var names []string
 	want := e.Fingerprint()
-	for _, r := range l.found {
-		if !bytes.Equal(r.fingerprint, want[:]) {
-			return nil, fmt.Errorf("read who has handled an event: event %s: %w", e.ID, store.ErrContradiction)
+	for _, h := range l.found {
+		if !bytes.Equal(h.fingerprint, want[:]) {
+			return nil, fmt.Errorf("%s: event %s: %w", lookingUp, e.ID, store.ErrContradiction)
 		}
-		handlers = append(handlers, r.handler)
+		names = append(names, h.handler)
 	}
-	return handlers, nil
+	return names, nil
 }
 
 // shareLookup keeps out what would be too much, and a second question for the same event.
@@ -73,21 +91,21 @@ func shareLookup(first *lookup) func(*lookup) bool {
 }
 
 // lookUp answers the questions, which are for different events, with one query.
-func (s *Store) lookUp(ctx context.Context, lookups []*lookup) error {
+func lookUp(ctx context.Context, q querier, lookups []*lookup) error {
 	ids := make([]pgtype.UUID, len(lookups))
 	byID := make(map[uuid.UUID]*lookup, len(lookups))
 	for i, l := range lookups {
 		ids[i], byID[l.eventID] = uuidOf(l.eventID), l
-		l.found = nil
 	}
-	rows, err := s.pool.Query(ctx, handledSQL, ids)
+	rows, err := q.Query(ctx, handledSQL, ids)
 	if err != nil {
 		return err
 	}
-	var r record
-	_, err = pgx.ForEachRow(rows, []any{&r.eventID, &r.handler, &r.fingerprint}, func() error {
-		l := byID[r.eventID]
-		l.found = append(l.found, r)
+	var id pgtype.UUID
+	var h handling
+	_, err = pgx.ForEachRow(rows, []any{&id, &h.handler, &h.fingerprint}, func() error {
+		l := byID[id.Bytes]
+		l.found = append(l.found, h)
 		return nil
 	})
 	return err
@@ -119,28 +137,18 @@ func (s *Store) Record(ctx context.Context, handler string, e events.Event, foll
 	if err := store.CheckBatch(followUps); err != nil {
 		return err
 	}
-	fingerprint := e.Fingerprint()
-	u := &unit{batch: followUps, record: &record{handler: handler, eventID: e.ID, fingerprint: fingerprint[:]}}
-	statement := s.writeShared
+	u := recordOf(handler, e, followUps)
+	statement := func() error { return s.writeShared(ctx, u) }
 	var failed error // of the work, which tells nothing of the record
 	if work := store.TakeWork[pgx.Tx](ctx); len(work) > 0 {
-		statement = func(ctx context.Context, u *unit) (err error) {
-			return s.onConnection(ctx, func(conn *pgxpool.Conn) error {
+		statement = func() error {
+			return s.onConnection(ctx, func(conn *pgxpool.Conn) (err error) {
 				failed, err = recordWith(ctx, conn, u, work)
 				return err
 			})
 		}
 	}
-	err := s.write(ctx, "record", u, statement, func() error {
-		handled, err := s.Handled(ctx, e)
-		if err != nil {
-			return err
-		}
-		if slices.Contains(handled, handler) {
-			return fmt.Errorf("event %s, handler %q: %w", e.ID, handler, store.ErrHandled)
-		}
-		return s.explain(ctx, followUps)
-	})
+	err := s.write(ctx, "record", u, s.pool, statement)
 	if err != nil {
 		return err
 	}
@@ -200,19 +208,23 @@ func (s *Store) Park(ctx context.Context, handler string, e events.Event) error 
 
 // Parked returns behind which events e has to wait; see [store.Store].
 func (s *Store) Parked(ctx context.Context, e events.Event, handlers []string) (map[string]uuid.UUID, error) {
+	return parked(ctx, s.pool, e, handlers)
+}
+
+func parked(ctx context.Context, q querier, e events.Event, handlers []string) (map[string]uuid.UUID, error) {
 	const doing = "look for parked events"
-	rows, err := s.pool.Query(ctx, parkedSQL, e.AggregateID, e.AggregateVersion, handlers)
+	rows, err := q.Query(ctx, parkedSQL, e.AggregateID, e.AggregateVersion, handlers)
 	if err != nil {
 		return nil, fault(ctx, doing, err)
 	}
-	parked := make(map[string]uuid.UUID)
+	firsts := make(map[string]uuid.UUID)
 	var handler string
 	var first uuid.UUID
 	_, err = pgx.ForEachRow(rows, []any{&handler, &first}, func() error {
-		parked[handler] = first
+		firsts[handler] = first
 		return nil
 	})
-	return parked, fault(ctx, doing, err)
+	return firsts, fault(ctx, doing, err)
 }
 
 // UnparkAll takes all notes of parked events away; see [store.Store].

@@ -124,7 +124,7 @@ func (l *lane[U]) lead(ctx context.Context, r *rider[U]) {
 	for i, r := range riders {
 		units[i] = r.unit
 	}
-	shared, release := together(riders)
+	shared, release := together(ctx, riders)
 	began := time.Now()
 	end := sync.OnceFunc(func() {
 		l.mu.Lock()
@@ -189,18 +189,18 @@ func (l *lane[U]) take(r *rider[U]) []*rider[U] {
 	return riders
 }
 
-// together is the context of a statement for all riders. When that of one ends, the statement of the others goes on, for
-// as long as it would take to cancel it.
-func together[U any](riders []*rider[U]) (ctx context.Context, release func()) {
+// together is the context of a statement that the rider of ctx runs for all. When the context of one of them ends, the
+// statement of the others goes on, for as long as it would take to cancel it.
+func together[U any](ctx context.Context, riders []*rider[U]) (shared context.Context, release func()) {
 	if len(riders) == 1 {
-		return riders[0].ctx, func() {}
+		return ctx, func() {}
 	}
-	ctx, cancel := context.WithCancel(context.WithoutCancel(riders[0].ctx))
+	shared, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	stops := make([]func() bool, len(riders))
 	for i, r := range riders {
 		stops[i] = context.AfterFunc(r.ctx, func() { time.AfterFunc(cancelTimeout, cancel) })
 	}
-	return ctx, func() {
+	return shared, func() {
 		for _, stop := range stops {
 			stop()
 		}

@@ -68,7 +68,8 @@ func Open(ctx context.Context, url string, o Options) (*Store, error) {
 	configure(config.ConnConfig)
 	s := &Store{config: config.ConnConfig.Copy()}
 	s.writes.run, s.writes.sharing, s.writes.regroups = s.writeTogether, shareWrite, true
-	s.lookups.run, s.lookups.sharing = s.lookUp, shareLookup
+	s.lookups.run = func(ctx context.Context, lookups []*lookup) error { return lookUp(ctx, s.pool, lookups) }
+	s.lookups.sharing = shareLookup
 	s.migrationDB = stdlib.OpenDB(*s.config)
 	s.migrationDB.SetMaxIdleConns(0)
 	if s.migrator, err = migrations.Postgres(s.migrationDB); err != nil {

@@ -48,9 +48,18 @@ func (s *Store) Version(ctx context.Context, aggregateType string, aggregateID u
 func (s *Store) Stream(
 	ctx context.Context, aggregateType string, aggregateID uuid.UUID, afterVersion int,
 ) iter.Seq2[events.Event, error] {
+	return stream(ctx, s.read, aggregateType, aggregateID, afterVersion)
+}
+
+// reading is [Store.read], or another's.
+type reading func(ctx context.Context, doing, statement string, args ...any) ([]store.Recorded, error)
+
+func stream(
+	ctx context.Context, read reading, aggregateType string, aggregateID uuid.UUID, afterVersion int,
+) iter.Seq2[events.Event, error] {
 	return func(yield func(events.Event, error) bool) {
 		for {
-			page, err := s.read(ctx, "stream an aggregate", byAggregateSQL,
+			page, err := read(ctx, "stream an aggregate", byAggregateSQL,
 				aggregateType, aggregateID, afterVersion, pageSize, 0)
 			if err != nil {
 				yield(events.Event{}, err)
@@ -171,9 +180,18 @@ func page(list []store.Recorded, err error, limit int, cursor func(store.Recorde
 	return p, nil
 }
 
+// querier is the pool, or a transaction.
+type querier interface {
+	Query(ctx context.Context, statement string, args ...any) (pgx.Rows, error)
+}
+
 // read runs one of the statements that select whole events.
 func (s *Store) read(ctx context.Context, doing, statement string, args ...any) ([]store.Recorded, error) {
-	rows, err := s.pool.Query(ctx, statement, args...)
+	return read(ctx, s.pool, doing, statement, args...)
+}
+
+func read(ctx context.Context, q querier, doing, statement string, args ...any) ([]store.Recorded, error) {
+	rows, err := q.Query(ctx, statement, args...)
 	if err != nil {
 		return nil, fault(ctx, doing, err)
 	}

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"strings"
 	"sync"
 	"time"
 
@@ -79,6 +78,7 @@ func (s *Store) Tail(ctx context.Context, c store.TailConfig) (*store.Tail, erro
 		Schema:  newTailSchema(c),
 		Offsets: tailOffsets{},
 		Wake:    wake,
+		Backlog: func(ctx context.Context) (store.Backlog, error) { return s.backlog(ctx, c) },
 		Close: func() error {
 			cancel()
 			listening.Wait()
@@ -136,7 +136,7 @@ type tailSchema struct{ query wsql.Query }
 func newTailSchema(c store.TailConfig) tailSchema {
 	statement := tailSQL
 	if c.OnlyOwn {
-		statement = strings.ReplaceAll(statement, "true /* or own */", "own")
+		statement = onlyOwn(statement)
 	}
 	return tailSchema{query: wsql.Query{Query: statement, Args: []any{c.BatchSize}}}
 }

@@ -16,32 +16,39 @@ import (
 
 func TestWork(t *testing.T) {
 	t.Parallel()
-	storetest.RunWork(t, func(t *testing.T) storetest.Workplace {
-		t.Helper()
-		address := migrated(t)
-		conn := connect(t, address)
-		_, err := conn.Exec(t.Context(), "CREATE TABLE numbers (number integer PRIMARY KEY)")
-		require.NoError(t, err)
-		return storetest.Workplace{
-			Store:  open(t, address),
-			Insert: insertNumber,
-			IsTaken: func(err error) bool {
-				refusal, is := errors.AsType[*pgconn.PgError](err)
-				return is && refusal.Code == "23505"
-			},
-			Then: func(ctx context.Context, call func() error) error {
-				return postgres.InTx(ctx, func(context.Context, pgx.Tx) error { return call() })
-			},
-			Numbers: func(t *testing.T) []int {
-				t.Helper()
-				rows, err := conn.Query(t.Context(), "SELECT number FROM numbers ORDER BY number")
-				require.NoError(t, err)
-				numbers, err := pgx.CollectRows(rows, pgx.RowTo[int])
-				require.NoError(t, err)
-				return numbers
-			},
-		}
-	})
+	storetest.RunWork(t, workplace)
+}
+
+func TestTrial(t *testing.T) {
+	t.Parallel()
+	storetest.RunTrial(t, workplace)
+}
+
+func workplace(t *testing.T) storetest.Workplace {
+	t.Helper()
+	address := migrated(t)
+	conn := connect(t, address)
+	_, err := conn.Exec(t.Context(), "CREATE TABLE numbers (number integer PRIMARY KEY)")
+	require.NoError(t, err)
+	return storetest.Workplace{
+		Store:  open(t, address),
+		Insert: insertNumber,
+		IsTaken: func(err error) bool {
+			refusal, is := errors.AsType[*pgconn.PgError](err)
+			return is && refusal.Code == "23505"
+		},
+		Then: func(ctx context.Context, call func() error) error {
+			return postgres.InTx(ctx, func(context.Context, pgx.Tx) error { return call() })
+		},
+		Numbers: func(t *testing.T) []int {
+			t.Helper()
+			rows, err := conn.Query(t.Context(), "SELECT number FROM numbers ORDER BY number")
+			require.NoError(t, err)
+			numbers, err := pgx.CollectRows(rows, pgx.RowTo[int])
+			require.NoError(t, err)
+			return numbers
+		},
+	}
 }
 
 func insertNumber(ctx context.Context, number int) error {

@@ -2,9 +2,11 @@ package postgres
 
 import (
 	"context"
+	"crypto/sha256"
 	_ "embed"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -45,25 +47,27 @@ type unit struct {
 // record is that a handler has handled an event.
 type record struct {
 	handler     string
-	eventID     uuid.UUID
-	fingerprint []byte
+	event       events.Event
+	fingerprint [sha256.Size]byte
+}
+
+func recordOf(handler string, e events.Event, followUps []events.Event) *unit {
+	return &unit{batch: followUps, record: &record{handler: handler, event: e, fingerprint: e.Fingerprint()}}
 }
 
 // write runs a statement that writes a unit or does not. When it did not, and for errors that may come of other writers,
-// explain finds the reason; when there is none, the others are gone and the statement runs again.
-func (s *Store) write(
-	ctx context.Context, doing string, u *unit, statement func(context.Context, *unit) error, explain func() error,
-) error {
+// it looks for the reason in q; when there is none, the others are gone and the statement runs again.
+func (s *Store) write(ctx context.Context, doing string, u *unit, q querier, statement func() error) error {
 	var err error
 	for range writeAttempts {
-		err = writeFault(ctx, doing, statement(ctx, u))
+		err = writeFault(ctx, doing, statement())
 		if err == nil && u.written {
 			return nil
 		}
 		pgErr, answered := errors.AsType[*pgconn.PgError](err)
 		switch {
 		case err == nil, answered && isCollision(pgErr.Code):
-			if reason := explain(); reason != nil {
+			if reason := u.explain(ctx, q); reason != nil {
 				return reason
 			}
 		case answered && isUnfitJSON(pgErr.Code):
@@ -76,6 +80,20 @@ func (s *Store) write(
 		}
 	}
 	return fmt.Errorf("%s: %w: %d attempts met other writers: %w", doing, store.ErrUnavailable, writeAttempts, err)
+}
+
+// explain tells why the unit cannot be written as the store is now, or nil if it can.
+func (u *unit) explain(ctx context.Context, q querier) error {
+	if r := u.record; r != nil {
+		names, err := handled(ctx, q, r.event)
+		if err != nil {
+			return err
+		}
+		if slices.Contains(names, r.handler) {
+			return fmt.Errorf("event %s, handler %q: %w", r.event.ID, r.handler, store.ErrHandled)
+		}
+	}
+	return explain(ctx, q, u.batch)
 }
 
 func isCollision(code string) bool {
@@ -142,7 +160,7 @@ func (u *unit) touches() []uuid.UUID {
 		ids = append(ids, e.AggregateID)
 	}
 	if u.record != nil {
-		ids = append(ids, u.record.eventID)
+		ids = append(ids, u.record.event.ID)
 	}
 	return ids
 }
@@ -157,8 +175,8 @@ func (u *unit) bytes() int {
 
 // sender is a connection or a transaction.
 type sender interface {
-	Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error)
-	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
+	querier
+	Exec(ctx context.Context, statement string, args ...any) (pgconn.CommandTag, error)
 }
 
 // writeUnits runs the statement that writes the units, and notes which of them it has written. When there are several it
@@ -230,8 +248,8 @@ func columns(units []*unit) []any {
 			isFirst, unitOfEvent = append(isFirst, begin), append(unitOfEvent, int32(i))
 		}
 		if r := u.record; r != nil {
-			handlers, handled = append(handlers, r.handler), append(handled, uuidOf(r.eventID))
-			fingerprints, unitOfRecord = append(fingerprints, r.fingerprint), append(unitOfRecord, int32(i))
+			handlers, handled = append(handlers, r.handler), append(handled, uuidOf(r.event.ID))
+			fingerprints, unitOfRecord = append(fingerprints, r.fingerprint[:]), append(unitOfRecord, int32(i))
 		}
 	}
 	return []any{

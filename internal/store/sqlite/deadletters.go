@@ -18,7 +18,7 @@ const (
 	letterColumns = `id, reason, handler, attempts, first_failed, last_failed, source, headers, body`
 
 	insertLetter = `INSERT INTO dead_letters (reason, handler, attempts, first_failed, last_failed, source, headers, body)
-		VALUES (?, ?, ?, ?, ?, ?, ?, ?)`
+		VALUES (?, ?, ?, ?, ?, ?, ?, ?) RETURNING id`
 	selectLetters   = `SELECT ` + letterColumns + ` FROM dead_letters WHERE id > ? ORDER BY id LIMIT ?`
 	selectRequested = `SELECT ` + letterColumns + ` FROM dead_letters WHERE replay_requested = 1 ORDER BY id LIMIT ?`
 	requestReplay   = `UPDATE dead_letters SET replay_requested = 1 WHERE id = ?`
@@ -27,15 +27,18 @@ const (
 )
 
 // AddLetter puts a letter on the shelf. See [deadletter.Shelf].
-func (s *Store) AddLetter(ctx context.Context, l deadletter.Letter) error {
+func (s *Store) AddLetter(ctx context.Context, l deadletter.Letter) (string, error) {
 	const doing = "add a dead letter"
 	headers, err := json.Marshal(l.Headers)
 	if err != nil {
-		return fmt.Errorf("%s: encode its headers: %w", doing, err)
+		return "", fmt.Errorf("%s: encode its headers: %w", doing, err)
 	}
-	_, err = s.exec(ctx, doing, insertLetter, l.Reason, l.Handler, l.Attempts,
-		l.FirstFailed.UnixMicro(), l.LastFailed.UnixMicro(), l.Source, string(headers), append([]byte{}, l.Body...))
-	return err
+	var id string
+	err = s.write(ctx, doing, func(ctx context.Context, tx *sql.Tx) error {
+		return tx.QueryRowContext(ctx, insertLetter, l.Reason, l.Handler, l.Attempts, l.FirstFailed.UnixMicro(),
+			l.LastFailed.UnixMicro(), l.Source, string(headers), append([]byte{}, l.Body...)).Scan(&id)
+	})
+	return id, err
 }
 
 // Letters returns letters after the one with the given id. See [deadletter.Shelf].

@@ -34,8 +34,12 @@ const (
 
 // Handled returns the names of the handlers that have handled e. See [store.Store].
 func (s *Store) Handled(ctx context.Context, e events.Event) ([]string, error) {
+	return handled(ctx, s.readers, e)
+}
+
+func handled(ctx context.Context, q querier, e events.Event) ([]string, error) {
 	doing := fmt.Sprintf("read who has handled event %s", e.ID)
-	rows, err := s.readers.QueryContext(ctx, selectHandled, e.ID.String())
+	rows, err := q.QueryContext(ctx, selectHandled, e.ID.String())
 	if err != nil {
 		return nil, translate(doing, err)
 	}
@@ -134,19 +138,23 @@ func (s *Store) Park(ctx context.Context, handler string, e events.Event) error 
 
 // Parked returns behind which events e has to wait. See [store.Store].
 func (s *Store) Parked(ctx context.Context, e events.Event, handlers []string) (map[string]uuid.UUID, error) {
-	parked := make(map[string]uuid.UUID)
+	return parked(ctx, s.readers, e, handlers)
+}
+
+func parked(ctx context.Context, q querier, e events.Event, handlers []string) (map[string]uuid.UUID, error) {
+	firsts := make(map[string]uuid.UUID)
 	for _, handler := range handlers {
 		var first uuid.UUID
-		err := s.readers.QueryRowContext(ctx, selectParked, e.AggregateID.String(), handler, e.AggregateVersion).Scan(&first)
+		err := q.QueryRowContext(ctx, selectParked, e.AggregateID.String(), handler, e.AggregateVersion).Scan(&first)
 		if errors.Is(err, sql.ErrNoRows) {
 			continue
 		}
 		if err != nil {
 			return nil, translate("look for parked events", err)
 		}
-		parked[handler] = first
+		firsts[handler] = first
 	}
-	return parked, nil
+	return firsts, nil
 }
 
 // UnparkAll takes all notes of parked events away. See [store.Store].

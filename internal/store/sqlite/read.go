@@ -116,9 +116,15 @@ func (s *Store) page(
 func (s *Store) Stream(
 	ctx context.Context, aggregateType string, aggregateID uuid.UUID, afterVersion int,
 ) iter.Seq2[events.Event, error] {
+	return streamAggregate(ctx, s.recorded, aggregateType, aggregateID, afterVersion)
+}
+
+func streamAggregate(
+	ctx context.Context, read readEvents, aggregateType string, aggregateID uuid.UUID, afterVersion int,
+) iter.Seq2[events.Event, error] {
 	return func(yield func(events.Event, error) bool) {
 		version := afterVersion
-		s.stream(ctx, "stream an aggregate's events",
+		stream(ctx, read, "stream an aggregate's events",
 			func() (string, []any) {
 				return selectByAggregate, []any{aggregateType, aggregateID.String(), version, math.MaxInt64, streamPage, 0}
 			},
@@ -133,7 +139,7 @@ func (s *Store) Stream(
 func (s *Store) All(ctx context.Context, after store.Position) iter.Seq2[store.Recorded, error] {
 	return func(yield func(store.Recorded, error) bool) {
 		id := after.ID
-		s.stream(ctx, "read all events",
+		stream(ctx, s.recorded, "read all events",
 			func() (string, []any) { return selectAll, []any{id, streamPage} },
 			func(r store.Recorded, err error) bool {
 				id = r.Position.ID
@@ -144,12 +150,12 @@ func (s *Store) All(ctx context.Context, after store.Position) iter.Seq2[store.R
 
 // stream yields what one query after the other finds, until one finds all there is. No read is open while it yields, so
 // that a slow caller does not keep the log from being emptied.
-func (s *Store) stream(
-	ctx context.Context, doing string, next func() (query string, args []any), yield func(store.Recorded, error) bool,
+func stream(
+	ctx context.Context, read readEvents, doing string, next func() (query string, args []any), yield func(store.Recorded, error) bool,
 ) {
 	for {
 		query, args := next()
-		found, more, err := s.recorded(ctx, streamBytes, query, args...)
+		found, more, err := read(ctx, streamBytes, query, args...)
 		for _, r := range found {
 			if !yield(r, nil) {
 				return
@@ -177,7 +183,22 @@ func (s *Store) Version(ctx context.Context, aggregateType string, aggregateID u
 func (s *Store) recorded(
 	ctx context.Context, most int, query string, args ...any,
 ) (found []store.Recorded, more bool, err error) {
-	rows, err := s.readers.QueryContext(ctx, query, args...)
+	return recorded(ctx, s.readers, most, query, args...)
+}
+
+// readEvents is [Store.recorded], or another's.
+type readEvents func(ctx context.Context, most int, query string, args ...any) (found []store.Recorded, more bool, err error)
+
+// querier is the pool of readers, or a transaction.
+type querier interface {
+	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
+	QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
+}
+
+func recorded(
+	ctx context.Context, q querier, most int, query string, args ...any,
+) (found []store.Recorded, more bool, err error) {
+	rows, err := q.QueryContext(ctx, query, args...)
 	if err != nil {
 		return nil, false, err
 	}

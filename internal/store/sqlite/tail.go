@@ -67,6 +67,7 @@ func (s *Store) Tail(ctx context.Context, c store.TailConfig) (*store.Tail, erro
 		Schema:  tailSchema{config: c},
 		Offsets: tailOffsets{},
 		Wake:    wake,
+		Backlog: func(ctx context.Context) (store.Backlog, error) { return s.backlog(ctx, c) },
 		Close: func() error {
 			cancel()
 			watching.Wait()

@@ -72,7 +72,8 @@ func shelve(t *testing.T, s deadletter.Shelf, n int) []deadletter.Letter {
 	want := make([]deadletter.Letter, n)
 	for i := range want {
 		want[i] = letter(t)
-		require.NoError(t, s.AddLetter(t.Context(), want[i]))
+		_, err := s.AddLetter(t.Context(), want[i])
+		require.NoError(t, err)
 	}
 	got, err := s.Letters(t.Context(), "", n+1)
 	require.NoError(t, err)
@@ -96,7 +97,8 @@ func keepsUnreadable(t *testing.T, s deadletter.Shelf) {
 		if body == half {
 			l.Event.Type = "PatientRegistered"
 		}
-		require.NoError(t, s.AddLetter(t.Context(), l))
+		_, err := s.AddLetter(t.Context(), l)
+		require.NoError(t, err)
 		want = append(want, l)
 	}
 

@@ -34,7 +34,9 @@ func Run(t *testing.T, open func(t *testing.T) store.Store) {
 		"Reads":  testReads,
 		"Stream": testStream,
 		"All":    testAll,
+		"Search": testSearch,
 		"Inbox":  testInbox,
+		"Lookup": testLookup,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

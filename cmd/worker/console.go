@@ -1,0 +1,116 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"log/slog"
+	"net"
+	"os"
+	"strings"
+
+	"github.com/spf13/pflag"
+
+	"github.com/healz/worker/internal/console"
+	"github.com/healz/worker/internal/deadletter"
+	"github.com/healz/worker/internal/events"
+	"github.com/healz/worker/internal/handlers"
+	"github.com/healz/worker/internal/handlers/register"
+	"github.com/healz/worker/internal/metrics"
+	"github.com/healz/worker/internal/worker"
+)
+
+// consoleConns is how many connections to Postgres the console has: its own, so that who looks keeps nobody from working.
+const consoleConns = 4
+
+// consoleFlags are the settings of the console.
+type consoleFlags struct {
+	token, writeToken string
+	write             bool
+}
+
+func (f *consoleFlags) add(flags *pflag.FlagSet) {
+	flags.StringVar(&f.token, "console-token", "",
+		"who has this token may look at the console; @FILE reads it from a file. Without a token it is served on loopback addresses alone")
+	flags.StringVar(&f.writeToken, "console-write-token", "", "who has this token may also replay, archive and reveal; @FILE as above")
+	flags.BoolVar(&f.write, "console-write", false, "let all who may look at the console also replay, archive and reveal")
+}
+
+// access reads the tokens.
+func (f *consoleFlags) access() (console.Access, error) {
+	a := console.Access{Write: f.write}
+	for _, token := range []struct {
+		name, value string
+		into        *string
+	}{{"console-token", f.token, &a.Token}, {"console-write-token", f.writeToken, &a.WriteToken}} {
+		*token.into = token.value
+		path, isFile := strings.CutPrefix(token.value, "@")
+		if !isFile {
+			continue
+		}
+		content, err := os.ReadFile(path)
+		if err != nil {
+			return a, fmt.Errorf("%s: %w", token.name, err)
+		}
+		if *token.into = strings.TrimSpace(string(content)); *token.into == "" {
+			return a, fmt.Errorf("%s: %s is empty", token.name, path)
+		}
+	}
+	return a, a.Check()
+}
+
+// consoleOf is what a console is opened for.
+type consoleOf struct {
+	settings  worker.Settings
+	access    console.Access
+	worker    *worker.Worker
+	metrics   *metrics.Metrics
+	register  func(*handlers.Registry, events.Streams)
+	listening net.Addr
+	logger    *slog.Logger
+}
+
+// serve opens the console on front, and returns what closes it.
+func (o consoleOf) serve(ctx context.Context, front *console.Front) (func() error, error) {
+	if err := o.access.CheckAddress(o.listening); err != nil {
+		front.Refuse(err)
+		o.logger.WarnContext(ctx, "the console is not served", "reason", err)
+		return func() error { return nil }, nil
+	}
+	s := o.settings
+	s.MaxConns = consoleConns
+	backend, err := s.OpenStore(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("open the store for the console: %w", err)
+	}
+	letters, closeLetters, err := s.OpenDeadLetters(ctx)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("open the dead letters for the console: %w", err), backend.Close())
+	}
+	try := func(ctx context.Context, chosen deadletter.Filter) iter.Seq2[handlers.Outcome, error] {
+		return s.TryDeadLetters(ctx, chosen, worker.TryOptions{Register: o.register, Logger: o.logger})
+	}
+	archive := func(ctx context.Context, chosen deadletter.Filter, by, reason string) (int, error) {
+		a, closeArchive, err := s.OpenArchive(ctx)
+		if err != nil {
+			return 0, err
+		}
+		n, err := a.Put(ctx, chosen, deadletter.Archived, deadletter.Decision{By: by, Reason: reason})
+		return n, errors.Join(err, closeArchive())
+	}
+	c, err := console.New(ctx, console.Config{
+		Store: backend, Letters: letters, Try: try, Archive: archive, Aggregates: register.Aggregates(), Access: o.access, Logger: o.logger,
+		Status: func(ctx context.Context) console.Status {
+			return console.StatusOf(o.worker.Health(ctx), o.metrics.Values())
+		},
+	})
+	if err != nil {
+		return nil, errors.Join(err, closeLetters(), backend.Close())
+	}
+	front.Serve(c)
+	return func() error {
+		c.Close()
+		return errors.Join(closeLetters(), backend.Close())
+	}, nil
+}

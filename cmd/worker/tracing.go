@@ -1,0 +1,42 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/healz/worker/internal/tracing"
+	"github.com/healz/worker/internal/worker"
+)
+
+// flushTimeout bounds the sending of the last traces.
+const flushTimeout = 5 * time.Second
+
+// withTracer calls do with the tracer that OpenTelemetry's variables ask for, nil if they ask for none, and sends what is
+// left at the end.
+func withTracer(ctx context.Context, s worker.Settings, logger *slog.Logger, do func(*tracing.Tracer) error) error {
+	t, stop, err := tracing.Start(ctx, version(), s.MessagingSystem(), os.Getenv, logger)
+	if errors.Is(err, tracing.ErrSetting) {
+		return usageError{err}
+	}
+	if err != nil {
+		return fmt.Errorf("send traces: %w", err)
+	}
+	err = do(t)
+	flushing, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushTimeout)
+	defer cancel()
+	if lost := stop(flushing); lost != nil {
+		logger.WarnContext(ctx, "the last traces could not be sent", "error", lost)
+	}
+	return err
+}
+
+// stderrLogger is the log of a command that is over in a moment.
+func stderrLogger(c *cobra.Command) *slog.Logger {
+	return slog.New(slog.NewTextHandler(c.ErrOrStderr(), &slog.HandlerOptions{Level: slog.LevelWarn}))
+}

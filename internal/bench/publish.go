@@ -1,0 +1,186 @@
+package bench
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+
+	wamqp "github.com/ThreeDotsLabs/watermill-amqp/v3/pkg/amqp"
+	"github.com/ThreeDotsLabs/watermill/message"
+	amqp091 "github.com/rabbitmq/amqp091-go"
+
+	"github.com/healz/worker/internal/bus"
+	"github.com/healz/worker/internal/bus/amqp"
+)
+
+const (
+	// window is how many publishes the raw client has under way, and how many messages ours is given at once.
+	window = 1000
+	// mostQueued bounds what lies in a queue in the rows that fill one.
+	mostQueued = 50_000
+)
+
+// measurePublish measures confirmed publishing.
+func measurePublish(ctx context.Context, s *stage) error {
+	if !s.wants("publish") {
+		return nil
+	}
+	rawPrefix, err := s.newTopology(ctx)
+	if err != nil {
+		return err
+	}
+	raw, err := s.newRawPublisher(rawPrefix)
+	if err != nil {
+		return err
+	}
+	stock, queue, err := s.stockPublisher()
+	if err != nil {
+		return err
+	}
+	prefix, err := s.newTopology(ctx)
+	if err != nil {
+		return err
+	}
+	conn, err := amqp.Dial(ctx, amqp.Config{URL: s.broker, Prefix: prefix, Logger: logger()})
+	if err != nil {
+		return err
+	}
+	s.onEnd(conn.Close)
+	ours := amqp.NewPublisher(conn)
+	s.onEnd(ours.Close)
+
+	return s.measureRate(ctx, rate{
+		name: "publish", what: "publish, confirmed, in order", reach: 0.9, step: 1, most: mostQueued,
+	}, contenders{
+		raw: s.publishing(rawPrefix+".consumer", func(ctx context.Context, all []json.RawMessage) (spent, error) {
+			stop := spending()
+			err := raw.publish(ctx, all)
+			return stop(), err
+		}),
+		stock: s.publishing(queue, func(_ context.Context, all []json.RawMessage) (spent, error) {
+			messages := make([]*message.Message, len(all))
+			for i, body := range all {
+				messages[i] = message.NewMessage(fmt.Sprint(i), message.Payload(body))
+			}
+			stop := spending()
+			err := stock.Publish(queue, messages...)
+			return stop(), err
+		}),
+		ours: s.publishing(prefix+".consumer", func(ctx context.Context, all []json.RawMessage) (spent, error) {
+			messages := make([]*message.Message, len(all))
+			for i, body := range all {
+				messages[i] = bus.NewMessage(body)
+			}
+			stop := spending()
+			for batch := range slices.Chunk(messages, window) {
+				if err := ours.PublishBatch(ctx, batch); err != nil {
+					return spent{}, err
+				}
+			}
+			return stop(), nil
+		}),
+	})
+}
+
+// publishing publishes samples, and empties the queue afterwards.
+func (s *stage) publishing(queue string, publish func(context.Context, []json.RawMessage) (spent, error)) contender {
+	return func(ctx context.Context, n int) (spent, error) {
+		list, err := samples(n)
+		if err != nil {
+			return spent{}, err
+		}
+		all, err := bodies(list)
+		if err != nil {
+			return spent{}, err
+		}
+		took, err := publish(ctx, all)
+		return took, errors.Join(err, s.empty(queue))
+	}
+}
+
+// rawPublisher publishes with confirms that it counts, many under way.
+type rawPublisher struct {
+	exchange string
+	channel  *amqp091.Channel
+	confirms chan amqp091.Confirmation
+}
+
+func (s *stage) newRawPublisher(exchange string) (*rawPublisher, error) {
+	channel, err := s.channel()
+	if err != nil {
+		return nil, err
+	}
+	if err := channel.Confirm(false); err != nil {
+		return nil, err
+	}
+	return &rawPublisher{
+		exchange: exchange, channel: channel, confirms: channel.NotifyPublish(make(chan amqp091.Confirmation, window)),
+	}, nil
+}
+
+func (p *rawPublisher) publish(ctx context.Context, all []json.RawMessage) error {
+	flying := 0
+	land := func() error {
+		c, ok := <-p.confirms
+		if !ok || !c.Ack {
+			return errors.New("the raw publisher got no confirm")
+		}
+		flying--
+		return nil
+	}
+	for _, body := range all {
+		if flying == window {
+			if err := land(); err != nil {
+				return err
+			}
+		}
+		if err := p.channel.PublishWithContext(ctx, p.exchange, eventType, false, false, publishing(body)); err != nil {
+			return err
+		}
+		flying++
+	}
+	for flying > 0 {
+		if err := land(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// publishing is an event as the contract wants it, and no more.
+func publishing(body []byte) amqp091.Publishing {
+	return amqp091.Publishing{ContentType: "application/json", DeliveryMode: amqp091.Persistent, Body: body}
+}
+
+// stockConfig is watermill-amqp's for a durable queue, with confirms on. The queue goes with the stage.
+func (s *stage) stockConfig() (config wamqp.Config, queue string, err error) {
+	config = wamqp.NewDurableQueueConfig(s.broker)
+	config.Publish.ConfirmDelivery = true
+	queue = uniqueName()
+	err = s.onBroker(func(channel *amqp091.Channel) error {
+		_, err := channel.QueueDeclare(queue, true, false, false, false, nil)
+		return err
+	})
+	s.onEnd(func() error {
+		return s.onBroker(func(channel *amqp091.Channel) error {
+			_, err := channel.QueueDelete(queue, false, false, false)
+			return err
+		})
+	})
+	return config, queue, err
+}
+
+func (s *stage) stockPublisher() (*wamqp.Publisher, string, error) {
+	config, queue, err := s.stockConfig()
+	if err != nil {
+		return nil, "", err
+	}
+	publisher, err := wamqp.NewPublisher(config, stockLogger())
+	if err != nil {
+		return nil, "", err
+	}
+	s.onEnd(publisher.Close)
+	return publisher, queue, nil
+}

@@ -1,0 +1,290 @@
+package causation
+
+import (
+	"bufio"
+	"encoding/json"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+	"unicode"
+
+	"github.com/google/uuid"
+)
+
+// maxIndent is how many levels are drawn: of deeper nodes the nearest so many.
+const maxIndent = 20
+
+// WriteText draws the tree for a terminal: when, what, who has handled it after how long, and ✗ what failed of what, with
+// the id of the dead letter. Times are from the beginning of the chain; how long until handled is from the event's
+// creation, and may be negative where the clocks of its writer and of the database differ.
+func (t Tree) WriteText(w io.Writer) error {
+	out := bufio.NewWriter(w)
+	began := t.Began()
+	tenant, same := t.tenant()
+	fmt.Fprintf(out, "correlation  %s\n", t.CorrelationID)
+	if same {
+		fmt.Fprintf(out, "tenant       %s\n", tenant)
+	}
+	fmt.Fprintf(out, "began        %s\n", began.UTC().Format("2006-01-02 15:04:05.000Z"))
+	fmt.Fprintf(out, "             %s in %s, %s\n",
+		count(len(t.Nodes), "event"), duration(t.Ended().Sub(began)), count(t.Failures(), "dead letter"))
+	if t.Truncated {
+		fmt.Fprintf(out, "             there are more events: these are the oldest\n")
+	}
+	var more []bool // by depth: whether further siblings are to come
+	for i, n := range t.Nodes {
+		more = append(more[:n.Depth], !n.Last)
+		if n.Depth == 0 {
+			fmt.Fprintln(out)
+		}
+		e := n.Event
+		fmt.Fprintf(out, "%10s  %s%s  %s/%s v%d  %s\n", offset(e.CreatedAt, began), branch(more), visible(e.Type),
+			visible(e.AggregateType), e.AggregateID, e.AggregateVersion, e.ID)
+		parent := i+1 < len(t.Nodes) && t.Nodes[i+1].Parent == i
+		for _, line := range n.details(!same) {
+			fmt.Fprintf(out, "%10s  %s%s\n", "", under(more, parent), line)
+		}
+	}
+	return out.Flush()
+}
+
+// details are the lines that stand below an event.
+func (n Node) details(withTenant bool) []string {
+	var lines []string
+	add := func(format string, args ...any) { lines = append(lines, fmt.Sprintf(format, args...)) }
+	if withTenant {
+		add("tenant %s", n.Event.TenantID)
+	}
+	switch n.Cause {
+	case CauseMissing:
+		add("? its cause %s is not in this chain", n.Event.CausationID.UUID)
+	case CauseCircular:
+		add("? its cause %s follows from it: the causation_ids run in a circle", n.Event.CausationID.UUID)
+	case CauseNone, CauseKnown:
+	}
+	if !n.Stored {
+		add("? it was published and is not in the store")
+	}
+	for _, h := range n.Handled {
+		add("✓ %s after %s", visible(h.Handler), duration(h.At.Sub(n.Event.CreatedAt)))
+	}
+	for _, f := range n.Failures {
+		handler := visible(f.Handler)
+		if handler != "" {
+			handler += " "
+		}
+		replays := ""
+		if f.Replays > 0 {
+			replays = ", " + count(f.Replays, "replay")
+		}
+		add("✗ %s(%s%s, dead letter %s): %s", handler, count(f.Attempts, "attempt"), replays, visible(f.LetterID), visible(f.Reason))
+	}
+	return lines
+}
+
+// branch draws what leads to a node, whose depth is one less than the length of more.
+func branch(more []bool) string {
+	if len(more) == 1 {
+		return ""
+	}
+	end := "└─ "
+	if more[len(more)-1] {
+		end = "├─ "
+	}
+	return trunks(more[:len(more)-1]) + end
+}
+
+// under draws what passes a node on its way to others below.
+func under(more []bool, parent bool) string {
+	line := trunks(more)
+	if parent {
+		return line + "│  "
+	}
+	return line + "   "
+}
+
+// trunks draws the levels that a line passes, but for that of the roots, which are not joined.
+func trunks(more []bool) string {
+	var b strings.Builder
+	levels := more[1:]
+	if hidden := len(levels) - maxIndent; hidden > 0 {
+		fmt.Fprintf(&b, "⋯%d⋯ ", hidden)
+		levels = levels[hidden:]
+	}
+	for _, further := range levels {
+		if further {
+			b.WriteString("│  ")
+		} else {
+			b.WriteString("   ")
+		}
+	}
+	return b.String()
+}
+
+// tenant is the one that all events are of; there should be no more.
+func (t Tree) tenant() (tenant uuid.UUID, same bool) {
+	for i, n := range t.Nodes {
+		if i > 0 && n.Event.TenantID != tenant {
+			return uuid.Nil, false
+		}
+		tenant = n.Event.TenantID
+	}
+	return tenant, true
+}
+
+type treeJSON struct {
+	CorrelationID uuid.UUID  `json:"correlation_id"`
+	BeganAt       time.Time  `json:"began_at"`
+	DurationMS    float64    `json:"duration_ms"`
+	DeadLetters   int        `json:"dead_letters"`
+	Truncated     bool       `json:"truncated"`
+	Events        []nodeJSON `json:"events"`
+}
+
+type nodeJSON struct {
+	EventID       uuid.UUID     `json:"event_id"`
+	EventType     string        `json:"event_type"`
+	AggregateType string        `json:"aggregate_type"`
+	AggregateID   uuid.UUID     `json:"aggregate_id"`
+	Version       int           `json:"aggregate_version"`
+	TenantID      uuid.UUID     `json:"tenant_id"`
+	CausationID   *uuid.UUID    `json:"causation_id,omitempty"`
+	Cause         Cause         `json:"cause"`
+	Depth         int           `json:"depth"`
+	CreatedAt     time.Time     `json:"created_at"`
+	OffsetMS      float64       `json:"offset_ms"`
+	Stored        bool          `json:"stored"`
+	Handled       []handledJSON `json:"handled"`
+	Failures      []failureJSON `json:"failures"`
+}
+
+type handledJSON struct {
+	Handler   string    `json:"handler"`
+	HandledAt time.Time `json:"handled_at"`
+	AfterMS   float64   `json:"after_ms"`
+}
+
+type failureJSON struct {
+	LetterID    string    `json:"letter_id"`
+	Handler     string    `json:"handler,omitempty"`
+	Reason      string    `json:"reason"`
+	Attempts    int       `json:"attempts"`
+	Replays     int       `json:"replays"`
+	FirstFailed time.Time `json:"first_failed_at,omitzero"`
+	LastFailed  time.Time `json:"last_failed_at,omitzero"`
+}
+
+// WriteJSON writes the tree as one JSON object. Its events are a list, each behind its cause, with their depth.
+func (t Tree) WriteJSON(w io.Writer) error {
+	began := t.Began()
+	tree := treeJSON{
+		CorrelationID: t.CorrelationID, BeganAt: began, DurationMS: milliseconds(t.Ended().Sub(began)),
+		DeadLetters: t.Failures(), Truncated: t.Truncated, Events: make([]nodeJSON, len(t.Nodes)),
+	}
+	for i, n := range t.Nodes {
+		e := n.Event
+		node := nodeJSON{
+			EventID: e.ID, EventType: e.Type, AggregateType: e.AggregateType, AggregateID: e.AggregateID,
+			Version: e.AggregateVersion, TenantID: e.TenantID, Cause: n.Cause, Depth: n.Depth, CreatedAt: e.CreatedAt,
+			OffsetMS: milliseconds(e.CreatedAt.Sub(began)), Stored: n.Stored,
+			Handled: make([]handledJSON, len(n.Handled)), Failures: make([]failureJSON, len(n.Failures)),
+		}
+		if e.CausationID.Valid {
+			node.CausationID = &e.CausationID.UUID
+		}
+		for i, h := range n.Handled {
+			node.Handled[i] = handledJSON{Handler: h.Handler, HandledAt: h.At, AfterMS: milliseconds(h.At.Sub(e.CreatedAt))}
+		}
+		for i, f := range n.Failures {
+			node.Failures[i] = failureJSON{
+				LetterID: f.LetterID, Handler: f.Handler, Reason: f.Reason, Attempts: f.Attempts, Replays: f.Replays,
+				FirstFailed: f.FirstFailed, LastFailed: f.LastFailed,
+			}
+		}
+		tree.Events[i] = node
+	}
+	return json.NewEncoder(w).Encode(tree)
+}
+
+// WriteDOT writes the tree as a graph for Graphviz.
+func (t Tree) WriteDOT(w io.Writer) error {
+	out := bufio.NewWriter(w)
+	began := t.Began()
+	fmt.Fprintf(out, "digraph %q {\n", t.CorrelationID)
+	fmt.Fprintln(out, "  rankdir=LR;\n  node [shape=box, fontname=\"sans-serif\"];\n  edge [fontname=\"sans-serif\"];")
+	ids := make(map[uuid.UUID]int, len(t.Nodes))
+	for i, n := range t.Nodes {
+		ids[n.Event.ID] = i
+	}
+	for i, n := range t.Nodes {
+		e := n.Event
+		label := []string{
+			visible(e.Type), fmt.Sprintf("%s/%s v%d", visible(e.AggregateType), e.AggregateID, e.AggregateVersion),
+			e.ID.String(), offset(e.CreatedAt, began),
+		}
+		color := "black"
+		if len(n.Failures) > 0 {
+			color = "red"
+		}
+		fmt.Fprintf(out, "  n%d [label=%s, color=%s];\n", i, quoted(append(label, n.details(false)...)), color)
+		switch n.Cause {
+		case CauseKnown:
+			took := duration(e.CreatedAt.Sub(t.Nodes[n.Parent].Event.CreatedAt))
+			fmt.Fprintf(out, "  n%d -> n%d [label=%q];\n", n.Parent, i, took)
+		case CauseCircular:
+			fmt.Fprintf(out, "  n%d -> n%d [style=dashed, constraint=false];\n", ids[e.CausationID.UUID], i)
+		case CauseNone, CauseMissing:
+		}
+	}
+	fmt.Fprintln(out, "}")
+	return out.Flush()
+}
+
+// quoted is a label of several lines, as DOT has it.
+func quoted(lines []string) string {
+	escape := strings.NewReplacer(`\`, `\\`, `"`, `\"`)
+	var b strings.Builder
+	for _, line := range lines {
+		b.WriteString(escape.Replace(line) + `\l`)
+	}
+	return `"` + b.String() + `"`
+}
+
+// visible replaces what could move a terminal's cursor, or is not seen.
+func visible(s string) string {
+	return strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return '·'
+		}
+		return r
+	}, s)
+}
+
+func count(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
+}
+
+func offset(at, began time.Time) string {
+	if at.IsZero() {
+		return "?"
+	}
+	return "+" + duration(at.Sub(began))
+}
+
+// duration is for people: in milliseconds, above a minute in seconds.
+func duration(d time.Duration) string {
+	switch {
+	case d.Abs() >= time.Minute:
+		return d.Round(time.Second).String()
+	case d.Abs() >= time.Second:
+		return d.Round(time.Millisecond).String()
+	default:
+		return fmt.Sprintf("%dms", d.Round(time.Millisecond).Milliseconds())
+	}
+}
+
+func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }

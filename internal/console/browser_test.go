@@ -1,0 +1,353 @@
+package console_test
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/chromedp/cdproto/cdp"
+	"github.com/chromedp/cdproto/emulation"
+	"github.com/chromedp/cdproto/log"
+	"github.com/chromedp/cdproto/network"
+	"github.com/chromedp/cdproto/runtime"
+	"github.com/chromedp/chromedp"
+	"github.com/chromedp/chromedp/kb"
+	"github.com/stretchr/testify/require"
+
+	"github.com/healz/worker/internal/testservers"
+)
+
+// patience is how long a test waits for what must come.
+const patience = 90 * time.Second
+
+func TestMain(m *testing.M) {
+	flag.String("screenshots", "", "folder for the screenshots that the tests take")
+	testservers.Main(m)
+}
+
+// demo is a live demo of the real program, with a browser to look at it.
+type demo struct {
+	program, url, guide string
+	allocator           context.Context
+}
+
+// startDemo starts the program's demo, and returns when the failing appointment is in the dead letters.
+func startDemo(t *testing.T) demo {
+	t.Helper()
+	browser := testservers.Chromium(t)
+	folder := t.TempDir()
+	program := filepath.Join(folder, "worker")
+	built, err := exec.CommandContext(t.Context(), "go", "build", "-o", program, "../../cmd/worker").CombinedOutput()
+	require.NoError(t, err, string(built))
+	command := exec.Command(program, "demo", "--http-addr", "127.0.0.1:0")
+	command.Env = append(os.Environ(), "TMPDIR="+folder)
+	output, err := command.StdoutPipe()
+	require.NoError(t, err)
+	require.NoError(t, command.Start())
+	t.Cleanup(func() {
+		require.NoError(t, command.Process.Signal(syscall.SIGTERM))
+		require.NoError(t, command.Wait())
+	})
+
+	d := demo{program: program}
+	lines := bufio.NewScanner(output)
+	for lines.Scan() && !strings.Contains(lines.Text(), "worker doctor") {
+		d.guide += lines.Text() + "\n"
+	}
+	require.NoError(t, lines.Err())
+	d.url = d.find(t, `clinics: (\S+)`)
+	options := append(chromedp.DefaultExecAllocatorOptions[:], chromedp.ExecPath(browser), chromedp.NoSandbox,
+		chromedp.Flag("disable-dev-shm-usage", true))
+	var end context.CancelFunc
+	d.allocator, end = chromedp.NewExecAllocator(t.Context(), options...)
+	t.Cleanup(end)
+	return d
+}
+
+// find is what the demo's guide says at a place.
+func (d demo) find(t *testing.T, pattern string) string {
+	t.Helper()
+	found := regexp.MustCompile(pattern).FindStringSubmatch(d.guide)
+	require.Len(t, found, 2, "%s in %s", pattern, d.guide)
+	return found[1]
+}
+
+// mend supplies the opening hours that the guide tells of.
+func (d demo) mend(t *testing.T) {
+	t.Helper()
+	command := exec.CommandContext(t.Context(), d.program, "append", "--sqlite-path", d.find(t, `WORKER_SQLITE_PATH=(\S+)`))
+	command.Stdin = strings.NewReader(d.find(t, `echo '(.*)' \|`))
+	output, err := command.CombinedOutput()
+	require.NoError(t, err, string(output))
+}
+
+// tab is a page in a browser. What goes wrong in it fails the test.
+type tab struct {
+	context.Context //nolint:containedctx // a tab is a context to chromedp
+	t               *testing.T
+	demo            demo
+}
+
+// screen is what a page is looked at on.
+type screen struct {
+	width, height int64
+	scheme        string
+	noScript      bool
+}
+
+func desktop() screen { return screen{width: 1280, height: 1500, scheme: "light"} }
+
+func (d demo) open(t *testing.T, s screen) tab {
+	t.Helper()
+	ctx, end := chromedp.NewContext(d.allocator)
+	t.Cleanup(end)
+	ctx, cancel := context.WithTimeout(ctx, 4*patience)
+	t.Cleanup(cancel)
+	b := tab{ctx, t, d}
+	var mu sync.Mutex
+	var problems []string
+	require.NoError(t, chromedp.Listen(ctx, func(event any) {
+		mu.Lock()
+		defer mu.Unlock()
+		switch e := event.(type) {
+		case *log.EventEntryAdded:
+			problems = append(problems, e.Entry.Text)
+		case *runtime.EventExceptionThrown:
+			problems = append(problems, e.ExceptionDetails.Text)
+		case *network.EventRequestWillBeSent:
+			if !strings.HasPrefix(e.Request.URL, d.url) && !strings.HasPrefix(e.Request.URL, "data:") {
+				problems = append(problems, "a request to "+e.Request.URL)
+			}
+		}
+	}))
+	t.Cleanup(func() {
+		mu.Lock()
+		defer mu.Unlock()
+		require.Empty(t, problems)
+	})
+	call(b, log.Enable, cdp.Empty{})
+	call(b, network.Enable, network.EnableParams{})
+	call(b, emulation.SetDeviceMetricsOverride, emulation.SetDeviceMetricsOverrideParams{
+		Width: s.width, Height: s.height, DeviceScaleFactor: 1, Mobile: s.width < 600,
+	})
+	call(b, emulation.SetEmulatedMedia, emulation.SetEmulatedMediaParams{Features: []*emulation.MediaFeature{
+		{Name: "prefers-color-scheme", Value: s.scheme}, {Name: "prefers-reduced-motion", Value: "reduce"},
+	}})
+	call(b, emulation.SetScriptExecutionDisabled, emulation.SetScriptExecutionDisabledParams{Value: s.noScript})
+	return b
+}
+
+// call runs a command of the browser's protocol.
+func call[P, R any](b tab, command cdp.Command[P, R], params P) {
+	b.t.Helper()
+	_, err := chromedp.Call(b, command, params)
+	require.NoError(b.t, err, command.Method)
+}
+
+// run runs an action in a tab, and returns what comes of it.
+func run[T any](b tab, a chromedp.Action[T]) T {
+	b.t.Helper()
+	result, err := chromedp.Run(b, a)
+	require.NoError(b.t, err)
+	return result
+}
+
+// visit opens a page of the console.
+func (b tab) visit(path string) {
+	b.t.Helper()
+	run(b, chromedp.Navigate(b.demo.url+path))
+	b.sound()
+}
+
+// click presses what a selector finds, and waits for the page that comes of it.
+func (b tab) click(selector string) {
+	b.t.Helper()
+	_, err := chromedp.RunResponse(b, chromedp.Click(chromedp.CSS(selector)))
+	require.NoError(b.t, err, selector)
+	b.sound()
+}
+
+// text is what a person reads in what a selector finds.
+func (b tab) text(selector string) string {
+	b.t.Helper()
+	return run(b, chromedp.Evaluate[string](fmt.Sprintf(`(document.querySelector(%q)?.textContent ?? "").trim()`, selector)))
+}
+
+// waitFor waits until what a selector finds says something.
+func (b tab) waitFor(selector, pattern string) {
+	b.t.Helper()
+	var last string
+	require.Eventually(b.t, func() bool {
+		last = b.text(selector)
+		return regexp.MustCompile(pattern).MatchString(last)
+	}, patience, 100*time.Millisecond, "%s in %s", pattern, selector)
+}
+
+// waitForPage loads the page again until it says something.
+func (b tab) waitForPage(selector, pattern string) {
+	b.t.Helper()
+	require.Eventually(b.t, func() bool {
+		run(b, chromedp.Reload())
+		return regexp.MustCompile(pattern).MatchString(b.text(selector))
+	}, patience, 200*time.Millisecond, "%s in %s", pattern, selector)
+}
+
+// sound holds a page to what each page must be: it fits its screen, and says to a screen reader what it is.
+func (b tab) sound() {
+	b.t.Helper()
+	problems := run(b, chromedp.Evaluate[[]string](`(() => {
+		const wrong = [], is = (bad, what) => { if (bad) wrong.push(what) };
+		is(document.documentElement.scrollWidth > innerWidth, "it is wider than the screen: " + document.documentElement.scrollWidth);
+		is(document.querySelectorAll("h1").length !== 1, "it has not one h1");
+		is(document.querySelectorAll("main, header").length < 2, "it lacks landmarks");
+		is(!document.documentElement.lang, "it has no language");
+		is(!document.title, "it has no title");
+		for (const e of document.querySelectorAll("input:not([type=hidden])")) is(!e.labels.length, "no label: " + e.outerHTML);
+		for (const e of document.querySelectorAll("button, a")) is(!(e.textContent.trim() || e.ariaLabel), "no name: " + e.outerHTML);
+		for (const e of document.querySelectorAll("table")) is(!e.querySelector("th[scope=col]"), "no headers: " + e.outerHTML);
+		const ids = [...document.querySelectorAll("[id]")].map((e) => e.id);
+		is(new Set(ids).size !== ids.length, "ids occur twice: " + ids);
+		for (const e of document.querySelectorAll("[aria-labelledby]"))
+			is(!document.getElementById(e.getAttribute("aria-labelledby")), "labelled by nothing: " + e.outerHTML);
+		return wrong;
+	})()`))
+	require.Empty(b.t, problems)
+}
+
+// shoot takes a screenshot, for the folder that the flag names.
+func (b tab) shoot(name string) {
+	b.t.Helper()
+	image := run(b, chromedp.CaptureScreenshot())
+	require.True(b.t, bytes.HasPrefix(image, []byte("\x89PNG")))
+	if folder := flag.Lookup("screenshots").Value.String(); folder != "" {
+		require.NoError(b.t, os.MkdirAll(folder, 0o755))
+		require.NoError(b.t, os.WriteFile(filepath.Join(folder, name+".png"), image, 0o644))
+	}
+}
+
+// Each page is sound on each screen, and says what it has to.
+func TestPagesInBrowser(t *testing.T) {
+	t.Parallel()
+	d := startDemo(t)
+	trace, letter := "/traces/"+d.find(t, `worker trace (\S+)`), "/dead-letters/letter/"+d.find(t, `worker dlq show (\S+)`)
+	for name, s := range map[string]screen{
+		"light":      desktop(),
+		"dark":       {width: 1280, height: 860, scheme: "dark"},
+		"phone":      {width: 390, height: 844, scheme: "light"},
+		"phone-dark": {width: 390, height: 844, scheme: "dark"},
+		"no-script":  {width: 1280, height: 860, scheme: "light", noScript: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := d.open(t, s)
+			b.visit("/")
+			require.Contains(t, b.text("main"), "book-appointment")
+			if !s.noScript {
+				b.waitFor(".flow", `\d/s`)
+			}
+			b.shoot("overview-" + name)
+			b.visit("/events")
+			require.Contains(t, b.text("main"), "PatientRegistered")
+			b.shoot("events-" + name)
+			b.visit("/dead-letters")
+			require.Contains(t, b.text("main"), "patient has no name")
+			b.shoot("dead-letters-" + name)
+			b.visit(letter)
+			require.Contains(t, b.text(".failure"), "has no opening hours")
+			b.shoot("dead-letter-" + name)
+			b.click(".ids a[href^='/aggregates/']")
+			b.shoot("aggregate-" + name)
+			b.click(".history a.strong")
+			require.Contains(t, b.text("h1"), "AppointmentRequested")
+			require.Equal(t, "ClinicOpened", b.text(".causes li:first-child"))
+			b.shoot("event-" + name)
+			b.visit(trace)
+			require.Contains(t, b.text("main"), "has no opening hours")
+			b.shoot("trace-" + name)
+			dark := run(b, chromedp.Evaluate[string](`getComputedStyle(document.body).backgroundColor`)) == "rgb(14, 17, 22)"
+			require.Equal(t, s.scheme == "dark", dark)
+			if !s.noScript {
+				return
+			}
+			// The theme is a form, and needs no script.
+			b.click(".to-dark")
+			require.Contains(t, b.text("main"), "has no opening hours")
+			b.shoot("trace-chosen-dark")
+		})
+	}
+}
+
+// A person who has never seen it finds out why an appointment failed, what caused it, and replays it.
+func TestFindAndReplayInBrowser(t *testing.T) {
+	t.Parallel()
+	d := startDemo(t)
+	b := d.open(t, desktop())
+	b.visit("/")
+	require.Contains(t, b.text(".groups"), "has no opening hours")
+	b.visit(run(b, chromedp.Evaluate[string](`[...document.querySelectorAll(".groups li")].find(
+		(e) => e.textContent.includes("has no opening hours")).querySelector("a.button").getAttribute("href")`)))
+	b.click(`td.act a[href^="/traces/"]`)
+	require.Equal(t, "ClinicOpened", b.text(".tree td a.strong"))
+	require.Contains(t, b.text(".tree .failed"), "has no opening hours")
+	require.Equal(t, "AppointmentRequested", b.text(".trace .failed .label"))
+
+	b.click(".tree .failure a.button")
+	b.click(`form[action="/dead-letters/try"] button`)
+	require.Contains(t, b.text("main"), "0 of 1 would pass now")
+	b.shoot("try")
+	d.mend(t)
+	b.visit("/dead-letters/letter/" + d.find(t, `worker dlq show (\S+)`))
+	b.click(`form[action="/dead-letters/try"] button`)
+	require.Contains(t, b.text("main"), "1 of 1 would pass now")
+
+	b.click(`form[action="/dead-letters/replay"] button`)
+	b.waitFor("main .state", "done")
+	b.shoot("replay")
+	require.Regexp(t, `1\s*(handled|sent)`, b.text(".figures"))
+	b.click(`td a[href^="/traces/"]`)
+	b.waitForPage(`.tree`, "ReminderScheduled")
+	require.Empty(t, run(b, chromedp.Evaluate[[]string](`[...document.querySelectorAll(".failed")].map((e) => e.outerHTML)`)))
+	b.shoot("trace-mended")
+
+	b.click(`.tree td a[href^="/aggregates/Appointment/"]`)
+	b.click(`form[action$="/reveal"] button`)
+	require.Contains(t, b.text(".states"), "starts_at")
+	require.Contains(t, b.text("main"), `"scheduled": true`)
+	b.shoot("aggregate-revealed")
+}
+
+// One can go about with the keyboard alone.
+func TestKeyboardInBrowser(t *testing.T) {
+	t.Parallel()
+	d := startDemo(t)
+	b := d.open(t, desktop())
+	b.visit("/events")
+	focused := func() string {
+		return run(b, chromedp.Evaluate[string](`document.activeElement.textContent.trim() || document.activeElement.id`))
+	}
+	run(b, chromedp.KeyEvent(kb.Tab))
+	require.Equal(t, "Skip to the content", focused())
+	run(b, chromedp.KeyEvent(kb.Enter))
+	require.Equal(t, "main", run(b, chromedp.Evaluate[string](`document.activeElement.id`)))
+	run(b, chromedp.KeyEvent(kb.Tab))
+	require.Equal(t, "type", focused())
+	outlined := run(b, chromedp.Evaluate[string](`getComputedStyle(document.activeElement).outlineStyle`))
+	require.Equal(t, "solid", outlined)
+	run(b, chromedp.KeyEvent("PatientRegistered"))
+	_, err := chromedp.RunResponse(b, chromedp.KeyEvent(kb.Enter))
+	require.NoError(t, err)
+	b.sound()
+	require.NotContains(t, b.text("tbody"), "Appointment")
+	require.Contains(t, b.text("tbody"), "PatientRegistered")
+}

@@ -1,0 +1,164 @@
+package console
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"html/template"
+	"io/fs"
+	"math"
+	"net/url"
+	"path"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+)
+
+// parsePages makes a template of each file, with the layout that they share.
+func parsePages() (map[string]*template.Template, error) {
+	layout, err := template.New("layout").Funcs(template.FuncMap{
+		"ago": ago, "stamp": stamp, "machine": machine, "short": short, "took": took, "count": count, "rate": rate,
+		"aggregatePath": aggregatePath, "letterPath": letterPath, "query": url.QueryEscape, "plural": plural, "nonzero": func(id uuid.UUID) bool { return id != uuid.Nil },
+		"pretty": pretty, "since": func(from, to time.Time) string { return offset(to.Sub(from)) }, "dict": dict,
+	}).ParseFS(templateFiles, "templates/layout/*.html")
+	if err != nil {
+		return nil, err
+	}
+	files, err := fs.Glob(templateFiles, "templates/*.html")
+	if err != nil {
+		return nil, err
+	}
+	pages := make(map[string]*template.Template, len(files))
+	for _, file := range files {
+		p, err := layout.Clone()
+		if err == nil {
+			p, err = p.ParseFS(templateFiles, file)
+		}
+		if err != nil {
+			return nil, err
+		}
+		pages[strings.TrimSuffix(path.Base(file), ".html")] = p
+	}
+	return pages, nil
+}
+
+// dict makes the argument of a part of a page: names and their values.
+func dict(pairs ...any) (map[string]any, error) {
+	if len(pairs)%2 != 0 {
+		return nil, fmt.Errorf("dict of %d", len(pairs))
+	}
+	d := map[string]any{}
+	for i := 0; i < len(pairs); i += 2 {
+		d[fmt.Sprint(pairs[i])] = pairs[i+1]
+	}
+	return d, nil
+}
+
+func stamp(t time.Time) string {
+	if t.IsZero() {
+		return "–"
+	}
+	return t.UTC().Format("2006-01-02 15:04:05.000")
+}
+
+func machine(t time.Time) string { return t.UTC().Format(time.RFC3339Nano) }
+
+func ago(t time.Time) string {
+	if t.IsZero() {
+		return "–"
+	}
+	d := time.Since(t)
+	if d < 0 {
+		return "in " + rough(-d)
+	}
+	if d < time.Second {
+		return "just now"
+	}
+	return rough(d) + " ago"
+}
+
+// rough is a duration in its largest unit.
+func rough(d time.Duration) string {
+	switch {
+	case d < time.Minute:
+		return fmt.Sprintf("%d s", int(d.Seconds()))
+	case d < time.Hour:
+		return fmt.Sprintf("%d min", int(d.Minutes()))
+	case d < 48*time.Hour:
+		return fmt.Sprintf("%d h", int(d.Hours()))
+	default:
+		return fmt.Sprintf("%d d", int(d.Hours()/24))
+	}
+}
+
+// took is a short time exactly, and a long one roughly.
+func took(d time.Duration) string {
+	switch {
+	case d < 0:
+		return "–" + took(-d)
+	case d < time.Millisecond:
+		return fmt.Sprintf("%d µs", d.Microseconds())
+	case d < time.Second:
+		return fmt.Sprintf("%d ms", d.Milliseconds())
+	case d < time.Minute:
+		return strconv.FormatFloat(d.Seconds(), 'f', 1, 64) + " s"
+	default:
+		return rough(d)
+	}
+}
+
+// short is the end of an id, in which those of one time differ.
+func short(id any) string {
+	s := fmt.Sprint(id)
+	if len(s) <= 12 {
+		return s
+	}
+	return "…" + s[len(s)-8:]
+}
+
+// count groups digits.
+func count(n any) string {
+	s := fmt.Sprint(n)
+	for i := len(s) - 3; i > 0; i -= 3 {
+		s = s[:i] + "\u202f" + s[i:]
+	}
+	return s
+}
+
+func plural(n int, one, many string) string {
+	if n == 1 {
+		return count(n) + " " + one
+	}
+	return count(n) + " " + many
+}
+
+// rate is a number a second, "–" if it is not known.
+func rate(r float64) string {
+	switch {
+	case math.IsNaN(r):
+		return "–"
+	case r == 0:
+		return "0/s"
+	case r < 10:
+		return strconv.FormatFloat(r, 'f', 1, 64) + "/s"
+	default:
+		return count(int(math.Round(r))) + "/s"
+	}
+}
+
+func aggregatePath(aggregateType string, id uuid.UUID) string {
+	return "/aggregates/" + url.PathEscape(aggregateType) + "/" + id.String()
+}
+
+func letterPath(id string) string { return "/dead-letters/letter/" + url.PathEscape(id) }
+
+// pretty is JSON to be read by people.
+func pretty(raw json.RawMessage) string {
+	var out bytes.Buffer
+	if json.Indent(&out, raw, "", "  ") != nil {
+		return string(raw)
+	}
+	return out.String()
+}

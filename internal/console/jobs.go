@@ -1,0 +1,182 @@
+package console
+
+import (
+	"context"
+	"crypto/rand"
+	"net/http"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/healz/worker/internal/deadletter"
+)
+
+const (
+	// maxJobs is how many replays are remembered, and maxSteps how many steps of each.
+	maxJobs, maxSteps = 50, 200
+)
+
+// jobs are the replays that were begun here. They go on when nobody looks, and end with the console.
+type jobs struct {
+	ctx     context.Context //nolint:containedctx // the life of the console, in which what it has begun may run
+	cancel  context.CancelFunc
+	running sync.WaitGroup
+
+	mu   sync.Mutex
+	list []*job
+}
+
+func (j *jobs) begin(ctx context.Context) {
+	j.ctx, j.cancel = context.WithCancel(context.WithoutCancel(ctx))
+}
+
+func (j *jobs) end() {
+	j.cancel()
+	j.running.Wait()
+}
+
+func (j *jobs) ended() <-chan struct{} { return j.ctx.Done() }
+
+// job is a replay that was begun here.
+type job struct {
+	ID, Title, Who string
+	Began          time.Time
+	cancel         context.CancelFunc
+
+	mu    sync.Mutex
+	state jobState
+}
+
+// jobState is where a job stands.
+type jobState struct {
+	deadletter.Counts
+	// Steps are the latest, the newest first.
+	Steps   []jobStep
+	Done    bool
+	Stopped bool
+	Problem string
+	Ended   time.Time
+}
+
+type jobStep struct {
+	At     time.Time
+	Step   deadletter.Step
+	Letter deadletter.Letter
+	Note   string
+}
+
+// start begins a job.
+func (j *jobs) start(title, who string, run func(ctx context.Context, report func(deadletter.Progress)) error) *job {
+	ctx, cancel := context.WithCancel(j.ctx)
+	started := &job{ID: rand.Text(), Title: title, Who: who, Began: time.Now(), cancel: cancel}
+	j.mu.Lock()
+	j.list = append(j.list, started)
+	if len(j.list) > maxJobs {
+		j.list = j.list[1:]
+	}
+	j.mu.Unlock()
+	j.running.Go(func() {
+		defer cancel()
+		err := run(ctx, started.report)
+		started.mu.Lock()
+		defer started.mu.Unlock()
+		s := &started.state
+		s.Done, s.Ended, s.Stopped = true, time.Now(), ctx.Err() != nil
+		if err != nil && !s.Stopped {
+			s.Problem = err.Error()
+		}
+	})
+	return started
+}
+
+func (j *job) report(p deadletter.Progress) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.state.Counts = p.Counts
+	if p.Step == deadletter.Begun || p.Step == deadletter.Done {
+		return
+	}
+	s := jobStep{At: time.Now(), Step: p.Step, Letter: p.Letter}
+	s.Letter.Body, s.Letter.Event.Data, s.Letter.Event.Metadata = nil, nil, nil
+	switch {
+	case p.Problem != nil:
+		s.Note = p.Problem.Error()
+	case p.Step == deadletter.FailedAgain:
+		s.Note = p.Letter.Reason
+	}
+	j.state.Steps = slices.Insert(j.state.Steps, 0, s)
+	j.state.Steps = j.state.Steps[:min(len(j.state.Steps), maxSteps)]
+}
+
+// jobPage is the body of a job's page.
+type jobPage struct {
+	*job
+	State jobState
+}
+
+// Settled is the share of the letters of which the outcome is known, in percent.
+func (p jobPage) Settled() int {
+	switch {
+	case p.State.Chosen == 0 && p.State.Done:
+		return 100
+	case p.State.Chosen == 0:
+		return 0
+	default:
+		s := p.State
+		return 100 * (s.Handled + s.FailedAgain + s.Kept + s.Unknown) / s.Chosen
+	}
+}
+
+func (c *Console) jobOf(r *http.Request) (jobPage, bool) {
+	c.jobs.mu.Lock()
+	at := slices.IndexFunc(c.jobs.list, func(j *job) bool { return j.ID == r.PathValue("id") })
+	if at < 0 {
+		c.jobs.mu.Unlock()
+		return jobPage{}, false
+	}
+	found := c.jobs.list[at]
+	c.jobs.mu.Unlock()
+	return found.page(), true
+}
+
+func (j *job) page() jobPage {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	p := jobPage{job: j, State: j.state}
+	p.State.Steps = slices.Clone(j.state.Steps)
+	return p
+}
+
+func (c *Console) job(w http.ResponseWriter, r *http.Request) {
+	p, found := c.jobOf(r)
+	if !found {
+		c.refuse(w, r, http.StatusNotFound, "There is no such replay, or it is no longer remembered.")
+		return
+	}
+	c.render(w, r, http.StatusOK, "job", "Replay", p)
+}
+
+func (c *Console) liveJob(w http.ResponseWriter, r *http.Request) {
+	p, found := c.jobOf(r)
+	if !found {
+		c.refuse(w, r, http.StatusNotFound, "There is no such replay, or it is no longer remembered.")
+		return
+	}
+	c.stream(w, r, func(ctx context.Context) ([]byte, bool, error) {
+		p = p.page()
+		part, err := c.fragment(ctx, "job", "main", p)
+		return part, p.State.Done, err
+	})
+}
+
+func (c *Console) stopJob(w http.ResponseWriter, r *http.Request) {
+	p, found := c.jobOf(r)
+	if !found {
+		c.refuse(w, r, http.StatusNotFound, "There is no such replay, or it is no longer remembered.")
+		return
+	}
+	v := viewerOf(r.Context())
+	c.logger.InfoContext(r.Context(), "console: a replay is stopped", "who", v.Who, "client", v.Client.String())
+	p.cancel()
+	http.Redirect(w, r, "/replays/"+p.ID, http.StatusSeeOther)
+}

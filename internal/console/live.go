@@ -1,0 +1,66 @@
+package console
+
+import (
+	"bytes"
+	"context"
+	"net/http"
+	"time"
+)
+
+const (
+	// liveInterval is how often what is on a page is renewed.
+	liveInterval = time.Second
+	// liveTimeout is how long a client may take to read an update.
+	liveTimeout = 10 * time.Second
+	// liveAge ends a stream, so that who is no longer logged in is no longer told: the browser comes again.
+	liveAge = 10 * time.Minute
+)
+
+// stream sends parts of a page as server-sent events: at once, and when they have changed. make says when the last was.
+func (c *Console) stream(w http.ResponseWriter, r *http.Request, make func(context.Context) (part []byte, last bool, err error)) {
+	ctx, cancel := context.WithTimeout(r.Context(), liveAge)
+	defer cancel()
+	w.Header().Set("Content-Type", "text/event-stream")
+	w.Header().Set("X-Accel-Buffering", "no") // a proxy that collects would hold it back
+	control := http.NewResponseController(w)
+	ticker := time.NewTicker(liveInterval)
+	defer ticker.Stop()
+	var sent []byte
+	for {
+		part, last, err := make(ctx)
+		if err != nil {
+			c.logger.WarnContext(ctx, "console: cannot renew a page", "path", r.URL.Path, "error", err)
+			return
+		}
+		name := "part"
+		if last {
+			name = "last"
+		}
+		if !bytes.Equal(part, sent) || last {
+			sent = part
+			if control.SetWriteDeadline(time.Now().Add(liveTimeout)) != nil || !sendEvent(w, name, part) || control.Flush() != nil || last {
+				return
+			}
+		}
+		select {
+		case <-ticker.C:
+		case <-ctx.Done():
+			return
+		case <-c.jobs.ended():
+			return
+		}
+	}
+}
+
+func sendEvent(w http.ResponseWriter, name string, data []byte) bool {
+	var out bytes.Buffer
+	out.WriteString("event: " + name + "\n")
+	for line := range bytes.Lines(data) {
+		out.WriteString("data: ")
+		out.Write(bytes.TrimRight(line, "\r\n"))
+		out.WriteByte('\n')
+	}
+	out.WriteByte('\n')
+	_, err := out.WriteTo(w)
+	return err == nil
+}

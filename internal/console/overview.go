@@ -1,0 +1,83 @@
+package console
+
+import (
+	"context"
+	"net/http"
+	"slices"
+	"time"
+
+	"github.com/healz/worker/internal/deadletter"
+	"github.com/healz/worker/internal/events"
+	"github.com/healz/worker/internal/store"
+)
+
+// The overview shows so many events, and so many groups of dead letters.
+const latest, topGroups = 8, 5
+
+// overviewPage is the body of the overview.
+type overviewPage struct {
+	Pictures []picture
+	Parts    []part
+	Ready    bool
+	// Groups are the first of those of Letters, and MoreGroups is how many others there are.
+	Groups     []deadletter.Group
+	MoreGroups int
+	Letters    letters
+	Latest     []events.Event
+	// Problems are what could not be read.
+	Problems []string
+	At       time.Time
+}
+
+// part is what is wrong with a part of the worker, or "ok".
+type part struct {
+	Name, Text string
+	OK         bool
+}
+
+func (c *Console) overview(w http.ResponseWriter, r *http.Request) {
+	c.render(w, r, http.StatusOK, "overview", "Overview", c.look(r.Context()))
+}
+
+// look takes what the overview shows. What cannot be read it says, and shows the rest.
+func (c *Console) look(ctx context.Context) overviewPage {
+	ctx, cancel := context.WithTimeout(ctx, readTimeout)
+	defer cancel()
+	status := c.status(ctx)
+	now := time.Now()
+	o := overviewPage{Ready: status.Ready, At: now}
+	var err error
+	if o.Letters, err = c.letters.look(ctx); err != nil {
+		o.Problems = append(o.Problems, "The dead letters cannot be read: "+err.Error())
+	} else if !(status.Letters > float64(len(o.Letters.List))) {
+		status.Letters = float64(len(o.Letters.List))
+	}
+	o.Groups = o.Letters.Groups[:min(len(o.Letters.Groups), topGroups)]
+	o.MoreGroups = len(o.Letters.Groups) - len(o.Groups)
+	page, err := c.store.Search(ctx, store.Search{}, store.Query{Limit: latest})
+	if err != nil {
+		o.Problems = append(o.Problems, "The store cannot be read: "+err.Error())
+	}
+	o.Latest = page.Events
+	if end, err := c.store.End(ctx); err == nil {
+		status.Totals.Appended = float64(end.ID) // ids that are given in vain are few
+	}
+	moving := c.flow.record(now, status.Totals)
+	o.Pictures = []picture{wide(status, moving), tall(status, moving)}
+	for name, text := range status.Parts {
+		o.Parts = append(o.Parts, part{Name: name, Text: text, OK: healthy(text)})
+	}
+	slices.SortFunc(o.Parts, func(a, b part) int {
+		return slices.Index(partOrder(), a.Name) - slices.Index(partOrder(), b.Name)
+	})
+	return o
+}
+
+func partOrder() []string { return []string{"store", "relay", "bus", "consumer"} }
+
+func (c *Console) liveOverview(w http.ResponseWriter, r *http.Request) {
+	c.stream(w, r, func(ctx context.Context) ([]byte, bool, error) {
+		part, err := c.fragment(ctx, "overview", "main", c.look(ctx))
+		return part, false, err
+	})
+}

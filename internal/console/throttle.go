@@ -1,0 +1,76 @@
+package console
+
+import (
+	"net/netip"
+	"sync"
+	"time"
+)
+
+// Bounds of failed logins.
+const (
+	freeFailures    = 5
+	throttlePause   = time.Minute
+	throttleClients = 4096
+)
+
+// throttle makes those wait who fail to log in. The zero value is ready; it is safe for concurrent use.
+type throttle struct {
+	mu      sync.Mutex
+	clients map[netip.Prefix]failures
+}
+
+type failures struct {
+	count int
+	last  time.Time
+}
+
+// wait is how long a client has to wait before it may try again. Each try within the time is refused whatever it is.
+func (t *throttle) wait(client netip.Addr, now time.Time) time.Duration {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	f := t.clients[network(client)]
+	if f.count < freeFailures {
+		return 0
+	}
+	return max(0, f.last.Add(throttlePause).Sub(now))
+}
+
+// failed counts a failure, to be forgotten when the client has been quiet for the pause.
+func (t *throttle) failed(client netip.Addr, now time.Time) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if len(t.clients) >= throttleClients {
+		t.forget(now)
+	}
+	if t.clients == nil {
+		t.clients = map[netip.Prefix]failures{}
+	}
+	f := t.clients[network(client)]
+	if now.Sub(f.last) >= throttlePause {
+		f.count = 0
+	}
+	t.clients[network(client)] = failures{count: f.count + 1, last: now}
+}
+
+// forget makes room: of those who are quiet, or else of all.
+func (t *throttle) forget(now time.Time) {
+	for client, f := range t.clients {
+		if now.Sub(f.last) >= throttlePause {
+			delete(t.clients, client)
+		}
+	}
+	if len(t.clients) >= throttleClients {
+		clear(t.clients)
+	}
+}
+
+// network is what counts as one client: a customer of a provider has all addresses of an IPv6 network of 64 bits.
+func network(client netip.Addr) netip.Prefix {
+	client = client.Unmap().WithZone("")
+	bits := client.BitLen()
+	if client.Is6() {
+		bits = 64
+	}
+	p, _ := client.Prefix(bits)
+	return p
+}

@@ -1,0 +1,144 @@
+package demo
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/healz/worker/internal/events"
+	"github.com/healz/worker/internal/handlers"
+	"github.com/healz/worker/internal/handlers/clinic"
+	"github.com/healz/worker/internal/handlers/register"
+)
+
+// Register registers the handlers of the live demo: those of every worker, and some that make longer chains of them.
+func Register(reg *handlers.Registry, o register.Options) {
+	register.All(reg, o)
+	handlers.On(reg, clinicOpened{}.EventType(), "transfer-waiting-list", transferWaitingList)
+	handlers.On(reg, waitingListTransferred{}.EventType(), "request-appointments", requestAppointments)
+	handlers.On(reg, appointmentRequested{}.EventType(), "book-appointment",
+		bookAppointment(events.NewRepository(o.Streams, newClinic)))
+}
+
+// openingHours are times of the day, as "08:00".
+type openingHours struct {
+	Opens  string `json:"opens"`
+	Closes string `json:"closes"`
+}
+
+// clinicOpened begins a clinic, which may bring the patients who wait for it.
+type clinicOpened struct {
+	Name     string        `json:"name"`
+	Hours    *openingHours `json:"opening_hours"`
+	Patients []uuid.UUID   `json:"waiting_patients,omitempty"`
+}
+
+// clinicHoursSet supplies or changes a clinic's hours.
+type clinicHoursSet openingHours
+
+// waitingListTransferred hands patients over to a clinic.
+type waitingListTransferred struct {
+	Patients []uuid.UUID `json:"patients"`
+}
+
+// appointmentRequested asks for the first free time at the event's clinic.
+type appointmentRequested struct {
+	PatientID uuid.UUID `json:"patient_id"`
+}
+
+func (clinicOpened) EventType() string               { return "ClinicOpened" }
+func (clinicHoursSet) EventType() string             { return "ClinicHoursSet" }
+func (waitingListTransferred) EventType() string     { return "WaitingListTransferred" }
+func (waitingListTransferred) AggregateType() string { return "WaitingList" }
+func (appointmentRequested) EventType() string       { return "AppointmentRequested" }
+
+const requestType = "AppointmentRequest"
+
+// site is a clinic as an aggregate.
+type site struct {
+	events.Root
+
+	hours *openingHours
+}
+
+func newClinic() *site { return &site{} }
+
+// AggregateType implements [events.Aggregate].
+func (*site) AggregateType() string { return "Clinic" }
+
+// Apply implements [events.Aggregate].
+func (s *site) Apply(e events.Event) error {
+	switch e.Type {
+	case clinicOpened{}.EventType():
+		opened, err := events.DataOf[clinicOpened](e)
+		if err != nil {
+			return err
+		}
+		s.hours = opened.Hours
+	case clinicHoursSet{}.EventType():
+		set, err := events.DataOf[clinicHoursSet](e)
+		if err != nil {
+			return err
+		}
+		s.hours = (*openingHours)(&set)
+	}
+	return nil
+}
+
+// transferWaitingList lets a waiting list follow from the opening of a clinic.
+func transferWaitingList(_ context.Context, e events.Event, c clinicOpened) ([]events.Event, error) {
+	if len(c.Patients) == 0 {
+		return nil, nil
+	}
+	return events.Follow(e, waitingListTransferred{Patients: c.Patients})
+}
+
+// requestAppointments asks for an appointment for each patient on a waiting list.
+func requestAppointments(_ context.Context, e events.Event, w waitingListTransferred) ([]events.Event, error) {
+	requests := make([]events.Event, len(w.Patients))
+	for i, patient := range w.Patients {
+		id := events.DerivedID(e.ID, requestType+patient.String())
+		request, err := events.New(events.CausedBy(e), requestType, id, 1, appointmentRequested{PatientID: patient})
+		if err != nil {
+			return nil, err
+		}
+		requests[i] = request
+	}
+	return requests, nil
+}
+
+// bookAppointment returns the handler that schedules an appointment within the opening hours of its clinic.
+func bookAppointment(
+	clinics *events.Repository[*site],
+) func(context.Context, events.Event, appointmentRequested) ([]events.Event, error) {
+	return func(ctx context.Context, e events.Event, r appointmentRequested) ([]events.Event, error) {
+		c, err := clinics.Load(ctx, events.CausedBy(e), e.ClinicID.UUID)
+		switch {
+		case errors.Is(err, events.ErrNotFound), errors.Is(err, events.ErrOtherTenant):
+			return nil, handlers.Permanent(err)
+		case err != nil:
+			return nil, err
+		case c.hours == nil:
+			return nil, handlers.Permanent(fmt.Errorf("clinic %s has no opening hours: its ClinicOpened has none, "+
+				"and no ClinicHoursSet has followed", c.ID()))
+		}
+		opens, err := time.Parse("15:04", c.hours.Opens)
+		if err != nil {
+			return nil, handlers.Permanent(fmt.Errorf("the opening hours of clinic %s are no times of the day", c.ID()))
+		}
+		day := e.CreatedAt.UTC().Truncate(24*time.Hour).AddDate(0, 0, 3)
+		scheduled, err := events.New(events.CausedBy(e), clinic.NewAppointment().AggregateType(), appointmentOf(e), 1,
+			clinic.AppointmentScheduled{
+				PatientID: r.PatientID, StartsAt: day.Add(time.Duration(opens.Hour())*time.Hour + time.Duration(opens.Minute())*time.Minute),
+			})
+		return []events.Event{scheduled}, err
+	}
+}
+
+// appointmentOf is the id of the appointment that is booked on a request.
+func appointmentOf(request events.Event) uuid.UUID {
+	return events.DerivedID(request.ID, clinic.NewAppointment().AggregateType())
+}

@@ -1,0 +1,127 @@
+package demo
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/healz/worker/internal/events"
+	"github.com/healz/worker/internal/handlers/clinic"
+	"github.com/healz/worker/internal/store"
+	"github.com/healz/worker/internal/worker"
+)
+
+const (
+	// drip is the time from one new chain of events to the next.
+	drip = 250 * time.Millisecond
+	// dripsToFailure is how many of them there are from one that fails for good to the next.
+	dripsToFailure = 240
+	// maxFailures is how many of these there are, so that a demo that is forgotten does not fill up.
+	maxFailures = 20
+	// remembered is how many requests may still be answered by their patients.
+	remembered = 40
+)
+
+// traffic is what goes on in the clinics.
+type traffic struct {
+	backend worker.Backend
+	clinics []practice
+	// requests are appointments that were asked for, the oldest first.
+	requests []events.Event
+}
+
+// trickle goes on until ctx ends.
+func (t *traffic) trickle(ctx context.Context) error {
+	ticker := time.NewTicker(drip)
+	defer ticker.Stop()
+	failures := 0
+	for n := 1; ; n++ {
+		select {
+		case <-ticker.C:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		at := t.clinics[rand.IntN(len(t.clinics)-1)] // the last has no hours
+		err := t.drop(ctx, at)
+		if err == nil && n%dripsToFailure == 0 && failures < maxFailures {
+			failures++
+			err = t.fact(ctx, at.beginning(), "Patient", clinic.PatientRegistered{}, nil)
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// drop lets one thing happen at a clinic.
+func (t *traffic) drop(ctx context.Context, at practice) error {
+	switch dice := rand.IntN(10); {
+	case dice < 4:
+		name := []string{"Ana", "Ben", "Cleo", "Dan", "Eve"}[rand.IntN(5)]
+		return t.fact(ctx, at.beginning(), "Patient", clinic.PatientRegistered{Name: name}, func(e *events.Event) {
+			if dice == 0 {
+				e.Metadata = []byte(`{"fail_times": 1}`)
+			}
+		})
+	case dice < 8 || len(t.requests) == 0:
+		return t.fact(ctx, at.beginning(), requestType, appointmentRequested{PatientID: uuid.New()}, func(e *events.Event) {
+			t.requests = append(t.requests, *e)
+			t.requests = t.requests[max(0, len(t.requests)-remembered):]
+		})
+	case dice < 9:
+		return t.answer(ctx, t.request())
+	default:
+		return t.cancel(ctx, t.request())
+	}
+}
+
+// request takes the oldest request.
+func (t *traffic) request() events.Event {
+	r := t.requests[0]
+	t.requests = t.requests[1:]
+	return r
+}
+
+// answer lets a patient answer the reminder of the appointment that was requested, if there is one already.
+func (t *traffic) answer(ctx context.Context, request events.Event) error {
+	chain, err := t.backend.ByCorrelation(ctx, request.CorrelationID, store.Query{})
+	if err != nil {
+		return err
+	}
+	for _, e := range chain.Events {
+		if e.Type == (clinic.ReminderScheduled{}).EventType() {
+			answer := clinic.ConfirmationReceived{AppointmentID: appointmentOf(request)}
+			return t.fact(ctx, events.CausedBy(e), "Confirmation", answer, nil)
+		}
+	}
+	return nil
+}
+
+// cancel cancels the appointment that was requested, if it is booked already.
+func (t *traffic) cancel(ctx context.Context, request events.Event) error {
+	repository := events.NewRepository(t.backend, clinic.NewAppointment)
+	_, err := repository.Execute(ctx, events.CausedBy(request), appointmentOf(request), func(a *clinic.Appointment) error {
+		return a.Cancel("the patient called")
+	})
+	if errors.Is(err, clinic.ErrNotScheduled) {
+		return nil
+	}
+	return err
+}
+
+// fact appends the first event of a new aggregate, changed as the caller likes.
+func (t *traffic) fact(
+	ctx context.Context, origin events.Origin, aggregateType string, data events.Data, change func(*events.Event),
+) error {
+	e, err := events.New(origin, aggregateType, uuid.New(), 1, data)
+	if err != nil {
+		return err
+	}
+	if change != nil {
+		change(&e)
+	}
+	return t.backend.Append(ctx, e)
+}

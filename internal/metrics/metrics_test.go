@@ -1,0 +1,290 @@
+package metrics_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
+	"github.com/stretchr/testify/require"
+
+	"github.com/healz/worker/internal/bus"
+	"github.com/healz/worker/internal/bus/amqp"
+	"github.com/healz/worker/internal/deadletter"
+	"github.com/healz/worker/internal/events"
+	"github.com/healz/worker/internal/metrics"
+	"github.com/healz/worker/internal/store"
+)
+
+// scrape is what Prometheus gets.
+func scrape(t *testing.T, m *metrics.Metrics) string {
+	t.Helper()
+	recorded := httptest.NewRecorder()
+	m.Handler().ServeHTTP(recorded, httptest.NewRequest(http.MethodGet, "/metrics", nil))
+	require.Equal(t, http.StatusOK, recorded.Code)
+	return recorded.Body.String()
+}
+
+func samples() metrics.Sources {
+	return metrics.Sources{
+		Backlog: func(context.Context) (store.Backlog, error) {
+			return store.Backlog{Events: 7, Age: 1500 * time.Millisecond}, nil
+		},
+		Letters: func(context.Context) (int, error) { return 2, nil },
+		Queues: func(context.Context) ([]amqp.QueueDepth, error) {
+			return []amqp.QueueDepth{{Queue: "healz.events.consumer", Messages: 5, Consumers: 1}, {Queue: "healz.events.failed", Messages: 3}}, nil
+		},
+		Parts:       func(context.Context) map[string]bool { return map[string]bool{"store": true, "bus": false} },
+		Connections: func() map[string]bool { return map[string]bool{"publish": true, "consume": false} },
+		Pools: func() []store.Pool {
+			return []store.Pool{{Name: "store", InUse: 1, Idle: 2, Max: 20, Waits: 4, Waited: 2 * time.Second}}
+		},
+		Leads:    func() bool { return true },
+		Outcomes: func() map[string]int64 { return map[string]int64{"handled": 9} },
+	}
+}
+
+// look lets m look at the sources once.
+func look(ctx context.Context, m *metrics.Metrics, s metrics.Sources) {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	m.Look(ctx, s)
+}
+
+type sink struct{ wait time.Duration }
+
+func (sink) Put(context.Context, *message.Message, deadletter.Failure) error { return nil }
+
+func (s sink) Postpone(context.Context, *message.Message, deadletter.Failure) (time.Duration, error) {
+	return s.wait, nil
+}
+
+type plainSink struct{ err error }
+
+func (s plainSink) Put(context.Context, *message.Message, deadletter.Failure) error { return s.err }
+
+func messageOf(eventType string) *message.Message {
+	m := message.NewMessage("id", nil)
+	m.Metadata.Set(bus.EventTypeKey, eventType)
+	return m
+}
+
+func TestMetricsKeepToPrometheusRules(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		m := metrics.New("v1")
+		m.Watch("welcome-patient", []string{"PatientRegistered"}, false)
+		look(t.Context(), m, samples())
+		problems, err := promlint.New(strings.NewReader(scrape(t, m))).Lint()
+		require.NoError(t, err)
+		require.Empty(t, problems)
+	})
+}
+
+func TestHandlersAreCountedByTypesThatAreKnown(t *testing.T) {
+	t.Parallel()
+	m := metrics.New("v1")
+	w := m.Watch("witness", []string{"PatientRegistered"}, true)
+	w.Tried("PatientRegistered", 1, time.Second, errors.New("no"))
+	w.Tried("PatientRegistered", 2, time.Second, nil)
+	w.Suppressed("PatientRegistered")
+	w.Tried("Ana Kovačević", 1, time.Second, nil)
+	text := scrape(t, m)
+	for _, line := range []string{
+		`worker_handler_handled_total{event_type="PatientRegistered",handler="witness"} 1`,
+		`worker_handler_failures_total{event_type="PatientRegistered",handler="witness"} 1`,
+		`worker_handler_retries_total{event_type="PatientRegistered",handler="witness"} 1`,
+		`worker_handler_duplicates_total{event_type="PatientRegistered",handler="witness"} 1`,
+		`worker_handler_duration_seconds_sum{event_type="PatientRegistered",handler="witness"} 2`,
+		`worker_handler_handled_total{event_type="other",handler="witness"} 1`,
+	} {
+		require.Contains(t, text, line+"\n")
+	}
+	require.NotContains(t, text, "Kova")
+}
+
+func TestSinkCountsWhatIsSafe(t *testing.T) {
+	t.Parallel()
+	m := metrics.New("v1")
+	m.Watch("welcome-patient", []string{"PatientRegistered"}, false)
+	known, foreign := messageOf("PatientRegistered"), messageOf("Ana Kovačević")
+	failed := deadletter.Failure{Handler: "welcome-patient"}
+
+	postpones := m.Sink(sink{wait: time.Second}).(deadletter.Postponer)
+	wait, err := postpones.Postpone(t.Context(), known, failed)
+	require.NoError(t, err)
+	require.Equal(t, time.Second, wait)
+	exhausted := m.Sink(sink{}).(deadletter.Postponer)
+	_, err = exhausted.Postpone(t.Context(), known, failed)
+	require.NoError(t, err)
+	require.NoError(t, exhausted.Put(t.Context(), known, failed))
+	require.NoError(t, exhausted.Put(t.Context(), foreign, failed))
+	require.NoError(t, exhausted.Put(t.Context(), foreign, deadletter.Failure{}))
+	_, postpones2 := m.Sink(plainSink{}).(deadletter.Postponer)
+	require.False(t, postpones2)
+	away := errors.New("away")
+	require.ErrorIs(t, m.Sink(plainSink{away}).Put(t.Context(), known, failed), away)
+
+	text := scrape(t, m)
+	for _, line := range []string{
+		`worker_handler_postponed_total{event_type="PatientRegistered",handler="welcome-patient"} 1`,
+		`worker_handler_dead_letters_total{event_type="PatientRegistered",handler="welcome-patient"} 1`,
+		`worker_handler_dead_letters_total{event_type="other",handler="welcome-patient"} 1`,
+		`worker_handler_dead_letters_total{event_type="other",handler="none"} 1`,
+	} {
+		require.Contains(t, text, line+"\n")
+	}
+	require.NotContains(t, text, "Kova")
+}
+
+type publisher struct{ err error }
+
+func (p publisher) PublishBatch(context.Context, []*message.Message) error { return p.err }
+
+func TestStoreAndBusAreMeasured(t *testing.T) {
+	t.Parallel()
+	m := metrics.New("v1")
+	m.Stored(metrics.Append, time.Second, nil)
+	m.Stored(metrics.Record, time.Second, fmt.Errorf("version 3: %w", events.ErrConflict))
+	m.Confirmed(time.Second)
+	m.ConnectionLost("publish")
+	batch := []*message.Message{messageOf("a"), messageOf("b")}
+	require.NoError(t, m.Publisher(publisher{}).PublishBatch(t.Context(), batch))
+	require.Error(t, m.Publisher(publisher{errors.New("away")}).PublishBatch(t.Context(), batch))
+	text := scrape(t, m)
+	for _, line := range []string{
+		`worker_store_duration_seconds_count{operation="append"} 1`,
+		`worker_store_conflicts_total{operation="append"} 0`,
+		`worker_store_conflicts_total{operation="record"} 1`,
+		`worker_publish_confirm_duration_seconds_sum 1`,
+		`worker_rabbitmq_connections_lost_total{connection="publish"} 1`,
+		`worker_relay_events_total 2`,
+		`worker_relay_failures_total 1`,
+	} {
+		require.Contains(t, text, line+"\n")
+	}
+}
+
+func TestLooksAreShown(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		m := metrics.New("v1")
+		require.NotContains(t, scrape(t, m), "worker_relay_lag", "before the first look")
+		look(t.Context(), m, samples())
+		text := scrape(t, m)
+		for _, line := range []string{
+			`worker_relay_lag_events 7`, `worker_relay_lag_seconds 1.5`, `worker_relay_leads 1`,
+			`worker_dead_letters{place="store"} 2`, `worker_dead_letters{place="queue"} 3`,
+			`worker_queue_messages{queue="healz.events.consumer"} 5`, `worker_queue_consumers{queue="healz.events.consumer"} 1`,
+			`worker_part_up{part="store"} 1`, `worker_part_up{part="bus"} 0`,
+			`worker_rabbitmq_connection_up{connection="publish"} 1`, `worker_rabbitmq_connection_up{connection="consume"} 0`,
+			`worker_store_connections{pool="store",state="in_use"} 1`, `worker_store_connections_limit{pool="store"} 20`,
+			`worker_store_connection_waits_total{pool="store"} 4`, `worker_store_connection_wait_seconds_total{pool="store"} 2`,
+			`worker_messages_total{outcome="handled"} 9`, `worker_look_errors_total{at="queues"} 0`,
+		} {
+			require.Contains(t, text, line+"\n")
+		}
+		require.NotContains(t, text, `queue="healz.events.failed"`, "these are dead letters")
+	})
+}
+
+func TestWhatCannotBeLookedAtIsAbsent(t *testing.T) {
+	t.Parallel()
+	for name, see := range map[string]func(ctx context.Context) error{
+		"an error":  func(context.Context) error { return errors.New("away") },
+		"no answer": func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				m, s := metrics.New("v1"), samples()
+				var ill atomic.Bool
+				backlog := s.Backlog
+				s.Backlog = func(ctx context.Context) (store.Backlog, error) {
+					if ill.Load() {
+						return store.Backlog{}, see(ctx)
+					}
+					return backlog(ctx)
+				}
+				ctx, cancel := context.WithCancel(t.Context())
+				done := make(chan struct{})
+				go func() { defer close(done); m.Look(ctx, s) }()
+				synctest.Wait()
+				require.Contains(t, scrape(t, m), "worker_relay_lag_events 7\n")
+
+				ill.Store(true)
+				<-time.After(15 * time.Second)
+				text := scrape(t, m)
+				require.NotContains(t, text, "worker_relay_lag")
+				require.Regexp(t, `worker_look_errors_total\{at="backlog"\} [1-3]\n`, text)
+				require.Contains(t, text, `worker_dead_letters{place="store"} 2`, "one part does not keep back the others")
+
+				ill.Store(false)
+				<-time.After(15 * time.Second)
+				require.Contains(t, scrape(t, m), "worker_relay_lag_events 7\n")
+				cancel()
+				<-done
+			})
+		})
+	}
+}
+
+func TestWhatWasSeenLongAgoIsAbsent(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		m := metrics.New("v1")
+		look(t.Context(), m, samples())
+		<-time.After(time.Minute)
+		require.NotContains(t, scrape(t, m), "worker_relay_lag")
+	})
+}
+
+// Each metric that the dashboard, the alerts and the README name is one that a worker has.
+func TestTheMetricsThatAreNamedExist(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		m := metrics.New("v1")
+		m.Watch("welcome-patient", []string{"PatientRegistered"}, false)
+		look(t.Context(), m, samples())
+		exist := map[string]bool{}
+		for _, line := range strings.Split(scrape(t, m), "\n") {
+			name, _, _ := strings.Cut(line, " ")
+			name, _, _ = strings.Cut(name, "{")
+			exist[name] = true
+			for _, part := range []string{"_bucket", "_sum", "_count"} { // of a histogram
+				exist[strings.TrimSuffix(name, part)] = true
+			}
+		}
+		for _, file := range []string{
+			"README.md", "deploy/grafana/worker.json", "deploy/prometheus/alerts.yaml", "deploy/prometheus/alerts_test.yaml",
+		} {
+			text, err := os.ReadFile(filepath.Join("..", "..", file))
+			require.NoError(t, err)
+			named := regexp.MustCompile(`\bworker_[a-z_]+`).FindAllString(string(text), -1)
+			require.NotEmpty(t, named)
+			for _, name := range named {
+				require.True(t, exist[name], "%s: there is no %s", file, name)
+			}
+		}
+	})
+}
+
+// What is added to each try of a handler.
+func BenchmarkTried(b *testing.B) {
+	w := metrics.New("v1").Watch("welcome-patient", []string{"PatientRegistered"}, false)
+	b.ReportAllocs()
+	for b.Loop() {
+		w.Tried("PatientRegistered", 1, time.Millisecond, nil)
+	}
+}

@@ -1,0 +1,50 @@
+package postgres
+
+import (
+	"context"
+	_ "embed"
+	"strings"
+	"time"
+
+	"github.com/healz/worker/internal/store"
+)
+
+var (
+	//go:embed statements/backlog.sql
+	backlogSQL string
+	//go:embed statements/count_letters.sql
+	countLettersSQL string
+)
+
+// backlog looks at what the tail has before it; see [store.Tail].
+func (s *Store) backlog(ctx context.Context, c store.TailConfig) (store.Backlog, error) {
+	statement := backlogSQL
+	if c.OnlyOwn {
+		statement = onlyOwn(statement)
+	}
+	var b store.Backlog
+	var seconds float64
+	err := s.pool.QueryRow(ctx, statement, store.MaxCount).Scan(&b.Events, &seconds)
+	b.Age = time.Duration(seconds * float64(time.Second))
+	return b, fault(ctx, "look at the relay's backlog", err)
+}
+
+// onlyOwn makes a statement pass over the rows of other programs.
+func onlyOwn(statement string) string {
+	return strings.ReplaceAll(statement, "true /* or own */", "own")
+}
+
+// CountLetters counts the letters on the shelf, up to [store.MaxCount].
+func (s *Store) CountLetters(ctx context.Context) (n int, err error) {
+	err = s.pool.QueryRow(ctx, countLettersSQL, store.MaxCount).Scan(&n)
+	return n, fault(ctx, "count the dead letters", err)
+}
+
+// Pools is the state of the connections that the store's calls share.
+func (s *Store) Pools() []store.Pool {
+	stat := s.pool.Stat()
+	return []store.Pool{{
+		Name: "store", InUse: int(stat.AcquiredConns()), Idle: int(stat.IdleConns()), Max: int(stat.MaxConns()),
+		Waits: stat.EmptyAcquireCount(), Waited: stat.EmptyAcquireWaitTime(),
+	}}
+}

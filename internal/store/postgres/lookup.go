@@ -1,0 +1,86 @@
+package postgres
+
+import (
+	"context"
+	_ "embed"
+	"errors"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
+
+	"github.com/healz/worker/internal/store"
+)
+
+var (
+	//go:embed statements/by_id.sql
+	byIDSQL string
+	//go:embed statements/end.sql
+	endSQL string
+	//go:embed statements/since.sql
+	sinceSQL string
+	//go:embed statements/handled_of.sql
+	handledOfSQL string
+)
+
+// ByID reads one event; see [store.Store].
+func (s *Store) ByID(ctx context.Context, eventID uuid.UUID) (store.Recorded, error) {
+	list, err := s.read(ctx, "read an event", byIDSQL, eventID)
+	if err != nil {
+		return store.Recorded{}, err
+	}
+	if len(list) == 0 {
+		return store.Recorded{}, store.ErrNoEvent
+	}
+	return list[0], nil
+}
+
+// HandledOf returns by whom and when events were handled; see [store.Store].
+func (s *Store) HandledOf(ctx context.Context, eventIDs []uuid.UUID) (map[uuid.UUID][]store.Handling, error) {
+	const doing = "read who has handled events"
+	rows, err := s.pool.Query(ctx, handledOfSQL, eventIDs)
+	if err != nil {
+		return nil, fault(ctx, doing, err)
+	}
+	handled := make(map[uuid.UUID][]store.Handling)
+	var (
+		id      uuid.UUID
+		handler string
+		at      time.Time
+	)
+	_, err = pgx.ForEachRow(rows, []any{&id, &handler, &at}, func() error {
+		handled[id] = append(handled[id], store.Handling{Handler: handler, At: at.UTC()})
+		return nil
+	})
+	return handled, fault(ctx, doing, err)
+}
+
+// End is where reading in commit order ends now; see [store.Store].
+func (s *Store) End(ctx context.Context) (store.Position, error) {
+	p, _, err := s.position(ctx, "look for the last event", endSQL)
+	return p, err
+}
+
+// Since is where to begin for what was created at t or later; see [store.Store].
+func (s *Store) Since(ctx context.Context, t time.Time) (store.Position, error) {
+	p, found, err := s.position(ctx, "look for the first event since a time", sinceSQL, t)
+	if err != nil {
+		return p, err
+	}
+	if !found {
+		return s.End(ctx)
+	}
+	p.ID-- // before it
+	return p, nil
+}
+
+func (s *Store) position(ctx context.Context, doing, statement string, args ...any) (p store.Position, found bool, err error) {
+	var transaction pgtype.Uint64
+	err = s.pool.QueryRow(ctx, statement, args...).Scan(&transaction, &p.ID)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return store.Position{}, false, nil
+	}
+	p.Transaction = transaction.Uint64
+	return p, err == nil, fault(ctx, doing, err)
+}

@@ -1,0 +1,19 @@
+-- How many events are between the relay's position and the end, counted up to $1, and for how many seconds the first of
+-- them has been there. Those not committed yet are not seen, those above the horizon are. The conditions "true" become
+-- "own" where only own events are wanted.
+WITH waiting AS MATERIALIZED (
+    SELECT created_at
+    FROM events
+    WHERE (transaction_id, id) > (
+            (SELECT transaction_id FROM relay_position), (SELECT id FROM relay_position)
+        )
+        AND true /* or own */
+        AND NOT coalesce(
+            pg_visible_in_snapshot(transaction_id, (SELECT passed_over FROM relay_position)), false
+        )
+    ORDER BY transaction_id, id
+    LIMIT $1
+)
+SELECT
+    (SELECT count(*) FROM waiting),
+    greatest(extract(epoch FROM now() - (SELECT created_at FROM waiting LIMIT 1)), 0)::float8

@@ -1,0 +1,6 @@
+-- The last position that a reader in commit order may come to.
+SELECT transaction_id, id
+FROM events
+WHERE transaction_id < pg_snapshot_xmin(pg_current_snapshot())
+ORDER BY transaction_id DESC, id DESC
+LIMIT 1

@@ -1,0 +1,274 @@
+// Package tracing makes the way of an event one trace of OpenTelemetry, over processes: it is appended, published,
+// received and handled, and what follows from it is appended.
+//
+//	append                      by a command, or below a handler; its context goes into the event's metadata
+//	└── publish                 by the relay; its context goes into the message's headers
+//	    └── receive
+//	        └── handle          one a try of a handler, with a link to the append of its event
+//	            └── append      of what follows
+//
+// The context travels as W3C's traceparent, which services that know nothing of the worker may set in either place. One
+// that cannot be read is ignored. Spans carry ids and names, never an event's data. An event's identity does not depend
+// on its metadata, so neither a retry nor a replay makes another event of it.
+//
+// A worker that sends no traces has no [Tracer], and nothing of this is on an event's way.
+package tracing
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/google/uuid"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/codes"
+	"go.opentelemetry.io/otel/propagation"
+	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
+	"go.opentelemetry.io/otel/trace"
+
+	"github.com/healz/worker/internal/bus"
+	"github.com/healz/worker/internal/deadletter"
+	"github.com/healz/worker/internal/events"
+	"github.com/healz/worker/internal/middleware"
+)
+
+// Attributes of spans, besides OpenTelemetry's own for messaging.
+const (
+	eventTypeKey     = attribute.Key("worker.event_type")
+	aggregateTypeKey = attribute.Key("worker.aggregate_type")
+	aggregateIDKey   = attribute.Key("worker.aggregate_id")
+	tenantIDKey      = attribute.Key("worker.tenant_id")
+	handlerKey       = attribute.Key("worker.handler")
+	attemptKey       = attribute.Key("worker.attempt")
+	outcomeKey       = attribute.Key("worker.outcome")
+)
+
+// Tracer makes the spans of a worker. It is safe for concurrent use.
+type Tracer struct {
+	tracer trace.Tracer
+	system attribute.KeyValue
+}
+
+// New returns a Tracer over a provider, of a worker on the given messaging system: "rabbitmq" or "in_process".
+func New(p trace.TracerProvider, system string) *Tracer {
+	return &Tracer{
+		tracer: p.Tracer("github.com/healz/worker", trace.WithSchemaURL(semconv.SchemaURL)),
+		system: semconv.MessagingSystemKey.String(system),
+	}
+}
+
+// Append begins the span of an append: one for each chain of causes in the batch, below the span in ctx or else the one
+// that an event of the chain names. The events that it returns are to be appended instead: their metadata name the span,
+// where they named none. The append runs with the returned context; its error goes to end.
+func (t *Tracer) Append(ctx context.Context, batch []events.Event) (traced context.Context, marked []events.Event, end func(error)) {
+	chains := map[uuid.UUID]context.Context{}
+	var spans []trace.Span
+	traced, marked = ctx, make([]events.Event, len(batch))
+	for i, e := range batch {
+		own := parse(ctx, traceparentIn(e.Metadata))
+		chain, begun := chains[e.CorrelationID]
+		if !begun {
+			parent := ctx
+			if !trace.SpanContextFromContext(ctx).IsValid() && own.IsValid() {
+				parent = trace.ContextWithRemoteSpanContext(ctx, own)
+			}
+			var span trace.Span
+			chain, span = t.tracer.Start(parent, "append events", trace.WithSpanKind(trace.SpanKindProducer),
+				trace.WithAttributes(append(describeOne(e, len(batch)), t.system,
+					semconv.MessagingOperationTypeCreate, semconv.MessagingOperationName("append"),
+					semconv.MessagingDestinationName("events"), semconv.MessagingBatchMessageCount(len(batch)))...))
+			chains[e.CorrelationID] = chain //nolint:fatcontext // each is below ctx, and none below another
+			spans = append(spans, span)
+			traced = chain
+		}
+		e.Metadata = mark(e.Metadata, trace.SpanContextFromContext(chain))
+		marked[i] = e
+	}
+	return traced, marked, func(err error) {
+		if err != nil {
+			err = errNotAppended // a handler's own SQL may have failed, and say anything
+		}
+		finish(spans, err)
+	}
+}
+
+var errNotAppended = errors.New("not appended")
+
+// Publisher publishes to destination through next, with a span for each message below the one that the message, or its
+// event, names. The span's context goes into the message.
+func (t *Tracer) Publisher(next bus.BatchPublisher, destination string) bus.BatchPublisher {
+	return publisher{tracer: t, next: next, destination: destination}
+}
+
+type publisher struct {
+	tracer      *Tracer
+	next        bus.BatchPublisher
+	destination string
+}
+
+func (p publisher) PublishBatch(ctx context.Context, batch []*message.Message) error {
+	spans := make([]trace.Span, len(batch))
+	for i, m := range batch {
+		var published context.Context
+		published, spans[i] = p.tracer.tracer.Start(extract(ctx, m), "publish "+p.destination,
+			trace.WithSpanKind(trace.SpanKindProducer),
+			trace.WithAttributes(append(describeMessage(m), p.tracer.system,
+				semconv.MessagingOperationTypeSend, semconv.MessagingOperationName("publish"),
+				semconv.MessagingDestinationName(p.destination), semconv.MessagingMessageBodySize(len(m.Payload)))...))
+		propagation.TraceContext{}.Inject(published, propagation.MapCarrier(m.Metadata))
+	}
+	err := p.next.PublishBatch(ctx, batch)
+	finish(spans, err)
+	return err
+}
+
+// Receive is the middleware that makes the span of a message, below the one that it, or its event, names. It looks into
+// bodies of up to maxBytes. It stands inside [middleware.Observe], of which it takes the outcome.
+func (t *Tracer) Receive(maxBytes int) message.HandlerMiddleware {
+	return func(next message.HandlerFunc) message.HandlerFunc {
+		return func(m *message.Message) ([]*message.Message, error) {
+			parent := extract(m.Context(), m)
+			if !trace.SpanContextFromContext(parent).IsValid() && len(m.Payload) <= maxBytes {
+				parent = trace.ContextWithRemoteSpanContext(parent, parse(parent, bus.Traceparent(m.Payload)))
+			}
+			topic := message.SubscribeTopicFromCtx(m.Context())
+			ctx, span := t.tracer.Start(parent, "receive "+topic, trace.WithSpanKind(trace.SpanKindConsumer),
+				trace.WithAttributes(append(describeMessage(m), t.system,
+					semconv.MessagingOperationTypeProcess, semconv.MessagingOperationName("receive"),
+					semconv.MessagingDestinationName(topic), semconv.MessagingMessageBodySize(len(m.Payload)))...))
+			defer span.End()
+			m.SetContext(ctx)
+			produced, err := next(m)
+			outcome := middleware.OutcomeOf(ctx)
+			if err != nil {
+				outcome = middleware.GivenBack
+			}
+			span.SetAttributes(outcomeKey.String(string(outcome)))
+			if outcome != middleware.Handled && outcome != middleware.Unhandled {
+				span.SetStatus(codes.Error, string(outcome))
+			}
+			return produced, err
+		}
+	}
+}
+
+// Handle begins the span of a try of a handler; see [handlers.Trace]. It links to the append of the event.
+//
+// [handlers.Trace]: https://pkg.go.dev/github.com/healz/worker/internal/handlers#Trace
+func (t *Tracer) Handle(ctx context.Context, handler string, e events.Event, attempt int) (context.Context, func(error)) {
+	options := []trace.SpanStartOption{trace.WithAttributes(append(describe(e),
+		handlerKey.String(handler), attemptKey.Int(attempt))...)}
+	if source := parse(ctx, traceparentIn(e.Metadata)); source.IsValid() {
+		options = append(options, trace.WithLinks(trace.Link{SpanContext: source}))
+	}
+	ctx, span := t.tracer.Start(ctx, "handle "+handler, options...)
+	return ctx, func(err error) { finish([]trace.Span{span}, err) }
+}
+
+// finish ends spans with their common error, whose text must be fit for operators.
+func finish(spans []trace.Span, err error) {
+	for _, span := range spans {
+		if err != nil {
+			span.SetStatus(codes.Error, deadletter.CutReason(err.Error()))
+		}
+		span.End()
+	}
+}
+
+// LogHandler adds the ids of the trace and the span in hand to each log line.
+func LogHandler(next slog.Handler) slog.Handler { return logHandler{next} }
+
+type logHandler struct{ slog.Handler }
+
+func (h logHandler) Handle(ctx context.Context, r slog.Record) error {
+	if span := trace.SpanContextFromContext(ctx); span.IsValid() {
+		r.AddAttrs(slog.String("trace_id", span.TraceID().String()), slog.String("span_id", span.SpanID().String()))
+	}
+	return h.Handler.Handle(ctx, r)
+}
+
+func (h logHandler) WithAttrs(attrs []slog.Attr) slog.Handler {
+	return logHandler{h.Handler.WithAttrs(attrs)}
+}
+
+func (h logHandler) WithGroup(name string) slog.Handler { return logHandler{h.Handler.WithGroup(name)} }
+
+// extract returns ctx with the span that the headers of m name as its parent, or as it is if they name none.
+func extract(ctx context.Context, m *message.Message) context.Context {
+	return propagation.TraceContext{}.Extract(ctx, propagation.MapCarrier(m.Metadata))
+}
+
+// parse reads a traceparent; what is none is an invalid context.
+func parse(ctx context.Context, traceparent string) trace.SpanContext {
+	if traceparent == "" {
+		return trace.SpanContext{}
+	}
+	ctx = trace.ContextWithSpanContext(ctx, trace.SpanContext{})
+	ctx = propagation.TraceContext{}.Extract(ctx, propagation.MapCarrier{bus.TraceparentKey: traceparent})
+	return trace.SpanContextFromContext(ctx)
+}
+
+// traceparentIn is the traceparent in an event's metadata, "" if there is none.
+func traceparentIn(metadata json.RawMessage) string {
+	var m struct {
+		Traceparent string `json:"traceparent"`
+	}
+	if len(metadata) > 0 {
+		_ = json.Unmarshal(metadata, &m) // what is no string is none
+	}
+	return m.Traceparent
+}
+
+// mark adds a traceparent to an event's metadata, which stay as they are if they have one, whatever it says.
+func mark(metadata json.RawMessage, span trace.SpanContext) json.RawMessage {
+	var fields map[string]json.RawMessage
+	if len(metadata) > 0 && json.Unmarshal(metadata, &fields) != nil {
+		return metadata // it is no object, which the store has to say
+	}
+	if _, has := fields[bus.TraceparentKey]; has || !span.IsValid() {
+		return metadata
+	}
+	marked := fmt.Appendf(nil, `{"%s":"00-%s-%s-%s"`, bus.TraceparentKey, span.TraceID(), span.SpanID(), span.TraceFlags())
+	if len(fields) == 0 {
+		return append(marked, '}')
+	}
+	_, rest, _ := bytes.Cut(metadata, []byte{'{'})
+	return append(append(marked, ','), rest...)
+}
+
+// describe says which event e is.
+func describe(e events.Event) []attribute.KeyValue {
+	return []attribute.KeyValue{
+		semconv.MessagingMessageID(e.ID.String()), semconv.MessagingMessageConversationID(e.CorrelationID.String()),
+		eventTypeKey.String(e.Type), aggregateTypeKey.String(e.AggregateType), aggregateIDKey.String(e.AggregateID.String()),
+		tenantIDKey.String(e.TenantID.String()),
+	}
+}
+
+// describeOne describes one of a batch: alone, or by what it has in common with the others of its chain.
+func describeOne(e events.Event, of int) []attribute.KeyValue {
+	if of == 1 {
+		return describe(e)
+	}
+	return []attribute.KeyValue{semconv.MessagingMessageConversationID(e.CorrelationID.String())}
+}
+
+// describeMessage says which event a message is, as far as can be shown.
+func describeMessage(m *message.Message) []attribute.KeyValue {
+	var attrs []attribute.KeyValue
+	id, eventType := middleware.Describe(m)
+	if id != "" {
+		attrs = append(attrs, semconv.MessagingMessageID(id))
+	}
+	if eventType != "" {
+		attrs = append(attrs, eventTypeKey.String(eventType))
+	}
+	if correlation, err := uuid.Parse(m.Metadata.Get(bus.CorrelationIDKey)); err == nil {
+		attrs = append(attrs, semconv.MessagingMessageConversationID(correlation.String()))
+	}
+	return attrs
+}

@@ -1,0 +1,281 @@
+package tracing_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"strings"
+	"testing"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/google/uuid"
+	"github.com/stretchr/testify/require"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/codes"
+	sdktrace "go.opentelemetry.io/otel/sdk/trace"
+	"go.opentelemetry.io/otel/sdk/trace/tracetest"
+	"go.opentelemetry.io/otel/trace"
+
+	"github.com/healz/worker/internal/bus"
+	"github.com/healz/worker/internal/events"
+	"github.com/healz/worker/internal/middleware"
+	"github.com/healz/worker/internal/tracing"
+)
+
+const (
+	foreign      = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+	foreignTrace = "0af7651916cd43dd8448eb211c80319c"
+	foreignSpan  = "b7ad6b7169203331"
+)
+
+// recorder keeps the spans that have ended.
+func recorder(t *testing.T, options ...sdktrace.TracerProviderOption) (*tracing.Tracer, *tracetest.InMemoryExporter) {
+	t.Helper()
+	spans := tracetest.NewInMemoryExporter()
+	p := sdktrace.NewTracerProvider(append(options, sdktrace.WithSyncer(spans))...)
+	return tracing.New(p, "rabbitmq"), spans
+}
+
+type data struct {
+	Name string `json:"name"`
+}
+
+func (data) EventType() string { return "PatientRegistered" }
+
+func event(t *testing.T, metadata string) events.Event {
+	t.Helper()
+	e, err := events.New(events.Origin{TenantID: uuid.New()}, "Patient", uuid.New(), 1, data{"Ana"})
+	require.NoError(t, err)
+	if metadata != "" {
+		e.Metadata = json.RawMessage(metadata)
+	}
+	require.NoError(t, e.Validate())
+	return e
+}
+
+func traceparentOf(t *testing.T, e events.Event) string {
+	t.Helper()
+	var m struct{ Traceparent string }
+	require.NoError(t, e.DecodeMetadata(&m))
+	return m.Traceparent
+}
+
+// named is what a traceparent says of a span.
+func named(s tracetest.SpanStub) string {
+	return "00-" + s.SpanContext.TraceID().String() + "-" + s.SpanContext.SpanID().String() + "-01"
+}
+
+func attributes(s tracetest.SpanStub) map[attribute.Key]string {
+	all := map[attribute.Key]string{}
+	for _, a := range s.Attributes {
+		all[a.Key] = a.Value.String()
+	}
+	return all
+}
+
+func TestAppendMarksTheEventsOfEachChain(t *testing.T) {
+	t.Parallel()
+	tracer, spans := recorder(t)
+	first, second, other := event(t, ""), event(t, `{ "source" : "import", "n": 1.10 }`), event(t, "{ }")
+	second.CorrelationID = first.CorrelationID
+	batch := []events.Event{first, second, other}
+	_, marked, end := tracer.Append(t.Context(), batch)
+	end(nil)
+
+	require.Empty(t, batch[0].Metadata, "the caller's events are left alone")
+	require.Len(t, spans.GetSpans(), 2, "one a chain")
+	require.Equal(t, named(spans.GetSpans()[0]), traceparentOf(t, marked[0]))
+	require.Equal(t, named(spans.GetSpans()[0]), traceparentOf(t, marked[1]))
+	require.Equal(t, named(spans.GetSpans()[1]), traceparentOf(t, marked[2]))
+	require.Contains(t, string(marked[1].Metadata), `"source" : "import", "n": 1.10 }`, "byte by byte")
+	for i, e := range marked {
+		require.NoError(t, e.Validate())
+		require.Equal(t, batch[i].Fingerprint(), e.Fingerprint(), "it is the same event")
+	}
+}
+
+func TestAppendKeepsATraceparentAndGoesOnWithIt(t *testing.T) {
+	t.Parallel()
+	tracer, spans := recorder(t)
+	e := event(t, `{"traceparent":"`+foreign+`"}`)
+	_, marked, end := tracer.Append(t.Context(), []events.Event{e})
+	end(errors.New("away"))
+	require.Equal(t, []events.Event{e}, marked)
+	span := spans.GetSpans()[0]
+	require.Equal(t, foreignTrace, span.SpanContext.TraceID().String())
+	require.Equal(t, foreignSpan, span.Parent.SpanID().String())
+	require.Equal(t, sdktrace.Status{Code: codes.Error, Description: "not appended"}, span.Status)
+}
+
+func TestBadTraceparentsAreIgnored(t *testing.T) {
+	t.Parallel()
+	for name, value := range map[string]string{
+		"garbage": `"garbage"`, "zero": `"00-00000000000000000000000000000000-0000000000000000-01"`, "number": `7`,
+		"object": `{"a":1}`, "null": `null`, "empty": `""`, "long": `"` + strings.Repeat("0", 10_000) + `"`,
+		"upper case": `"00-0AF7651916CD43DD8448EB211C80319C-B7AD6B7169203331-01"`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			tracer, spans := recorder(t)
+			e := event(t, `{"traceparent":`+value+`}`)
+			_, marked, end := tracer.Append(t.Context(), []events.Event{e})
+			end(nil)
+			require.Equal(t, []events.Event{e}, marked)
+
+			body, err := e.MarshalJSON()
+			require.NoError(t, err)
+			m := bus.NewMessage(body)
+			_, err = tracer.Receive(1 << 20)(func(m *message.Message) ([]*message.Message, error) {
+				_, end := tracer.Handle(m.Context(), "h", e, 1)
+				end(nil)
+				return nil, nil
+			})(m)
+			require.NoError(t, err)
+			got := spans.GetSpans()
+			require.Len(t, got, 3)
+			require.False(t, got[0].Parent.IsValid())
+			require.Empty(t, got[1].Links)
+			require.False(t, got[2].Parent.IsValid())
+		})
+	}
+}
+
+type publisher func(context.Context, []*message.Message) error
+
+func (p publisher) PublishBatch(ctx context.Context, batch []*message.Message) error {
+	return p(ctx, batch)
+}
+
+// TestOneTrace follows an event by hand over all stations.
+func TestOneTrace(t *testing.T) {
+	t.Parallel()
+	tracer, spans := recorder(t)
+	_, marked, end := tracer.Append(t.Context(), []events.Event{event(t, "")})
+	end(nil)
+	body, err := marked[0].MarshalJSON()
+	require.NoError(t, err)
+
+	var delivered *message.Message
+	require.NoError(t, tracer.Publisher(publisher(func(_ context.Context, batch []*message.Message) error {
+		delivered = batch[0].Copy()
+		return nil
+	}), "healz.events").PublishBatch(t.Context(), []*message.Message{bus.NewMessage(body)}))
+
+	counts := &middleware.Counts{}
+	handle := middleware.Observe(slog.New(slog.DiscardHandler), counts)(tracer.Receive(1 << 20)(
+		func(m *message.Message) ([]*message.Message, error) {
+			ctx, end := tracer.Handle(m.Context(), "welcome-patient", marked[0], 2)
+			_, _, endAppend := tracer.Append(ctx, []events.Event{event(t, "")})
+			endAppend(nil)
+			end(errors.New("no"))
+			middleware.SetOutcome(m.Context(), middleware.DeadLettered)
+			return nil, nil
+		}))
+	delivered.SetContext(t.Context())
+	_, err = handle(delivered)
+	require.NoError(t, err)
+
+	got := spans.GetSpans()
+	require.Len(t, got, 5)
+	appended, published, followed, handled, received := got[0], got[1], got[2], got[3], got[4]
+	for _, s := range got {
+		require.Equal(t, appended.SpanContext.TraceID(), s.SpanContext.TraceID(), s.Name)
+	}
+	require.False(t, appended.Parent.IsValid())
+	for _, link := range [][2]tracetest.SpanStub{
+		{appended, published}, {published, received}, {received, handled}, {handled, followed},
+	} {
+		require.Equal(t, link[0].SpanContext.SpanID(), link[1].Parent.SpanID(), link[1].Name)
+	}
+	require.Equal(t, appended.SpanContext.SpanID(), handled.Links[0].SpanContext.SpanID())
+	require.Equal(t, []string{"append events", "publish healz.events", "append events", "handle welcome-patient"},
+		[]string{appended.Name, published.Name, followed.Name, handled.Name})
+	require.Equal(t, []trace.SpanKind{trace.SpanKindProducer, trace.SpanKindProducer, trace.SpanKindInternal, trace.SpanKindConsumer},
+		[]trace.SpanKind{appended.SpanKind, published.SpanKind, handled.SpanKind, received.SpanKind})
+	require.Equal(t, "dead_lettered", attributes(received)["worker.outcome"])
+	require.Equal(t, "2", attributes(handled)["worker.attempt"])
+	require.Equal(t, marked[0].ID.String(), attributes(published)["messaging.message.id"])
+	require.Equal(t, marked[0].CorrelationID.String(), attributes(received)["messaging.message.conversation_id"])
+	require.Equal(t, codes.Error, handled.Status.Code)
+	for _, s := range got {
+		text, err := json.Marshal(s.Attributes)
+		require.NoError(t, err)
+		require.NotContains(t, string(text), "Ana")
+	}
+}
+
+func TestReceiveHonoursTheHeaderAndElseTheBody(t *testing.T) {
+	t.Parallel()
+	body := `{"event_id":"x","metadata":{"traceparent":"` + foreign + `"}}`
+	const other = "00-11111111111111111111111111111111-2222222222222222-01"
+	for name, test := range map[string]struct {
+		header, body string
+		limit        int
+		want         string
+	}{
+		"header":                  {other, body, 1 << 10, "2222222222222222"},
+		"body":                    {"", body, 1 << 10, foreignSpan},
+		"bad header":              {"garbage", body, 1 << 10, foreignSpan},
+		"too large to be read":    {"", body, 10, "0000000000000000"},
+		"neither":                 {"", `{}`, 1 << 10, "0000000000000000"},
+		"not JSON":                {"", `}`, 1 << 10, "0000000000000000"},
+		"metadata of other shape": {"", `{"metadata":[1]}`, 1 << 10, "0000000000000000"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			tracer, spans := recorder(t)
+			m := message.NewMessage("id", []byte(test.body))
+			if test.header != "" {
+				m.Metadata.Set(bus.TraceparentKey, test.header)
+			}
+			_, err := tracer.Receive(test.limit)(func(*message.Message) ([]*message.Message, error) { return nil, nil })(m)
+			require.NoError(t, err)
+			require.Equal(t, test.want, spans.GetSpans()[0].Parent.SpanID().String())
+		})
+	}
+}
+
+func TestWhatAMessageSaysOfItselfIsShownOnlyIfItIsAName(t *testing.T) {
+	t.Parallel()
+	tracer, spans := recorder(t)
+	m := message.NewMessage("Ana Kovačević", nil)
+	m.Metadata.Set(bus.EventTypeKey, "Ana Kovačević")
+	m.Metadata.Set(bus.CorrelationIDKey, "Ana Kovačević")
+	_, err := tracer.Receive(1)(func(*message.Message) ([]*message.Message, error) { return nil, errors.New("no") })(m)
+	require.Error(t, err)
+	span := spans.GetSpans()[0]
+	require.Equal(t, "given_back", attributes(span)["worker.outcome"])
+	text, err := json.Marshal(span.Attributes)
+	require.NoError(t, err)
+	require.NotContains(t, string(text), "Ana")
+}
+
+func TestAnUnsampledTraceStaysUnsampled(t *testing.T) {
+	t.Parallel()
+	tracer, spans := recorder(t)
+	unsampled := strings.TrimSuffix(foreign, "01") + "00"
+	m := message.NewMessage("id", nil)
+	m.Metadata.Set(bus.TraceparentKey, unsampled)
+	_, err := tracer.Receive(1)(func(m *message.Message) ([]*message.Message, error) {
+		_, marked, end := tracer.Append(m.Context(), []events.Event{event(t, "")})
+		end(nil)
+		require.Regexp(t, "^00-"+foreignTrace+"-[0-9a-f]{16}-00$", traceparentOf(t, marked[0]))
+		return nil, nil
+	})(m)
+	require.NoError(t, err)
+	require.Empty(t, spans.GetSpans())
+}
+
+func TestLogLinesNameTheSpan(t *testing.T) {
+	t.Parallel()
+	tracer, _ := recorder(t)
+	var log strings.Builder
+	logger := slog.New(tracing.LogHandler(slog.NewTextHandler(&log, nil))).With("handler", "h").WithGroup("g")
+	logger.InfoContext(t.Context(), "without")
+	require.NotContains(t, log.String(), "trace_id")
+	ctx, end := tracer.Handle(t.Context(), "h", event(t, ""), 1)
+	defer end(nil)
+	logger.InfoContext(ctx, "with")
+	require.Contains(t, log.String(), "trace_id="+trace.SpanContextFromContext(ctx).TraceID().String())
+}

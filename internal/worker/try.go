@@ -1,0 +1,90 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"log/slog"
+
+	"github.com/healz/worker/internal/deadletter"
+	"github.com/healz/worker/internal/events"
+	"github.com/healz/worker/internal/handlers"
+)
+
+// maxTried bounds the bodies of the letters that are tried at once, in bytes: those of one aggregate may lie anywhere in
+// the queue, so all are held.
+const maxTried = 256 << 20
+
+// TryOptions are what [Settings.TryDeadLetters] needs besides the settings.
+type TryOptions struct {
+	// Register registers the handlers; streams is what those load aggregates from that do so.
+	Register func(reg *handlers.Registry, streams events.Streams)
+	// AllHandlers tries each letter with all handlers of its event, and not only with the one that failed.
+	AllHandlers bool
+	Logger      *slog.Logger
+}
+
+// TryDeadLetters yields whether the dead letters that f chooses would pass if they were replayed now; see
+// [handlers.Trials]. It reads the letters first, and leaves queue and store as they are.
+func (s Settings) TryDeadLetters(ctx context.Context, f deadletter.Filter, o TryOptions) iter.Seq2[handlers.Outcome, error] {
+	return func(yield func(handlers.Outcome, error) bool) {
+		going := true
+		err := s.tryDeadLetters(ctx, f, o, func(outcome handlers.Outcome) bool {
+			going = yield(outcome, nil)
+			return going
+		})
+		if err != nil && going {
+			yield(handlers.Outcome{}, err)
+		}
+	}
+}
+
+func (s Settings) tryDeadLetters(
+	ctx context.Context, f deadletter.Filter, o TryOptions, yield func(handlers.Outcome) bool,
+) (err error) {
+	letters, err := s.readDeadLetters(ctx, f)
+	if err != nil {
+		return err
+	}
+	b, err := s.OpenExisting(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, b.Close()) }()
+	trials, err := handlers.NewTrials(b, o.Register, handlers.TrialConfig{
+		HandlerTimeout: s.Tuning.HandlerTimeout, MaxMessage: s.Tuning.MaxMessage, AllHandlers: o.AllHandlers,
+	}, o.Logger)
+	if err != nil {
+		return err
+	}
+	for outcome, err := range trials.Try(ctx, letters) {
+		if err != nil {
+			return err
+		}
+		if !yield(outcome) {
+			return nil
+		}
+	}
+	return nil
+}
+
+// readDeadLetters reads letters and lets go of their queue.
+func (s Settings) readDeadLetters(ctx context.Context, f deadletter.Filter) (letters []deadletter.Letter, err error) {
+	q, closeQueue, err := s.OpenDeadLetters(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, closeQueue()) }()
+	size := 0
+	for l, err := range q.List(ctx, f) {
+		if err != nil {
+			return nil, err
+		}
+		if size += len(l.Body); size > maxTried {
+			return nil, fmt.Errorf("the dead letters have more than %d MiB: choose fewer of them", maxTried>>20)
+		}
+		letters = append(letters, l)
+	}
+	return letters, nil
+}
