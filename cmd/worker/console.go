@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"log/slog"
 	"net"
 	"os"
@@ -12,7 +13,11 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/healz/worker/internal/console"
+	"github.com/healz/worker/internal/deadletter"
+	"github.com/healz/worker/internal/events"
+	"github.com/healz/worker/internal/handlers"
 	"github.com/healz/worker/internal/handlers/register"
+	"github.com/healz/worker/internal/metrics"
 	"github.com/healz/worker/internal/worker"
 )
 
@@ -55,16 +60,25 @@ func (f *consoleFlags) access() (console.Access, error) {
 	return a, a.Check()
 }
 
-// serveConsole opens a console of the worker on front, and returns what closes it.
-func serveConsole(
-	ctx context.Context, front *console.Front, s worker.Settings, access console.Access, w *worker.Worker,
-	listening net.Addr, logger *slog.Logger,
-) (func() error, error) {
-	if err := access.CheckAddress(listening); err != nil {
+// consoleOf is what a console is opened for.
+type consoleOf struct {
+	settings  worker.Settings
+	access    console.Access
+	worker    *worker.Worker
+	metrics   *metrics.Metrics
+	register  func(*handlers.Registry, events.Streams)
+	listening net.Addr
+	logger    *slog.Logger
+}
+
+// serve opens the console on front, and returns what closes it.
+func (o consoleOf) serve(ctx context.Context, front *console.Front) (func() error, error) {
+	if err := o.access.CheckAddress(o.listening); err != nil {
 		front.Refuse(err)
-		logger.WarnContext(ctx, "the console is not served", "reason", err)
+		o.logger.WarnContext(ctx, "the console is not served", "reason", err)
 		return func() error { return nil }, nil
 	}
+	s := o.settings
 	s.MaxConns = consoleConns
 	backend, err := s.OpenStore(ctx)
 	if err != nil {
@@ -74,9 +88,22 @@ func serveConsole(
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open the dead letters for the console: %w", err), backend.Close())
 	}
+	try := func(ctx context.Context, chosen deadletter.Filter) iter.Seq2[handlers.Outcome, error] {
+		return s.TryDeadLetters(ctx, chosen, worker.TryOptions{Register: o.register, Logger: o.logger})
+	}
+	archive := func(ctx context.Context, chosen deadletter.Filter, by, reason string) (int, error) {
+		a, closeArchive, err := s.OpenArchive(ctx)
+		if err != nil {
+			return 0, err
+		}
+		n, err := a.Put(ctx, chosen, deadletter.Archived, deadletter.Decision{By: by, Reason: reason})
+		return n, errors.Join(err, closeArchive())
+	}
 	c, err := console.New(ctx, console.Config{
-		Store: backend, Letters: letters, Aggregates: register.Aggregates(), Access: access, Logger: logger,
-		Status: func(ctx context.Context) console.Status { return console.StatusOf(w.Health(ctx)) },
+		Store: backend, Letters: letters, Try: try, Archive: archive, Aggregates: register.Aggregates(), Access: o.access, Logger: o.logger,
+		Status: func(ctx context.Context) console.Status {
+			return console.StatusOf(o.worker.Health(ctx), o.metrics.Values())
+		},
 	})
 	if err != nil {
 		return nil, errors.Join(err, closeLetters(), backend.Close())

@@ -24,6 +24,7 @@ func dlqCommand(s *worker.Settings, all registrations) *cobra.Command {
 dead letters in the store.`,
 	})
 	c.AddCommand(dlqList(s), dlqShow(s), dlqTry(s, all), dlqReplay(s), dlqPurge(s))
+	c.AddCommand(dlqKeeping(s)...)
 	return c
 }
 

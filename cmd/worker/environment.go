@@ -10,13 +10,14 @@ import (
 )
 
 // variable is the environment variable of a flag of c. Three have the names that all services share. The flags of one
-// command among several have its name in theirs, so that what is meant for one does not change another.
+// command among several have its name in theirs, so that what is meant for one does not change another; those of doctor
+// are run's.
 func variable(c *cobra.Command, f *pflag.Flag) string {
 	name := upper(f.Name)
 	switch {
 	case name == "DATABASE_URL" || name == "RABBITMQ_URL" || name == "HTTP_ADDR":
 		return name
-	case c.LocalNonPersistentFlags().Lookup(f.Name) != nil && c.Name() != "run" && f.Name != "format":
+	case c.LocalNonPersistentFlags().Lookup(f.Name) != nil && c.Name() != "run" && c.Name() != "doctor" && f.Name != "format":
 		_, path, _ := strings.Cut(c.CommandPath(), " ")
 		return "WORKER_" + upper(path) + "_" + name
 	default:

@@ -51,9 +51,13 @@ func execute(ctx context.Context, all registrations, args []string, in io.Reader
 	root.SetIn(in)
 	root.SetOut(out)
 	root.SetErr(errOut)
-	switch command, err := root.ExecuteContextC(ctx); {
+	command, err := root.ExecuteContextC(ctx)
+	told, ok := errors.AsType[exitError](err)
+	switch {
 	case err == nil:
 		return exitOK
+	case ok:
+		return told.code
 	case isUsage(err):
 		fmt.Fprintf(errOut, "worker: %s\nTry `%s --help`.\n", err, command.CommandPath())
 		return exitUsage
@@ -93,7 +97,8 @@ RABBITMQ_URL a RabbitMQ broker to use instead; either goes with either.`,
 	complete(root, "queue-type", amqp.ClassicQueues, amqp.QuorumQueues)
 	root.AddCommand(
 		runCommand(&settings, all), migrateCommand(&settings), appendCommand(&settings), publishCommand(&settings),
-		eventsCommand(&settings), traceCommand(&settings), tailCommand(&settings), dlqCommand(&settings, all), demoCommand(),
+		eventsCommand(&settings), traceCommand(&settings), tailCommand(&settings), doctorCommand(&settings),
+		dlqCommand(&settings, all), demoCommand(),
 	)
 	describeEnvironment(root)
 	return root
@@ -133,6 +138,11 @@ type usageError struct{ err error }
 
 func (e usageError) Error() string { return e.err.Error() }
 func (e usageError) Unwrap() error { return e.err }
+
+// exitError is the exit code of a command that has said all there is to say.
+type exitError struct{ code int }
+
+func (e exitError) Error() string { return fmt.Sprintf("exit code %d", e.code) }
 
 func isUsage(err error) bool {
 	_, usage := errors.AsType[usageError](err)

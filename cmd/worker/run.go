@@ -178,18 +178,21 @@ func runWorker(
 		f.serving("http://" + listener.Addr().String())
 	}
 
+	registerAll := func(reg *handlers.Registry, streams events.Streams) {
+		all(reg, register.Options{Streams: streams, Chaos: f.chaos})
+	}
 	w, closeParts, err := worker.Open(ctx, s, worker.OpenOptions{
-		Register: func(reg *handlers.Registry, streams events.Streams) {
-			all(reg, register.Options{Streams: streams, Chaos: f.chaos})
-		},
-		Migrate: f.migrate, Wait: f.wait, Logger: logger, Metrics: measures, Tracer: t,
+		Register: registerAll, Migrate: f.migrate, Wait: f.wait, Logger: logger, Metrics: measures, Tracer: t,
 	})
 	if err != nil {
 		return ended(ctx, err)
 	}
 	defer func() { err = errors.Join(err, closeParts()) }()
 	health.Report(w)
-	closeConsole, err := serveConsole(ctx, &front, s, access, w, listener.Addr(), logger)
+	closeConsole, err := consoleOf{
+		settings: s, access: access, worker: w, metrics: measures, register: registerAll,
+		listening: listener.Addr(), logger: logger,
+	}.serve(ctx, &front)
 	if err != nil {
 		return ended(ctx, err)
 	}

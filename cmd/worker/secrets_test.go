@@ -62,11 +62,14 @@ func (followed) EventType() string     { return strings.Repeat("Followed", 20) }
 func (followed) AggregateType() string { return "Follower" }
 
 // Whatever happens to events, to messages that are none, and to the connections to both servers, nothing of the data, the
-// metadata, the headers and the passwords is in the log, in what the commands print, or in the headers of a dead letter.
+// metadata, the headers and the passwords is in the log, in what the commands print, in the headers of a dead letter, in
+// the metrics, or in the traces.
 func TestNothingIsToldOfPatientsAndPasswords(t *testing.T) {
 	t.Parallel()
 	database := withPassword(t, testservers.Postgres(t), planted)
 	p := newProgram(t, "DATABASE_URL="+database, "RABBITMQ_URL="+withUser(t, testservers.RabbitMQ(t)))
+	traces := newTraceReceiver(t)
+	p.env = append(p.env, "OTEL_EXPORTER_OTLP_ENDPOINT="+traces.URL)
 	var outputs strings.Builder
 	run := func(in string, args ...string) {
 		r := p.run(in, args...)
@@ -138,6 +141,7 @@ func TestNothingIsToldOfPatientsAndPasswords(t *testing.T) {
 	run("", "dlq", "replay")
 	p.awaitLetters(letters)
 	_, health := w.get("/readyz")
+	_, metrics := w.get("/metrics")
 	w.stop()
 
 	// Servers that refuse, or are not there.
@@ -156,7 +160,8 @@ func TestNothingIsToldOfPatientsAndPasswords(t *testing.T) {
 		outputs.WriteString(r.out + r.err)
 	}
 
-	outputs.WriteString(health)
+	require.NotEmpty(t, traces.bodies.String())
+	outputs.WriteString(health + metrics + traces.bodies.String())
 	for _, text := range told {
 		requireNowhere(t, w.log.String(), text)
 		requireNowhere(t, outputs.String(), text)

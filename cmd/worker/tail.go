@@ -29,8 +29,9 @@ func tailCommand(s *worker.Settings) *cobra.Command {
 		Use:   "tail",
 		Short: "Follow the events of the store as they are committed, until stopped",
 		Long: `tail prints the events of the store as they are committed, in the order in which the relay publishes them, until it is
-stopped. It only reads, and outlives restarts of the store. What several flags choose must all be so. event_data and
-metadata are left out unless they are to be revealed.`,
+stopped. It only reads, and outlives restarts of the store. What several flags choose must all be so. A line of the table
+has time, type, the event's id, by which ` + "`worker trace`" + ` finds what it belongs to, and the aggregate with its version;
+JSON has the rest. event_data and metadata are left out unless they are to be revealed.`,
 		Example: `  worker tail --type AppointmentScheduled --since 10m
   worker tail --aggregate Patient/5f0c7a52-9b4e-4a35-8f0e-2f6d0f6b1c11 --format json --reveal`,
 		Args: noArguments, ValidArgsFunction: cobra.NoFileCompletions,
@@ -111,8 +112,8 @@ func printFollowed(w io.Writer, f format, e events.Event, reveal bool) error {
 		}
 		return printJSON(w, line)
 	}
-	_, err := fmt.Fprintf(w, "%s  %-28s  %s v%d  tenant %s  correlation %s  event %s\n", localTime(e.CreatedAt), printable(e.Type),
-		printable(e.AggregateType)+"/"+e.AggregateID.String(), e.AggregateVersion, e.TenantID, e.CorrelationID, e.ID)
+	_, err := fmt.Fprintf(w, "%s  %-24s  %s  %s/%s v%d\n", localTime(e.CreatedAt), printable(e.Type), e.ID,
+		printable(e.AggregateType), e.AggregateID, e.AggregateVersion)
 	if err == nil && reveal {
 		_, err = fmt.Fprintf(w, "    event_data %s metadata %s\n", printable(string(e.Data)), printable(string(e.Metadata)))
 	}

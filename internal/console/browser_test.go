@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"flag"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -21,13 +22,14 @@ import (
 	"github.com/chromedp/cdproto/network"
 	"github.com/chromedp/cdproto/runtime"
 	"github.com/chromedp/chromedp"
+	"github.com/chromedp/chromedp/kb"
 	"github.com/stretchr/testify/require"
 
 	"github.com/healz/worker/internal/testservers"
 )
 
 // patience is how long a test waits for what must come.
-const patience = 30 * time.Second
+const patience = 90 * time.Second
 
 func TestMain(m *testing.M) {
 	flag.String("screenshots", "", "folder for the screenshots that the tests take")
@@ -179,7 +181,7 @@ func (b tab) click(selector string) {
 // text is what a person reads in what a selector finds.
 func (b tab) text(selector string) string {
 	b.t.Helper()
-	return run(b, chromedp.Text(chromedp.CSS(selector)))
+	return run(b, chromedp.Evaluate[string](fmt.Sprintf(`(document.querySelector(%q)?.textContent ?? "").trim()`, selector)))
 }
 
 // waitFor waits until what a selector finds says something.
@@ -190,6 +192,15 @@ func (b tab) waitFor(selector, pattern string) {
 		last = b.text(selector)
 		return regexp.MustCompile(pattern).MatchString(last)
 	}, patience, 100*time.Millisecond, "%s in %s", pattern, selector)
+}
+
+// waitForPage loads the page again until it says something.
+func (b tab) waitForPage(selector, pattern string) {
+	b.t.Helper()
+	require.Eventually(b.t, func() bool {
+		run(b, chromedp.Reload())
+		return regexp.MustCompile(pattern).MatchString(b.text(selector))
+	}, patience, 200*time.Millisecond, "%s in %s", pattern, selector)
 }
 
 // sound holds a page to what each page must be: it fits its screen, and says to a screen reader what it is.
@@ -225,41 +236,118 @@ func (b tab) shoot(name string) {
 	}
 }
 
-// A person who has never seen it finds out why an appointment failed, what caused it, and replays it.
-func TestConsoleInBrowser(t *testing.T) {
+// Each page is sound on each screen, and says what it has to.
+func TestPagesInBrowser(t *testing.T) {
 	t.Parallel()
 	d := startDemo(t)
 	trace, letter := "/traces/"+d.find(t, `worker trace (\S+)`), "/dead-letters/letter/"+d.find(t, `worker dlq show (\S+)`)
-
 	for name, s := range map[string]screen{
-		"light": desktop(),
-		"dark":  {width: 1280, height: 1500, scheme: "dark"},
-		"phone": {width: 390, height: 844, scheme: "light"},
+		"light":      desktop(),
+		"dark":       {width: 1280, height: 860, scheme: "dark"},
+		"phone":      {width: 390, height: 844, scheme: "light"},
 		"phone-dark": {width: 390, height: 844, scheme: "dark"},
-		"plain": {width: 1280, height: 1500, scheme: "light", noScript: true},
+		"no-script":  {width: 1280, height: 860, scheme: "light", noScript: true},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			b := d.open(t, s)
 			b.visit("/")
 			require.Contains(t, b.text("main"), "book-appointment")
-			b.waitFor(".flow", `Handlers`)
+			if !s.noScript {
+				b.waitFor(".flow", `\d/s`)
+			}
 			b.shoot("overview-" + name)
 			b.visit("/events")
 			require.Contains(t, b.text("main"), "PatientRegistered")
 			b.shoot("events-" + name)
-			b.visit(trace)
-			require.Contains(t, b.text("main"), "has no opening hours")
-			b.shoot("trace-" + name)
 			b.visit("/dead-letters")
+			require.Contains(t, b.text("main"), "patient has no name")
 			b.shoot("dead-letters-" + name)
 			b.visit(letter)
-			require.Contains(t, b.text(".reason"), "has no opening hours")
+			require.Contains(t, b.text(".failure"), "has no opening hours")
 			b.shoot("dead-letter-" + name)
 			b.click(".ids a[href^='/aggregates/']")
 			b.shoot("aggregate-" + name)
 			b.click(".history a.strong")
 			require.Contains(t, b.text("h1"), "AppointmentRequested")
+			require.Equal(t, "ClinicOpened", b.text(".causes li:first-child"))
 			b.shoot("event-" + name)
+			b.visit(trace)
+			require.Contains(t, b.text("main"), "has no opening hours")
+			b.shoot("trace-" + name)
+			dark := run(b, chromedp.Evaluate[string](`getComputedStyle(document.body).backgroundColor`)) == "rgb(14, 17, 22)"
+			require.Equal(t, s.scheme == "dark", dark)
+			if !s.noScript {
+				return
+			}
+			// The theme is a form, and needs no script.
+			b.click(".to-dark")
+			require.Contains(t, b.text("main"), "has no opening hours")
+			b.shoot("trace-chosen-dark")
 		})
 	}
+}
+
+// A person who has never seen it finds out why an appointment failed, what caused it, and replays it.
+func TestFindAndReplayInBrowser(t *testing.T) {
+	t.Parallel()
+	d := startDemo(t)
+	b := d.open(t, desktop())
+	b.visit("/")
+	require.Contains(t, b.text(".groups"), "has no opening hours")
+	b.visit(run(b, chromedp.Evaluate[string](`[...document.querySelectorAll(".groups li")].find(
+		(e) => e.textContent.includes("has no opening hours")).querySelector("a.button").getAttribute("href")`)))
+	b.click(`td.act a[href^="/traces/"]`)
+	require.Equal(t, "ClinicOpened", b.text(".tree td a.strong"))
+	require.Contains(t, b.text(".tree .failed"), "has no opening hours")
+	require.Equal(t, "AppointmentRequested", b.text(".trace .failed .label"))
+
+	b.click(".tree .failure a.button")
+	b.click(`form[action="/dead-letters/try"] button`)
+	require.Contains(t, b.text("main"), "0 of 1 would pass now")
+	b.shoot("try")
+	d.mend(t)
+	b.visit("/dead-letters/letter/" + d.find(t, `worker dlq show (\S+)`))
+	b.click(`form[action="/dead-letters/try"] button`)
+	require.Contains(t, b.text("main"), "1 of 1 would pass now")
+
+	b.click(`form[action="/dead-letters/replay"] button`)
+	b.waitFor("main .state", "done")
+	b.shoot("replay")
+	require.Regexp(t, `1\s*(handled|sent)`, b.text(".figures"))
+	b.click(`td a[href^="/traces/"]`)
+	b.waitForPage(`.tree`, "ReminderScheduled")
+	require.Empty(t, run(b, chromedp.Evaluate[[]string](`[...document.querySelectorAll(".failed")].map((e) => e.outerHTML)`)))
+	b.shoot("trace-mended")
+
+	b.click(`.tree td a[href^="/aggregates/Appointment/"]`)
+	b.click(`form[action$="/reveal"] button`)
+	require.Contains(t, b.text(".states"), "starts_at")
+	require.Contains(t, b.text("main"), `"scheduled": true`)
+	b.shoot("aggregate-revealed")
+}
+
+// One can go about with the keyboard alone.
+func TestKeyboardInBrowser(t *testing.T) {
+	t.Parallel()
+	d := startDemo(t)
+	b := d.open(t, desktop())
+	b.visit("/events")
+	focused := func() string {
+		return run(b, chromedp.Evaluate[string](`document.activeElement.textContent.trim() || document.activeElement.id`))
+	}
+	run(b, chromedp.KeyEvent(kb.Tab))
+	require.Equal(t, "Skip to the content", focused())
+	run(b, chromedp.KeyEvent(kb.Enter))
+	require.Equal(t, "main", run(b, chromedp.Evaluate[string](`document.activeElement.id`)))
+	run(b, chromedp.KeyEvent(kb.Tab))
+	require.Equal(t, "type", focused())
+	outlined := run(b, chromedp.Evaluate[string](`getComputedStyle(document.activeElement).outlineStyle`))
+	require.Equal(t, "solid", outlined)
+	run(b, chromedp.KeyEvent("PatientRegistered"))
+	_, err := chromedp.RunResponse(b, chromedp.KeyEvent(kb.Enter))
+	require.NoError(t, err)
+	b.sound()
+	require.NotContains(t, b.text("tbody"), "Appointment")
+	require.Contains(t, b.text("tbody"), "PatientRegistered")
 }

@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"html/template"
 	"io/fs"
+	"iter"
 	"log/slog"
 	"net/http"
 	"time"
@@ -22,6 +23,7 @@ import (
 	"github.com/healz/worker/internal/causation"
 	"github.com/healz/worker/internal/deadletter"
 	"github.com/healz/worker/internal/events"
+	"github.com/healz/worker/internal/handlers"
 	"github.com/healz/worker/internal/store"
 )
 
@@ -32,6 +34,7 @@ const readTimeout = 20 * time.Second
 type Store interface {
 	causation.Store
 	deadletter.Inbox
+	End(ctx context.Context) (store.Position, error)
 	Search(ctx context.Context, s store.Search, q store.Query) (store.Page, error)
 	ByAggregate(ctx context.Context, aggregateType string, aggregateID uuid.UUID, q store.Query) (store.Page, error)
 }
@@ -40,6 +43,10 @@ type Store interface {
 type Config struct {
 	Store   Store
 	Letters deadletter.Queue
+	// Try finds out what would become of letters if they were replayed now, and Archive puts them away and returns how many.
+	// Each may be nil.
+	Try     func(ctx context.Context, f deadletter.Filter) iter.Seq2[handlers.Outcome, error]
+	Archive func(ctx context.Context, f deadletter.Filter, by, reason string) (int, error)
 	// Status looks at the worker.
 	Status func(ctx context.Context) Status
 	// Aggregates make the aggregates whose state is shown after each event.
@@ -52,6 +59,8 @@ type Config struct {
 type Console struct {
 	store      Store
 	letters    *letterBox
+	try        func(ctx context.Context, f deadletter.Filter) iter.Seq2[handlers.Outcome, error]
+	archive    func(ctx context.Context, f deadletter.Filter, by, reason string) (int, error)
 	status     func(ctx context.Context) Status
 	aggregates map[string]func() events.Stateful
 	access     Access
@@ -76,7 +85,7 @@ var (
 // New makes a console. [Console.Close] ends what it has begun.
 func New(ctx context.Context, config Config) (*Console, error) {
 	c := &Console{
-		store: config.Store, letters: newLetterBox(config.Letters), status: config.Status,
+		store: config.Store, letters: newLetterBox(config.Letters), try: config.Try, archive: config.Archive, status: config.Status,
 		aggregates: map[string]func() events.Stateful{}, access: config.Access, logger: config.Logger, seal: newSeal(),
 	}
 	for _, empty := range config.Aggregates {
@@ -107,19 +116,21 @@ func (c *Console) routes() http.Handler {
 		"GET /live/overview": c.liveOverview,
 		"GET /find":          c.find,
 
-		"GET /events":                            c.events,
-		"GET /events/{id}":                       c.event,
-		"POST /events/{id}/reveal":               c.event,
-		"GET /aggregates/{type}/{id}":            c.aggregate,
-		"POST /aggregates/{type}/{id}/reveal":    c.aggregate,
-		"GET /traces/{id}":                       c.trace,
-		"GET /dead-letters":                      c.deadLetters,
-		"GET /dead-letters/letter/{id}":          c.deadLetter,
-		"POST /dead-letters/letter/{id}/reveal":  c.deadLetter,
-		"POST /dead-letters/replay":              c.replay,
-		"GET /replays/{id}":                      c.job,
-		"GET /live/replays/{id}":                 c.liveJob,
-		"POST /replays/{id}/stop":                c.stopJob,
+		"GET /events":                           c.events,
+		"GET /events/{id}":                      c.event,
+		"POST /events/{id}/reveal":              c.event,
+		"GET /aggregates/{type}/{id}":           c.aggregate,
+		"POST /aggregates/{type}/{id}/reveal":   c.aggregate,
+		"GET /traces/{id}":                      c.trace,
+		"GET /dead-letters":                     c.deadLetters,
+		"GET /dead-letters/letter/{id}":         c.deadLetter,
+		"POST /dead-letters/letter/{id}/reveal": c.deadLetter,
+		"POST /dead-letters/replay":             c.replay,
+		"POST /dead-letters/try":                c.tryLetters,
+		"POST /dead-letters/archive":            c.archiveLetters,
+		"GET /replays/{id}":                     c.job,
+		"GET /live/replays/{id}":                c.liveJob,
+		"POST /replays/{id}/stop":               c.stopJob,
 
 		"GET /login":   c.login,
 		"POST /login":  c.logIn,

@@ -247,14 +247,14 @@ func (c *Console) revealed(r *http.Request, what string, attrs ...any) {
 
 // aggregatePage is the body of an aggregate's history.
 type aggregatePage struct {
-	Type     string
-	ID       uuid.UUID
-	Steps    []step
-	Failed   map[uuid.UUID]bool
+	Type   string
+	ID     uuid.UUID
+	Steps  []step
+	Failed map[uuid.UUID]bool
 	// After is the cursor behind which the steps begin, and Next the address of the page behind them.
 	After, Next string
 	Stateful    bool
-	Revealed bool
+	Revealed    bool
 	// Problem says why there is no state.
 	Problem string
 }

@@ -47,7 +47,7 @@ const (
 // stations are the boxes in the order of the way; the last one, the dead letters, is beside it.
 func stations(s Status, r rates) [6]station {
 	list := [6]station{
-		{Name: "Append", Figure: rate(r.Appended), Note: "by this worker", Href: "/events"},
+		{Name: "Append", Figure: rate(r.Appended), Note: "by anyone", Href: "/events"},
 		{Name: "Store", Figure: lag(s.Lag), Note: lagNote(s), Href: "/events"},
 		{Name: "Relay", Figure: rate(r.Relayed), Note: s.Parts["relay"]},
 		{Name: "Bus", Figure: queued(s.Queued), Note: s.Parts["bus"]},
@@ -99,7 +99,7 @@ func lag(n float64) string {
 
 func lagNote(s Status) string {
 	if math.IsNaN(s.LagSeconds) || s.Lag == 0 {
-		return "all relayed"
+		return "nothing waits"
 	}
 	return "oldest " + took(time.Duration(s.LagSeconds*float64(time.Second)))
 }

@@ -20,7 +20,7 @@ import (
 func parsePages() (map[string]*template.Template, error) {
 	layout, err := template.New("layout").Funcs(template.FuncMap{
 		"ago": ago, "stamp": stamp, "machine": machine, "short": short, "took": took, "count": count, "rate": rate,
-		"aggregatePath": aggregatePath, "plural": plural, "nonzero": func(id uuid.UUID) bool { return id != uuid.Nil },
+		"aggregatePath": aggregatePath, "letterPath": letterPath, "query": url.QueryEscape, "plural": plural, "nonzero": func(id uuid.UUID) bool { return id != uuid.Nil },
 		"pretty": pretty, "since": func(from, to time.Time) string { return offset(to.Sub(from)) }, "dict": dict,
 	}).ParseFS(templateFiles, "templates/layout/*.html")
 	if err != nil {
@@ -151,6 +151,8 @@ func rate(r float64) string {
 func aggregatePath(aggregateType string, id uuid.UUID) string {
 	return "/aggregates/" + url.PathEscape(aggregateType) + "/" + id.String()
 }
+
+func letterPath(id string) string { return "/dead-letters/letter/" + url.PathEscape(id) }
 
 // pretty is JSON to be read by people.
 func pretty(raw json.RawMessage) string {

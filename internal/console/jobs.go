@@ -26,7 +26,9 @@ type jobs struct {
 	list []*job
 }
 
-func (j *jobs) begin(ctx context.Context) { j.ctx, j.cancel = context.WithCancel(context.WithoutCancel(ctx)) }
+func (j *jobs) begin(ctx context.Context) {
+	j.ctx, j.cancel = context.WithCancel(context.WithoutCancel(ctx))
+}
 
 func (j *jobs) end() {
 	j.cancel()

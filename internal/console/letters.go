@@ -182,10 +182,18 @@ type lettersPage struct {
 	// More is how many others the filter chooses.
 	More     int
 	Problems []string
+	// Archived says what became of a request to archive letters.
+	Archived string
+	May      abilities
 }
 
-// Filter is what the page's forms choose, as the query of its address.
-func (p lettersPage) Filter() string { return p.Query.Encode() }
+// Filter is what the page's forms choose.
+func (p lettersPage) Filter() string {
+	if len(p.Query) == 0 {
+		return url.Values{chooseAll: {"yes"}}.Encode()
+	}
+	return p.Query.Encode()
+}
 
 // Count is how many letters the filter chooses.
 func (p lettersPage) Count() int { return len(p.List) + p.More }
@@ -200,7 +208,10 @@ func (c *Console) deadLetters(w http.ResponseWriter, r *http.Request) {
 		c.fail(w, r, err)
 		return
 	}
-	p := lettersPage{Letters: found, Query: url.Values{}}
+	p := lettersPage{Letters: found, Query: url.Values{}, May: c.abilities(r)}
+	if n, err := strconv.Atoi(r.URL.Query().Get("archived")); err == nil {
+		p.Archived = plural(n, "letter is", "letters are") + " in the archive: worker dlq restore brings them back."
+	}
 	for _, name := range letterFilters() {
 		if value := strings.TrimSpace(r.URL.Query().Get(name)); value != "" {
 			p.Query.Set(name, value)
@@ -208,7 +219,10 @@ func (c *Console) deadLetters(w http.ResponseWriter, r *http.Request) {
 	}
 	filter, problems := letterFilter(p.Query)
 	p.Problems = problems
-	for l := range filter.Choose(found.all()) {
+	for _, l := range found.List {
+		if len(problems) > 0 || !filter.Match(l) {
+			continue
+		}
 		if len(p.List) == pageSize {
 			p.More++
 			continue
@@ -223,7 +237,7 @@ func (c *Console) deadLetters(w http.ResponseWriter, r *http.Request) {
 	c.render(w, r, http.StatusOK, "letters", "Dead letters", p)
 }
 
-// letterFilter reads a filter from a form, and says what in it is wrong. Where something is, it chooses nothing.
+// letterFilter reads a filter from a form, and says what in it is wrong: then the filter is not to be used.
 func letterFilter(form url.Values) (deadletter.Filter, []string) {
 	var problems []string
 	id := func(name string) uuid.UUID {
@@ -234,7 +248,6 @@ func letterFilter(form url.Values) (deadletter.Filter, []string) {
 		parsed, err := events.ParseCorrelationID(text)
 		if err != nil {
 			problems = append(problems, name+" must be a UUID.")
-			return uuid.Max
 		}
 		return parsed
 	}
@@ -256,13 +269,14 @@ type letterPage struct {
 	Revealed bool
 	// Body is shown when it is revealed.
 	Body string
+	May  abilities
 }
 
 func (c *Console) deadLetter(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithTimeout(r.Context(), readTimeout)
 	defer cancel()
 	id := r.PathValue("id")
-	var p letterPage
+	p := letterPage{May: c.abilities(r)}
 	for l, err := range c.letters.queue.List(ctx, deadletter.Filter{IDs: []string{id}, Limit: 1}) {
 		if err != nil {
 			c.fail(w, r, err)
@@ -291,68 +305,4 @@ func (c *Console) deadLetter(w http.ResponseWriter, r *http.Request) {
 		p.Revealed, p.Body = true, pretty(p.Letter.Body)
 	}
 	c.render(w, r, http.StatusOK, "letter", "Dead letter", p)
-}
-
-// replay begins a replay of what a form chooses, and goes to its page.
-func (c *Console) replay(w http.ResponseWriter, r *http.Request) {
-	form, err := url.ParseQuery(r.PostFormValue("filter"))
-	if err != nil {
-		c.refuse(w, r, http.StatusBadRequest, "The form cannot be read.")
-		return
-	}
-	filter, problems := letterFilter(form)
-	if len(problems) > 0 {
-		c.refuse(w, r, http.StatusBadRequest, strings.Join(problems, " "))
-		return
-	}
-	o := deadletter.ReplayOptions{Inbox: c.store, Patience: replayPatience, Parallel: replayParallel, MaxFailures: replayFailures}
-	if text := r.PostFormValue("max_failures"); text != "" {
-		if o.MaxFailures, err = strconv.Atoi(text); err != nil || o.MaxFailures < 0 {
-			c.refuse(w, r, http.StatusBadRequest, "How many may fail again must be a number.")
-			return
-		}
-	}
-	if text := r.PostFormValue("rate"); text != "" {
-		if o.Rate, err = strconv.ParseFloat(text, 64); err != nil || o.Rate <= 0 {
-			c.refuse(w, r, http.StatusBadRequest, "The rate must be a number of letters a second.")
-			return
-		}
-	}
-	v := viewerOf(r.Context())
-	c.logger.InfoContext(r.Context(), "console: a replay begins", "who", v.Who, "client", v.Client.String(),
-		"letter_id", form.Get("id"), "group", form.Get("group"))
-	j := c.jobs.start(describeFilter(form), v.Who, func(ctx context.Context, report func(deadletter.Progress)) error {
-		defer c.letters.forget()
-		for p, err := range c.letters.queue.Replay(ctx, filter, o) {
-			if err != nil {
-				return err
-			}
-			report(p)
-		}
-		return nil
-	})
-	http.Redirect(w, r, "/replays/"+j.ID, http.StatusSeeOther)
-}
-
-const (
-	replayPatience = 20 * time.Second
-	replayParallel = 16
-	replayFailures = 3
-)
-
-// describeFilter says what a form chooses.
-func describeFilter(form url.Values) string {
-	if len(form) == 0 {
-		return "all dead letters"
-	}
-	if id := form.Get("id"); id != "" {
-		return "dead letter " + id
-	}
-	var parts []string
-	for _, name := range letterFilters() {
-		if value := form.Get(name); value != "" {
-			parts = append(parts, name+" "+value)
-		}
-	}
-	return "dead letters of " + strings.Join(parts, ", ")
 }

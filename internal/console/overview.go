@@ -23,7 +23,7 @@ type overviewPage struct {
 	Groups     []deadletter.Group
 	MoreGroups int
 	Letters    letters
-	Latest   []events.Event
+	Latest     []events.Event
 	// Problems are what could not be read.
 	Problems []string
 	At       time.Time
@@ -59,6 +59,9 @@ func (c *Console) look(ctx context.Context) overviewPage {
 		o.Problems = append(o.Problems, "The store cannot be read: "+err.Error())
 	}
 	o.Latest = page.Events
+	if end, err := c.store.End(ctx); err == nil {
+		status.Totals.Appended = float64(end.ID) // ids that are given in vain are few
+	}
 	moving := c.flow.record(now, status.Totals)
 	o.Pictures = []picture{wide(status, moving), tall(status, moving)}
 	for name, text := range status.Parts {

@@ -26,20 +26,27 @@ type Status struct {
 
 // Totals count what has passed each station.
 type Totals struct {
-	// Appended are this worker's appends; other programs append too, which the relay's count has.
+	// Appended are by whomever; the others are of this worker.
 	Appended, Relayed, Received, Handled, Failed, DeadLettered float64
 }
 
-// StatusOf is what a worker's health tells of its status.
-func StatusOf(h worker.Health) Status {
-	unknown := math.NaN()
-	settled := h.Events
-	dead := float64(settled[middleware.DeadLettered])
-	handled := float64(settled[middleware.Handled] + settled[middleware.Unhandled])
+// StatusOf is what a worker's health and metrics tell of its status; the totals lack what was appended.
+func StatusOf(h worker.Health, metrics map[string]float64) Status {
+	value := func(name string) float64 {
+		if v, known := metrics["worker_"+name]; known {
+			return v
+		}
+		return math.NaN()
+	}
+	dead := float64(h.Events[middleware.DeadLettered])
+	handled := float64(h.Events[middleware.Handled] + h.Events[middleware.Unhandled])
 	return Status{
-		Ready: h.Ready, Parts: h.Parts, Lag: unknown, LagSeconds: unknown, Queued: unknown, Letters: unknown,
+		Ready: h.Ready, Parts: h.Parts, Lag: value("relay_lag_events"), LagSeconds: value("relay_lag_seconds"),
+		Queued: value("queue_messages"), Letters: value("dead_letters"),
 		Totals: Totals{
-			Appended: unknown, Relayed: unknown, Received: handled + dead, Handled: handled, Failed: unknown, DeadLettered: dead,
+			Appended: math.NaN(), Relayed: value("relay_events_total"),
+			Received: handled + dead + float64(h.Events[middleware.Postponed]), Handled: handled,
+			Failed: value("handler_failures_total"), DeadLettered: dead,
 		},
 	}
 }

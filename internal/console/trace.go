@@ -142,7 +142,7 @@ func draw(t causation.Tree) drawing {
 		}
 		for _, f := range n.Failures {
 			failed := spanTo(scale, row, f.LastFailed, cmp.Or(f.Handler, "no handler"), true)
-			failed.Href = "/dead-letters/letter/" + f.LetterID
+			failed.Href = letterPath(f.LetterID)
 			row.Spans = append(row.Spans, failed)
 		}
 		row.label()

@@ -30,6 +30,12 @@ type Filter struct {
 	Limit int
 }
 
+// IsZero tells whether f chooses all letters.
+func (f Filter) IsZero() bool {
+	return len(f.IDs) == 0 && f.Group == "" && f.Type == "" && f.Handler == "" && f.Tenant == uuid.Nil && f.Aggregate == uuid.Nil &&
+		f.Correlation == uuid.Nil && f.Since.IsZero() && f.Until.IsZero() && f.Reason == nil && f.Limit == 0
+}
+
 // Match tells whether f chooses the letter.
 func (f Filter) Match(l Letter) bool {
 	switch {

@@ -1,8 +1,11 @@
 package deadletter
 
 import (
+	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"strconv"
 	"time"
@@ -17,6 +20,8 @@ const (
 	ReplayCountKey = "replay_count"
 	// ReplayIDKey names the replay that sent it last.
 	ReplayIDKey = "replay_id"
+	// ReplayOfKey is the id of the letter that it was then.
+	ReplayOfKey = "replay_of"
 	// HistoryKey holds its [History].
 	HistoryKey = "dead_letter_history"
 )
@@ -53,9 +58,10 @@ type Letter struct {
 	Failure
 	// History is what befell the message before its last failure, oldest first.
 	History History
-	// Replays is how often it was replayed, and ReplayID the last replay; 0 and "" if it never was.
-	Replays  int
-	ReplayID string
+	// Replays is how often it was replayed, ReplayID the last replay, and ReplayOf the letter's id then; 0 and "" if it
+	// never was.
+	Replays            int
+	ReplayID, ReplayOf string
 	// Source is where a replay puts the letter: the queue on a broker.
 	Source string
 	// Headers are the message's headers without those of the failure and of replays; values as the broker gave them.
@@ -82,10 +88,10 @@ func Complete(l Letter) Letter {
 	}
 	l.Group, _ = Fingerprint(l.Handler, l.Type, l.Reason)
 	l.Replays, _ = strconv.Atoi(text(ReplayCountKey)) // absent is none
-	l.ReplayID = text(ReplayIDKey)
+	l.ReplayID, l.ReplayOf = text(ReplayIDKey), text(ReplayOfKey)
 	l.History = parseHistory(text(HistoryKey))
 	l.Headers = maps.Clone(l.Headers)
-	for _, key := range []string{ReplayCountKey, ReplayIDKey, HistoryKey} {
+	for _, key := range []string{ReplayCountKey, ReplayIDKey, ReplayOfKey, HistoryKey} {
 		if _, ok := l.Headers[key].(string); ok {
 			delete(l.Headers, key)
 		}
@@ -100,7 +106,7 @@ func (l Letter) Encode() ([]byte, error) {
 	c := encoded{
 		ID: l.ID, Type: l.Type, Reason: l.Reason, Handler: l.Handler, Attempts: l.Attempts,
 		FirstFailed: optional(l.FirstFailed), LastFailed: optional(l.LastFailed),
-		History: l.History, Replays: l.Replays, ReplayID: l.ReplayID, Source: l.Source, Raw: l.Raw, Body: l.Body,
+		History: l.History, Replays: l.Replays, ReplayID: l.ReplayID, ReplayOf: l.ReplayOf, Source: l.Source, Raw: l.Raw, Body: l.Body,
 	}
 	if l.Raw == nil {
 		c.Headers = l.Headers
@@ -115,7 +121,12 @@ func (l Letter) Encode() ([]byte, error) {
 // Decode reads what [Letter.Encode] wrote. The error quotes nothing of it.
 func Decode(line []byte) (Letter, error) {
 	var c encoded
-	if json.Unmarshal(line, &c) != nil {
+	decoder := json.NewDecoder(bytes.NewReader(line))
+	decoder.UseNumber() // headers keep every digit
+	if decoder.Decode(&c) != nil {
+		return Letter{}, errEncoding
+	}
+	if _, err := decoder.Token(); !errors.Is(err, io.EOF) {
 		return Letter{}, errEncoding
 	}
 	l := Complete(Letter{
@@ -125,7 +136,7 @@ func Decode(line []byte) (Letter, error) {
 			FirstFailed: orZero(c.FirstFailed), LastFailed: orZero(c.LastFailed),
 		},
 	})
-	l.History, l.Replays, l.ReplayID = c.History, c.Replays, c.ReplayID
+	l.History, l.Replays, l.ReplayID, l.ReplayOf = c.History, c.Replays, c.ReplayID, c.ReplayOf
 	return l, nil
 }
 
@@ -140,6 +151,7 @@ type encoded struct {
 	History     History         `json:"history,omitempty"`
 	Replays     int             `json:"replays,omitempty"`
 	ReplayID    string          `json:"replay_id,omitempty"`
+	ReplayOf    string          `json:"replay_of,omitempty"`
 	Source      string          `json:"source,omitempty"`
 	Headers     map[string]any  `json:"headers,omitempty"`
 	Raw         json.RawMessage `json:"message,omitempty"`

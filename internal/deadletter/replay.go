@@ -30,15 +30,15 @@ type Inbox interface {
 	Handled(ctx context.Context, e events.Event) ([]string, error)
 }
 
-// ReplayOptions say how to replay. The zero value sends all, as fast as it goes, waits for no outcome, and stops at the
-// first letter that fails again while it sends.
+// ReplayOptions say how to replay. The zero value sends all, as fast as it goes, and stops at the first letter that fails
+// again while it sends.
 type ReplayOptions struct {
 	// DryRun sends nothing: each letter that would be is yielded as Sent.
 	DryRun bool
 	// Rate is the most letters to send in a second; 0: no bound.
 	Rate float64
-	// Parallel is the most letters that are sent while it is not known whether they were handled; 0: no bound. Those that
-	// have no handler or are no event count as sent alone.
+	// Parallel is the most letters that are sent while it is not known whether they were handled; [DefaultParallel] if 0.
+	// Those of which it will not become known, as they are no event, are not among them.
 	Parallel int
 	// To is [ToHandler] if empty.
 	To Destination
@@ -53,6 +53,9 @@ type ReplayOptions struct {
 	Inbox Inbox
 }
 
+// DefaultParallel is how many letters of a replay are on their way at once.
+const DefaultParallel = 1000
+
 // Check says what is out of range, and fills in the defaults, a new replay's id as Resume among them.
 func (o ReplayOptions) Check() (ReplayOptions, error) {
 	switch o.To {
@@ -64,6 +67,9 @@ func (o ReplayOptions) Check() (ReplayOptions, error) {
 	}
 	if o.Rate < 0 || o.Parallel < 0 || o.Patience < 0 {
 		return o, errors.New("rate, parallel and patience of a replay must not be negative")
+	}
+	if o.Parallel == 0 {
+		o.Parallel = DefaultParallel
 	}
 	if o.Resume == "" {
 		o.Resume = ulid.Make().String()
@@ -108,7 +114,7 @@ type Progress struct {
 // nobody can tell.
 type Counts struct {
 	Chosen, Sent, Handled, FailedAgain, Kept int
-	// Unknown are those of Sent of which it will not become known whether they are handled.
+	// Unknown are those of Sent of which it will not become known that they are handled.
 	Unknown int
 }
 
@@ -131,7 +137,7 @@ var (
 func (l Letter) ReplayHeaders(replayID string, to Destination, at time.Time) map[string]string {
 	history := l.History.With(l.incident(), Incident{Kind: Replayed, At: at.UTC().Truncate(time.Second), ReplayID: replayID})
 	headers := map[string]string{
-		ReplayCountKey: strconv.Itoa(l.Replays + 1), ReplayIDKey: replayID, HistoryKey: history.Header(),
+		ReplayCountKey: strconv.Itoa(l.Replays + 1), ReplayIDKey: replayID, ReplayOfKey: l.ID, HistoryKey: history.Header(),
 	}
 	if to == ToHandler && l.Handler != "" {
 		headers[bus.ReplayHandlerKey] = l.Handler

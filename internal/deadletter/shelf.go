@@ -165,7 +165,7 @@ func withHistory(l Letter) Letter {
 		headers = map[string]any{}
 	}
 	for key, value := range map[string]string{
-		HistoryKey: l.History.Header(), ReplayIDKey: l.ReplayID, ReplayCountKey: strconv.Itoa(l.Replays),
+		HistoryKey: l.History.Header(), ReplayIDKey: l.ReplayID, ReplayOfKey: l.ReplayOf, ReplayCountKey: strconv.Itoa(l.Replays),
 	} {
 		if value != "" && value != "0" {
 			headers[key] = value

@@ -14,8 +14,11 @@ import (
 // Fingerprint is the same for two events that say the same of the same aggregate: it covers the id, the type, the
 // aggregate with its version, the tenant and the data. However the JSON of the data is written, the key order, white
 // space, escapes and the form of numbers do not count. Two events with one id and different fingerprints contradict
-// each other.
+// each other. That of an edited copy (see [EditedBody]) is the original's.
 func (e Event) Fingerprint() [sha256.Size]byte {
+	if original, edited := e.editedFrom(); edited {
+		return original
+	}
 	h := sha256.New()
 	for _, s := range []string{
 		e.ID.String(), e.Type, e.AggregateType, e.AggregateID.String(), strconv.Itoa(e.AggregateVersion), e.TenantID.String(),

@@ -250,8 +250,8 @@ func TestWhatWasSeenLongAgoIsAbsent(t *testing.T) {
 	})
 }
 
-// Each metric that the dashboard and the alerts name is one that a worker has.
-func TestDashboardAndAlertsNameMetricsThatExist(t *testing.T) {
+// Each metric that the dashboard, the alerts and the README name is one that a worker has.
+func TestTheMetricsThatAreNamedExist(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		m := metrics.New("v1")
@@ -262,9 +262,14 @@ func TestDashboardAndAlertsNameMetricsThatExist(t *testing.T) {
 			name, _, _ := strings.Cut(line, " ")
 			name, _, _ = strings.Cut(name, "{")
 			exist[name] = true
+			for _, part := range []string{"_bucket", "_sum", "_count"} { // of a histogram
+				exist[strings.TrimSuffix(name, part)] = true
+			}
 		}
-		for _, file := range []string{"grafana/worker.json", "prometheus/alerts.yaml", "prometheus/alerts_test.yaml"} {
-			text, err := os.ReadFile(filepath.Join("..", "..", "deploy", file))
+		for _, file := range []string{
+			"README.md", "deploy/grafana/worker.json", "deploy/prometheus/alerts.yaml", "deploy/prometheus/alerts_test.yaml",
+		} {
+			text, err := os.ReadFile(filepath.Join("..", "..", file))
 			require.NoError(t, err)
 			named := regexp.MustCompile(`\bworker_[a-z_]+`).FindAllString(string(text), -1)
 			require.NotEmpty(t, named)

@@ -18,6 +18,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 
@@ -80,15 +81,22 @@ func (t *Tracer) Append(ctx context.Context, batch []events.Event) (traced conte
 				trace.WithAttributes(append(describeOne(e, len(batch)), t.system,
 					semconv.MessagingOperationTypeCreate, semconv.MessagingOperationName("append"),
 					semconv.MessagingDestinationName("events"), semconv.MessagingBatchMessageCount(len(batch)))...))
-			chains[e.CorrelationID] = chain
+			chains[e.CorrelationID] = chain //nolint:fatcontext // each is below ctx, and none below another
 			spans = append(spans, span)
 			traced = chain
 		}
 		e.Metadata = mark(e.Metadata, trace.SpanContextFromContext(chain))
 		marked[i] = e
 	}
-	return traced, marked, func(err error) { finish(spans, err) }
+	return traced, marked, func(err error) {
+		if err != nil {
+			err = errNotAppended // a handler's own SQL may have failed, and say anything
+		}
+		finish(spans, err)
+	}
 }
+
+var errNotAppended = errors.New("not appended")
 
 // Publisher publishes to destination through next, with a span for each message below the one that the message, or its
 // event, names. The span's context goes into the message.

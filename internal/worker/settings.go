@@ -111,6 +111,7 @@ const maxPrefetch = 65535
 type Backend interface {
 	store.Store
 	deadletter.Shelf
+	deadletter.ArchiveTable
 	handlers.Tried
 
 	// Migrate brings the schema up to date; nothing happens when it is.

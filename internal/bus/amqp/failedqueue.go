@@ -50,10 +50,10 @@ const letterTime = "2006-01-02T15:04:05.000Z"
 // FailedQueue is the contract's queue of dead letters. Besides those that [FailedQueue.Put] put there it takes those of
 // the broker, rejected, expired or crowded out of a queue, and of any program. It is safe for concurrent use.
 //
-// List and Replay see the letters that lie there when they begin. While they run the broker shows them to nobody else;
-// when they end, also by death, it puts back what is left, in its old order; only a quorum queue does not keep that over
-// the death of a process. They use a connection of their own, and
-// hold one letter at a time.
+// List, Replay, Take and Purge see the letters that lie there when they begin, over a connection of their own. While they
+// run the broker shows them to nobody else, and another of them waits a while and then fails with [deadletter.ErrBusy].
+// When they end, also by death, it puts back what is left, in its old order; only a quorum queue does not keep that over
+// the death of a process.
 type FailedQueue struct {
 	conn      *Connection
 	publisher *Publisher
@@ -80,6 +80,9 @@ func (q *FailedQueue) Put(ctx context.Context, m *message.Message, f deadletter.
 	h := historyOf(p.Headers)
 	p.Headers = withoutLetterKeys(p.Headers)
 	h.tell(&p, &f, &topic)
+	if f.Handler != "" && text(p.Headers, bus.ReplayHandlerKey) == f.Handler {
+		delete(p.Headers, bus.ReplayHandlerKey) // a replay sets it again
+	}
 	set := func(key, value string) {
 		if value != "" {
 			p.Headers[key] = value
@@ -118,11 +121,7 @@ func (q *FailedQueue) original(m *message.Message) (p amqp091.Publishing, source
 
 // send publishes one message that has been on the broker before, and waits for the confirm.
 func (q *FailedQueue) send(ctx context.Context, exchange, key string, p amqp091.Publishing) error {
-	p.DeliveryMode = amqp091.Persistent
-	if p.UserId != "" && p.UserId != q.conn.uri.Username {
-		p.Headers[userIDKey], p.UserId = p.UserId, ""
-	}
-	if err := checkSize(p); err != nil {
+	if err := q.prepare(&p); err != nil {
 		return err
 	}
 	return q.publisher.publish(ctx, 1, func(int) (outgoing, error) {
@@ -130,118 +129,120 @@ func (q *FailedQueue) send(ctx context.Context, exchange, key string, p amqp091.
 	})
 }
 
+// prepare makes of a message that has been on the broker before one that it takes.
+func (q *FailedQueue) prepare(p *amqp091.Publishing) error {
+	p.DeliveryMode = amqp091.Persistent
+	if p.UserId != "" && p.UserId != q.conn.uri.Username {
+		p.Headers[userIDKey], p.UserId = p.UserId, ""
+	}
+	return checkSize(*p)
+}
+
 // List yields the letters that f chooses, oldest first.
 func (q *FailedQueue) List(ctx context.Context, f deadletter.Filter) iter.Seq2[deadletter.Letter, error] {
-	return f.Choose(func(yield func(deadletter.Letter, error) bool) {
-		err := q.walk(ctx, func(d amqp091.Delivery) (taken, more bool, err error) {
-			return false, yield(letterOf(d), nil), nil
+	return func(yield func(deadletter.Letter, error) bool) {
+		stopped := false
+		err := q.look(ctx, func(r *reading) error {
+			return r.each(ctx, f, func(l letter) (bool, error) {
+				var err error
+				if l.Raw, err = rawOf(l.delivery); err == nil {
+					stopped = !yield(l.Letter, nil)
+				}
+				return !stopped, err
+			}, nil)
 		})
-		if err != nil {
+		if err != nil && !stopped {
 			yield(deadletter.Letter{}, fmt.Errorf("list dead letters: %w", err))
 		}
-	})
-}
-
-// Replay republishes the letters that f chooses to the queue they come from, or else to the consumer's, oldest first. A
-// letter leaves the failed queue after the broker has confirmed its republication, and is then yielded; if the process
-// dies in between it is replayed twice. A letter that cannot be republished, as its queue is no more, is yielded with
-// its error and stays; the caller may go on to the next.
-//
-// The message is as it was, body, properties and headers of any type, without the headers of the failure, and with two
-// more: how often it was replayed, and the handler that failed ([bus.ReplayHandlerKey]).
-func (q *FailedQueue) Replay(
-	ctx context.Context, f deadletter.Filter, o deadletter.ReplayOptions,
-) iter.Seq2[deadletter.Progress, error] {
-	return func(yield func(deadletter.Progress, error) bool) {
-		o, err := o.Check()
-		p := deadletter.Progress{ReplayID: o.Resume}
-		if err != nil {
-			yield(p, err)
-			return
-		}
-		stopped := false
-		show := func(step deadletter.Step, l deadletter.Letter, problem error) bool {
-			p.Step, p.Letter, p.Problem = step, l, problem
-			stopped = !yield(p, nil)
-			return !stopped
-		}
-		err = q.walk(ctx, func(d amqp091.Delivery) (taken, more bool, err error) {
-			l := letterOf(d)
-			if !f.Match(l) {
-				return false, true, nil
-			}
-			err = q.send(ctx, "", q.home(l.Source), replayOf(d, l, o))
-			if _, unroutable := errors.AsType[*UnroutableError](err); unroutable {
-				p.Kept++
-				return false, show(deadletter.Kept, l, err), nil
-			}
-			if err != nil {
-				return false, false, fmt.Errorf("letter %s: %w", l.ID, err)
-			}
-			if err := d.Ack(false); err != nil {
-				return false, false, fmt.Errorf("letter %s was republished, but not removed: %w", l.ID, err)
-			}
-			p.Sent++
-			return true, show(deadletter.Sent, l, nil), nil
-		})
-		switch {
-		case stopped:
-		case err != nil:
-			yield(p, fmt.Errorf("replay dead letters: %w", err))
-		default:
-			show(deadletter.Done, deadletter.Letter{}, nil)
-		}
 	}
 }
 
-// Take takes the letters that f chooses out of the queue, once keep has them.
+// Bounds of what [FailedQueue.Take] gives away at a time.
+const (
+	takeLetters = 200
+	takeBytes   = 8 << 20
+)
+
+// Take takes the letters that f chooses out of the queue, once keep has returned nil for them.
 func (q *FailedQueue) Take(
 	ctx context.Context, f deadletter.Filter, keep func(context.Context, []deadletter.Letter) error,
-) (int, error) {
-	n := 0
-	err := q.walk(ctx, func(d amqp091.Delivery) (taken, more bool, err error) {
-		l := letterOf(d)
-		if !f.Match(l) {
-			return false, true, nil
+) (taken int, err error) {
+	var batch []letter
+	bytes := 0
+	take := func() error {
+		if len(batch) == 0 {
+			return nil
 		}
-		if err := keep(ctx, []deadletter.Letter{l}); err != nil {
-			return false, false, err
+		letters := make([]deadletter.Letter, len(batch))
+		for i, l := range batch {
+			letters[i] = l.Letter
 		}
-		if err := d.Ack(false); err != nil {
-			return false, false, fmt.Errorf("letter %s is kept elsewhere, but not removed: %w", l.ID, err)
+		if err := keep(ctx, letters); err != nil {
+			return err
 		}
-		n++
-		return true, n != f.Limit, nil
+		for _, l := range batch {
+			if err := l.ack(); err != nil {
+				return fmt.Errorf("letter %s is kept elsewhere, but not removed: %w", l.ID, err)
+			}
+		}
+		taken += len(batch)
+		batch, bytes = nil, 0
+		return nil
+	}
+	err = q.look(ctx, func(r *reading) error {
+		return r.each(ctx, f, func(l letter) (bool, error) {
+			var err error
+			if l.Raw, err = rawOf(l.delivery); err != nil {
+				return false, err
+			}
+			batch, bytes = append(batch, l), bytes+len(l.Body)
+			if len(batch) == takeLetters || bytes >= takeBytes {
+				err = take()
+			}
+			return true, err
+		}, take)
 	})
 	if err != nil {
-		return n, fmt.Errorf("take dead letters: %w", err)
+		return taken, fmt.Errorf("take dead letters: %w", err)
 	}
-	return n, nil
+	return taken, nil
 }
 
 // Return publishes letters to the queue, as they were when they were listed.
 func (q *FailedQueue) Return(ctx context.Context, letters []deadletter.Letter) ([]string, error) {
-	list := make([]amqp091.Publishing, len(letters))
-	returned := make([]string, len(letters))
+	list, ids := make([]amqp091.Publishing, len(letters)), make([]string, len(letters))
 	for i, l := range letters {
-		if l.Raw == nil {
-			return nil, fmt.Errorf("return dead letter %s: %w", l.ID, deadletter.ErrForeign)
+		var err error
+		if list[i], ids[i], err = returned(l); err == nil {
+			err = q.prepare(&list[i])
 		}
-		d, err := deliveryOf(l.Raw, l.Body)
 		if err != nil {
 			return nil, fmt.Errorf("return dead letter %s: %w", l.ID, err)
 		}
-		list[i], returned[i] = publishingOf(d), letterID(d)
-		if history := l.History.Header(); history != "" {
-			list[i].Headers[deadletter.HistoryKey] = history
-		}
 	}
-	for i, p := range list {
-		if err := q.send(ctx, q.conn.names.deadLetterExchange, failedKey, p); err != nil {
-			return nil, fmt.Errorf("return dead letter %s: %w", letters[i].ID, err)
-		}
+	err := q.publisher.publish(ctx, len(list), func(i int) (outgoing, error) {
+		return outgoing{exchange: q.conn.names.deadLetterExchange, key: failedKey, eventType: list[i].Type, message: list[i]}, nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("return dead letters: %w", err)
 	}
-	return returned, nil
+	return ids, nil
+}
+
+// returned is the message of a letter that was listed, with its body and history of now.
+func returned(l deadletter.Letter) (p amqp091.Publishing, id string, err error) {
+	if l.Raw == nil {
+		return p, "", deadletter.ErrForeign
+	}
+	d, err := deliveryOf(l.Raw, l.Body)
+	if err != nil {
+		return p, "", err
+	}
+	p = publishingOf(d)
+	if history := l.History.Header(); history != "" {
+		p.Headers[deadletter.HistoryKey] = history
+	}
+	return p, letterID(d), nil
 }
 
 // home is the queue to which a message of some queue returns. A partition that is no more is not consumed any more.
@@ -254,84 +255,27 @@ func (q *FailedQueue) home(source string) string {
 }
 
 // Purge destroys all letters and returns how many.
-func (q *FailedQueue) Purge(ctx context.Context) (int, error) {
-	s, err := q.conn.connect(ctx, "dead letters", nil)
-	if err != nil {
-		return 0, fmt.Errorf("purge dead letters: %w", err)
-	}
-	defer s.close()
-	defer context.AfterFunc(ctx, s.kill)()
-	channel, err := s.conn.Channel()
-	if err != nil {
-		return 0, fmt.Errorf("purge dead letters: open channel: %w", err)
-	}
-	n, err := channel.QueuePurge(q.conn.names.failedQueue, false)
+func (q *FailedQueue) Purge(ctx context.Context) (n int, err error) {
+	err = q.look(ctx, func(r *reading) error {
+		channel, err := r.channel()
+		if err != nil {
+			return err
+		}
+		defer r.session.bound()()
+		n, err = channel.QueuePurge(r.queue, false)
+		return err
+	})
 	if err != nil {
 		return 0, fmt.Errorf("purge dead letters: %w", err)
 	}
 	return n, nil
 }
 
-// walk shows the letters that lie there now, oldest first, until visit is done or fails. Those that visit does not take,
-// by an ack, go back.
-func (q *FailedQueue) walk(ctx context.Context, visit func(amqp091.Delivery) (taken, more bool, err error)) error {
-	s, err := q.conn.connect(ctx, "dead letters", nil)
-	if err != nil {
-		return err
-	}
-	defer s.close()
-	defer context.AfterFunc(ctx, s.kill)()
-	channel, err := s.conn.Channel()
-	if err != nil {
-		return fmt.Errorf("open channel: %w", err)
-	}
-	queue, err := channel.QueueDeclarePassive(q.conn.names.failedQueue, true, false, false, false, nil)
-	if err != nil {
-		return fmt.Errorf("count: %w", err)
-	}
-	var back []uint64
-	for i, more := 0, true; i < queue.Messages && more && err == nil; i++ {
-		var d amqp091.Delivery
-		if d, more, err = s.get(channel, queue.Name); !more || err != nil {
-			break
-		}
-		var taken bool
-		if taken, more, err = visit(d); !taken {
-			back = append(back, d.DeliveryTag)
-		}
-	}
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
-	}
-	if q.conn.config.QueueType == QuorumQueues { // what is got of such a queue returns at a close in any order
-		for _, tag := range back {
-			_ = channel.Nack(tag, false, true) // fails only if the channel is lost
-		}
-	}
-	if err != nil {
-		return err
-	}
-	if err := channel.Close(); err != nil { // the acks are through, and the others are back
-		return fmt.Errorf("close channel: %w", err)
-	}
-	return nil
-}
-
-func (s *session) get(channel *amqp091.Channel, queue string) (amqp091.Delivery, bool, error) {
-	defer s.bound()()
-	d, ok, err := channel.Get(queue, false)
-	if err != nil {
-		return d, ok, fmt.Errorf("get: %w", err)
-	}
-	return d, ok, nil
-}
-
 // letterOf reads a letter, whoever wrote it.
 func letterOf(d amqp091.Delivery) deadletter.Letter {
 	l := deadletter.Letter{
-		ID: letterID(d), Type: d.Type, Source: text(d.Headers, sourceQueueKey), Headers: withoutLetterKeys(d.Headers), Body: d.Body,
+		Type: d.Type, Source: text(d.Headers, sourceQueueKey), Headers: withoutLetterKeys(d.Headers), Body: d.Body,
 	}
-	l.Raw, _ = rawOf(d) // what came over the wire is encoded
 	l.Failure, l.Source = failureOf(d, l.Source)
 	return deadletter.Complete(l)
 }
@@ -371,17 +315,6 @@ func letterID(d amqp091.Delivery) string {
 	_, _ = fmt.Fprintf(h, "%q %q %d ", d.Exchange, d.RoutingKey, d.Timestamp.Unix()) // a hash never fails
 	_, _ = h.Write(d.Body)
 	return hex.EncodeToString(h.Sum(nil)[:16])
-}
-
-// replayOf is the message to publish in place of a letter.
-func replayOf(d amqp091.Delivery, l deadletter.Letter, o deadletter.ReplayOptions) amqp091.Publishing {
-	p := publishingOf(d)
-	p.Headers = withoutLetterKeys(d.Headers)
-	p.Expiration = cmp.Or(text(d.Headers, expirationKey), p.Expiration)
-	for key, value := range l.ReplayHeaders(o.Resume, o.To, time.Now()) {
-		p.Headers[key] = value
-	}
-	return p
 }
 
 func withoutLetterKeys(headers amqp091.Table) amqp091.Table {

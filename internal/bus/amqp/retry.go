@@ -162,9 +162,6 @@ func (h history) tell(p *amqp091.Publishing, f *deadletter.Failure, topic *strin
 		delete(p.Headers, key)
 	}
 	maps.Copy(p.Headers, h.deaths)
-	if text(p.Headers, bus.ReplayHandlerKey) == f.Handler {
-		delete(p.Headers, bus.ReplayHandlerKey) // a replay sets it again
-	}
 	p.Expiration = cmp.Or(h.expiration, p.Expiration)
 	f.Attempts += h.attempts
 	if !h.firstFailed.IsZero() {

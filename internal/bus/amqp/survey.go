@@ -28,8 +28,8 @@ type Part struct {
 	Err error
 	// Messages and Consumers are those of a queue, so far as the broker tells.
 	Messages, Consumers int
-	// Failed tells that it is the queue of dead letters, which nobody is to consume.
-	Failed bool
+	// Consumed tells that it is a queue that workers consume, and Failed that it is the one of dead letters.
+	Consumed, Failed bool
 }
 
 // Look makes one connection and compares what the broker has with what the settings ask for, including the rights to
@@ -148,6 +148,8 @@ func (v surveyor) parts(own amqp091.Table) ([]Part, error) {
 // if the right is missing, and else does nothing.
 func (v surveyor) part(w wanted) (Part, error) {
 	p := Part{Kind: w.kind, Name: w.name, Failed: w.name == v.names.failedQueue}
+	_, partition := v.names.partitionOf(w.name)
+	p.Consumed = partition || w.name == v.names.consumerQueue
 	err := v.on(func(c *amqp091.Channel) error { return v.exists(c, w, &p) })
 	if err == nil {
 		err = v.on(func(c *amqp091.Channel) error {

@@ -3,9 +3,10 @@
 
 for (const live of document.querySelectorAll("[data-live]")) {
   let source;
-  const show = (event) => {
+  const show = (event, last) => {
     const selected = document.getSelection();
     if (selected && !selected.isCollapsed && live.contains(selected.anchorNode)) return; // somebody copies
+    if (!last && live.querySelector(":is(a, button):hover")) return; // or is about to press
     const part = document.createElement("template");
     part.innerHTML = event.data;
     const renewed = part.content.querySelector("[data-live]");
@@ -16,9 +17,9 @@ for (const live of document.querySelectorAll("[data-live]")) {
   };
   const open = () => {
     source = new EventSource(live.dataset.live);
-    source.addEventListener("part", show);
+    source.addEventListener("part", (event) => show(event));
     source.addEventListener("last", (event) => {
-      show(event);
+      show(event, true);
       live.removeAttribute("data-live");
       source.close();
       source = undefined;

@@ -90,6 +90,10 @@ func TestLeastPrivilege(t *testing.T) {
 	require.NoError(t, err)
 	require.Len(t, page.Events, 2)
 	useShelf(t, s)
+	useArchive(t, s)
+	require.NoError(t, s.Try(t.Context(), func(ctx context.Context, trial store.Trial) error {
+		return trial.AppendMany(ctx, stream.Take(1))
+	}))
 
 	conn := connect(t, address.String())
 	for _, change := range changes {
@@ -98,7 +102,7 @@ func TestLeastPrivilege(t *testing.T) {
 	}
 	for _, change := range []string{
 		"DROP TABLE events", "ALTER TABLE events DISABLE TRIGGER ALL", "DROP TRIGGER events_append_only ON events",
-		"UPDATE handled SET handled_at = now()", "TRUNCATE handled", "SET session_replication_role = replica",
+		"UPDATE handled SET handled_at = now()", "TRUNCATE handled", "DELETE FROM archived_letters", "SET session_replication_role = replica",
 	} {
 		_, err := conn.Exec(t.Context(), change)
 		requireInsufficientPrivilege(t, err)
@@ -116,6 +120,16 @@ func useShelf(t *testing.T, s deadletter.Shelf) {
 	require.NoError(t, s.RemoveLetter(t.Context(), letters[0].ID))
 	_, err = s.PurgeLetters(t.Context())
 	require.NoError(t, err)
+}
+
+func useArchive(t *testing.T, a deadletter.ArchiveTable) {
+	t.Helper()
+	ids, err := a.AddArchived(t.Context(), []deadletter.ArchivedLetter{{Disposition: deadletter.Discarded}})
+	require.NoError(t, err)
+	_, err = a.ArchivedLetters(t.Context(), "", 1)
+	require.NoError(t, err)
+	require.NoError(t, a.BeginRestore(t.Context(), ids, "ana"))
+	require.NoError(t, a.EndRestore(t.Context(), ids))
 }
 
 func dropRole(t *testing.T, owner, role string) {

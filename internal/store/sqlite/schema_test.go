@@ -110,7 +110,11 @@ func TestMigrate(t *testing.T) {
 		t.Parallel()
 		s := opened(t, newPath(t))
 		require.NoError(t, s.Park(t.Context(), "handler", storetest.NewStream().Next()))
-		require.ErrorIs(t, s.MigrateDown(t.Context()), store.ErrWouldLose)
+		var err error
+		for err == nil {
+			err = s.MigrateDown(t.Context())
+		}
+		require.ErrorIs(t, err, store.ErrWouldLose)
 	})
 	t.Run("a newer schema", func(t *testing.T) {
 		t.Parallel()

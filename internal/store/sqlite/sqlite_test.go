@@ -33,6 +33,14 @@ func TestShelf(t *testing.T) {
 	})
 }
 
+func TestArchive(t *testing.T) {
+	t.Parallel()
+	storetest.RunArchive(t, func(t *testing.T) storetest.Archived {
+		t.Helper()
+		return open(t, migrated(t))
+	})
+}
+
 func TestMigrateDown(t *testing.T) {
 	t.Parallel()
 	storetest.RunMigrateDown(t, func(t *testing.T) storetest.Migrated {

@@ -1,0 +1,172 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	amqp091 "github.com/rabbitmq/amqp091-go"
+	"github.com/stretchr/testify/require"
+)
+
+// failMendable has n events fail, each of an aggregate of its own, and stops the worker. Their letters are in the order in
+// which they failed, to which the broker's own are added.
+func (p *program) failMendable(n int) []wire {
+	p.t.Helper()
+	w := p.start()
+	var sent []wire
+	for range n {
+		sent = append(sent, p.append(fmt.Sprintf(
+			`{"event_type":"Mendable","aggregate_type":"Car","aggregate_id":%q,"tenant_id":%q,"event_data":{"mode":"first","mileage":9007199254740993}}`,
+			uuid.NewString(), uuid.NewString()))...)
+		p.awaitLetters(len(sent))
+	}
+	w.stop()
+	if url := p.setting("RABBITMQ_URL"); url != "" {
+		publishForeign(p.t, url)
+	}
+	return sent
+}
+
+// publishForeign puts messages into the queue of dead letters as no worker would.
+func publishForeign(t *testing.T, url string) {
+	t.Helper()
+	conn, err := amqp091.Dial(url)
+	require.NoError(t, err)
+	defer conn.Close()
+	channel, err := conn.Channel()
+	require.NoError(t, err)
+	require.NoError(t, channel.Confirm(false))
+	headers := amqp091.Table{
+		"bool": true, "int8": int8(-1), "uint8": uint8(255), "int16": int16(-300), "uint16": uint16(65000), "int32": int32(1 << 30),
+		"uint32": uint32(1 << 31), "int64": int64(1 << 60), "float32": float32(0.1), "float64": 0.1, "text": "größe", "binary": []byte{0, 0xff},
+		"time": time.Unix(1_700_000_000, 0), "nothing": nil, "decimal": amqp091.Decimal{Scale: 2, Value: 1210},
+		"list": []any{int32(1), "two", amqp091.Table{"three": 3.0}}, "table": amqp091.Table{"deep": amqp091.Table{"deeper": int64(4)}},
+		"x-death": []any{amqp091.Table{
+			"count": int64(1), "reason": "expired", "queue": "healz.events.consumer", "time": time.Unix(1_700_000_000, 0),
+			"exchange": "healz.events", "routing-keys": []any{"Mendable"},
+		}},
+	}
+	for _, m := range []amqp091.Publishing{
+		{Body: []byte("no event \x00\xff"), Headers: headers, ContentType: "text/plain", Priority: 3, CorrelationId: "c", ReplyTo: "r"},
+		{Body: []byte("twins"), MessageId: "same"},
+		{Body: []byte("twins"), MessageId: "same"},
+		{Headers: amqp091.Table{}, Timestamp: time.Unix(1_700_000_001, 0), AppId: "portal", ContentEncoding: "none", Type: "Strange"},
+	} {
+		m.DeliveryMode = amqp091.Persistent // as letters become
+		confirm, err := channel.PublishWithDeferredConfirmWithContext(t.Context(), "healz.events.dlx", "failed", true, false, m)
+		require.NoError(t, err)
+		require.True(t, confirm.Wait())
+	}
+}
+
+// wholeLetters is all there is of the dead letters, in order, but for ids that a store gives.
+func (p *program) wholeLetters() []string {
+	p.t.Helper()
+	if url := p.setting("RABBITMQ_URL"); url != "" {
+		return dumpQueue(p.t, url)
+	}
+	var whole []string
+	for _, l := range p.letters() {
+		fields := map[string]json.RawMessage{}
+		require.NoError(p.t, json.Unmarshal([]byte(p.must("", "dlq", "show", l.ID, "--reveal", "--format", "json")), &fields))
+		delete(fields, "id")
+		b, err := json.Marshal(fields)
+		require.NoError(p.t, err)
+		whole = append(whole, string(b))
+	}
+	return whole
+}
+
+func TestArchivedLettersComeBackAsTheyWere(t *testing.T) {
+	t.Parallel()
+	platforms(t, func(p *program) {
+		t := p.t
+		sent := p.failMendable(4)
+		before := p.wholeLetters()
+
+		require.Equal(t, 2, p.run("", "dlq", "archive", "--all").code, "not without a reason")
+		require.Equal(t, 2, p.run("", "dlq", "archive", "--reason", "why").code, "not without a choice")
+		require.Equal(t, 1, p.run("", "dlq", "archive", uuid.NewString(), "--reason", "why").code)
+		require.Contains(t, p.must("", "dlq", "archive", sent[0].EventID, sent[2].EventID, "--reason", "CLINIC-512", "--by", "ana"), "archived: 2")
+		require.Contains(t, p.must("", "dlq", "discard", sent[1].EventID, "--reason", "CLINIC-513"), "discarded: 1")
+		require.Len(t, p.wholeLetters(), len(before)-3)
+		list := p.must("", "dlq", "archived", "list")
+		require.Equal(t, 3, strings.Count(list, "\n"), list)
+		require.Contains(t, list, "CLINIC-512")
+		require.Contains(t, p.must("", "dlq", "archived", "list", "--all"), "CLINIC-513")
+		require.NotContains(t, p.must("", "dlq", "archived", "show", sent[1].EventID), "9007199254740993")
+		require.Contains(t, p.must("", "dlq", "archived", "show", sent[1].EventID, "--reveal"), "9007199254740993")
+
+		require.Contains(t, p.must("", "dlq", "restore", "--all"), "restored: 2")
+		require.Contains(t, p.must("", "dlq", "restore", "--all"), "restored: 0")
+		require.Equal(t, 1, p.run("", "dlq", "restore", sent[0].EventID).code, "it is back")
+		require.Contains(t, p.must("", "dlq", "restore", sent[1].EventID), "restored: 1")
+		after := p.wholeLetters()
+		rest := append([]string{before[3]}, before[4:]...)
+		require.Equal(t, append(rest, before[0], before[2], before[1]), after)
+
+		require.Contains(t, p.must("", "dlq", "archive", "--all", "--reason", "all of it"), fmt.Sprint("archived: ", len(before)))
+		require.Empty(t, p.wholeLetters())
+		require.Contains(t, p.must("", "dlq", "restore", "--all"), fmt.Sprint("restored: ", len(before)))
+		require.Equal(t, after, p.wholeLetters())
+		require.Contains(t, p.must("", "dlq", "archived", "list", "--all"), "ana")
+	})
+}
+
+func TestExportedLettersAreImportedAsTheyWere(t *testing.T) {
+	t.Parallel()
+	platforms(t, func(p *program) {
+		t := p.t
+		p.failMendable(3)
+		before := p.wholeLetters()
+		folder := t.TempDir()
+		file, half := filepath.Join(folder, "letters.jsonl"), filepath.Join(folder, "half.jsonl")
+
+		require.Contains(t, p.must("", "dlq", "export", file), fmt.Sprint("exported: ", len(before)))
+		require.Equal(t, before, p.wholeLetters())
+		info, err := os.Stat(file)
+		require.NoError(t, err)
+		require.Equal(t, os.FileMode(0o600), info.Mode())
+		require.Equal(t, 1, p.run("", "dlq", "export", file).code, "it does not write over a file")
+		p.must("", "dlq", "purge", "--yes")
+
+		text, err := os.ReadFile(file)
+		require.NoError(t, err)
+		require.NoError(t, os.WriteFile(half, append(text[:len(text)-1:len(text)-1], "\n{\"id\":\"Kova\n"...), 0o600))
+		r := p.run("", "dlq", "import", half)
+		require.Equal(t, 1, r.code)
+		require.Contains(t, r.err, fmt.Sprintf("line %d: ", len(before)+1))
+		require.NotContains(t, r.err, "Kova")
+		require.Empty(t, p.wholeLetters(), "all or nothing")
+
+		require.Contains(t, p.must("", "dlq", "import", file), fmt.Sprintf("imported: %d, before: 0", len(before)))
+		require.Equal(t, before, p.wholeLetters())
+		require.Contains(t, p.must("", "dlq", "import", file), fmt.Sprintf("imported: 0, before: %d", len(before)))
+		require.Equal(t, before, p.wholeLetters())
+
+		removed := filepath.Join(folder, "removed.jsonl")
+		require.Contains(t, p.must("", "dlq", "export", removed, "--remove", "--limit", "2"), "exported: 2")
+		require.Equal(t, before[2:], p.wholeLetters())
+		require.Contains(t, p.must("", "dlq", "import", removed, "--again"), "imported: 2")
+		require.Equal(t, append(before[2:len(before):len(before)], before[:2]...), p.wholeLetters())
+	})
+}
+
+func TestALetterOfAnotherKindOfQueueIsNotImported(t *testing.T) {
+	t.Parallel()
+	p := onServers(t)
+	p.failMendable(1)
+	file := filepath.Join(t.TempDir(), "letters.jsonl")
+	p.must("", "dlq", "export", file)
+	other := embedded(t)
+	other.must("", "migrate", "up")
+	r := other.run("", "dlq", "import", file)
+	require.Equal(t, 1, r.code)
+	require.Contains(t, r.err, "line 1: ")
+}

@@ -1,0 +1,65 @@
+package main
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/google/uuid"
+	"github.com/stretchr/testify/require"
+)
+
+type finding struct{ Check, Status, What, Advice string }
+
+func TestDoctor(t *testing.T) {
+	t.Parallel()
+	p := embedded(t)
+	nothing := p.run("", "doctor")
+	require.Equal(t, 2, nothing.code)
+	require.Regexp(t, `(?m)^wrong +sqlite +there is no file .*\n +→ .worker run.`, nothing.out)
+	require.Empty(t, nothing.err)
+
+	p.start()
+	require.Equal(t, 0, p.run("", "doctor").code)
+	for _, f := range decodeLines[finding](t, p.must("", "doctor", "--format", "json")) {
+		require.Equal(t, "ok", f.Status, f)
+		require.Empty(t, f.Advice)
+	}
+
+	e := p.append(registration(uuid.NewString(), `{"name":""}`, ""))[0]
+	p.awaitLetters(1)
+	warned := p.run("", "doctor")
+	require.Equal(t, 1, warned.code)
+	require.Regexp(t, `(?m)^warning +dead letters +1 dead letter\n +→ `, warned.out)
+	require.NotContains(t, warned.out, e.EventID)
+
+	p.env = append(p.env, "WORKER_INBOX_RETENTION=-1s")
+	bad := p.run("", "doctor")
+	require.Equal(t, 2, bad.code, "the settings of run are looked at")
+	require.Contains(t, bad.out, "inbox-retention")
+	require.Equal(t, 2, p.run("", "doctor", "--format", "xml").code)
+}
+
+func TestDoctorOnServers(t *testing.T) {
+	t.Parallel()
+	p := onServers(t)
+	before := p.run("", "doctor")
+	require.Equal(t, 2, before.code)
+	require.Contains(t, before.out, "worker migrate up")
+	require.Contains(t, before.out, "there is no exchange healz.events")
+
+	p.start()
+	found := decodeLines[finding](t, p.run("", "doctor", "--format", "json").out)
+	for _, f := range found {
+		if f.Check != "append-only" && f.Check != "horizon" && f.Check != "connections" { // of the tests' server
+			require.Equal(t, "ok", f.Status, f)
+		}
+	}
+
+	for i, variable := range p.env {
+		p.env[i] = strings.Replace(variable, "guest:guest", "guest:"+planted, 1)
+	}
+	refused := p.run("", "doctor")
+	require.Equal(t, 2, refused.code)
+	require.Regexp(t, `(?m)^wrong +rabbitmq .*refused`, refused.out)
+	require.NotContains(t, refused.out+refused.err, planted)
+}

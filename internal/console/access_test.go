@@ -1,0 +1,95 @@
+package console
+
+import (
+	"net"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+func TestConsoleIsForLoopbackUnlessItHasAToken(t *testing.T) {
+	t.Parallel()
+	token := strings.Repeat("t", MinTokenLength)
+	for address, loopback := range map[string]bool{
+		"127.0.0.1:8080": true, "127.1.2.3:1": true, "[::1]:8080": true, "[::ffff:127.0.0.1]:1": true,
+		"0.0.0.0:8080": false, "[::]:8080": false, "10.0.0.7:8080": false, "[fe80::1]:8080": false,
+	} {
+		listening, err := net.ResolveTCPAddr("tcp", address)
+		require.NoError(t, err)
+		for _, open := range []Access{{}, {Write: true}} {
+			if err := open.CheckAddress(listening); loopback {
+				require.NoError(t, err, address)
+			} else {
+				require.ErrorIs(t, err, ErrNotServed, address)
+			}
+		}
+		require.NoError(t, Access{Token: token}.CheckAddress(listening))
+		require.NoError(t, Access{WriteToken: token}.CheckAddress(listening))
+	}
+}
+
+func TestAccessCheck(t *testing.T) {
+	t.Parallel()
+	token, short := strings.Repeat("t", MinTokenLength), strings.Repeat("s", MinTokenLength-1)
+	require.NoError(t, Access{}.Check())
+	require.NoError(t, Access{Token: token, WriteToken: token + "2"}.Check())
+	for _, wrong := range []Access{{Token: short}, {WriteToken: short}, {Token: token, WriteToken: short}, {Token: token, WriteToken: token}} {
+		err := wrong.Check()
+		require.Error(t, err)
+		require.NotContains(t, err.Error(), short)
+		require.NotContains(t, err.Error(), token)
+	}
+}
+
+func TestRoles(t *testing.T) {
+	t.Parallel()
+	require.Equal(t, reader, Access{}.anybody())
+	require.Equal(t, writer, Access{Write: true}.anybody())
+	require.Equal(t, nobody, Access{Token: "r"}.anybody())
+	require.Equal(t, nobody, Access{WriteToken: "w", Write: true}.anybody())
+	both := Access{Token: "r", WriteToken: "w"}
+	for given, want := range map[string]role{"r": reader, "w": writer, "": nobody, "x": nobody, "rw": nobody} {
+		require.Equal(t, want, both.of(given), given)
+	}
+	require.Equal(t, writer, Access{Token: "r", Write: true}.of("r"))
+	require.Equal(t, nobody, Access{WriteToken: "w"}.of(""))
+}
+
+func TestSessionsExpire(t *testing.T) {
+	t.Parallel()
+	s, now := newSeal(), time.Now()
+	made := session{ID: "id", Role: reader, Who: "Kim\nthe 2nd", Expires: now.Add(time.Hour).Truncate(time.Second)}
+	cookie := s.cookie(made)
+	read, ok := s.session(cookie, now)
+	require.True(t, ok)
+	require.Equal(t, made, read)
+	_, ok = s.session(cookie, now.Add(time.Hour))
+	require.False(t, ok)
+	_, ok = newSeal().session(cookie, now)
+	require.False(t, ok)
+}
+
+func TestThrottle(t *testing.T) {
+	t.Parallel()
+	var th throttle
+	now := time.Now()
+	one, neighbour, other := netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("2001:db8::2"), netip.MustParseAddr("192.0.2.1")
+	for range freeFailures {
+		require.Zero(t, th.wait(one, now))
+		th.failed(one, now)
+	}
+	require.Equal(t, throttlePause, th.wait(one, now))
+	require.Equal(t, throttlePause, th.wait(neighbour, now), "one network counts as one client")
+	require.Zero(t, th.wait(other, now))
+	require.Zero(t, th.wait(one, now.Add(throttlePause)))
+	th.failed(one, now.Add(throttlePause))
+	require.Zero(t, th.wait(one, now.Add(throttlePause)), "what is long ago is forgotten")
+
+	for i := range throttleClients + 10 {
+		th.failed(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}), now)
+	}
+	require.LessOrEqual(t, len(th.clients), throttleClients)
+}

@@ -1,0 +1,587 @@
+package doctor
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	_ "embed"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/stdlib"
+
+	"github.com/healz/worker/internal/worker"
+	"github.com/healz/worker/migrations"
+)
+
+const (
+	postgresCheck = "postgres"
+	schemaCheck   = "schema"
+	horizonCheck  = "horizon"
+	relayCheck    = "relay"
+	lettersCheck  = "dead letters"
+	inboxCheck    = "inbox"
+)
+
+const (
+	// skewWarning and skewWrong are how far the clocks of worker and database may be apart: reads sort by created_at.
+	skewWarning = time.Second
+	skewWrong   = time.Minute
+	// heldWarning and heldWrong are how long a transaction may hold back the relay.
+	heldWarning = 5 * time.Second
+	heldWrong   = time.Minute
+	// lagWarning and lagWrong are how old an event may be that the relay has not published, while its position rests.
+	lagWarning = 10 * time.Second
+	lagWrong   = time.Minute
+	// secondLook is after what time something suspicious is looked at again, as it may have been of that moment.
+	secondLook = 2 * time.Second
+	// most is up to where events and letters are counted.
+	most = 10_000
+)
+
+var (
+	//go:embed sql/lag.sql
+	lagSQL string
+	//go:embed sql/horizon.sql
+	horizonSQL string
+)
+
+// postgresDoctor looks at a Postgres database, each time on a connection that only reads.
+type postgresDoctor struct {
+	settings worker.Settings
+	now      func() time.Time
+}
+
+func postgresChecks(s worker.Settings) []Check {
+	d := postgresDoctor{settings: s, now: time.Now}
+	checks := []Check{
+		{postgresCheck, settingsCheck, d.reach},
+		{schemaCheck, postgresCheck, d.schema},
+	}
+	for _, c := range []struct {
+		name, needs string
+		look        func(context.Context, *pgx.Conn) ([]Finding, error)
+	}{
+		{"clock", postgresCheck, d.clock},
+		{"connections", postgresCheck, d.connections},
+		{"replication slots", postgresCheck, d.slots},
+		{"append-only", schemaCheck, d.appendOnly},
+		{"grants", schemaCheck, d.grants},
+		{horizonCheck, schemaCheck, d.horizon},
+		{relayCheck, schemaCheck, d.relay},
+		{lettersCheck, schemaCheck, d.letters},
+		{inboxCheck, schemaCheck, d.inbox},
+	} {
+		checks = append(checks, Check{c.name, c.needs, func(ctx context.Context) ([]Finding, error) {
+			var findings []Finding
+			err := d.on(ctx, func(conn *pgx.Conn) (err error) {
+				findings, err = c.look(ctx, conn)
+				return err
+			})
+			return findings, err
+		}})
+	}
+	return checks
+}
+
+// on does something on a connection of its own, which cannot write.
+func (d postgresDoctor) on(ctx context.Context, do func(*pgx.Conn) error) error {
+	config, err := pgx.ParseConfig(d.settings.DatabaseURL)
+	if err != nil { // its text may quote the password
+		return errors.New("the database URL cannot be read")
+	}
+	config.RuntimeParams["application_name"] = "worker doctor"
+	config.RuntimeParams["default_transaction_read_only"] = "on"
+	conn, err := pgx.ConnectConfig(ctx, config)
+	if err != nil {
+		return err
+	}
+	defer conn.Close(ctx)
+	return do(conn)
+}
+
+func (d postgresDoctor) reach(ctx context.Context) ([]Finding, error) {
+	var findings []Finding
+	err := d.on(ctx, func(conn *pgx.Conn) error {
+		var role string
+		var standby bool
+		if err := conn.QueryRow(ctx, "SELECT current_user, pg_is_in_recovery()").Scan(&role, &standby); err != nil {
+			return err
+		}
+		_, encrypted := conn.PgConn().Conn().(*tls.Conn)
+		findings = append(findings, fine("Postgres %s as role %s, %s", conn.PgConn().ParameterStatus("server_version"), role,
+			map[bool]string{true: "over TLS", false: "without TLS"}[encrypted]))
+		if !encrypted && !isLocal(conn.Config().Host) {
+			findings = append(findings, warning("patients' data go to Postgres unencrypted", "use sslmode=verify-full in DATABASE_URL"))
+		}
+		if standby {
+			findings = append(findings, wrongly("the server is a standby: it takes no events", "name the primary in DATABASE_URL"))
+		}
+		return nil
+	})
+	if err != nil {
+		return []Finding{wrongly(oneLine(err), adviceOnPostgres(err))}, nil
+	}
+	return findings, nil
+}
+
+// adviceOnPostgres is what to do about a connection that cannot be made.
+func adviceOnPostgres(err error) string {
+	answer, ok := errors.AsType[*pgconn.PgError](err)
+	_, certificate := errors.AsType[*tls.CertificateVerificationError](err)
+	_, authority := errors.AsType[x509.UnknownAuthorityError](err)
+	switch {
+	case certificate || authority:
+		return "name the authority of the server's certificate as sslrootcert in DATABASE_URL"
+	case !ok:
+		return "look whether it runs, and can be reached from here under that address"
+	case answer.Code == "28P01":
+		return "correct the password in DATABASE_URL"
+	case answer.Code == "28000":
+		return "correct the role in DATABASE_URL, or let it in by pg_hba.conf"
+	case answer.Code == "3D000":
+		return "correct the database in DATABASE_URL, or create it"
+	case answer.Code == "53300":
+		return "let go of connections, or raise max_connections"
+	default:
+		return "look into the log of Postgres"
+	}
+}
+
+func (d postgresDoctor) schema(ctx context.Context) (findings []Finding, err error) {
+	config, err := pgx.ParseConfig(d.settings.DatabaseURL)
+	if err != nil {
+		return nil, errors.New("the database URL cannot be read")
+	}
+	db := stdlib.OpenDB(*config) // not used: the migrator tells of the files
+	defer db.Close()
+	migrator, err := migrations.Postgres(db)
+	if err != nil {
+		return nil, err
+	}
+	return findings, d.on(ctx, func(conn *pgx.Conn) error {
+		var migrated, adoptable bool
+		err := conn.QueryRow(ctx, "SELECT to_regclass($1) IS NOT NULL, to_regclass('events') IS NOT NULL", migrations.Table).
+			Scan(&migrated, &adoptable)
+		if err != nil {
+			return err
+		}
+		var version int64
+		if migrated {
+			err := conn.QueryRow(ctx, "SELECT coalesce(max(version_id), 0) FROM "+migrations.Table+" WHERE is_applied").Scan(&version)
+			if denied, ok := errors.AsType[*pgconn.PgError](err); ok && denied.Code == "42501" {
+				findings = append(findings, wrongly("the role may not read "+migrations.Table, "grant the role what it needs: migrations/postgres/roles.sql"))
+				return nil
+			}
+			if err != nil {
+				return err
+			}
+		}
+		if version == 0 && adoptable {
+			findings = append(findings, wrongly("there is a table events, but not what the worker adds to it",
+				"`worker migrate up` adopts it, rows and all"))
+			return nil
+		}
+		findings = append(findings, judgeSchema(version, migrator.Latest()))
+		return nil
+	})
+}
+
+// judgeSchema compares the version of a database with the one that this worker needs.
+func judgeSchema(version, latest int64) Finding {
+	switch {
+	case version == 0:
+		return wrongly("the database has no schema", "run `worker migrate up`, or `worker run`, which does it too")
+	case version < latest:
+		return wrongly(fmt.Sprintf("the schema has version %d, and this worker needs %d", version, latest), "run `worker migrate up`")
+	case version > latest:
+		return wrongly(fmt.Sprintf("the schema has version %d, and this worker knows %d", version, latest), "run the newer worker")
+	default:
+		return fine("version %d", version)
+	}
+}
+
+func (d postgresDoctor) appendOnly(ctx context.Context, conn *pgx.Conn) ([]Finding, error) {
+	var guards, wakes, super, owner bool
+	var may []string
+	err := conn.QueryRow(ctx, `
+		SELECT
+			EXISTS (SELECT FROM pg_trigger WHERE tgrelid = c.oid AND tgname = 'events_append_only' AND tgenabled IN ('O', 'A')),
+			EXISTS (SELECT FROM pg_trigger WHERE tgrelid = c.oid AND tgname = 'events_inserted' AND tgenabled IN ('O', 'A')),
+			(SELECT rolsuper FROM pg_roles WHERE rolname = current_user),
+			pg_has_role(relowner, 'USAGE'),
+			ARRAY(SELECT p FROM unnest(ARRAY['UPDATE', 'DELETE', 'TRUNCATE']) AS p WHERE has_table_privilege(c.oid, p))
+		FROM pg_class AS c WHERE c.oid = 'events'::regclass`).Scan(&guards, &wakes, &super, &owner, &may)
+	if err != nil {
+		return nil, err
+	}
+	var findings []Finding
+	if !guards {
+		findings = append(findings, wrongly("events can be changed and deleted: the trigger events_append_only is off or gone",
+			"as owner: ALTER TABLE events ENABLE TRIGGER events_append_only; if it is gone, restore it from migrations/postgres/00001_events.sql"))
+	}
+	if !wakes {
+		findings = append(findings, warning("the trigger events_inserted is off or gone: the relay only finds events by its polls",
+			"as owner: ALTER TABLE events ENABLE TRIGGER events_inserted"))
+	}
+	const advice = "let the worker run as a role of its own: migrations/postgres/roles.sql"
+	switch {
+	case super:
+		findings = append(findings, warning("the role is a superuser, who can take the protection of events away", advice))
+	case owner:
+		findings = append(findings, warning("the role owns events, and can take their protection away", advice))
+	case len(may) > 0:
+		findings = append(findings, warning("the role has "+strings.Join(may, ", ")+" on events, which it has no need of", advice))
+	}
+	if len(findings) == 0 {
+		findings = append(findings, fine("events can be neither changed nor deleted"))
+	}
+	return findings, nil
+}
+
+func (d postgresDoctor) grants(ctx context.Context, conn *pgx.Conn) ([]Finding, error) {
+	var privileges, objects []string
+	for _, g := range migrations.PostgresGrants() {
+		privileges, objects = append(privileges, g.Privilege), append(objects, g.Object)
+	}
+	rows, err := conn.Query(ctx, `
+		SELECT privilege || ' on ' || object
+		FROM unnest($1::text[], $2::text[]) AS wanted (privilege, object)
+		WHERE NOT CASE privilege
+			WHEN 'USAGE' THEN has_sequence_privilege(object, privilege)
+			ELSE has_table_privilege(object, privilege)
+		END`, privileges, objects)
+	if err != nil {
+		return nil, err
+	}
+	missing, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return nil, err
+	}
+	if len(missing) > 0 {
+		return []Finding{wrongly("the role lacks "+strings.Join(missing, ", "),
+			"as owner: psql -v ON_ERROR_STOP=1 -v worker="+conn.Config().User+" -f migrations/postgres/roles.sql")}, nil
+	}
+	return []Finding{fine("the role has all rights that the worker needs")}, nil
+}
+
+func (d postgresDoctor) clock(ctx context.Context, conn *pgx.Conn) ([]Finding, error) {
+	var server time.Time
+	before := d.now()
+	if err := conn.QueryRow(ctx, "SELECT clock_timestamp()").Scan(&server); err != nil {
+		return nil, err
+	}
+	after := d.now()
+	trip := after.Sub(before)
+	return []Finding{judgeClock(server.Sub(before.Add(trip/2)), trip)}, nil
+}
+
+// judgeClock judges how far the server's clock is ahead, as far as the time of the round trip lets it be known.
+func judgeClock(skew, trip time.Duration) Finding {
+	apart := max(0, skew.Abs()-trip/2)
+	direction := "ahead of"
+	if skew < 0 {
+		direction = "behind"
+	}
+	what := fmt.Sprintf("the clock of Postgres is %s %s this machine's", apart.Round(time.Millisecond), direction)
+	const advice = "let both set their clocks by NTP: events are read in the order of their created_at"
+	switch {
+	case apart >= skewWrong:
+		return wrongly(what, advice)
+	case apart >= skewWarning:
+		return warning(what, advice)
+	default:
+		return fine("the clocks of Postgres and of this machine agree")
+	}
+}
+
+func (d postgresDoctor) connections(ctx context.Context, conn *pgx.Conn) ([]Finding, error) {
+	var limit, used int
+	err := conn.QueryRow(ctx, `
+		SELECT current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int, count(*)
+		FROM pg_stat_activity WHERE backend_type = 'client backend'`).Scan(&limit, &used)
+	if err != nil {
+		return nil, err
+	}
+	what := fmt.Sprintf("%d of %d connections are in use", used, limit)
+	if used*10 > limit*9 {
+		return []Finding{warning(what, "raise max_connections, or lower --database-conns of the workers")}, nil
+	}
+	return []Finding{fine("%s", what)}, nil
+}
+
+// holder is a transaction that holds back the relay.
+type holder struct {
+	Age                                             int
+	PID                                             int
+	GID, Role, Application, Database, Client, State string
+	Seconds                                         *float64
+}
+
+func (d postgresDoctor) horizon(ctx context.Context, conn *pgx.Conn) ([]Finding, error) {
+	var first, second []holder
+	for _, holders := range []*[]holder{&first, &second} {
+		if holders == &second {
+			if len(first) == 0 {
+				break
+			}
+			if err := wait(ctx, secondLook); err != nil {
+				return nil, err
+			}
+		}
+		rows, err := conn.Query(ctx, horizonSQL)
+		if err != nil {
+			return nil, err
+		}
+		if *holders, err = pgx.CollectRows(rows, pgx.RowToStructByPos[holder]); err != nil {
+			return nil, err
+		}
+	}
+	var waiting int
+	err := conn.QueryRow(ctx, `
+		SELECT count(*) FROM (
+			SELECT FROM events WHERE transaction_id >= pg_snapshot_xmin(pg_current_snapshot()) LIMIT $1
+		) AS held`, most+1).Scan(&waiting)
+	if err != nil {
+		return nil, err
+	}
+	var findings []Finding
+	for _, h := range second {
+		lasted := secondLook
+		if h.Seconds != nil {
+			lasted = time.Duration(*h.Seconds * float64(time.Second))
+		} else if !sawBefore(first, h) {
+			continue
+		}
+		if lasted < heldWarning && h.Seconds != nil {
+			continue
+		}
+		f := warning(h.describe(lasted)+"; "+counted(waiting, "committed event waits", "committed events wait")+" for it", h.advice())
+		if lasted >= heldWrong && waiting > 0 {
+			f.Status = Wrong
+		}
+		findings = append(findings, f)
+	}
+	if len(findings) == 0 {
+		findings = append(findings, fine("no transaction holds back those who read in commit order"))
+	}
+	return findings, nil
+}
+
+// sawBefore tells whether a session whose details are hidden was there at an earlier look, in the same transaction or an
+// older one.
+func sawBefore(earlier []holder, h holder) bool {
+	for _, e := range earlier {
+		if e.PID == h.PID && e.GID == h.GID && h.Age >= e.Age {
+			return true
+		}
+	}
+	return false
+}
+
+func (h holder) describe(lasted time.Duration) string {
+	switch {
+	case h.GID != "":
+		return fmt.Sprintf("the prepared transaction %q of role %s in database %s holds back the relay for %s",
+			h.GID, h.Role, h.Database, ago(lasted))
+	case h.Seconds == nil:
+		return fmt.Sprintf("a transaction of the session with pid %d holds back the relay, longer than %s; this role may not see whose it is",
+			h.PID, ago(lasted))
+	default:
+		return fmt.Sprintf("a transaction of role %s, application %q, database %s, client %s, pid %d, which is %s, holds back the relay for %s",
+			h.Role, h.Application, h.Database, orNone(h.Client), h.PID, h.State, ago(lasted))
+	}
+}
+
+func (h holder) advice() string {
+	switch {
+	case h.GID != "":
+		return fmt.Sprintf("in database %s: COMMIT PREPARED '%s' or ROLLBACK PREPARED", h.Database, strings.ReplaceAll(h.GID, "'", "''"))
+	case h.Seconds == nil:
+		return "GRANT pg_read_all_stats to the role and look again"
+	default:
+		return fmt.Sprintf("end it in its application, or: SELECT pg_terminate_backend(%d)", h.PID)
+	}
+}
+
+func orNone(client string) string {
+	if client == "" {
+		return "local"
+	}
+	return client
+}
+
+// lag is how far the relay is behind.
+type lag struct {
+	Begun        bool
+	Moved        *float64 // seconds since the position moved
+	Waiting, Own int
+	Oldest       *float64 // seconds since the oldest of those was created
+}
+
+func (d postgresDoctor) relay(ctx context.Context, conn *pgx.Conn) ([]Finding, error) {
+	read := func() (l lag, err error) {
+		err = conn.QueryRow(ctx, lagSQL).Scan(&l.Begun, &l.Moved, &l.Waiting, &l.Own, &l.Oldest)
+		return l, err
+	}
+	l, err := read()
+	if err == nil && l.resting() >= lagWarning {
+		if err = wait(ctx, secondLook); err == nil {
+			l, err = read()
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	return []Finding{l.judge(d.settings.Relay.OnlyOwn)}, nil
+}
+
+// resting is for how long events have waited without the position moving.
+func (l lag) resting() time.Duration {
+	if l.Waiting == 0 || l.Oldest == nil || l.Moved == nil {
+		return 0
+	}
+	return time.Duration(min(*l.Oldest, *l.Moved) * float64(time.Second))
+}
+
+func (l lag) judge(onlyOwn bool) Finding {
+	if !l.Begun {
+		return warning("no relay has begun on this database", "start `worker run`")
+	}
+	if l.Waiting == 0 || onlyOwn && l.Own == 0 {
+		return fine("all events that are committed are published")
+	}
+	what := counted(l.Waiting, "event", "events") + " not published yet"
+	if l.Oldest != nil {
+		what += ", the oldest was created " + ago(time.Duration(*l.Oldest*float64(time.Second))) + " ago"
+	}
+	rests := l.resting()
+	if rests < lagWarning {
+		return fine("%s; the relay is at work", what)
+	}
+	f := warning(what+", and the relay has published none for "+ago(rests), "look whether a worker runs, and what its /readyz and log say")
+	if rests >= lagWrong {
+		f.Status = Wrong
+	}
+	if l.Own == 0 {
+		f.Status = Warning
+		f.Advice = "all of them are other programs': if the workers run with --relay-only-own, give that here too; else " + f.Advice
+	}
+	return f
+}
+
+func (d postgresDoctor) slots(ctx context.Context, conn *pgx.Conn) ([]Finding, error) {
+	rows, err := conn.Query(ctx, `
+		SELECT slot_name::text, coalesce(pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn), 0)::bigint
+		FROM pg_replication_slots WHERE NOT active ORDER BY 2 DESC LIMIT 5`)
+	if err != nil {
+		return nil, err
+	}
+	var findings []Finding
+	var name string
+	var kept int64
+	_, err = pgx.ForEachRow(rows, []any{&name, &kept}, func() error {
+		findings = append(findings, warning(fmt.Sprintf("nobody reads the replication slot %q, which keeps %s of log on disk", name, size(kept)),
+			"let its reader run, or: SELECT pg_drop_replication_slot('"+name+"')"))
+		return nil
+	})
+	if len(findings) == 0 && err == nil {
+		findings = append(findings, fine("none is left behind"))
+	}
+	return findings, err
+}
+
+func (d postgresDoctor) letters(ctx context.Context, conn *pgx.Conn) ([]Finding, error) {
+	var count int
+	err := conn.QueryRow(ctx, "SELECT count(*) FROM (SELECT FROM dead_letters LIMIT $1) AS letters", most+1).Scan(&count)
+	if err != nil {
+		return nil, err
+	}
+	return []Finding{judgeShelf(count, d.settings.AMQP.URL != "")}, nil
+}
+
+func (d postgresDoctor) inbox(ctx context.Context, conn *pgx.Conn) ([]Finding, error) {
+	var size int64
+	var oldest *float64
+	err := conn.QueryRow(ctx, `
+		SELECT greatest(reltuples, 0)::bigint,
+			(SELECT extract(epoch FROM clock_timestamp() - min(handled_at))::float8 FROM handled)
+		FROM pg_class WHERE oid = 'handled'::regclass`).Scan(&size, &oldest)
+	if err != nil {
+		return nil, err
+	}
+	var age time.Duration
+	if oldest != nil {
+		age = time.Duration(*oldest * float64(time.Second))
+	}
+	return []Finding{judgeInbox(fmt.Sprintf("about %d records", size), age, d.settings.InboxRetention)}, nil
+}
+
+// judgeShelf judges the number of dead letters in the store.
+func judgeShelf(count int, broker bool) Finding {
+	switch {
+	case count == 0:
+		return fine("none in the store")
+	case broker:
+		return warning(counted(count, "event", "events")+" in the store, too large for the broker", "`RABBITMQ_URL= worker dlq list`")
+	default:
+		return warning(counted(count, "dead letter", "dead letters"), "`worker dlq list` tells why; mend the cause and `worker dlq replay`")
+	}
+}
+
+// pruneSlack is how long an inbox may keep records beyond its retention.
+const pruneSlack = time.Hour
+
+// judgeInbox judges the age of the oldest record of an inbox.
+func judgeInbox(size string, oldest, retention time.Duration) Finding {
+	switch {
+	case retention > 0 && oldest > retention+pruneSlack:
+		return warning(fmt.Sprintf("%s, the oldest %s old, which is beyond the retention of %s", size, ago(oldest), retention),
+			"look whether a worker runs: the one that relays prunes the inbox")
+	case oldest == 0:
+		return fine("empty")
+	default:
+		return fine("%s, the oldest %s old", size, ago(oldest))
+	}
+}
+
+// counted is a number of things, up to [most].
+func counted(n int, one, many string) string {
+	switch {
+	case n == 1:
+		return "1 " + one
+	case n > most:
+		return fmt.Sprintf("more than %d %s", most, many)
+	default:
+		return fmt.Sprintf("%d %s", n, many)
+	}
+}
+
+// size is a number of bytes for people.
+func size(bytes int64) string {
+	const kib, mib, gib = 1 << 10, 1 << 20, 1 << 30
+	switch {
+	case bytes >= gib:
+		return fmt.Sprintf("%.1f GiB", float64(bytes)/gib)
+	case bytes >= mib:
+		return fmt.Sprintf("%.1f MiB", float64(bytes)/mib)
+	default:
+		return fmt.Sprintf("%.1f KiB", float64(bytes)/kib)
+	}
+}
+
+// wait waits, unless ctx ends before.
+func wait(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}

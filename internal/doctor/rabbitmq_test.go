@@ -1,0 +1,105 @@
+package doctor_test
+
+import (
+	"strings"
+	"testing"
+
+	amqp091 "github.com/rabbitmq/amqp091-go"
+	"github.com/stretchr/testify/require"
+
+	"github.com/healz/worker/internal/bus/amqp"
+	"github.com/healz/worker/internal/doctor"
+	"github.com/healz/worker/internal/testservers"
+	"github.com/healz/worker/internal/worker"
+)
+
+// onBroker are the settings of a vhost of the test's own, and a channel on it.
+func onBroker(t *testing.T) (worker.Settings, *amqp091.Channel) {
+	t.Helper()
+	s := onFile(t)
+	migrated(t, s)
+	s.AMQP.URL = testservers.RabbitMQ(t)
+	conn, err := amqp091.Dial(s.AMQP.URL)
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, conn.Close()) })
+	channel, err := conn.Channel()
+	require.NoError(t, err)
+	return s, channel
+}
+
+// declare lets the worker declare what it needs.
+func declare(t *testing.T, s worker.Settings) {
+	t.Helper()
+	conn, err := amqp.Dial(t.Context(), s.AMQP)
+	require.NoError(t, err)
+	require.NoError(t, conn.Close())
+}
+
+func TestBroker(t *testing.T) {
+	t.Parallel()
+	s, channel := onBroker(t)
+	for range 2 {
+		found := examine(t, s)
+		found.requireFinding(t, "rabbitmq", doctor.OK, "RabbitMQ 3")
+		found.requireFinding(t, "topology", doctor.Warning, "no queue healz.events.consumer", "worker run")
+	}
+	declare(t, s)
+	found := examine(t, s)
+	found.requireFinding(t, "topology", doctor.OK)
+	found.requireFinding(t, "queues", doctor.Warning, "nobody consumes healz.events.consumer")
+
+	require.NoError(t, channel.PublishWithContext(t.Context(), "", "healz.events.failed", false, false, amqp091.Publishing{}))
+	_, err := channel.Consume("healz.events.consumer", "", false, false, false, false, nil)
+	require.NoError(t, err)
+	require.Eventually(t, func() bool {
+		found = examine(t, s)
+		return found.has("queues", doctor.Warning, "1 dead letter", "worker dlq list") && !found.has("queues", doctor.Warning, "nobody")
+	}, patience, tick)
+	_, err = channel.Consume("healz.events.failed", "", true, false, false, false, nil)
+	require.NoError(t, err)
+	examine(t, s).requireFinding(t, "queues", doctor.Warning, "another program consumes the dead letters")
+}
+
+func TestBrokerWithAnotherTopology(t *testing.T) {
+	t.Parallel()
+	s, channel := onBroker(t)
+	_, err := channel.QueueDeclare("healz.events.consumer", true, false, false, false, amqp091.Table{"x-dead-letter-exchange": "elsewhere"})
+	require.NoError(t, err)
+	found := examine(t, s)
+	found.requireFinding(t, "topology", doctor.Wrong, "x-dead-letter-exchange", "elsewhere", "delete it")
+
+	s, _ = onBroker(t)
+	declare(t, s)
+	s.AMQP.QueueType = amqp.QuorumQueues
+	examine(t, s).requireFinding(t, "topology", doctor.Wrong, "--queue-type")
+	s.AMQP.QueueType, s.AMQP.Partitions = amqp.ClassicQueues, 2
+	examine(t, s).requireFinding(t, "topology", doctor.Warning, "healz.events.partitioned")
+	declare(t, s)
+	examine(t, s).requireFinding(t, "topology", doctor.OK)
+	s.AMQP.Partitions = 3
+	examine(t, s).requireFinding(t, "topology", doctor.Wrong, "another number of partitions")
+	s.AMQP.Partitions = 0
+	examine(t, s).requireFinding(t, "topology", doctor.Wrong, "have partitions", "--leave-partitions")
+}
+
+func TestBrokerThatCannotBeReached(t *testing.T) {
+	t.Parallel()
+	s := onFile(t)
+	migrated(t, s)
+	good := testservers.RabbitMQ(t)
+	for name, test := range map[string]struct{ url, says string }{
+		"it is down":     {"amqp://guest:s3cret@127.0.0.1:1/", "look whether it runs"},
+		"no such vhost":  {good + "_other", "correct user, password and vhost"},
+		"wrong password": {strings.Replace(good, "guest:guest", "guest:s3cret", 1), "correct user, password and vhost"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := s
+			s.AMQP.URL = test.url
+			found := examine(t, s)
+			found.requireFinding(t, "rabbitmq", doctor.Wrong, test.says)
+			found.requireFinding(t, "queues", doctor.Skipped)
+			require.False(t, found.has("rabbitmq", doctor.Wrong, "s3cret"))
+		})
+	}
+}

@@ -1,0 +1,21 @@
+-- How far the relay is behind: whether it has begun, when it moved last, and of at most 10 001 events that it could
+-- publish now how many there are, how many of them the worker has appended, and when the oldest was created.
+WITH position AS MATERIALIZED (
+    SELECT * FROM relay_position
+),
+waiting AS MATERIALIZED (
+    SELECT own, created_at
+    FROM events
+    WHERE (transaction_id, id) > ((SELECT transaction_id FROM position), (SELECT id FROM position))
+        AND transaction_id < pg_snapshot_xmin(pg_current_snapshot())
+        AND NOT coalesce(pg_visible_in_snapshot(transaction_id, (SELECT passed_over FROM position)), false)
+    ORDER BY transaction_id, id
+    LIMIT 10001
+)
+SELECT
+    EXISTS (SELECT FROM position),
+    extract(epoch FROM clock_timestamp() - (SELECT moved_at FROM position))::float8,
+    count(*),
+    count(*) FILTER (WHERE own),
+    extract(epoch FROM clock_timestamp() - min(created_at))::float8
+FROM waiting

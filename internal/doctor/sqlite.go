@@ -1,0 +1,237 @@
+package doctor
+
+import (
+	"bytes"
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/url"
+	"os"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	_ "modernc.org/sqlite" // the driver "sqlite"
+
+	"github.com/healz/worker/internal/worker"
+	"github.com/healz/worker/migrations"
+)
+
+const fileCheck = "sqlite"
+
+const (
+	// littleSpace and noSpace are what a disk has left, in bytes.
+	littleSpace = 1 << 30
+	noSpace     = 100 << 20
+	// longLog is the size of a write-ahead log, in bytes, that somebody who reads for long keeps from being emptied.
+	longLog = 512 << 20
+)
+
+// sqliteDoctor looks at the file of a SQLite store, on connections that only read.
+type sqliteDoctor struct{ settings worker.Settings }
+
+func sqliteChecks(s worker.Settings) []Check {
+	d := sqliteDoctor{settings: s}
+	checks := []Check{
+		{fileCheck, settingsCheck, func(context.Context) ([]Finding, error) { return d.file() }},
+		{"disk", fileCheck, func(context.Context) ([]Finding, error) { return d.disk() }},
+		{schemaCheck, fileCheck, d.schema},
+	}
+	for _, c := range []struct {
+		name string
+		look func(context.Context, *sql.DB) ([]Finding, error)
+	}{
+		{"append-only", d.appendOnly}, {relayCheck, d.relay}, {lettersCheck, d.letters}, {inboxCheck, d.inbox},
+	} {
+		checks = append(checks, Check{c.name, schemaCheck, func(ctx context.Context) (findings []Finding, err error) {
+			err = d.on(func(db *sql.DB) error {
+				findings, err = c.look(ctx, db)
+				return err
+			})
+			return findings, err
+		}})
+	}
+	return checks
+}
+
+// on does something on the database, which it cannot write.
+func (d sqliteDoctor) on(do func(*sql.DB) error) error {
+	path, err := filepath.Abs(d.settings.SQLitePath)
+	if err != nil {
+		return err
+	}
+	dsn := url.URL{Scheme: "file", Path: path, RawQuery: "mode=ro&_query_only=1&_busy_timeout=5000"}
+	db, err := sql.Open("sqlite", dsn.String())
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+	return do(db)
+}
+
+// file looks at the file without opening it as a database.
+func (d sqliteDoctor) file() ([]Finding, error) {
+	info, err := os.Stat(d.settings.SQLitePath)
+	if errors.Is(err, fs.ErrNotExist) {
+		return []Finding{wrongly("there is no file "+d.settings.SQLitePath,
+			"`worker run` and `worker append` make it; or correct --sqlite-path, or set DATABASE_URL")}, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() {
+		return []Finding{wrongly(d.settings.SQLitePath+" is not a regular file", "correct --sqlite-path")}, nil
+	}
+	file, err := os.OpenFile(d.settings.SQLitePath, os.O_RDWR, 0)
+	if err != nil {
+		return []Finding{wrongly(oneLine(err), "let the worker's user read and write it: chown and chmod 600")}, nil
+	}
+	defer file.Close()
+	findings := judgeMode(info.Mode())
+	// A database begins with its format, and two bytes that say whether it has a write-ahead log.
+	header := make([]byte, 20)
+	if _, err := io.ReadFull(file, header); err != nil || !bytes.HasPrefix(header, []byte("SQLite format 3\x00")) {
+		return append(findings, wrongly(d.settings.SQLitePath+" is not an SQLite database", "correct --sqlite-path")), nil
+	}
+	if header[18] != 2 || header[19] != 2 {
+		findings = append(findings, warning("the file has no write-ahead log: readers and writers wait for each other",
+			"start `worker run`, which turns it on"))
+	}
+	if log, err := os.Stat(d.settings.SQLitePath + "-wal"); err == nil && log.Size() > longLog {
+		findings = append(findings, warning("the write-ahead log has grown to "+size(log.Size()), "end the program that reads the file for so long"))
+	}
+	if len(findings) == 0 {
+		findings = append(findings, fine("%s, %s", d.settings.SQLitePath, size(info.Size())))
+	}
+	return findings, nil
+}
+
+// judgeMode judges who may do what with the file.
+func judgeMode(mode fs.FileMode) []Finding {
+	if mode.Perm()&0o077 != 0 {
+		return []Finding{warning(fmt.Sprintf("others than the owner may open the file, with patients' data in it (%s)", mode), "chmod 600")}
+	}
+	return nil
+}
+
+func (d sqliteDoctor) disk() ([]Finding, error) {
+	var disk syscall.Statfs_t
+	if err := syscall.Statfs(filepath.Dir(d.settings.SQLitePath), &disk); err != nil {
+		return nil, fmt.Errorf("look at the disk: %w", err)
+	}
+	return []Finding{judgeSpace(int64(disk.Bavail) * int64(disk.Bsize))}, nil //nolint:unconvert // the types are the system's
+}
+
+// judgeSpace judges the bytes that a disk has left.
+func judgeSpace(free int64) Finding {
+	what := size(free) + " are free"
+	switch {
+	case free < noSpace:
+		return wrongly(what, "make room, before appends fail")
+	case free < littleSpace:
+		return warning(what, "make room")
+	default:
+		return fine("%s", what)
+	}
+}
+
+func (d sqliteDoctor) schema(ctx context.Context) (findings []Finding, err error) {
+	return findings, d.on(func(db *sql.DB) error {
+		migrator, err := migrations.SQLite(db)
+		if err != nil {
+			return err
+		}
+		var migrated bool
+		err = db.QueryRowContext(ctx, "SELECT EXISTS (SELECT 1 FROM sqlite_master WHERE name = ?)", migrations.Table).Scan(&migrated)
+		if err != nil {
+			return err
+		}
+		var version int64
+		if migrated {
+			err = db.QueryRowContext(ctx, "SELECT coalesce(max(version_id), 0) FROM "+migrations.Table+" WHERE is_applied").Scan(&version)
+		}
+		findings = append(findings, judgeSchema(version, migrator.Latest()))
+		return err
+	})
+}
+
+func (sqliteDoctor) appendOnly(ctx context.Context, db *sql.DB) ([]Finding, error) {
+	var guards int
+	err := db.QueryRowContext(ctx, `SELECT count(*) FROM sqlite_master
+		WHERE type = 'trigger' AND name IN ('events_no_update', 'events_no_delete', 'events_no_replace')`).Scan(&guards)
+	if err != nil {
+		return nil, err
+	}
+	if guards < 3 {
+		return []Finding{wrongly("events can be changed or deleted: a trigger that keeps them from it is gone",
+			"restore events_no_update, events_no_delete and events_no_replace from migrations/sqlite/00001_events.sql")}, nil
+	}
+	return []Finding{fine("events can be neither changed nor deleted")}, nil
+}
+
+func (d sqliteDoctor) relay(ctx context.Context, db *sql.DB) ([]Finding, error) {
+	read := func() (position, waiting int64, oldest time.Duration, err error) {
+		var created sql.NullInt64
+		err = db.QueryRowContext(ctx, `
+			WITH position AS (SELECT event FROM relay_position),
+			waiting AS (SELECT created_at, own FROM events WHERE id > (SELECT event FROM position) ORDER BY id LIMIT ?)
+			SELECT coalesce((SELECT event FROM position), -1), count(*), min(created_at) FROM waiting WHERE own = 1 OR NOT ?`,
+			most+1, d.settings.Relay.OnlyOwn).Scan(&position, &waiting, &created)
+		return position, waiting, time.Since(time.UnixMicro(created.Int64)), err
+	}
+	position, waiting, oldest, err := read()
+	if err != nil {
+		return nil, err
+	}
+	if position < 0 {
+		return []Finding{warning("no relay has begun on this database", "start `worker run`")}, nil
+	}
+	if waiting > 0 && oldest >= lagWarning {
+		before := position
+		if err := wait(ctx, secondLook); err != nil {
+			return nil, err
+		}
+		if position, waiting, oldest, err = read(); err != nil {
+			return nil, err
+		}
+		if position == before {
+			f := warning(counted(int(waiting), "event", "events")+" not published yet, the oldest was created "+ago(oldest)+" ago, and the relay rests",
+				"look whether a worker runs, and what its /readyz and log say")
+			if oldest >= lagWrong {
+				f.Status = Wrong
+			}
+			return []Finding{f}, nil
+		}
+	}
+	if waiting > 0 {
+		return []Finding{fine("%s not published yet; the relay is at work", counted(int(waiting), "event", "events"))}, nil
+	}
+	return []Finding{fine("all events that are committed are published")}, nil
+}
+
+func (d sqliteDoctor) letters(ctx context.Context, db *sql.DB) ([]Finding, error) {
+	var count int
+	err := db.QueryRowContext(ctx, "SELECT count(*) FROM (SELECT 1 FROM dead_letters LIMIT ?)", most+1).Scan(&count)
+	if err != nil {
+		return nil, err
+	}
+	return []Finding{judgeShelf(count, d.settings.AMQP.URL != "")}, nil
+}
+
+func (d sqliteDoctor) inbox(ctx context.Context, db *sql.DB) ([]Finding, error) {
+	var count int
+	var oldest sql.NullInt64
+	err := db.QueryRowContext(ctx, "SELECT count(*), (SELECT min(handled_at) FROM handled) FROM (SELECT 1 FROM handled LIMIT ?)", most+1).
+		Scan(&count, &oldest)
+	if err != nil {
+		return nil, err
+	}
+	var age time.Duration
+	if oldest.Valid {
+		age = time.Since(time.UnixMicro(oldest.Int64))
+	}
+	return []Finding{judgeInbox(counted(count, "record", "records"), age, d.settings.InboxRetention)}, nil
+}

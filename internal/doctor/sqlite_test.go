@@ -1,0 +1,115 @@
+package doctor_test
+
+import (
+	"bytes"
+	"database/sql"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	_ "modernc.org/sqlite"
+
+	"github.com/healz/worker/internal/deadletter"
+	"github.com/healz/worker/internal/doctor"
+	"github.com/healz/worker/internal/store"
+	"github.com/healz/worker/internal/worker"
+)
+
+func TestFile(t *testing.T) {
+	t.Parallel()
+	type fault struct {
+		make  func(t *testing.T, s *worker.Settings)
+		check string
+		want  doctor.Status
+		says  []string
+	}
+	statement := func(text string, args ...any) func(*testing.T, *worker.Settings) {
+		return func(t *testing.T, s *worker.Settings) {
+			t.Helper()
+			db, err := sql.Open("sqlite", s.SQLitePath)
+			require.NoError(t, err)
+			_, err = db.ExecContext(t.Context(), text, args...)
+			require.NoError(t, err)
+			require.NoError(t, db.Close())
+		}
+	}
+	hourAgo := time.Now().Add(-time.Hour)
+	for name, f := range map[string]fault{
+		"none": {func(*testing.T, *worker.Settings) {}, "sqlite", doctor.OK, []string{"KiB"}},
+		"no file": {func(t *testing.T, s *worker.Settings) {
+			t.Helper()
+			s.SQLitePath = filepath.Join(t.TempDir(), "nowhere", "events.db")
+		}, "sqlite", doctor.Wrong, []string{"no file", "--sqlite-path"}},
+		"a folder": {
+			func(_ *testing.T, s *worker.Settings) { s.SQLitePath = filepath.Dir(s.SQLitePath) },
+			"sqlite", doctor.Wrong,
+			[]string{"not a regular file"},
+		},
+		"another file": {func(t *testing.T, s *worker.Settings) {
+			t.Helper()
+			s.SQLitePath = filepath.Join(t.TempDir(), "garbage.db")
+			require.NoError(t, os.WriteFile(s.SQLitePath, bytes.Repeat([]byte("garbage"), 1000), 0o600))
+		}, "sqlite", doctor.Wrong, []string{"not an SQLite database"}},
+		"open to others": {func(t *testing.T, s *worker.Settings) {
+			t.Helper()
+			require.NoError(t, os.Chmod(s.SQLitePath, 0o644))
+		}, "sqlite", doctor.Warning, []string{"others than the owner", "chmod 600"}},
+		"no write-ahead log": {statement("PRAGMA journal_mode = delete"), "sqlite", doctor.Warning, []string{"no write-ahead log"}},
+		"an old schema": {func(t *testing.T, s *worker.Settings) {
+			t.Helper()
+			require.NoError(t, migrated(t, *s).MigrateDown(t.Context()))
+		}, "schema", doctor.Wrong, []string{"this worker needs", "worker migrate up"}},
+		"a newer schema": {
+			statement("INSERT INTO worker_migrations (version_id, is_applied) VALUES (999, true)"),
+			"schema", doctor.Wrong,
+			[]string{"version 999", "newer worker"},
+		},
+		"no schema":  {statement("DROP TABLE worker_migrations"), "schema", doctor.Wrong, []string{"no schema"}},
+		"no trigger": {statement("DROP TRIGGER events_no_delete"), "append-only", doctor.Wrong, []string{"can be changed", "events_no_delete"}},
+		"no relay yet": {
+			func(*testing.T, *worker.Settings) {}, "relay", doctor.Warning, []string{"no relay has begun", "worker run"},
+		},
+		"a relay that rests": {func(t *testing.T, s *worker.Settings) {
+			t.Helper()
+			b := migrated(t, *s)
+			tail, err := b.Tail(t.Context(), store.TailConfig{BatchSize: 1})
+			require.NoError(t, err)
+			require.NoError(t, tail.Close())
+			require.NoError(t, b.Append(t.Context(), event(hourAgo)))
+		}, "relay", doctor.Wrong, []string{"1 event not published", "1h0m"}},
+		"others' events, of which the relay knows nothing": {func(t *testing.T, s *worker.Settings) {
+			t.Helper()
+			s.Relay.OnlyOwn = true
+			tail, err := migrated(t, *s).Tail(t.Context(), store.TailConfig{BatchSize: 1})
+			require.NoError(t, err)
+			require.NoError(t, tail.Close())
+		}, "relay", doctor.OK, []string{"all events"}},
+		"dead letters": {func(t *testing.T, s *worker.Settings) {
+			t.Helper()
+			_, err := migrated(t, *s).AddLetter(t.Context(), deadletter.Letter{})
+			require.NoError(t, err)
+		}, "dead letters", doctor.Warning, []string{"1", "worker dlq list"}},
+		"an inbox that nobody prunes": {func(t *testing.T, s *worker.Settings) {
+			t.Helper()
+			require.NoError(t, migrated(t, *s).Record(t.Context(), "handler", event(hourAgo), nil))
+			statement("UPDATE handled SET handled_at = ?", time.Now().Add(-40*24*time.Hour).UnixMicro())(t, s)
+		}, "inbox", doctor.Warning, []string{"beyond the retention", "prunes"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := onFile(t)
+			b, err := s.OpenStore(t.Context())
+			require.NoError(t, err)
+			require.NoError(t, b.Migrate(t.Context()))
+			require.NoError(t, b.Close())
+			f.make(t, &s)
+			found := examine(t, s)
+			found.requireFinding(t, f.check, f.want, f.says...)
+			if name == "no file" {
+				require.NoDirExists(t, filepath.Dir(s.SQLitePath), "it makes nothing")
+			}
+		})
+	}
+}
