@@ -34,7 +34,7 @@ func TestReadsUseIndexes(t *testing.T) {
 		"version":        {"events_aggregate_page", []any{"Patient", id}},
 		"heads":          {"events_aggregate_version_unique", []any{[]uuid.UUID{id}}},
 		"known_ids":      {"events_event_id_key", []any{[]uuid.UUID{id}}},
-		"handled":        {"handled_pkey", []any{id}},
+		"handled":        {"handled_pkey", []any{[]uuid.UUID{id}}},
 	} {
 		text, err := os.ReadFile("statements/" + statement + ".sql")
 		require.NoError(t, err)
