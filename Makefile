@@ -5,6 +5,7 @@ FUZZTIME ?= 30s
 DURATION ?= 2m
 WORKERS ?= 3
 SEED ?=
+SCREENSHOTS := overview-light trace-dark dead-letter-light replay overview-phone-dark
 GOLANGCI_LINT_VERSION := 2.15.0
 
 # The race detector needs a C compiler, without which Go turns cgo off.
@@ -16,7 +17,7 @@ BENCHMARKED = $(shell grep -rl --include='*_test.go' '^func Benchmark' . | xargs
 
 .PHONY: help
 help: ## Say what there is to make
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: run
 run: build ## Build the worker and run it, by default on SQLite and the in-process bus
@@ -63,6 +64,12 @@ torture: build ## Harm workers and servers under traffic for DURATION, by SEED, 
 .PHONY: demo
 demo: build ## Run a worker on sample clinic traffic, and say what to look for
 	bin/worker demo
+
+.PHONY: screenshots
+screenshots: ## Take the README's screenshots of the console, in a headless Chromium, from the demo's data
+	$(GO) test -count=1 -run=InBrowser ./internal/console -args -screenshots=$(CURDIR)/bin/screenshots
+	mkdir -p docs/screenshots
+	cp $(SCREENSHOTS:%=bin/screenshots/%.png) docs/screenshots/
 
 .PHONY: tidy
 tidy: ## Bring go.mod and go.sum in line with the source

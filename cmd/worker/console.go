@@ -71,46 +71,59 @@ type consoleOf struct {
 	logger    *slog.Logger
 }
 
-// serve opens the console on front, and returns what closes it.
-func (o consoleOf) serve(ctx context.Context, front *console.Front) (func() error, error) {
+// serve opens the console on front, and returns what closes it. A worker works without one: what keeps it from being
+// served is logged.
+func (o consoleOf) serve(ctx context.Context, front *console.Front) func() error {
 	if err := o.access.CheckAddress(o.listening); err != nil {
 		front.Refuse(err)
 		o.logger.WarnContext(ctx, "the console is not served", "reason", err)
-		return func() error { return nil }, nil
+		return func() error { return nil }
 	}
+	c, closeParts, err := o.open(ctx)
+	if err != nil {
+		front.Refuse(errors.New("the console could not be opened: the log says why"))
+		o.logger.ErrorContext(ctx, "the console could not be opened", "error", err)
+		return func() error { return nil }
+	}
+	front.Serve(c)
+	return func() error {
+		front.Refuse(errors.New("the worker is stopping"))
+		c.Close()
+		return closeParts()
+	}
+}
+
+func (o consoleOf) open(ctx context.Context) (*console.Console, func() error, error) {
 	s := o.settings
 	s.MaxConns = consoleConns
 	backend, err := s.OpenStore(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("open the store for the console: %w", err)
+		return nil, nil, err
 	}
 	letters, closeLetters, err := s.OpenDeadLetters(ctx)
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("open the dead letters for the console: %w", err), backend.Close())
+		return nil, nil, errors.Join(err, backend.Close())
 	}
-	try := func(ctx context.Context, chosen deadletter.Filter) iter.Seq2[handlers.Outcome, error] {
-		return s.TryDeadLetters(ctx, chosen, worker.TryOptions{Register: o.register, Logger: o.logger})
-	}
-	archive := func(ctx context.Context, chosen deadletter.Filter, by, reason string) (int, error) {
-		a, closeArchive, err := s.OpenArchive(ctx)
-		if err != nil {
-			return 0, err
-		}
-		n, err := a.Put(ctx, chosen, deadletter.Archived, deadletter.Decision{By: by, Reason: reason})
-		return n, errors.Join(err, closeArchive())
-	}
+	closeParts := func() error { return errors.Join(closeLetters(), backend.Close()) }
 	c, err := console.New(ctx, console.Config{
-		Store: backend, Letters: letters, Try: try, Archive: archive, Aggregates: register.Aggregates(), Access: o.access, Logger: o.logger,
+		Store: backend, Letters: letters, Aggregates: register.Aggregates(), Access: o.access, Logger: o.logger,
 		Status: func(ctx context.Context) console.Status {
 			return console.StatusOf(o.worker.Health(ctx), o.metrics.Values())
 		},
+		Try: func(ctx context.Context, chosen deadletter.Filter) iter.Seq2[handlers.Outcome, error] {
+			return s.TryDeadLetters(ctx, chosen, worker.TryOptions{Register: o.register, Logger: o.logger})
+		},
+		Archive: func(ctx context.Context, chosen deadletter.Filter, by, reason string) (int, error) {
+			a, closeArchive, err := s.OpenArchive(ctx)
+			if err != nil {
+				return 0, err
+			}
+			n, err := a.Put(ctx, chosen, deadletter.Archived, deadletter.Decision{By: by, Reason: reason})
+			return n, errors.Join(err, closeArchive())
+		},
 	})
 	if err != nil {
-		return nil, errors.Join(err, closeLetters(), backend.Close())
+		return nil, nil, errors.Join(err, closeParts())
 	}
-	front.Serve(c)
-	return func() error {
-		c.Close()
-		return errors.Join(closeLetters(), backend.Close())
-	}, nil
+	return c, closeParts, nil
 }

@@ -230,12 +230,11 @@ func report(w io.Writer, done string, n int, ids []string, err error) error {
 type choice struct {
 	*filterFlags
 
-	c   *cobra.Command
 	all bool
 }
 
 func addChoice(c *cobra.Command, reasonFlag string) *choice {
-	s := &choice{filterFlags: addFilter(c, reasonFlag), c: c}
+	s := &choice{filterFlags: addFilter(c, reasonFlag)}
 	c.Flags().BoolVar(&s.all, "all", false, "all letters there are")
 	return s
 }
@@ -332,6 +331,7 @@ func (p *archivePrinter) print(l deadletter.ArchivedLetter) error {
 	if !l.RestoredAt.IsZero() {
 		restored = localTime(l.RestoredAt) + " " + l.RestoredBy
 	}
-	p.t.row(l.Letter.ID, localTime(l.At), string(l.Disposition), l.By, l.Reason, restored, l.Letter.Type, l.Letter.Handler, l.Letter.Failure.Reason)
+	p.t.row(l.Letter.ID, localTime(l.At), string(l.Disposition), l.By, l.Reason, restored, l.Letter.Type, l.Letter.Handler,
+		l.Letter.Failure.Reason)
 	return nil
 }

@@ -37,7 +37,8 @@ While the editor is open, the event lies in a file that only its owner can read,
 		Args: oneID, ValidArgsFunction: cobra.NoFileCompletions,
 	}
 	d := addDecision(c)
-	c.Flags().StringVar(&patch, "patch", "", "a FILE with a JSON Patch (RFC 6902) or a JSON Merge Patch (RFC 7396) to apply, - for stdin; no editor is opened")
+	c.Flags().StringVar(&patch, "patch", "",
+		"a FILE with a JSON Patch (RFC 6902) or a JSON Merge Patch (RFC 7396) to apply, - for stdin; no editor is opened")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		if err := d.check(); err != nil {
 			return err

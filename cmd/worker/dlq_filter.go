@@ -23,7 +23,7 @@ type filterFlags struct {
 func addFilter(c *cobra.Command, reasonFlag string) *filterFlags {
 	f := &filterFlags{}
 	flags := c.Flags()
-	flags.StringVar(&f.chosen.Group, "group", "", "only those of this group of `dlq list`")
+	flags.StringVar(&f.chosen.Group, "group", "", "only those of this group, as dlq list names it")
 	flags.StringVar(&f.chosen.Type, "type", "", "only those of this event type")
 	flags.StringVar(&f.chosen.Handler, "handler", "", "only those on which this handler failed")
 	flags.StringVar(&f.tenant, "tenant", "", "only those of this tenant")

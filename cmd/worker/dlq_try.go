@@ -39,7 +39,8 @@ It exits with 0 if all would pass, 1 if some would fail, and 3 if of some it can
 	}
 	f := addFormat(c)
 	chosen := addFilter(c, "reason")
-	c.Flags().BoolVar(&o.AllHandlers, "all-handlers", false, "try each letter with all handlers of its event, not only with the one that failed")
+	c.Flags().BoolVar(&o.AllHandlers, "all-handlers", false,
+		"try each letter with all handlers of its event, not only with the one that failed")
 	c.Flags().DurationVar(&s.Tuning.HandlerTimeout, "handler-timeout", s.Tuning.HandlerTimeout, "time limit for one attempt of one handler")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		filter, err := chosen.filter(args)

@@ -1,7 +1,10 @@
 package main
 
 import (
+	"os"
+	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/google/uuid"
@@ -62,4 +65,30 @@ func TestDoctorOnServers(t *testing.T) {
 	require.Equal(t, 2, refused.code)
 	require.Regexp(t, `(?m)^wrong +rabbitmq .*refused`, refused.out)
 	require.NotContains(t, refused.out+refused.err, planted)
+}
+
+// The doctor of a user who may not write the file says so.
+func TestDoctorOnAReadOnlyFile(t *testing.T) {
+	t.Parallel()
+	folder, err := os.MkdirTemp("", "readonly") //nolint:usetesting // t.TempDir's parent keeps other users out
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, os.RemoveAll(folder)) })
+	require.NoError(t, os.Chmod(folder, 0o755))
+	p := newProgram(t, "WORKER_SQLITE_PATH="+filepath.Join(folder, "events.db"))
+	p.must("", "migrate", "up")
+	require.NoError(t, os.Chmod(filepath.Join(folder, "events.db"), 0o444))
+
+	c := p.command(t.Context(), "", "doctor")
+	if os.Geteuid() == 0 { // permissions bind everybody else
+		binary, err := os.ReadFile(c.Path)
+		require.NoError(t, err)
+		c.Path, c.Dir = filepath.Join(folder, "worker"), folder
+		require.NoError(t, os.WriteFile(c.Path, binary, 0o755)) //nolint:gosec // the other user runs it
+		const nobody = 65534
+		c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
+	}
+	out, err := c.CombinedOutput()
+	require.Error(t, err)
+	require.Equal(t, 2, c.ProcessState.ExitCode(), string(out))
+	require.Regexp(t, `(?m)^wrong +sqlite .*permission denied\n +→ let the worker's user`, string(out))
 }

@@ -85,7 +85,8 @@ func TestLiveDemo(t *testing.T) {
 	require.Contains(t, p.must("", "dlq", "show", letterID), "has no opening hours")
 	before := p.must("", "trace", correlation)
 	require.Regexp(t, `(?s)ClinicOpened.*WaitingListTransferred.*AppointmentRequested.*✗ book-appointment.*dead letter `+letterID, before)
-	require.Contains(t, p.must("", "events", "--aggregate", d.await(`--aggregate (\S+)`)[0], "--format", "json"), `"opening_hours":null`)
+	opened := p.must("", "events", "--aggregate", d.await(`--aggregate (\S+)`)[0], "--format", "json")
+	require.Contains(t, opened, `"opening_hours":null`)
 
 	p.must(d.await(`echo '(.*)' \|`)[0], "append")
 	p.must("", "dlq", "replay", "--id", letterID)
@@ -120,8 +121,8 @@ func TestTrace(t *testing.T) {
 			`,"correlation_id":"`+e.CorrelationID+`","causation_id":"`+follow.EventID+`","metadata":{"fail_times":9}`))[0]
 		letter := p.awaitLetters(1)[0]
 
-		want := `(?s)began .*3 events in .*, 1 dead letter\n\n *\+0ms  PatientRegistered .*` + e.EventID + `.*✓ welcome-patient after .*` +
-			`└─ WelcomeMessageRequested .*└─ PatientRegistered .*` + failing.EventID +
+		want := `(?s)began .*3 events in .*, 1 dead letter\n\n *\+0ms  PatientRegistered .*` + e.EventID +
+			`.*✓ welcome-patient after .*└─ WelcomeMessageRequested .*└─ PatientRegistered .*` + failing.EventID +
 			`.*✗ welcome-patient \(2 attempts, dead letter ` + letter.ID + `\): chaos: failure 2 of 9\n$`
 		for _, id := range []string{e.CorrelationID, "import-" + e.CorrelationID, follow.EventID, failing.EventID} {
 			require.Regexp(t, want, p.must("", "trace", id))
@@ -131,6 +132,8 @@ func TestTrace(t *testing.T) {
 		require.Contains(t, object, `"dead_letters":1`)
 		require.NotRegexp(t, "Ana|Ben", object)
 		require.Contains(t, object, `"letter_id":"`+letter.ID+`"`)
+		p.must("", "dlq", "archive", letter.ID, "--reason", "sent twice")
+		require.Regexp(t, `– welcome-patient \(2 attempts, archived letter `+letter.ID+`\)`, p.must("", "trace", e.CorrelationID))
 		require.Equal(t, 1, p.run("", "trace", uuid.NewString()).code)
 		require.Equal(t, 2, p.run("", "trace", "Ana").code)
 		require.Equal(t, 2, p.run("", "trace", e.EventID, "--format", "svg").code)

@@ -30,7 +30,7 @@ import (
 )
 
 const (
-	patience = 30 * time.Second
+	patience = 90 * time.Second
 	tick     = 100 * time.Millisecond
 )
 

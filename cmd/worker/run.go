@@ -59,7 +59,7 @@ func runCommand(s *worker.Settings, all registrations) *cobra.Command {
 		Short: "Relay, consume and handle events until stopped",
 		Long: `run relays the events of the store to the bus and hands the events on the bus to their handlers.
 
-It serves /healthz (it lives), /readyz (it can work, and what keeps it from it) and /metrics (for Prometheus). SIGTERM stops
+It serves the console, /healthz (it lives), /readyz (it can work, and what keeps it from it) and /metrics (for Prometheus). SIGTERM stops
 it in good order: what is in hand is finished within the grace period or given back. A second SIGTERM ends it at once.
 SIGUSR1 makes the log a level more verbose, SIGUSR2 what it was. Traces are sent by OTLP if OTEL_EXPORTER_OTLP_ENDPOINT is
 set, as OpenTelemetry's other variables say.`,
@@ -189,13 +189,10 @@ func runWorker(
 	}
 	defer func() { err = errors.Join(err, closeParts()) }()
 	health.Report(w)
-	closeConsole, err := consoleOf{
+	closeConsole := consoleOf{
 		settings: s, access: access, worker: w, metrics: measures, register: registerAll,
 		listening: listener.Addr(), logger: logger,
 	}.serve(ctx, &front)
-	if err != nil {
-		return ended(ctx, err)
-	}
 	defer func() { err = errors.Join(err, closeConsole()) }()
 	logger.InfoContext(ctx, "opened", "store", s.StoreName(), "bus", s.BusName())
 	return errors.Join(w.Run(ctx), ended(ctx, nil))

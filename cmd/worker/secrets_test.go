@@ -131,6 +131,17 @@ func TestNothingIsToldOfPatientsAndPasswords(t *testing.T) {
 		run("", "dlq", "show", l.ID)
 		run("", "dlq", "show", l.ID, "--format", "json")
 	}
+	run("", "dlq", "try")
+	run("", "dlq", "try", "--all-handlers", "--format", "json")
+	for _, patch := range []string{planted, fmt.Sprintf("[%q]", planted), fmt.Sprintf("%q", planted), fmt.Sprintf(`{"tenant_id":%q}`, planted)} {
+		run(patch, "dlq", "edit", found[0].ID, "--patch", "-", "--reason", "none")
+	}
+	run("", "dlq", "archive", "--all", "--reason", "none")
+	run("", "dlq", "archived", "list")
+	run("", "dlq", "archived", "list", "--format", "json")
+	run("", "dlq", "archived", "show", found[0].ID)
+	run("", "dlq", "restore", "--all")
+	require.Equal(t, found, p.letters())
 	run("", "events", "--tenant", tenant)
 	run(planted+"\n", "append")
 	run(strings.Replace(lines, tenant, planted, 1), "append")

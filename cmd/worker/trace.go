@@ -20,8 +20,8 @@ func traceCommand(s *worker.Settings) *cobra.Command {
 		Use:   "trace CORRELATION_ID",
 		Short: "Show a chain of causes as a tree: what followed from what, who handled it, what failed",
 		Long: `trace shows the chain of causes with this correlation id, or the one that the event with this id belongs to, as a
-tree: when each event was created, which handlers have handled it and how long after that, and with ✗ what failed and lies
-in the dead letters, why, and under which id. It never shows event_data.
+tree: when each event was created, which handlers have handled it and how long after that, with ✗ what failed and lies in
+the dead letters, why, and under which id, and with – what of that was archived. It never shows event_data.
 
 Who has handled an event is known for as long as the inbox keeps it (--inbox-retention of the worker).`,
 		Example: `  worker trace 0198c9f0-7d1b-7c4e-a0f4-5a1f6f0f3b11
@@ -84,7 +84,7 @@ func (f *treeFormat) print(w io.Writer, tree causation.Tree) error {
 
 // loadTree reads a tree, and without its failures where the broker that has them cannot be reached.
 func loadTree(c *cobra.Command, s *worker.Settings, b worker.Backend, id uuid.UUID) (tree causation.Tree, err error) {
-	letters := []causation.Letters{deadletter.NewShelfQueue(b)}
+	letters := []causation.Letters{deadletter.NewShelfQueue(b), causation.InArchive(b)}
 	if s.AMQP.URL != "" {
 		q, closeQueue, failed := s.OpenDeadLetters(c.Context())
 		if failed == nil {

@@ -10,6 +10,7 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 
 	"github.com/healz/worker/internal/events"
+	"github.com/healz/worker/internal/rawjson"
 )
 
 // Metadata keys of a message that carries an event. On AMQP they are headers, and properties where AMQP has one.
@@ -83,54 +84,57 @@ func NewMessage(body []byte) *message.Message {
 // Complete reads the UUID and the metadata that m lacks from the event in its body, as far as they can be read there.
 // What m has, it keeps, and the body is not read if nothing is wanting.
 func Complete(m *message.Message) {
-	var head struct {
-		ID            string `json:"event_id"`
-		Type          string `json:"event_type"`
-		AggregateID   string `json:"aggregate_id"`
-		CorrelationID string `json:"correlation_id"`
-		CreatedAt     string `json:"created_at"`
-		traced
-	}
-	fields := [...]struct {
-		key   string
-		value *string
-	}{
-		{EventTypeKey, &head.Type},
-		{AggregateIDKey, &head.AggregateID},
-		{CorrelationIDKey, &head.CorrelationID},
-		{CreatedAtKey, &head.CreatedAt},
-	}
+	keys := [...]string{EventTypeKey, AggregateIDKey, CorrelationIDKey, CreatedAtKey}
 	complete := m.UUID != ""
-	for _, f := range fields {
-		complete = complete && m.Metadata.Get(f.key) != ""
+	for _, key := range keys {
+		complete = complete && m.Metadata.Get(key) != ""
 	}
 	if complete {
 		return
 	}
-	_ = json.Unmarshal(m.Payload, &head) // fields that cannot be read stay empty
-	if m.UUID == "" {
-		m.UUID = head.ID
-	}
-	for _, f := range fields {
-		if *f.value != "" && m.Metadata.Get(f.key) == "" {
-			m.Metadata.Set(f.key, *f.value)
+	for name, value := range rawjson.Members(m.Payload) {
+		switch {
+		case string(name) == "event_id" && m.UUID == "":
+			m.UUID = textOf(value)
+		case string(name) == "metadata" && m.Metadata.Get(TraceparentKey) == "":
+			add(m, TraceparentKey, member(value, TraceparentKey))
+		default:
+			for _, key := range keys { // which are the fields' names too
+				if string(name) == key && m.Metadata.Get(key) == "" {
+					add(m, key, value)
+				}
+			}
 		}
-	}
-	if t := head.Metadata.Traceparent; t != "" && m.Metadata.Get(TraceparentKey) == "" {
-		m.Metadata.Set(TraceparentKey, t)
 	}
 }
 
-// traced is the part of an event that names a span.
-type traced struct {
-	Metadata struct {
-		Traceparent string `json:"traceparent"`
-	} `json:"metadata"`
+// add adds a value that is a string, and not an empty one.
+func add(m *message.Message, key string, value []byte) {
+	if text := textOf(value); text != "" {
+		m.Metadata.Set(key, text)
+	}
+}
+
+// textOf is a JSON string's text, "" of anything else.
+func textOf(value []byte) string {
+	text, plain := rawjson.Text(value)
+	if !plain {
+		_ = json.Unmarshal(value, &text) // what is no string stays empty
+	}
+	return text
+}
+
+// member is a member of a JSON object, nil if there is none.
+func member(object []byte, name string) []byte {
+	for n, value := range rawjson.Members(object) {
+		if string(n) == name {
+			return value
+		}
+	}
+	return nil
 }
 
 // Traceparent is the traceparent in the metadata of the event in body, "" if there is none that can be read.
 func Traceparent(body []byte) string {
-	var t traced
-	_ = json.Unmarshal(body, &t) // fields that cannot be read stay empty
-	return t.Metadata.Traceparent
+	return textOf(member(member(body, "metadata"), TraceparentKey))
 }

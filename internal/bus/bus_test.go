@@ -92,10 +92,12 @@ func TestNewMessageOfABodyThatIsNoEvent(t *testing.T) {
 		uuid     string
 		metadata message.Metadata
 	}{
-		"empty":     {body: "", metadata: message.Metadata{}},
-		"not JSON":  {body: "\xff{", metadata: message.Metadata{}},
-		"an array":  {body: `[{"event_id": "x"}]`, metadata: message.Metadata{}},
-		"truncated": {body: `{"event_type": "PatientMoved"`, metadata: message.Metadata{}},
+		"empty":    {body: "", metadata: message.Metadata{}},
+		"not JSON": {body: "\xff{", metadata: message.Metadata{}},
+		"an array": {body: `[{"event_id": "x"}]`, metadata: message.Metadata{}},
+		"truncated": {
+			body: `{"event_type": "PatientMoved", "aggregate_id": "b`, metadata: message.Metadata{bus.EventTypeKey: "PatientMoved"},
+		},
 		"some fields of another type": {
 			body:     `{"event_id": 1, "event_type": "PatientMoved", "aggregate_id": null, "created_at": {}}`,
 			metadata: message.Metadata{bus.EventTypeKey: "PatientMoved"},

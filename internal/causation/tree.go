@@ -58,7 +58,7 @@ type Node struct {
 	Stored bool
 	// Handled are those who have handled the event, the earliest first, as far as the inbox still remembers.
 	Handled []store.Handling
-	// Failures are the event's dead letters, the oldest first.
+	// Failures are the event's dead letters, the oldest first, and behind them those that are archived.
 	Failures []Failure
 }
 
@@ -84,6 +84,8 @@ type Failure struct {
 	LetterID string
 	// Replays is how often the letter was replayed, and failed again.
 	Replays int
+	// Disposition is for what the letter was put into the archive; "" while it lies in the dead letters.
+	Disposition deadletter.Disposition
 	deadletter.Failure
 }
 
@@ -94,7 +96,7 @@ type Store interface {
 	HandledOf(ctx context.Context, eventIDs []uuid.UUID) (map[uuid.UUID][]store.Handling, error)
 }
 
-// Letters are where dead letters are looked for; a [deadletter.Queue] is one.
+// Letters are where dead letters are looked for: a [deadletter.Queue], or [InArchive].
 type Letters interface {
 	List(ctx context.Context, f deadletter.Filter) iter.Seq2[deadletter.Letter, error]
 }
@@ -145,10 +147,14 @@ func correlationOf(ctx context.Context, s Store, letters []Letters, id uuid.UUID
 }
 
 // listAll yields the letters of all places, until one fails.
-func listAll(ctx context.Context, places []Letters, f deadletter.Filter) iter.Seq2[deadletter.Letter, error] {
-	return func(yield func(deadletter.Letter, error) bool) {
+func listAll(ctx context.Context, places []Letters, f deadletter.Filter) iter.Seq2[disposed, error] {
+	return func(yield func(disposed, error) bool) {
 		for _, place := range places {
-			for l, err := range place.List(ctx, f) {
+			list := inQueue(place.List(ctx, f))
+			if a, ok := place.(archive); ok {
+				list = a.list(ctx, f)
+			}
+			for l, err := range list {
 				if err != nil {
 					yield(l, fmt.Errorf("%w: %w", ErrLetters, err))
 					return
@@ -213,7 +219,7 @@ func (b *builder) fail(ctx context.Context, letters []Letters, correlationID uui
 			continue
 		}
 		n := &b.nodes[b.index[l.Event.ID]]
-		n.Failures = append(n.Failures, Failure{LetterID: l.ID, Replays: l.Replays, Failure: l.Failure})
+		n.Failures = append(n.Failures, Failure{LetterID: l.ID, Replays: l.Replays, Disposition: l.disposition, Failure: l.Failure})
 	}
 	slices.SortStableFunc(b.nodes, func(x, y Node) int { return x.Event.CreatedAt.Compare(y.Event.CreatedAt) })
 	for i, n := range b.nodes {
@@ -348,11 +354,15 @@ func (t Tree) Ended() time.Time {
 	return ended
 }
 
-// Failures is how many dead letters the chain has.
+// Failures is how many dead letters the chain has, without those that are archived.
 func (t Tree) Failures() int {
 	count := 0
 	for _, n := range t.Nodes {
-		count += len(n.Failures)
+		for _, f := range n.Failures {
+			if f.Disposition == "" {
+				count++
+			}
+		}
 	}
 	return count
 }

@@ -159,6 +159,39 @@ func TestLoadTellsWhoHandledAndWhatFailed(t *testing.T) {
 	}
 }
 
+func TestLoadTellsWhatIsArchived(t *testing.T) {
+	t.Parallel()
+	s := openStore(t)
+	list := chain("chain", "a", "b<a")
+	require.NoError(t, s.AppendMany(t.Context(), list))
+	queue := deadletter.NewShelfQueue(s)
+	for _, e := range append(list, chain("another chain", "other")...) {
+		body, err := json.Marshal(e)
+		require.NoError(t, err)
+		_, err = s.AddLetter(t.Context(), deadletter.Letter{Failure: deadletter.Failure{Handler: "confirm"}, Body: body})
+		require.NoError(t, err)
+	}
+	put := deadletter.NewShelfArchive(queue, s)
+	n, err := put.Put(t.Context(), deadletter.Filter{IDs: []string{"2", "3"}}, deadletter.Discarded, deadletter.Decision{By: "Eve"})
+	require.NoError(t, err)
+	require.Equal(t, 2, n)
+
+	tree, err := causation.Load(t.Context(), s, id("chain"), queue, causation.InArchive(s))
+	require.NoError(t, err)
+	require.Equal(t, 1, tree.Failures())
+	require.Equal(t, deadletter.Disposition(""), tree.Nodes[0].Failures[0].Disposition)
+	require.Equal(t, deadletter.Discarded, tree.Nodes[1].Failures[0].Disposition)
+	require.Equal(t, "2", tree.Nodes[1].Failures[0].LetterID)
+
+	n, err = put.Restore(t.Context(), deadletter.Filter{IDs: []string{"2"}}, "Eve")
+	require.NoError(t, err)
+	require.Equal(t, 1, n)
+	tree, err = causation.Load(t.Context(), s, id("chain"), queue, causation.InArchive(s))
+	require.NoError(t, err)
+	require.Equal(t, 2, tree.Failures())
+	require.Len(t, tree.Nodes[1].Failures, 1)
+}
+
 func TestLoadIsBounded(t *testing.T) {
 	t.Parallel()
 	s := openStore(t)

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 	"unicode"
@@ -74,11 +75,15 @@ func (n Node) details(withTenant bool) []string {
 		if handler != "" {
 			handler += " "
 		}
-		replays := ""
+		what := count(f.Attempts, "attempt")
 		if f.Replays > 0 {
-			replays = ", " + count(f.Replays, "replay")
+			what += ", " + count(f.Replays, "replay")
 		}
-		add("✗ %s(%s%s, dead letter %s): %s", handler, count(f.Attempts, "attempt"), replays, visible(f.LetterID), visible(f.Reason))
+		mark, where := "✗", "dead letter"
+		if f.Disposition != "" {
+			mark, where = "–", string(f.Disposition)+" letter"
+		}
+		add("%s %s(%s, %s %s): %s", mark, handler, what, where, visible(f.LetterID), visible(f.Reason))
 	}
 	return lines
 }
@@ -171,6 +176,7 @@ type failureJSON struct {
 	Reason      string    `json:"reason"`
 	Attempts    int       `json:"attempts"`
 	Replays     int       `json:"replays"`
+	Disposition string    `json:"disposition,omitempty"`
 	FirstFailed time.Time `json:"first_failed_at,omitzero"`
 	LastFailed  time.Time `json:"last_failed_at,omitzero"`
 }
@@ -199,6 +205,7 @@ func (t Tree) WriteJSON(w io.Writer) error {
 		for i, f := range n.Failures {
 			node.Failures[i] = failureJSON{
 				LetterID: f.LetterID, Handler: f.Handler, Reason: f.Reason, Attempts: f.Attempts, Replays: f.Replays,
+				Disposition: string(f.Disposition),
 				FirstFailed: f.FirstFailed, LastFailed: f.LastFailed,
 			}
 		}
@@ -224,7 +231,7 @@ func (t Tree) WriteDOT(w io.Writer) error {
 			e.ID.String(), offset(e.CreatedAt, began),
 		}
 		color := "black"
-		if len(n.Failures) > 0 {
+		if slices.ContainsFunc(n.Failures, func(f Failure) bool { return f.Disposition == "" }) {
 			color = "red"
 		}
 		fmt.Fprintf(out, "  n%d [label=%s, color=%s];\n", i, quoted(append(label, n.details(false)...)), color)

@@ -79,6 +79,20 @@ func TestWriteTextOfSeveralTenants(t *testing.T) {
 	require.Contains(t, out.String(), "there are more events")
 }
 
+func TestWriteArchived(t *testing.T) {
+	t.Parallel()
+	archived := tree()
+	archived.Nodes[2].Failures[0].Disposition = deadletter.Archived
+	var text, dot, object strings.Builder
+	require.NoError(t, archived.WriteText(&text))
+	require.Contains(t, text.String(), "5 events in 2m0s, 0 dead letters\n")
+	require.Contains(t, text.String(), "– confirm (3 attempts, 1 replay, archived letter 7): clinic")
+	require.NoError(t, archived.WriteDOT(&dot))
+	require.NotContains(t, dot.String(), "red")
+	require.NoError(t, archived.WriteJSON(&object))
+	require.Contains(t, object.String(), `"disposition":"archived"`)
+}
+
 func TestWriteDOT(t *testing.T) {
 	t.Parallel()
 	var out strings.Builder

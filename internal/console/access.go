@@ -8,10 +8,12 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -111,6 +113,30 @@ type session struct {
 	Role    role
 	Who     string
 	Expires time.Time
+}
+
+// leavers are the sessions that were ended before their time. The zero value is ready; it is safe for concurrent use.
+type leavers struct {
+	mu    sync.Mutex
+	until map[string]time.Time
+}
+
+// add ends a session.
+func (l *leavers) add(s session, now time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.until == nil {
+		l.until = map[string]time.Time{}
+	}
+	maps.DeleteFunc(l.until, func(_ string, until time.Time) bool { return until.Before(now) })
+	l.until[s.ID] = s.Expires
+}
+
+func (l *leavers) has(s session) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	_, left := l.until[s.ID]
+	return left
 }
 
 // seal signs sessions with a key that is gone when the process ends, and all of them with it.

@@ -119,7 +119,7 @@ func (c *Console) replay(w http.ResponseWriter, r *http.Request) {
 	c.logAction(r, "replay", letters)
 	//nolint:contextcheck // a replay goes on when the request is over
 	j := c.jobs.start(letters.Title, viewerOf(r.Context()).Who, func(ctx context.Context, report func(deadletter.Progress)) error {
-		defer c.letters.forget()
+		defer c.letters.renew(ctx)
 		for p, err := range c.letters.queue.Replay(ctx, letters.Filter, o) {
 			if err != nil {
 				return err
@@ -190,7 +190,7 @@ func (c *Console) archiveLetters(w http.ResponseWriter, r *http.Request) {
 	c.logAction(r, "archive", letters)
 	ctx, cancel := context.WithTimeout(r.Context(), actTimeout)
 	defer cancel()
-	defer c.letters.forget()
+	defer c.letters.renew(ctx)
 	n, err := c.archive(ctx, letters.Filter, viewerOf(r.Context()).Who, reason)
 	if err != nil {
 		c.fail(w, r, err)

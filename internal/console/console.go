@@ -16,6 +16,7 @@ import (
 	"iter"
 	"log/slog"
 	"net/http"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
@@ -72,6 +73,9 @@ type Console struct {
 	seal     seal
 	throttle throttle
 	flow     recorder
+	lastLook chan overviewPage // holds the last one while nobody looks
+	live     atomic.Int64      // streams
+	left     leavers
 	jobs     jobs
 }
 
@@ -86,8 +90,9 @@ var (
 func New(ctx context.Context, config Config) (*Console, error) {
 	c := &Console{
 		store: config.Store, letters: newLetterBox(config.Letters), try: config.Try, archive: config.Archive, status: config.Status,
-		aggregates: map[string]func() events.Stateful{}, access: config.Access, logger: config.Logger, seal: newSeal(),
+		aggregates: map[string]func() events.Stateful{}, access: config.Access, logger: config.Logger, seal: newSeal(), lastLook: make(chan overviewPage, 1),
 	}
+	c.lastLook <- overviewPage{}
 	for _, empty := range config.Aggregates {
 		c.aggregates[empty().AggregateType()] = empty
 	}

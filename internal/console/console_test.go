@@ -76,6 +76,10 @@ func newSite(t *testing.T, access console.Access) *site {
 		Store: s, Letters: deadletter.NewShelfQueue(s), Access: access, Logger: slog.New(slog.NewJSONHandler(w.log, nil)),
 		Status:     func(context.Context) console.Status { return console.StatusOf(worker.Health{Ready: true}, nil) },
 		Aggregates: []func() events.Stateful{func() events.Stateful { return clinic.NewAppointment() }},
+		Archive: func(ctx context.Context, f deadletter.Filter, by, reason string) (int, error) {
+			d := deadletter.Decision{By: by, Reason: reason}
+			return deadletter.NewShelfArchive(deadletter.NewShelfQueue(s), s).Put(ctx, f, deadletter.Archived, d)
+		},
 	})
 	require.NoError(t, err)
 	w.Server = httptest.NewServer(c)
@@ -313,6 +317,8 @@ func TestLogin(t *testing.T) {
 		require.Equal(t, http.StatusSeeOther, response.StatusCode)
 		response, _ = v.get("/")
 		require.Equal(t, "/login", response.Header.Get("Location"))
+		response, _ = s.visitor().get("/", func(r *http.Request) { r.AddCookie(cookie) })
+		require.Equal(t, "/login", response.Header.Get("Location"), "who has signed out cannot come back with the cookie")
 	}
 	response, _ = v.post("/login", form("Kim", readToken), func(r *http.Request) { r.Header.Set("X-Forwarded-Proto", "https") })
 	require.True(t, response.Cookies()[0].Secure)
@@ -541,10 +547,10 @@ func TestReplayIsAJob(t *testing.T) {
 			return !slices.ContainsFunc(texts, func(text string) bool { return !strings.Contains(body, text) })
 		}, patience, 50*time.Millisecond, "%s", texts)
 	}
-	says("dead letter "+s.Letter, "<b>1</b> chosen")
+	says("running", "dead letter "+s.Letter, "<b>1</b> chosen")
 	response, _ = v.post(page+"/stop", url.Values{"form_token": {v.formToken("/")}})
 	require.Equal(t, page, response.Header.Get("Location"))
-	says(`class="dot" aria-hidden="true"></span>`)
+	says("stopped")
 
 	all := []string{"all=yes"}
 	for _, form := range []url.Values{{"max_failures": {"-1"}, "filter": all}, {"rate": {"0"}, "filter": all}, {"rate": {"x"}, "filter": all}, {"filter": {"tenant=x"}}, {"filter": {"%"}}, {"filter": {""}}, {"filter": {"handlr=send-message"}}} {
@@ -552,4 +558,41 @@ func TestReplayIsAJob(t *testing.T) {
 		response, _ := v.post("/dead-letters/replay", form)
 		require.Equal(t, http.StatusBadRequest, response.StatusCode, form)
 	}
+}
+
+func TestFormsAreBounded(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, console.Access{Write: true})
+	v := s.visitor()
+	form := url.Values{"form_token": {v.formToken("/")}, "filter": {"all=yes"}, "reason": {strings.Repeat("x", 1<<20)}}
+	response, _ := v.post("/dead-letters/replay", form)
+	require.Equal(t, http.StatusForbidden, response.StatusCode)
+	form.Set("reason", "")
+	response, _ = v.post("/dead-letters/replay?form_token="+form.Get("form_token"), url.Values{"filter": {"all=yes"}})
+	require.Equal(t, http.StatusForbidden, response.StatusCode, "a token in an address is none")
+}
+
+func TestArchive(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, console.Access{WriteToken: writeToken})
+	v := s.logIn(writeToken)
+	form := url.Values{"form_token": {v.formToken("/")}, "filter": {"id=" + s.Letter}}
+	response, body := v.post("/dead-letters/archive", form)
+	require.Equal(t, http.StatusUnprocessableEntity, response.StatusCode)
+	require.Contains(t, body, "Say why")
+	_, body = v.get("/dead-letters")
+	require.Contains(t, body, "send-message")
+
+	form.Set("reason", "the patient has moved")
+	response, _ = v.post("/dead-letters/archive", form)
+	require.Equal(t, "/dead-letters?archived=1", response.Header.Get("Location"))
+	_, body = v.get("/dead-letters?archived=1")
+	require.Contains(t, body, "1 letter is in the archive")
+	require.Contains(t, body, "Nothing rests in the dead letters")
+	rows, err := s.store.ArchivedLetters(t.Context(), "", 10)
+	require.NoError(t, err)
+	require.Len(t, rows, 1)
+	require.Equal(t, deadletter.Decision{By: "Kim", Reason: "the patient has moved"}, rows[0].Decision)
+	require.Contains(t, s.log.String(), `"action":"archive","who":"Kim"`)
+	require.NotContains(t, s.log.String(), "moved", "a reason may be about a patient")
 }

@@ -19,6 +19,8 @@ const (
 
 	// maxForm bounds the body of a request, in bytes.
 	maxForm = 64 << 10
+	// formTimeout bounds the time until it is here.
+	formTimeout = 10 * time.Second
 	// maxWho bounds the name under which one logs in, in bytes.
 	maxWho = 64
 )
@@ -84,7 +86,7 @@ func (c *Console) guard(next http.Handler) http.Handler {
 			return
 		}
 		if r.Method == http.MethodPost {
-			if !same(r.FormValue(formTokenName), v.FormToken) {
+			if !same(formToken(w, r), v.FormToken) {
 				c.refuse(w, r, http.StatusForbidden, "The form is from an earlier session. Go back, reload the page, and try again.")
 				return
 			}
@@ -96,6 +98,19 @@ func (c *Console) guard(next http.Handler) http.Handler {
 		}
 		next.ServeHTTP(w, r)
 	})
+}
+
+// formToken reads a form, in time, and returns the token in it.
+func formToken(w http.ResponseWriter, r *http.Request) string {
+	control := http.NewResponseController(w)
+	if control.SetReadDeadline(time.Now().Add(formTimeout)) != nil {
+		return ""
+	}
+	token := r.PostFormValue(formTokenName)
+	if control.SetReadDeadline(time.Time{}) != nil {
+		return ""
+	}
+	return token
 }
 
 // isLocalName tells whether a Host header names this machine to itself.
@@ -115,16 +130,23 @@ func (c *Console) viewer(r *http.Request) viewer {
 	id := "anybody"
 	if c.access.byToken() {
 		id = "login"
-		if cookie, err := r.Cookie(sessionCookie); err == nil {
-			if s, ok := c.seal.session(cookie.Value, time.Now()); ok {
-				id, v.Role, v.Who, v.LoggedIn = s.ID, s.Role, s.Who, true
-			}
+		if s, ok := c.sessionOf(r); ok {
+			id, v.Role, v.Who, v.LoggedIn = s.ID, s.Role, s.Who, true
 		}
 	} else {
 		v.Role, v.Who = c.access.anybody(), "local user"
 	}
 	v.FormToken = c.seal.formToken(id)
 	return v
+}
+
+func (c *Console) sessionOf(r *http.Request) (session, bool) {
+	cookie, err := r.Cookie(sessionCookie)
+	if err != nil {
+		return session{}, false
+	}
+	s, ok := c.seal.session(cookie.Value, time.Now())
+	return s, ok && !c.left.has(s)
 }
 
 // clientOf is the peer of the connection: what headers say of others anybody can write.
@@ -184,6 +206,9 @@ func cleanName(s string) string {
 }
 
 func (c *Console) logOut(w http.ResponseWriter, r *http.Request) {
+	if s, ok := c.sessionOf(r); ok {
+		c.left.add(s, time.Now())
+	}
 	setCookie(w, r, sessionCookie, "", -1)
 	http.Redirect(w, r, "/login", http.StatusSeeOther)
 }

@@ -12,8 +12,8 @@ import (
 )
 
 const (
-	// maxJobs is how many replays are remembered, and maxSteps how many steps of each.
-	maxJobs, maxSteps = 50, 200
+	// maxJobs is how many replays are remembered, and maxSteps how many steps of each; latestJobs are shown.
+	maxJobs, maxSteps, latestJobs = 50, 200, 5
 )
 
 // jobs are the replays that were begun here. They go on when nobody looks, and end with the console.
@@ -89,6 +89,17 @@ func (j *jobs) start(title, who string, run func(ctx context.Context, report fun
 	return started
 }
 
+// latest are the last few jobs, the latest first.
+func (j *jobs) latest() []jobPage {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	var list []jobPage
+	for _, job := range slices.Backward(j.list[max(0, len(j.list)-latestJobs):]) {
+		list = append(list, job.page())
+	}
+	return list
+}
+
 func (j *job) report(p deadletter.Progress) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -114,10 +125,10 @@ type jobPage struct {
 	State jobState
 }
 
-// Settled is the share of the letters of which the outcome is known, in percent.
+// Settled is the share of the letters of which the outcome is known, in percent; 100 when all is done.
 func (p jobPage) Settled() int {
 	switch {
-	case p.State.Chosen == 0 && p.State.Done:
+	case p.State.Done && !p.State.Stopped && p.State.Problem == "":
 		return 100
 	case p.State.Chosen == 0:
 		return 0

@@ -22,7 +22,7 @@ const (
 	// lettersAge is how long a look at the dead letters is good for, or as many times as long as it took: on a broker
 	// nobody else sees a letter while it is looked at.
 	lettersAge   = 2 * time.Second
-	lettersPause = 10
+	lettersPause = 30
 )
 
 // letters are the dead letters at one moment, without their bodies.
@@ -105,11 +105,15 @@ func (l letters) all() iter.Seq2[deadletter.Letter, error] {
 	}
 }
 
-// forget lets the next look be a new one.
-func (b *letterBox) forget() {
-	<-b.looking
-	b.last.At = time.Time{}
-	b.looking <- struct{}{}
+// renew looks again, whatever is known.
+func (b *letterBox) renew(ctx context.Context) {
+	select {
+	case <-b.looking:
+		b.last.At = time.Time{}
+		b.looking <- struct{}{}
+		_, _ = b.look(ctx) // whoever looks next is told what is wrong
+	case <-ctx.Done():
+	}
 }
 
 // count is how many letters there were at the last look, -1 if there was none or one is being taken.
@@ -184,7 +188,9 @@ type lettersPage struct {
 	Problems []string
 	// Archived says what became of a request to archive letters.
 	Archived string
-	May      abilities
+	// Replays are those begun here, the latest first.
+	Replays []jobPage
+	May     abilities
 }
 
 // Filter is what the page's forms choose.
@@ -208,7 +214,7 @@ func (c *Console) deadLetters(w http.ResponseWriter, r *http.Request) {
 		c.fail(w, r, err)
 		return
 	}
-	p := lettersPage{Letters: found, Query: url.Values{}, May: c.abilities(r)}
+	p := lettersPage{Letters: found, Query: url.Values{}, Replays: c.jobs.latest(), May: c.abilities(r)}
 	if n, err := strconv.Atoi(r.URL.Query().Get("archived")); err == nil {
 		p.Archived = plural(n, "letter is", "letters are") + " in the archive: worker dlq restore brings them back."
 	}

@@ -12,12 +12,20 @@ const (
 	liveInterval = time.Second
 	// liveTimeout is how long a client may take to read an update.
 	liveTimeout = 10 * time.Second
+	// maxLive is how many streams there are at once.
+	maxLive = 64
 	// liveAge ends a stream, so that who is no longer logged in is no longer told: the browser comes again.
 	liveAge = 10 * time.Minute
 )
 
 // stream sends parts of a page as server-sent events: at once, and when they have changed. make says when the last was.
 func (c *Console) stream(w http.ResponseWriter, r *http.Request, make func(context.Context) (part []byte, last bool, err error)) {
+	if c.live.Add(1); c.live.Load() > maxLive {
+		c.live.Add(-1)
+		c.refuse(w, r, http.StatusServiceUnavailable, "Too many pages are being kept up to date.")
+		return
+	}
+	defer c.live.Add(-1)
 	ctx, cancel := context.WithTimeout(r.Context(), liveAge)
 	defer cancel()
 	w.Header().Set("Content-Type", "text/event-stream")

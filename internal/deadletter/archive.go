@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"iter"
 	"slices"
@@ -107,8 +106,9 @@ func (a *Archive) add(ctx context.Context, letters []Letter, disposition Disposi
 // onceOf tells letters apart that have an id of their own for good. Others, which are foreign messages, may be alike and
 // yet two: better one is archived twice than not at all.
 func onceOf(l Letter) (string, error) {
-	if _, err := ulid.ParseStrict(l.ID); l.Raw != nil && err != nil {
-		return ulid.Make().String(), nil
+	_, foreign := ulid.ParseStrict(l.ID)
+	if l.Raw != nil && foreign != nil {
+		return ulid.Make().String(), nil //nolint:nilerr // another's id is no error
 	}
 	return digest(l)
 }
@@ -172,13 +172,10 @@ func (a *Archive) List(ctx context.Context, f ArchiveFilter) iter.Seq2[ArchivedL
 // order in which they were archived, and returns how many. They are as they were, but that those on a shelf have new ids.
 // Discarded and edited ones are chosen by their ids only. One of the other kind of queue is [ErrForeign].
 func (a *Archive) Restore(ctx context.Context, f Filter, by string) (int, error) {
-	return a.restore(ctx, func(yield func(ArchivedLetter, error) bool) {
-		a.List(ctx, ArchiveFilter{Filter: f})(yield)
-	}, by)
+	return a.restore(ctx, a.List(ctx, ArchiveFilter{Filter: f}), by)
 }
 
-func (a *Archive) restore(ctx context.Context, rows iter.Seq2[ArchivedLetter, error], by string) (int, error) {
-	restored := 0
+func (a *Archive) restore(ctx context.Context, rows iter.Seq2[ArchivedLetter, error], by string) (restored int, err error) {
 	r := restoration{Archive: a, by: by}
 	for row, err := range rows {
 		if err != nil {
@@ -193,7 +190,8 @@ func (a *Archive) restore(ctx context.Context, rows iter.Seq2[ArchivedLetter, er
 			}
 		}
 	}
-	return restored, r.flush(ctx, &restored)
+	err = r.flush(ctx, &restored)
+	return restored, err
 }
 
 // restoration puts letters back in batches.
@@ -263,13 +261,11 @@ func (r *restoration) isBack(ctx context.Context, row ArchivedLetter) (bool, err
 // likeness is the same for a letter before and after it is restored, whatever id it has.
 func likeness(l Letter) [sha256.Size]byte {
 	h := sha256.New()
-	_, _ = fmt.Fprintf(h, "%q %q %d %d %d %d ", l.Handler, l.Reason, l.Attempts, l.Replays, l.FirstFailed.UnixMilli(), l.LastFailed.UnixMilli())
+	_, _ = fmt.Fprintf(h, "%q %q %d %d %d %d ",
+		l.Handler, l.Reason, l.Attempts, l.Replays, l.FirstFailed.UnixMilli(), l.LastFailed.UnixMilli())
 	_, _ = h.Write(l.Body) // a hash never fails
 	return [sha256.Size]byte(h.Sum(nil))
 }
-
-// errUnknownLetter is of an id that no letter, or not exactly one, has.
-var errUnknownLetter = errors.New("no dead letter has the id")
 
 // one returns the letter with an id, of itself or its event.
 func (a *Archive) one(ctx context.Context, id string) (Letter, error) {
@@ -285,7 +281,7 @@ func (a *Archive) one(ctx context.Context, id string) (Letter, error) {
 	}
 	switch len(found) {
 	case 0:
-		return Letter{}, fmt.Errorf("%w %q", errUnknownLetter, id)
+		return Letter{}, fmt.Errorf("no dead letter has the id %q", id)
 	case 1:
 		return found[0], nil
 	default:

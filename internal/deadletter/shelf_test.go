@@ -501,7 +501,7 @@ func TestReplayOverTheRealParts(t *testing.T) {
 	require.Eventually(t, func() bool {
 		letters, err := s.Letters(t.Context(), "", 100)
 		return err == nil && len(letters) == 5 && letters[0].Reason == "again"
-	}, 10*time.Second, 10*time.Millisecond)
+	}, time.Minute, 10*time.Millisecond)
 	for l, err := range q.List(t.Context(), deadletter.Filter{}) {
 		require.NoError(t, err)
 		require.Equal(t, "welcome-patient", l.Handler)

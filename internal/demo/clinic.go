@@ -129,11 +129,10 @@ func bookAppointment(
 		if err != nil {
 			return nil, handlers.Permanent(fmt.Errorf("the opening hours of clinic %s are no times of the day", c.ID()))
 		}
-		day := e.CreatedAt.UTC().Truncate(24*time.Hour).AddDate(0, 0, 3)
+		day := e.CreatedAt.UTC().AddDate(0, 0, 3)
+		starts := time.Date(day.Year(), day.Month(), day.Day(), opens.Hour(), opens.Minute(), 0, 0, time.UTC)
 		scheduled, err := events.New(events.CausedBy(e), clinic.NewAppointment().AggregateType(), appointmentOf(e), 1,
-			clinic.AppointmentScheduled{
-				PatientID: r.PatientID, StartsAt: day.Add(time.Duration(opens.Hour())*time.Hour + time.Duration(opens.Minute())*time.Minute),
-			})
+			clinic.AppointmentScheduled{PatientID: r.PatientID, StartsAt: starts})
 		return []events.Event{scheduled}, err
 	}
 }

@@ -98,7 +98,8 @@ func ignoreEnd(ctx context.Context, err error) error {
 
 // mend is the event that supplies the hours of the clinic that was opened without, as a line of JSON.
 func mend(opened events.Event) string {
-	return fmt.Sprintf(`{"event_type":%q,"aggregate_type":%q,"aggregate_id":%q,"tenant_id":%q,"event_data":{"opens":"08:00","closes":"17:00"}}`,
+	return fmt.Sprintf(`{"event_type":%q,"aggregate_type":%q,"aggregate_id":%q,"tenant_id":%q,`+
+		`"event_data":{"opens":"08:00","closes":"17:00"}}`,
 		clinicHoursSet{}.EventType(), opened.AggregateType, opened.AggregateID, opened.TenantID)
 }
 
@@ -106,7 +107,7 @@ const guide = `A worker runs on the sample traffic of three clinics: %[1]s
 Its log is %[2]s; all of it is gone when you end the demo with Ctrl-C.
 
 Most events are handled, some only at a second try, and a few fail for good, for several reasons. One of these is an
-appointment that nobody booked. Find out why, there or in another terminal:
+appointment that nobody booked. Find out why, on that page (%[1]s/dead-letters) or in another terminal:
 
   export WORKER_SQLITE_PATH=%[3]s
   bin/worker dlq list
@@ -117,7 +118,7 @@ The clinic has no opening hours: the event at the root of the tree, with which i
 
   bin/worker events --aggregate Clinic/%[6]s --format json
 
-Supply them, and replay the appointment; the tree then ends with a reminder of it:
+Supply them, and replay the appointment, here or on the page; the tree then ends with a reminder of it:
 
   echo '%[7]s' | bin/worker append
   bin/worker dlq replay --id %[4]s

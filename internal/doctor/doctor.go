@@ -110,7 +110,8 @@ func (c Check) look(ctx context.Context, timeout time.Duration) []Finding {
 	case findings := <-found: // it had just ended
 		return findings
 	case <-time.After(grace):
-		return []Finding{wrongly(fmt.Sprintf("no answer within %s", timeout), "look whether the server is frozen, or the network drops packets")}
+		return []Finding{wrongly(fmt.Sprintf("no answer within %s", timeout),
+			"look whether the server is frozen, or the network drops packets")}
 	}
 }
 

@@ -174,7 +174,8 @@ func (d postgresDoctor) schema(ctx context.Context) (findings []Finding, err err
 		if migrated {
 			err := conn.QueryRow(ctx, "SELECT coalesce(max(version_id), 0) FROM "+migrations.Table+" WHERE is_applied").Scan(&version)
 			if denied, ok := errors.AsType[*pgconn.PgError](err); ok && denied.Code == "42501" {
-				findings = append(findings, wrongly("the role may not read "+migrations.Table, "grant the role what it needs: migrations/postgres/roles.sql"))
+				findings = append(findings, wrongly("the role may not read "+migrations.Table,
+					"grant the role what it needs: migrations/postgres/roles.sql"))
 				return nil
 			}
 			if err != nil {
@@ -222,7 +223,8 @@ func (d postgresDoctor) appendOnly(ctx context.Context, conn *pgx.Conn) ([]Findi
 	var findings []Finding
 	if !guards {
 		findings = append(findings, wrongly("events can be changed and deleted: the trigger events_append_only is off or gone",
-			"as owner: ALTER TABLE events ENABLE TRIGGER events_append_only; if it is gone, restore it from migrations/postgres/00001_events.sql"))
+			"as owner: ALTER TABLE events ENABLE TRIGGER events_append_only; "+
+				"if it is gone, restore it from migrations/postgres/00001_events.sql"))
 	}
 	if !wakes {
 		findings = append(findings, warning("the trigger events_inserted is off or gone: the relay only finds events by its polls",
@@ -389,11 +391,11 @@ func (h holder) describe(lasted time.Duration) string {
 		return fmt.Sprintf("the prepared transaction %q of role %s in database %s holds back the relay for %s",
 			h.GID, h.Role, h.Database, ago(lasted))
 	case h.Seconds == nil:
-		return fmt.Sprintf("a transaction of the session with pid %d holds back the relay, longer than %s; this role may not see whose it is",
-			h.PID, ago(lasted))
+		return fmt.Sprintf("a transaction of the session with pid %d holds back the relay for more than %s; "+
+			"this role may not see whose it is", h.PID, ago(lasted))
 	default:
-		return fmt.Sprintf("a transaction of role %s, application %q, database %s, client %s, pid %d, which is %s, holds back the relay for %s",
-			h.Role, h.Application, h.Database, orNone(h.Client), h.PID, h.State, ago(lasted))
+		return fmt.Sprintf("a transaction of role %s, application %q, database %s, client %s, pid %d, which is %s, "+
+			"holds back the relay for %s", h.Role, h.Application, h.Database, orNone(h.Client), h.PID, h.State, ago(lasted))
 	}
 }
 
@@ -485,8 +487,8 @@ func (d postgresDoctor) slots(ctx context.Context, conn *pgx.Conn) ([]Finding, e
 	var name string
 	var kept int64
 	_, err = pgx.ForEachRow(rows, []any{&name, &kept}, func() error {
-		findings = append(findings, warning(fmt.Sprintf("nobody reads the replication slot %q, which keeps %s of log on disk", name, size(kept)),
-			"let its reader run, or: SELECT pg_drop_replication_slot('"+name+"')"))
+		what := fmt.Sprintf("nobody reads the replication slot %q, which keeps %s of log on disk", name, size(kept))
+		findings = append(findings, warning(what, "let its reader run, or: SELECT pg_drop_replication_slot('"+name+"')"))
 		return nil
 	})
 	if len(findings) == 0 && err == nil {

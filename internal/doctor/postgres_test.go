@@ -99,9 +99,21 @@ func TestPostgresFaults(t *testing.T) {
 		}
 	}
 	for name, f := range map[string]fault{
-		"it is down":       {address(func(u *url.URL) { u.Host = "127.0.0.1:1" }), "postgres", doctor.Wrong, []string{"127.0.0.1", "look whether it runs"}},
-		"no such database": {address(func(u *url.URL) { u.Path += "_other" }), "postgres", doctor.Wrong, []string{"does not exist", "create it"}},
-		"no such role":     {address(func(u *url.URL) { u.User = url.User("nobody_here") }), "postgres", doctor.Wrong, []string{"nobody_here", "DATABASE_URL"}},
+		"it is down": {
+			address(func(u *url.URL) { u.Host = "127.0.0.1:1" }),
+			"postgres", doctor.Wrong,
+			[]string{"127.0.0.1", "look whether it runs"},
+		},
+		"no such database": {
+			address(func(u *url.URL) { u.Path += "_other" }),
+			"postgres", doctor.Wrong,
+			[]string{"does not exist", "create it"},
+		},
+		"no such role": {
+			address(func(u *url.URL) { u.User = url.User("nobody_here") }),
+			"postgres", doctor.Wrong,
+			[]string{"nobody_here", "DATABASE_URL"},
+		},
 		"a newer schema": {
 			statement("INSERT INTO worker_migrations (version_id, is_applied) VALUES (999, true)"),
 			"schema", doctor.Wrong,
@@ -111,10 +123,20 @@ func TestPostgresFaults(t *testing.T) {
 			t.Helper()
 			require.NoError(t, migrated(t, *s).MigrateDown(t.Context()))
 		}, "schema", doctor.Wrong, []string{"this worker needs", "worker migrate up"}},
-		"another service's table": {statement("DROP TABLE worker_migrations"), "schema", doctor.Wrong, []string{"adopts it"}},
-		"no schema":               {statement("DROP TABLE worker_migrations, events"), "schema", doctor.Wrong, []string{"has no schema", "worker migrate up"}},
+		"another service's table": {
+			statement("DROP TABLE worker_migrations"),
+			"schema", doctor.Wrong,
+			[]string{"adopts it"},
+		},
+		"no schema": {
+			statement("DROP TABLE worker_migrations, events"),
+			"schema", doctor.Wrong,
+			[]string{"has no schema", "worker migrate up"},
+		},
 		"events without their guard": {
-			statement("ALTER TABLE events DISABLE TRIGGER events_append_only"), "append-only", doctor.Wrong, []string{"can be changed", "ENABLE TRIGGER"},
+			statement("ALTER TABLE events DISABLE TRIGGER events_append_only"),
+			"append-only", doctor.Wrong,
+			[]string{"can be changed", "ENABLE TRIGGER"},
 		},
 		"nobody wakes the relay": {
 			statement("DROP TRIGGER events_inserted ON events"), "append-only", doctor.Warning, []string{"events_inserted"},
@@ -217,8 +239,8 @@ func TestPostgresServer(t *testing.T) {
 	pid := fmt.Sprint(foreign.PgConn().PID())
 	require.Eventually(t, func() bool {
 		found = examine(t, s)
-		return found.has("horizon", doctor.Warning, `application "nightly_report"`, "pid "+pid, "idle in transaction", "1 committed event waits for it",
-			"pg_terminate_backend("+pid+")") &&
+		return found.has("horizon", doctor.Warning, `application "nightly_report"`, "pid "+pid, "idle in transaction",
+			"1 committed event waits for it", "pg_terminate_backend("+pid+")") &&
 			found.has("horizon", doctor.Warning, `prepared transaction "forgotten"`, "ROLLBACK PREPARED")
 	}, patience, tick)
 	examine(t, limited).requireFinding(t, "horizon", doctor.Warning, "pid "+pid, "may not see whose it is", "pg_read_all_stats")
@@ -252,4 +274,22 @@ func TestPostgresServer(t *testing.T) {
 	require.NoError(t, server.Resume())
 	found.requireFinding(t, "postgres", doctor.Wrong)
 	found.requireFinding(t, "clock", doctor.Skipped)
+}
+
+func TestTLS(t *testing.T) {
+	t.Parallel()
+	database, certificates := testservers.PostgresTLS(t)
+	s := onPostgres(database + "&sslrootcert=" + certificates + "/ca.pem")
+	examine(t, s).requireFinding(t, "postgres", doctor.OK, "over TLS")
+	s.DatabaseURL = database + "&sslrootcert=" + certificates + "/other-ca.pem"
+	examine(t, s).requireFinding(t, "postgres", doctor.Wrong, "certificate", "sslrootcert")
+
+	broker, certificates := testservers.RabbitMQTLS(t)
+	s = onFile(t)
+	migrated(t, s)
+	own := "&certfile=" + certificates + "/client.pem&keyfile=" + certificates + "/client.key"
+	s.AMQP.URL = broker + "?cacertfile=" + certificates + "/ca.pem" + own
+	examine(t, s).requireFinding(t, "rabbitmq", doctor.OK)
+	s.AMQP.URL = broker + "?cacertfile=" + certificates + "/other-ca.pem" + own
+	examine(t, s).requireFinding(t, "rabbitmq", doctor.Wrong, "certificate", "cacertfile")
 }

@@ -99,11 +99,12 @@ func (d rabbitMQDoctor) queues(ctx context.Context) ([]Finding, error) {
 					"`worker dlq list` tells why; mend the cause and `worker dlq replay`"))
 			}
 			if p.Consumers > 0 {
-				findings = append(findings, warning("another program consumes the dead letters of "+p.Name, "let the worker alone look after them"))
+				findings = append(findings, warning("another program consumes the dead letters of "+p.Name,
+					"let the worker alone look after them"))
 			}
 		case p.Consumed && p.Consumers == 0:
-			findings = append(findings, warning("nobody consumes "+p.Name+", in which "+counted(p.Messages, "message waits", "messages wait"),
-				"start `worker run`"))
+			what := "nobody consumes " + p.Name + ", in which " + counted(p.Messages, "message waits", "messages wait")
+			findings = append(findings, warning(what, "start `worker run`"))
 		default:
 			waiting += p.Messages
 		}

@@ -101,7 +101,8 @@ func (d sqliteDoctor) file() ([]Finding, error) {
 			"start `worker run`, which turns it on"))
 	}
 	if log, err := os.Stat(d.settings.SQLitePath + "-wal"); err == nil && log.Size() > longLog {
-		findings = append(findings, warning("the write-ahead log has grown to "+size(log.Size()), "end the program that reads the file for so long"))
+		findings = append(findings, warning("the write-ahead log has grown to "+size(log.Size()),
+			"end the program that reads the file for so long"))
 	}
 	if len(findings) == 0 {
 		findings = append(findings, fine("%s, %s", d.settings.SQLitePath, size(info.Size())))
@@ -198,8 +199,8 @@ func (d sqliteDoctor) relay(ctx context.Context, db *sql.DB) ([]Finding, error) 
 			return nil, err
 		}
 		if position == before {
-			f := warning(counted(int(waiting), "event", "events")+" not published yet, the oldest was created "+ago(oldest)+" ago, and the relay rests",
-				"look whether a worker runs, and what its /readyz and log say")
+			f := warning(counted(int(waiting), "event", "events")+" not published yet, the oldest was created "+ago(oldest)+
+				" ago, and the relay rests", "look whether a worker runs, and what its /readyz and log say")
 			if oldest >= lagWrong {
 				f.Status = Wrong
 			}

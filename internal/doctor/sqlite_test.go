@@ -66,8 +66,10 @@ func TestFile(t *testing.T) {
 			"schema", doctor.Wrong,
 			[]string{"version 999", "newer worker"},
 		},
-		"no schema":  {statement("DROP TABLE worker_migrations"), "schema", doctor.Wrong, []string{"no schema"}},
-		"no trigger": {statement("DROP TRIGGER events_no_delete"), "append-only", doctor.Wrong, []string{"can be changed", "events_no_delete"}},
+		"no schema": {statement("DROP TABLE worker_migrations"), "schema", doctor.Wrong, []string{"no schema"}},
+		"no trigger": {
+			statement("DROP TRIGGER events_no_delete"), "append-only", doctor.Wrong, []string{"can be changed", "events_no_delete"},
+		},
 		"no relay yet": {
 			func(*testing.T, *worker.Settings) {}, "relay", doctor.Warning, []string{"no relay has begun", "worker run"},
 		},

@@ -13,6 +13,8 @@ import (
 	"unicode/utf8"
 
 	"github.com/google/uuid"
+
+	"github.com/healz/worker/internal/rawjson"
 )
 
 // wireTime is how JavaScript's Date.toJSON writes a time, which is how created_at stands on the wire.
@@ -67,26 +69,20 @@ func ParsePartial(body []byte) Event {
 // parse reads the fields that are there. What it reports with an empty field name concerns the whole.
 func parse(body []byte) (Event, *InvalidError) {
 	invalid := &InvalidError{}
-	var fields map[string]json.RawMessage
 	switch trimmed := bytes.TrimLeft(body, " \t\r\n"); {
 	case len(trimmed) == 0:
 		invalid.add("", "the body is empty")
 	case !utf8.Valid(body):
 		invalid.add("", "the body is not valid UTF-8")
-	default:
-		if err := json.Unmarshal(body, &fields); err != nil {
-			if trimmed[0] != '{' && json.Valid(body) {
-				invalid.add("", "the body is a JSON %s, not an object", kindOf(trimmed[0]))
-			} else {
-				invalid.add("", "the body is %s", withoutValues(err))
-			}
-		} else if fields == nil {
-			invalid.add("", "the body is a JSON null, not an object")
-		}
+	case !json.Valid(body):
+		invalid.add("", "the body is %s", withoutValues(json.Unmarshal(body, new(json.RawMessage))))
+	case trimmed[0] != '{':
+		invalid.add("", "the body is a JSON %s, not an object", kindOf(trimmed[0]))
 	}
 	if len(invalid.Fields) > 0 {
 		return Event{}, invalid
 	}
+	fields := fieldsOf(body)
 
 	r := fieldReader{fields: fields, invalid: invalid}
 	e := Event{
@@ -106,6 +102,22 @@ func parse(body []byte) (Event, *InvalidError) {
 	}
 	return e, invalid
 }
+
+// fieldsOf are the members of a valid JSON object; of several of one name the last.
+func fieldsOf(body []byte) map[string]json.RawMessage {
+	fields := make(map[string]json.RawMessage, wireFields)
+	for name, value := range rawjson.Members(body) {
+		key := string(name)
+		if bytes.IndexByte(name, '\\') >= 0 {
+			_ = json.Unmarshal(slices.Concat([]byte{'"'}, name, []byte{'"'}), &key) // it is valid
+		}
+		fields[key] = value
+	}
+	return fields
+}
+
+// wireFields is how many fields an event has on the wire.
+const wireFields = 13
 
 func kindOf(first byte) string {
 	switch first {
@@ -142,6 +154,9 @@ func (r fieldReader) text(field string) string {
 	raw := r.present(field)
 	if raw == nil {
 		return ""
+	}
+	if s, plain := rawjson.Text(raw); plain {
+		return s
 	}
 	var s string
 	if raw[0] != '"' {

@@ -13,6 +13,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/healz/worker/internal/bus"
+	"github.com/healz/worker/internal/deadletter"
 	"github.com/healz/worker/internal/events"
 	"github.com/healz/worker/internal/handlers"
 	"github.com/healz/worker/internal/middleware"
@@ -71,19 +72,11 @@ func Example() {
 // dispatch hands events to the handlers, as the worker does, and prints what follows.
 func dispatch(reg *handlers.Registry, list ...events.Data) error {
 	ctx := context.Background()
-	folder, err := os.MkdirTemp("", "handlers")
+	s, closeStore, err := openStore(ctx)
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(folder)
-	s, err := sqlite.Open(ctx, filepath.Join(folder, "events.db"))
-	if err != nil {
-		return err
-	}
-	defer s.Close()
-	if err := s.Migrate(ctx); err != nil {
-		return err
-	}
+	defer closeStore()
 	logger := slog.New(slog.DiscardHandler)
 	d, err := handlers.NewDispatcher(reg, s, handlers.Continue, middleware.Retry{Attempts: 1, Logger: logger}, time.Second, logger)
 	if err != nil {
@@ -111,4 +104,68 @@ func dispatch(reg *handlers.Registry, list ...events.Data) error {
 		}
 	}
 	return nil
+}
+
+// openStore opens an empty store, and returns what removes it again.
+func openStore(ctx context.Context) (s *sqlite.Store, remove func(), err error) {
+	folder, err := os.MkdirTemp("", "handlers")
+	if err != nil {
+		return nil, nil, err
+	}
+	if s, err = sqlite.Open(ctx, filepath.Join(folder, "events.db")); err != nil {
+		return nil, nil, errors.Join(err, os.RemoveAll(folder))
+	}
+	return s, func() { _ = errors.Join(s.Close(), os.RemoveAll(folder)) }, s.Migrate(ctx)
+}
+
+// Trials tell whether dead letters would pass with the handlers of now, and leave everything as it is.
+func ExampleTrials() {
+	ctx := context.Background()
+	s, closeStore, err := openStore(ctx)
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	defer closeStore()
+	trials, err := handlers.NewTrials(s, func(reg *handlers.Registry, _ events.Streams) {
+		handlers.On(reg, "RoomBooked", "order-cleaning",
+			func(_ context.Context, e events.Event, booked RoomBooked) ([]events.Event, error) {
+				if booked.Patient == "" {
+					return nil, errors.New("nobody has booked the room")
+				}
+				return events.Follow(e, CleaningRequested{After: booked.Patient})
+			})
+		handlers.On(reg, "RoomBooked", "mail-reception",
+			func(context.Context, events.Event, RoomBooked) ([]events.Event, error) { return nil, nil }, handlers.OutsideEffects)
+	}, handlers.TrialConfig{HandlerTimeout: time.Second, MaxMessage: 1 << 20}, slog.New(slog.DiscardHandler))
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+
+	var letters []deadletter.Letter
+	for _, failed := range []struct{ patient, handler string }{
+		{"Ana", "order-cleaning"}, {"", "order-cleaning"}, {"Ana", "mail-reception"},
+	} {
+		origin := events.Origin{TenantID: uuid.New()}
+		e, err := events.New(origin, "Room", uuid.New(), 1, RoomBooked{Patient: failed.patient})
+		if err != nil {
+			fmt.Println(err)
+			return
+		}
+		body, _ := e.MarshalJSON()
+		letter := deadletter.Letter{Body: body, Failure: deadletter.Failure{Handler: failed.handler}}
+		letters = append(letters, deadletter.Complete(letter))
+	}
+	for outcome, err := range trials.Try(ctx, letters) {
+		if err != nil {
+			fmt.Println(err)
+			return
+		}
+		fmt.Printf("%s %s: %q\n", outcome.Letter.Handler, outcome.Verdict, outcome.Reason)
+	}
+	// Output:
+	// order-cleaning would pass: ""
+	// order-cleaning would fail: "nobody has booked the room"
+	// mail-reception cannot tell: "the handler declares outside effects"
 }

@@ -2,7 +2,6 @@ package relay
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -16,6 +15,7 @@ import (
 
 	"github.com/healz/worker/internal/bus"
 	"github.com/healz/worker/internal/deadletter"
+	"github.com/healz/worker/internal/rawjson"
 	"github.com/healz/worker/internal/store"
 )
 
@@ -124,8 +124,8 @@ func (r *Relay) publish(ended context.Context, m *message.Message) error {
 	defer cancel()
 	defer context.AfterFunc(ended, cancel)()
 
-	var bodies []json.RawMessage
-	if err := json.Unmarshal(m.Payload, &bodies); err != nil {
+	bodies, err := rawjson.Elements(m.Payload)
+	if err != nil {
 		return r.fail(fmt.Errorf("read a batch of the tail: %w", err))
 	}
 	batch := make([]*message.Message, len(bodies))

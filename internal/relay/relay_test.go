@@ -24,7 +24,7 @@ import (
 )
 
 const (
-	patience = 20 * time.Second
+	patience = 90 * time.Second
 	tick     = 5 * time.Millisecond
 )
 

@@ -49,7 +49,7 @@ func TestAdopterAddsHandler(t *testing.T) {
 	require.Eventually(t, func() bool {
 		printed, err := output(t, tree, "", program, chain...)
 		return err == nil && strings.Count(printed, "\n") == 2
-	}, 30*time.Second, 100*time.Millisecond)
+	}, 90*time.Second, 100*time.Millisecond)
 	_, last, _ := strings.Cut(run(t, tree, "", program, chain...), "\n")
 	var invoice struct {
 		Type string            `json:"event_type"`
@@ -135,7 +135,7 @@ func startWorker(t *testing.T, tree, program string) {
 	require.Eventually(t, func() bool {
 		content, err := os.ReadFile(log)
 		return err == nil && isReady(t, address.FindString(string(content)))
-	}, 30*time.Second, 50*time.Millisecond)
+	}, 90*time.Second, 50*time.Millisecond)
 }
 
 func isReady(t *testing.T, address string) bool {

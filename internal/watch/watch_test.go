@@ -20,7 +20,7 @@ import (
 )
 
 const (
-	patience = 30 * time.Second
+	patience = 90 * time.Second
 	tick     = 50 * time.Millisecond
 )
 

@@ -22,7 +22,7 @@ const (
 	DefaultName            = "worker"
 	DefaultHeartbeat       = time.Minute
 	DefaultConcurrency     = 16
-	DefaultPrefetch        = 64
+	DefaultPrefetch        = 256
 	DefaultMaxMessage      = 16 << 20 // as much as RabbitMQ 4 takes by default
 	DefaultResponseTimeout = 30 * time.Second
 	DefaultDrainTimeout    = 30 * time.Second

@@ -32,16 +32,10 @@ type Marshaler struct {
 
 var _ wamqp.Marshaler = Marshaler{}
 
-// Marshal makes a persistent JSON message. The metadata become headers, and properties where AMQP has one for them. The
-// error wraps [ErrTooLarge].
+// Marshal makes a persistent JSON message. The metadata become properties where AMQP has one for them, and else headers:
+// each header costs the broker about as much as a property, and both would cost twice. The error wraps [ErrTooLarge].
 func (Marshaler) Marshal(m *message.Message) (amqp091.Publishing, error) {
-	headers := make(amqp091.Table, len(m.Metadata)+1)
-	for key, value := range m.Metadata {
-		headers[key] = value
-	}
-	headers[wamqp.DefaultMessageUUIDHeaderKey] = m.UUID
 	p := amqp091.Publishing{
-		Headers:       headers,
 		ContentType:   "application/json",
 		DeliveryMode:  amqp091.Persistent,
 		MessageId:     shortString(m.UUID),
@@ -51,6 +45,19 @@ func (Marshaler) Marshal(m *message.Message) (amqp091.Publishing, error) {
 	}
 	if t, err := time.Parse(time.RFC3339Nano, m.Metadata.Get(bus.CreatedAtKey)); err == nil {
 		p.Timestamp = t
+	}
+	p.Headers = make(amqp091.Table, len(m.Metadata))
+	for key, value := range m.Metadata {
+		switch {
+		case key == bus.EventTypeKey && p.Type != "":
+		case key == bus.CorrelationIDKey && p.CorrelationId != "":
+		case key == bus.CreatedAtKey && !p.Timestamp.IsZero(): // to the second; the body tells the rest
+		default:
+			p.Headers[key] = value
+		}
+	}
+	if p.MessageId == "" {
+		p.Headers[wamqp.DefaultMessageUUIDHeaderKey] = m.UUID
 	}
 	return p, checkSize(p)
 }
@@ -67,6 +74,11 @@ func (r Marshaler) Unmarshal(d amqp091.Delivery) (*message.Message, error) {
 			m.Metadata[key] = text
 		}
 	}
+	setMissing(m, bus.EventTypeKey, d.Type)
+	setMissing(m, bus.CorrelationIDKey, d.CorrelationId)
+	if !d.Timestamp.IsZero() {
+		setMissing(m, bus.CreatedAtKey, d.Timestamp.UTC().Format(time.RFC3339))
+	}
 	if r.MaxBytes == 0 || len(d.Body) <= r.MaxBytes {
 		bus.Complete(m)
 	}
@@ -74,6 +86,12 @@ func (r Marshaler) Unmarshal(d amqp091.Delivery) (*message.Message, error) {
 		m.UUID = uuid.NewString()
 	}
 	return m, nil
+}
+
+func setMissing(m *message.Message, key, value string) {
+	if value != "" && m.Metadata[key] == "" {
+		m.Metadata[key] = value
+	}
 }
 
 // shortString is s as a property, which is left out when AMQP has no room for it.

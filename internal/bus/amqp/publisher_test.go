@@ -7,7 +7,6 @@ import (
 	"testing"
 	"time"
 
-	wamqp "github.com/ThreeDotsLabs/watermill-amqp/v3/pkg/amqp"
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/google/uuid"
 	amqp091 "github.com/rabbitmq/amqp091-go"
@@ -44,8 +43,7 @@ func TestPublishBatch(t *testing.T) {
 		require.Equal(t, sent.UUID, got.MessageId)
 		require.Equal(t, sent.Metadata[bus.CorrelationIDKey], got.CorrelationId)
 		require.Equal(t, time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), got.Timestamp.UTC())
-		require.Equal(t, sent.UUID, got.Headers[wamqp.DefaultMessageUUIDHeaderKey])
-		require.Equal(t, aggregate.String(), got.Headers[bus.AggregateIDKey])
+		require.Equal(t, amqp091.Table{bus.AggregateIDKey: aggregate.String()}, got.Headers)
 	}
 }
 

@@ -126,7 +126,8 @@ func (v surveyor) parts(own amqp091.Table) ([]Part, error) {
 			if !isAnswer(err) {
 				return parts, err
 			}
-			parts = append(parts, Part{Kind: right.kind, Name: right.name, Err: &TopologyError{Kind: right.kind, Name: right.name, Err: err}})
+			refusal := &TopologyError{Kind: right.kind, Name: right.name, Err: err}
+			parts = append(parts, Part{Kind: right.kind, Name: right.name, Err: refusal})
 		}
 	}
 	if v.topology.Partitions == 0 {

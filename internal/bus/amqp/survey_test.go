@@ -138,7 +138,8 @@ func user(t *testing.T, broker, configure, write, read string) string {
 	name := strings.ReplaceAll(strings.TrimPrefix(u.Path, "/")+t.Name(), "/", "_")
 	manage(t, http.MethodPut, "/api/users/"+name, `{"password":"secret","tags":""}`)
 	t.Cleanup(func() { manage(t, http.MethodDelete, "/api/users/"+name, "") })
-	manage(t, http.MethodPut, "/api/permissions"+u.Path+"/"+name, fmt.Sprintf(`{"configure":%q,"write":%q,"read":%q}`, configure, write, read))
+	manage(t, http.MethodPut, "/api/permissions"+u.Path+"/"+name,
+		fmt.Sprintf(`{"configure":%q,"write":%q,"read":%q}`, configure, write, read))
 	u.User = url.UserPassword(name, "secret")
 	return u.String()
 }

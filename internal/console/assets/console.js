@@ -11,6 +11,11 @@ for (const live of document.querySelectorAll("[data-live]")) {
     part.innerHTML = event.data;
     const renewed = part.content.querySelector("[data-live]");
     if (!renewed) return;
+    const badge = document.getElementById("badge");
+    if (badge && renewed.dataset.letters >= 0) {
+      badge.textContent = renewed.dataset.letters;
+      badge.hidden = renewed.dataset.letters === "0";
+    }
     const focused = [...live.querySelectorAll("a, button, input")].indexOf(document.activeElement);
     live.replaceChildren(...renewed.childNodes);
     if (focused >= 0) live.querySelectorAll("a, button, input")[focused]?.focus({ preventScroll: true });

@@ -5,25 +5,16 @@ import (
 	_ "embed"
 	"encoding/json"
 	"errors"
-	"fmt"
-	"time"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
-	"github.com/jackc/pgx/v5/pgtype"
-	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/healz/worker/internal/events"
 	"github.com/healz/worker/internal/store"
 )
 
-// appendAttempts is how often an append is tried that others got in the way of and that should succeed all the same.
-const appendAttempts = 10
-
 var (
-	//go:embed statements/append.sql
-	appendSQL string
 	//go:embed statements/known_ids.sql
 	knownIDsSQL string
 	//go:embed statements/heads.sql
@@ -45,110 +36,8 @@ func (s *Store) AppendMany(ctx context.Context, batch []events.Event) error {
 	if err := store.CheckBatch(batch); err != nil {
 		return err
 	}
-	args := columns(batch)
-	return s.write(ctx, "append", batch,
-		func(conn *pgxpool.Conn) (bool, error) {
-			tag, err := conn.Exec(ctx, appendSQL, args...)
-			return tag.RowsAffected() > 0, err
-		},
-		func() error { return explain(ctx, s.pool, batch) })
-}
-
-// write runs a statement that writes all or nothing, and reports which. For nothing, and for errors that may come of
-// other writers, explain finds the reason; when there is none, the others are gone and the statement runs again.
-func (s *Store) write(
-	ctx context.Context, doing string, batch []events.Event,
-	statement func(*pgxpool.Conn) (written bool, err error), explain func() error,
-) error {
-	var err error
-	for range appendAttempts {
-		var written bool
-		if written, err = s.onConnection(ctx, doing, statement); written {
-			return nil
-		}
-		pgErr, answered := errors.AsType[*pgconn.PgError](err)
-		switch {
-		case err == nil, answered && isCollision(pgErr.Code):
-			if reason := explain(); reason != nil {
-				return reason
-			}
-		case answered && isUnfitJSON(pgErr.Code):
-			if reason := s.findUnfitJSON(ctx, batch); reason != nil {
-				return reason
-			}
-			return err
-		default:
-			return err
-		}
-	}
-	return fmt.Errorf("%s: %w: %d attempts met other writers: %w", doing, store.ErrUnavailable, appendAttempts, err)
-}
-
-// onConnection tells a connection that was not to be had from one that broke.
-func (s *Store) onConnection(
-	ctx context.Context, doing string, statement func(*pgxpool.Conn) (bool, error),
-) (bool, error) {
-	conn, err := s.pool.Acquire(ctx)
-	if err != nil {
-		return false, fault(ctx, doing, err)
-	}
-	defer conn.Release()
-	written, err := statement(conn)
-	return written && err == nil, writeFault(ctx, doing, err)
-}
-
-func isCollision(code string) bool {
-	return code == uniqueViolation || code == serializationFailure || code == deadlockDetected
-}
-
-// columns are the events' parameters in append.sql, an array for each column.
-func columns(batch []events.Event) []any {
-	var (
-		ids            = make([]uuid.UUID, len(batch))
-		types          = make([]string, len(batch))
-		aggregateTypes = make([]string, len(batch))
-		aggregateIDs   = make([]uuid.UUID, len(batch))
-		versions       = make([]int32, len(batch))
-		tenantIDs      = make([]uuid.UUID, len(batch))
-		clinicIDs      = make([]pgtype.UUID, len(batch))
-		causationIDs   = make([]pgtype.UUID, len(batch))
-		correlationIDs = make([]uuid.UUID, len(batch))
-		userIDs        = make([]pgtype.UUID, len(batch))
-		times          = make([]time.Time, len(batch))
-		data           = make([]string, len(batch))
-		metadata       = make([]pgtype.Text, len(batch))
-		isFirst        = make([]bool, len(batch))
-	)
-	for i, e := range batch {
-		ids[i], types[i] = e.ID, e.Type
-		aggregateTypes[i], aggregateIDs[i], versions[i] = e.AggregateType, e.AggregateID, int32(e.AggregateVersion)
-		tenantIDs[i], clinicIDs[i] = e.TenantID, nullable(e.ClinicID)
-		causationIDs[i], correlationIDs[i], userIDs[i] = nullable(e.CausationID), e.CorrelationID, nullable(e.UserID)
-		times[i], data[i] = e.CreatedAt, string(e.Data)
-		metadata[i] = pgtype.Text{String: string(e.Metadata), Valid: len(e.Metadata) > 0}
-	}
-	for _, i := range firsts(batch) {
-		isFirst[i] = true
-	}
-	return []any{
-		ids, types, aggregateTypes, aggregateIDs, versions, tenantIDs, clinicIDs, causationIDs, correlationIDs, userIDs,
-		times, data, metadata, isFirst,
-	}
-}
-
-func nullable(id uuid.NullUUID) pgtype.UUID { return pgtype.UUID{Bytes: id.UUID, Valid: id.Valid} }
-
-// firsts are the places in the batch at which its aggregates begin.
-func firsts(batch []events.Event) []int {
-	var places []int
-	seen := make(map[uuid.UUID]struct{})
-	for i, e := range batch {
-		if _, found := seen[e.AggregateID]; !found {
-			seen[e.AggregateID] = struct{}{}
-			places = append(places, i)
-		}
-	}
-	return places
+	u := &unit{batch: batch}
+	return s.write(ctx, "append", u, s.pool, func() error { return s.writeShared(ctx, u) })
 }
 
 // explain tells why the batch cannot be appended as the store is now, or nil if it can.

@@ -3,7 +3,6 @@ package postgres_test
 import (
 	"context"
 	"strconv"
-	"sync/atomic"
 	"testing"
 
 	wsql "github.com/ThreeDotsLabs/watermill-sql/v3/pkg/sql"
@@ -45,20 +44,6 @@ func BenchmarkAppend(b *testing.B) {
 			})
 		}
 	}
-	b.Run("1/store from 8 goroutines", func(b *testing.B) {
-		var appended atomic.Int64
-		b.SetParallelism(4)
-		b.RunParallel(func(pb *testing.PB) {
-			stream := storetest.NewStream()
-			for pb.Next() {
-				if err := s.Append(b.Context(), stream.Next()); err != nil {
-					b.Error(err)
-				}
-				appended.Add(1)
-			}
-		})
-		b.ReportMetric(float64(appended.Load())/b.Elapsed().Seconds(), "events/s")
-	})
 }
 
 func plainInsert(ctx context.Context, pool *pgxpool.Pool, batch []events.Event) error {

@@ -54,7 +54,6 @@ func fault(ctx context.Context, doing string, err error) error {
 func isNamed(err error) bool {
 	return slices.ContainsFunc([]error{
 		store.ErrUnavailable, store.ErrUnknownOutcome, store.ErrNoSchema, store.ErrNewerSchema,
-		store.ErrContradiction,
 	}, func(name error) bool { return errors.Is(err, name) })
 }
 
@@ -79,6 +78,14 @@ func isBroken(err error) bool {
 	_, network := errors.AsType[net.Error](err)
 	return network || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || pgconn.SafeToRetry(err)
 }
+
+// unsentError is of a call that did nothing, as it got no connection or its context ended before.
+type unsentError struct{ error }
+
+func (e unsentError) Unwrap() error { return e.error }
+
+// SafeToRetry is what [pgconn.SafeToRetry] asks.
+func (unsentError) SafeToRetry() bool { return true }
 
 // writeFault is fault for a statement that writes, once it may have been sent: without an answer its outcome is
 // unknown. The server answers with an error only if nothing was written: a session that is terminated after its commit

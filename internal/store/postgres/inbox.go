@@ -6,12 +6,12 @@ import (
 	_ "embed"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgtype"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/healz/worker/internal/events"
@@ -21,8 +21,6 @@ import (
 var (
 	//go:embed statements/handled.sql
 	handledSQL string
-	//go:embed statements/record.sql
-	recordSQL string
 	//go:embed statements/park.sql
 	parkSQL string
 	//go:embed statements/parked.sql
@@ -31,31 +29,86 @@ var (
 	pruneSQL string
 )
 
-// Handled returns the names of the handlers that have handled e; see [store.Store].
-func (s *Store) Handled(ctx context.Context, e events.Event) ([]string, error) {
-	return handled(ctx, s.pool, e)
+// maxLookups is how many events are looked up at once.
+const maxLookups = 256
+
+// lookup is the question who has handled an event.
+type lookup struct {
+	eventID uuid.UUID
+	found   []handling
 }
 
-func handled(ctx context.Context, q querier, e events.Event) ([]string, error) {
-	const doing = "read who has handled an event"
-	rows, err := q.Query(ctx, handledSQL, e.ID)
-	if err != nil {
-		return nil, fault(ctx, doing, err)
+// handling says which handler has handled an event, and what that said then.
+type handling struct {
+	handler     string
+	fingerprint []byte
+}
+
+// Handled returns the names of the handlers that have handled e; see [store.Store].
+func (s *Store) Handled(ctx context.Context, e events.Event) ([]string, error) {
+	l := &lookup{eventID: e.ID}
+	if company, err := s.lookups.do(ctx, l); company && err != nil {
+		return handled(ctx, s.pool, e)
+	} else if err != nil {
+		return nil, fault(ctx, lookingUp, err)
 	}
-	var (
-		handlers    []string
-		handler     string
-		fingerprint []byte
-	)
+	return l.handlers(e)
+}
+
+const lookingUp = "read who has handled an event"
+
+func handled(ctx context.Context, q querier, e events.Event) ([]string, error) {
+	l := &lookup{eventID: e.ID}
+	if err := lookUp(ctx, q, []*lookup{l}); err != nil {
+		return nil, fault(ctx, lookingUp, err)
+	}
+	return l.handlers(e)
+}
+
+// handlers are those that were found, or [store.ErrContradiction].
+func (l *lookup) handlers(e events.Event) ([]string, error) {
+	var names []string
 	want := e.Fingerprint()
-	_, err = pgx.ForEachRow(rows, []any{&handler, &fingerprint}, func() error {
-		if !bytes.Equal(fingerprint, want[:]) {
-			return fmt.Errorf("event %s: %w", e.ID, store.ErrContradiction)
+	for _, h := range l.found {
+		if !bytes.Equal(h.fingerprint, want[:]) {
+			return nil, fmt.Errorf("%s: event %s: %w", lookingUp, e.ID, store.ErrContradiction)
 		}
-		handlers = append(handlers, handler)
+		names = append(names, h.handler)
+	}
+	return names, nil
+}
+
+// shareLookup keeps out what would be too much, and a second question for the same event.
+func shareLookup(first *lookup) func(*lookup) bool {
+	asked := map[uuid.UUID]struct{}{first.eventID: {}}
+	return func(l *lookup) bool {
+		if _, found := asked[l.eventID]; found || len(asked) == maxLookups {
+			return false
+		}
+		asked[l.eventID] = struct{}{}
+		return true
+	}
+}
+
+// lookUp answers the questions, which are for different events, with one query.
+func lookUp(ctx context.Context, q querier, lookups []*lookup) error {
+	ids := make([]pgtype.UUID, len(lookups))
+	byID := make(map[uuid.UUID]*lookup, len(lookups))
+	for i, l := range lookups {
+		ids[i], byID[l.eventID] = uuidOf(l.eventID), l
+	}
+	rows, err := q.Query(ctx, handledSQL, ids)
+	if err != nil {
+		return err
+	}
+	var id pgtype.UUID
+	var h handling
+	_, err = pgx.ForEachRow(rows, []any{&id, &h.handler, &h.fingerprint}, func() error {
+		l := byID[id.Bytes]
+		l.found = append(l.found, h)
 		return nil
 	})
-	return handlers, fault(ctx, doing, err)
+	return err
 }
 
 // InTx registers SQL of a handler's own for the transaction in which the worker records that the handler has handled
@@ -84,29 +137,18 @@ func (s *Store) Record(ctx context.Context, handler string, e events.Event, foll
 	if err := store.CheckBatch(followUps); err != nil {
 		return err
 	}
-	fingerprint := e.Fingerprint()
-	args := append(columns(followUps), handler, e.ID, fingerprint[:])
-	work := store.TakeWork[pgx.Tx](ctx)
+	u := recordOf(handler, e, followUps)
+	statement := func() error { return s.writeShared(ctx, u) }
 	var failed error // of the work, which tells nothing of the record
-	err := s.write(ctx, "record", followUps,
-		func(conn *pgxpool.Conn) (recorded bool, err error) {
-			if len(work) == 0 {
-				err = conn.QueryRow(ctx, recordSQL, args...).Scan(&recorded)
-				return recorded, err
-			}
-			recorded, failed, err = recordWith(ctx, conn, args, work)
-			return recorded, err
-		},
-		func() error {
-			handled, err := s.Handled(ctx, e)
-			if err != nil {
+	if work := store.TakeWork[pgx.Tx](ctx); len(work) > 0 {
+		statement = func() error {
+			return s.onConnection(ctx, func(conn *pgxpool.Conn) (err error) {
+				failed, err = recordWith(ctx, conn, u, work)
 				return err
-			}
-			if slices.Contains(handled, handler) {
-				return fmt.Errorf("event %s, handler %q: %w", e.ID, handler, store.ErrHandled)
-			}
-			return explain(ctx, s.pool, followUps)
-		})
+			})
+		}
+	}
+	err := s.write(ctx, "record", u, s.pool, statement)
 	if err != nil {
 		return err
 	}
@@ -114,30 +156,30 @@ func (s *Store) Record(ctx context.Context, handler string, e events.Event, foll
 }
 
 // recordWith records and then does the work, in one transaction. The record is the transaction's first statement, so
-// that the transaction's id is younger than all that the record's statement has seen; see append.sql. When the work has
-// failed, nothing was written, and recorded only says that there is nothing to be tried again.
+// that the transaction's id is younger than all that the record's statement has seen; see write.sql. When the work has
+// failed, nothing is written, and that the unit is says only that there is nothing to be tried again.
 func recordWith(
-	ctx context.Context, conn *pgxpool.Conn, args []any, work []func(context.Context, pgx.Tx) error,
-) (recorded bool, failed, err error) {
+	ctx context.Context, conn *pgxpool.Conn, u *unit, work []func(context.Context, pgx.Tx) error,
+) (failed, err error) {
 	tx, err := conn.BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.ReadCommitted})
 	if err != nil {
-		return false, nil, err
+		return nil, err
 	}
 	defer tx.Rollback(context.WithoutCancel(ctx)) // after a commit it does nothing
-	if err := tx.QueryRow(ctx, recordSQL, args...).Scan(&recorded); err != nil || !recorded {
-		return false, nil, err
+	if err := writeUnits(ctx, tx, []*unit{u}); err != nil || !u.written {
+		return nil, err
 	}
 	for _, step := range work {
 		if err := step(ctx, handlersTx{tx}); err != nil {
-			return true, workFault(ctx, conn, err), nil
+			return workFault(ctx, conn, err), nil
 		}
 	}
 	err = tx.Commit(ctx)
 	_, refused := errors.AsType[*pgconn.PgError](err)
 	if refused || errors.Is(err, pgx.ErrTxCommitRollback) { // by a deferred constraint, or as a statement had failed
-		return true, &store.WorkError{Err: fmt.Errorf("commit the handler's work: %w", err)}, nil
+		return &store.WorkError{Err: fmt.Errorf("commit the handler's work: %w", err)}, nil
 	}
-	return true, nil, err
+	return nil, err
 }
 
 // workFault is a *[store.WorkError], or an outage when the connection broke under the work.

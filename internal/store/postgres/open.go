@@ -43,6 +43,10 @@ type Store struct {
 	config      *pgx.ConnConfig
 	migrationDB *sql.DB
 	migrator    *migrations.Migrator
+
+	// writes and lookups are shared by the calls that come while one is under way.
+	writes  lane[*unit]
+	lookups lane[*lookup]
 }
 
 var (
@@ -63,6 +67,9 @@ func Open(ctx context.Context, url string, o Options) (*Store, error) {
 	}
 	configure(config.ConnConfig)
 	s := &Store{config: config.ConnConfig.Copy()}
+	s.writes.run, s.writes.sharing, s.writes.regroups = s.writeTogether, shareWrite, true
+	s.lookups.run = func(ctx context.Context, lookups []*lookup) error { return lookUp(ctx, s.pool, lookups) }
+	s.lookups.sharing = shareLookup
 	s.migrationDB = stdlib.OpenDB(*s.config)
 	s.migrationDB.SetMaxIdleConns(0)
 	if s.migrator, err = migrations.Postgres(s.migrationDB); err != nil {

@@ -4,26 +4,22 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgtype"
 	"github.com/stretchr/testify/require"
+
+	"github.com/healz/worker/internal/store"
+	"github.com/healz/worker/internal/store/postgres"
 )
 
 // Each read finds its page by an index that has its order, and so reads no more rows than the page has.
 func TestReadsUseIndexes(t *testing.T) {
 	t.Parallel()
 	conn := connect(t, migrated(t))
-	_, err := conn.Exec(t.Context(), `
-		INSERT INTO events (event_type, aggregate_type, aggregate_id, aggregate_version, tenant_id, correlation_id,
-			created_at, event_data)
-		SELECT 'Type' || g % 10, 'Patient', md5('a' || g / 100)::uuid, g % 100 + 1, md5('t' || g % 10)::uuid,
-			md5('c' || g % 10)::uuid, now() - g * interval '1 second', '{}'
-		FROM generate_series(0, 19999) AS g`)
-	require.NoError(t, err)
-	_, err = conn.Exec(t.Context(), "ANALYZE events")
-	require.NoError(t, err)
+	fill(t, conn)
 	id := uuid.NewMD5(uuid.Nil, nil)
 	forever, before := infinite(pgtype.Infinity), infinite(pgtype.NegativeInfinity)
 	for statement, test := range map[string]struct {
@@ -38,19 +34,66 @@ func TestReadsUseIndexes(t *testing.T) {
 		"version":        {"events_aggregate_page", []any{"Patient", id}},
 		"heads":          {"events_aggregate_version_unique", []any{[]uuid.UUID{id}}},
 		"known_ids":      {"events_event_id_key", []any{[]uuid.UUID{id}}},
-		"handled":        {"handled_pkey", []any{id}},
+		"handled":        {"handled_pkey", []any{[]uuid.UUID{id}}},
 	} {
 		text, err := os.ReadFile("statements/" + statement + ".sql")
 		require.NoError(t, err)
-		rows, err := conn.Query(t.Context(), "EXPLAIN "+string(text), test.args...)
-		require.NoError(t, err)
-		lines, err := pgx.CollectRows(rows, pgx.RowTo[string])
-		require.NoError(t, err)
-		plan := strings.Join(lines, "\n")
+		plan := explain(t, conn, string(text), test.args...)
 		require.Contains(t, plan, test.index, "%s:\n%s", statement, plan)
 		require.NotContains(t, plan, "Seq Scan", "%s:\n%s", statement, plan)
 		require.NotContains(t, plan, "Sort", "%s:\n%s", statement, plan)
 	}
+}
+
+// Each walk of a search goes along its index. What it comes by it may sort, as that is not more than it may look at.
+func TestSearchesUseIndexes(t *testing.T) {
+	t.Parallel()
+	conn := connect(t, migrated(t))
+	fill(t, conn)
+	id := uuid.NewMD5(uuid.Nil, nil)
+	from := time.Now().Add(-time.Hour)
+	for walk, test := range map[store.Walk]struct {
+		index  string
+		search store.Search
+	}{
+		store.WalkCausation:   {"idx_events_causation", store.Search{CausationID: id}},
+		store.WalkAggregate:   {"events_aggregate_version_unique", store.Search{AggregateID: id}},
+		store.WalkCorrelation: {"events_correlation_page", store.Search{CorrelationID: id, TenantID: id, From: from}},
+		store.WalkTenant:      {"events_tenant_page", store.Search{TenantID: id, Type: "Type1", From: from}},
+		store.WalkType:        {"events_type_page", store.Search{TenantID: id, Type: "Type1", Until: from}},
+		store.WalkTime:        {"idx_events_created_at", store.Search{From: from}},
+	} {
+		statements, args := postgres.SearchStatements(walk, test.search)
+		for _, statement := range statements {
+			plan := explain(t, conn, statement, args)
+			require.Contains(t, plan, test.index, "%s:\n%s", walk, plan)
+			require.NotContains(t, plan, "Seq Scan", "%s:\n%s", walk, plan)
+		}
+	}
+}
+
+// fill puts in as many events as make indexes worth while.
+func fill(t *testing.T, conn *pgx.Conn) {
+	t.Helper()
+	_, err := conn.Exec(t.Context(), `
+		INSERT INTO events (event_type, aggregate_type, aggregate_id, aggregate_version, tenant_id, correlation_id,
+			causation_id, created_at, event_data)
+		SELECT 'Type' || g % 10, 'Patient', md5('a' || g / 100)::uuid, g % 100 + 1, md5('t' || g % 10)::uuid,
+			md5('c' || g % 10)::uuid, md5('e' || g)::uuid, now() - g * interval '1 second', '{}'
+		FROM generate_series(0, 19999) AS g`)
+	require.NoError(t, err)
+	_, err = conn.Exec(t.Context(), "ANALYZE events")
+	require.NoError(t, err)
+}
+
+// explain is the plan of a statement.
+func explain(t *testing.T, conn *pgx.Conn, statement string, args ...any) string {
+	t.Helper()
+	rows, err := conn.Query(t.Context(), "EXPLAIN "+statement, args...)
+	require.NoError(t, err)
+	lines, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	require.NoError(t, err)
+	return strings.Join(lines, "\n")
 }
 
 func infinite(modifier pgtype.InfinityModifier) pgtype.Timestamptz {

@@ -17,7 +17,7 @@ import (
 )
 
 // pageSize is how many events a streaming read holds at a time.
-const pageSize = 500
+const pageSize = 1024
 
 var (
 	//go:embed statements/by_aggregate.sql
@@ -195,23 +195,26 @@ func read(ctx context.Context, q querier, doing, statement string, args ...any) 
 	if err != nil {
 		return nil, fault(ctx, doing, err)
 	}
-	list, err := pgx.CollectRows(rows, scan)
-	return list, fault(ctx, doing, err)
-}
-
-func scan(row pgx.CollectableRow) (store.Recorded, error) {
 	var (
+		list                          []store.Recorded
 		r                             store.Recorded
 		clinicID, causationID, userID pgtype.UUID
 		transactionID                 pgtype.Uint64
 	)
-	err := row.Scan(&r.Event.ID, &r.Type, &r.AggregateType, &r.AggregateID, &r.AggregateVersion, &r.TenantID, &clinicID,
-		&r.CorrelationID, &causationID, &userID, &r.CreatedAt, (*[]byte)(&r.Data), (*[]byte)(&r.Metadata),
-		&transactionID, &r.Position.ID)
-	r.ClinicID, r.CausationID, r.UserID = nullUUID(clinicID), nullUUID(causationID), nullUUID(userID)
-	r.CreatedAt = r.CreatedAt.UTC()
-	r.Position.Transaction = transactionID.Uint64
-	return r, err
+	// One set of targets for all rows: pgx plans them once. Of the JSON each row gets its own. An id is given as bytes,
+	// since a uuid.UUID is read by its text.
+	_, err = pgx.ForEachRow(rows, []any{
+		(*[16]byte)(&r.Event.ID), &r.Type, &r.AggregateType, (*[16]byte)(&r.AggregateID), &r.AggregateVersion,
+		(*[16]byte)(&r.TenantID), &clinicID, (*[16]byte)(&r.CorrelationID), &causationID, &userID, &r.CreatedAt, (*[]byte)(&r.Data), (*[]byte)(&r.Metadata),
+		&transactionID, &r.Position.ID,
+	}, func() error {
+		r.ClinicID, r.CausationID, r.UserID = nullUUID(clinicID), nullUUID(causationID), nullUUID(userID)
+		r.CreatedAt = r.CreatedAt.UTC()
+		r.Position.Transaction = transactionID.Uint64
+		list = append(list, r)
+		return nil
+	})
+	return list, fault(ctx, doing, err)
 }
 
 func nullUUID(id pgtype.UUID) uuid.NullUUID { return uuid.NullUUID{UUID: id.Bytes, Valid: id.Valid} }

@@ -116,7 +116,7 @@ func TestHandlersDelayNobody(t *testing.T) {
 	second := stream.Next()
 	require.NoError(t, s.Append(t.Context(), second))
 
-	require.Eventually(t, func() bool { return len(readAll(t, s)) == 2 }, 10*time.Second, 10*time.Millisecond)
+	require.Eventually(t, func() bool { return len(readAll(t, s)) == 2 }, time.Minute, 10*time.Millisecond)
 
 	require.True(t, m.Ack())
 	requireIDs(t, []events.Event{second}, tail.Take(t, 1))
@@ -148,7 +148,7 @@ func TestTakeoverWhenSessionsDie(t *testing.T) {
 			return false
 		}
 		return next.Rollback() == nil
-	}, 10*time.Second, 10*time.Millisecond)
+	}, time.Minute, 10*time.Millisecond)
 	_, err = tx.ExecContext(t.Context(), "SELECT 1")
 	require.Error(t, err)
 	_ = tx.Rollback()
@@ -230,7 +230,7 @@ func TestRelaysOddRows(t *testing.T) {
 	tail, err := s.Tail(t.Context(), store.TailConfig{BatchSize: 10})
 	require.NoError(t, err)
 	defer func() { require.NoError(t, tail.Close()) }()
-	require.Eventually(t, func() bool { return len(readAll(t, s)) == 2 }, 10*time.Second, 10*time.Millisecond)
+	require.Eventually(t, func() bool { return len(readAll(t, s)) == 2 }, time.Minute, 10*time.Millisecond)
 	var bodies []map[string]any
 	require.NoError(t, json.Unmarshal(selectBatch(t, tail).Msg.Payload, &bodies))
 	require.Equal(t, "with \"quotes\" and \n", bodies[0]["event_type"])

@@ -5,12 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"iter"
-	"slices"
 	"sync"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/healz/worker/internal/events"
 	"github.com/healz/worker/internal/store"
@@ -178,12 +176,7 @@ func (t *trial) AppendMany(ctx context.Context, batch []events.Event) error {
 	if err := store.CheckBatch(batch); err != nil {
 		return err
 	}
-	return t.write(ctx, "append", batch,
-		func(tx pgx.Tx) (bool, error) {
-			tag, err := tx.Exec(ctx, appendSQL, columns(batch)...)
-			return tag.RowsAffected() > 0, err
-		},
-		func() error { return explain(ctx, t.tx, batch) })
+	return t.write(ctx, "append", &unit{batch: batch})
 }
 
 // Attempt returns the context for one try of a handler; see [store.Store].
@@ -194,24 +187,8 @@ func (t *trial) Record(ctx context.Context, handler string, e events.Event, foll
 	if err := store.CheckBatch(followUps); err != nil {
 		return err
 	}
-	fingerprint := e.Fingerprint()
-	args := append(columns(followUps), handler, e.ID, fingerprint[:])
 	work := store.TakeWork[pgx.Tx](ctx)
-	err := t.write(ctx, "record", followUps,
-		func(tx pgx.Tx) (recorded bool, err error) {
-			err = tx.QueryRow(ctx, recordSQL, args...).Scan(&recorded)
-			return recorded, err
-		},
-		func() error {
-			names, err := handled(ctx, t.tx, e)
-			if err != nil {
-				return err
-			}
-			if slices.Contains(names, handler) {
-				return fmt.Errorf("event %s, handler %q: %w", e.ID, handler, store.ErrHandled)
-			}
-			return explain(ctx, t.tx, followUps)
-		})
+	err := t.write(ctx, "record", recordOf(handler, e, followUps))
 	if err != nil || len(work) == 0 {
 		return err
 	}
@@ -227,11 +204,8 @@ func (t *trial) Record(ctx context.Context, handler string, e events.Event, foll
 	return nil
 }
 
-// write is as [Store.write], in the trial's transaction.
-func (t *trial) write(
-	ctx context.Context, doing string, batch []events.Event,
-	statement func(pgx.Tx) (written bool, err error), explain func() error,
-) error {
+// write writes as [Store.write] does, in the trial's transaction.
+func (t *trial) write(ctx context.Context, doing string, u *unit) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.over {
@@ -240,32 +214,13 @@ func (t *trial) write(
 	if err := t.begin(ctx); err != nil {
 		return err
 	}
-	var err error
-	for range appendAttempts {
-		var written bool
-		err = pgx.BeginFunc(ctx, t.tx, func(tx pgx.Tx) (err error) {
-			written, err = statement(tx)
-			return err
-		})
-		if written && err == nil {
-			return nil
+	return t.store.write(ctx, doing, u, t.tx, func() error {
+		err := pgx.BeginFunc(ctx, t.tx, func(tx pgx.Tx) error { return writeUnits(ctx, tx, []*unit{u}) })
+		if err != nil {
+			return unsentError{err} // whatever it was, it is not there
 		}
-		pgErr, answered := errors.AsType[*pgconn.PgError](err)
-		switch {
-		case err == nil, answered && isCollision(pgErr.Code):
-			if reason := explain(); reason != nil {
-				return reason
-			}
-		case answered && isUnfitJSON(pgErr.Code):
-			if reason := t.store.findUnfitJSON(ctx, batch); reason != nil {
-				return reason
-			}
-			return fault(ctx, doing, err)
-		default:
-			return fault(ctx, doing, err)
-		}
-	}
-	return fmt.Errorf("%s: %w: %d attempts met other writers: %w", doing, store.ErrUnavailable, appendAttempts, err)
+		return nil
+	})
 }
 
 var _ store.Trial = (*trial)(nil)

@@ -1,2 +1,2 @@
--- Who has handled an event ($1), and what it said then.
-SELECT handler, fingerprint FROM handled WHERE event_id = $1
+-- Who has handled events ($1), and what those said then.
+SELECT event_id, handler, fingerprint FROM handled WHERE event_id = ANY ($1::uuid[])

@@ -1,0 +1,70 @@
+-- Writes units, each of them all or not at all and whatever becomes of the others, and returns the numbers of those that
+-- it did not write. A unit is a batch of events, or the record that a handler has handled an event together with what
+-- follows from it, which may be nothing. It is not written when one of its aggregates does not continue what the store
+-- has, or when the event is on record for the handler, or with another fingerprint. An event that was parked is so no
+-- longer. No two units have an aggregate in common. With $20 > 0 it fails after so many milliseconds when it has to wait
+-- for another program, so that the units are not held up by one.
+--
+-- It is one statement so that the transaction's id is younger than all that the statement has seen: by (transaction_id,
+-- id) an aggregate's events then stand in the order of their versions. A writer that comes between is refused by the
+-- unique indexes.
+WITH batches AS MATERIALIZED (
+    SELECT * FROM unnest(
+        $1::uuid[], $2::text[], $3::text[], $4::uuid[], $5::int[], $6::uuid[], $7::uuid[], $8::uuid[], $9::uuid[],
+        $10::uuid[], $11::timestamptz[], $12::text[], $13::text[], $14::bool[], $15::int[]
+    ) WITH ORDINALITY AS b (
+        event_id, event_type, aggregate_type, aggregate_id, aggregate_version, tenant_id, clinic_id, causation_id,
+        correlation_id, user_id, created_at, event_data, metadata, is_first_of_aggregate, unit, place
+    )
+),
+records AS MATERIALIZED (
+    SELECT * FROM unnest($16::int[], $17::text[], $18::uuid[], $19::bytea[]) AS r (unit, handler, event_id, fingerprint)
+),
+refused AS MATERIALIZED (
+    SELECT unit
+    FROM batches AS first
+    WHERE is_first_of_aggregate AND NOT coalesce((
+        SELECT
+            aggregate_version = first.aggregate_version - 1 AND tenant_id = first.tenant_id
+            AND aggregate_type = first.aggregate_type
+        FROM events
+        WHERE aggregate_id = first.aggregate_id
+        ORDER BY aggregate_version DESC
+        LIMIT 1
+    ), first.aggregate_version = 1)
+    UNION ALL
+    SELECT unit
+    FROM records AS r
+    WHERE (
+        SELECT true FROM handled
+        WHERE event_id = r.event_id AND (handler = r.handler OR fingerprint <> r.fingerprint)
+        LIMIT 1
+    )
+    UNION ALL
+    SELECT NULL WHERE CASE WHEN $20 > 0 THEN set_config('lock_timeout', $20::int::text, true) IS NULL END
+),
+recorded AS (
+    INSERT INTO handled (handler, event_id, fingerprint)
+    SELECT handler, event_id, fingerprint
+    FROM records
+    WHERE unit NOT IN (SELECT unit FROM refused)
+),
+unparked AS (
+    DELETE FROM parked
+    USING records
+    WHERE parked.event_id = records.event_id AND parked.handler = records.handler
+        AND unit NOT IN (SELECT unit FROM refused)
+),
+appended AS (
+    INSERT INTO events (
+        event_id, event_type, aggregate_type, aggregate_id, aggregate_version, tenant_id, clinic_id, causation_id,
+        correlation_id, user_id, created_at, event_data, metadata, own
+    )
+    SELECT
+        event_id, event_type, aggregate_type, aggregate_id, aggregate_version, tenant_id, clinic_id, causation_id,
+        correlation_id, user_id, created_at, event_data::jsonb, metadata::jsonb, true
+    FROM batches
+    WHERE unit NOT IN (SELECT unit FROM refused)
+    ORDER BY place
+)
+SELECT unit FROM refused
