@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -201,11 +200,11 @@ func TestTakeAndReturnOnAShelf(t *testing.T) {
 	kept[0].Replays, kept[0].ReplayID = 2, "r"
 	returned, err := q.Return(t.Context(), kept[:1])
 	require.NoError(t, err)
-	all := slices.Collect(func(yield func(deadletter.Letter) bool) {
-		for l := range q.List(t.Context(), deadletter.Filter{IDs: returned}) {
-			yield(l)
-		}
-	})
+	var all []deadletter.Letter
+	for l, err := range q.List(t.Context(), deadletter.Filter{IDs: returned}) {
+		require.NoError(t, err)
+		all = append(all, l)
+	}
 	require.Len(t, all, 1)
 	kept[0].ID = returned[0]
 	require.Equal(t, kept[0], all[0])
