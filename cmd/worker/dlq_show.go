@@ -154,6 +154,7 @@ func showHistory(w io.Writer, h deadletter.History) error {
 			what = fmt.Sprintf("%d more", i.Attempts)
 		case deadletter.Replayed:
 			why = "replay " + i.ReplayID
+		default: // the kind says it
 		}
 		if i.By != "" {
 			why = strings.TrimSpace(why + " (" + i.By + ")")

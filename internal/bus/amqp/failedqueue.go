@@ -149,7 +149,7 @@ func (q *FailedQueue) List(ctx context.Context, f deadletter.Filter) iter.Seq2[d
 					stopped = !yield(l.Letter, nil)
 				}
 				return !stopped, err
-			}, nil)
+			})
 		})
 		if err != nil && !stopped {
 			yield(deadletter.Letter{}, fmt.Errorf("list dead letters: %w", err))
@@ -190,7 +190,7 @@ func (q *FailedQueue) Take(
 		return nil
 	}
 	err = q.look(ctx, func(r *reading) error {
-		return r.each(ctx, f, func(l letter) (bool, error) {
+		return r.take(ctx, f, func(l letter) (bool, error) {
 			var err error
 			if l.Raw, err = rawOf(l.delivery); err != nil {
 				return false, err

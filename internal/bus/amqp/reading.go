@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"strconv"
 	"sync"
@@ -15,11 +16,13 @@ import (
 )
 
 const (
-	// lettersAhead is how many letters the broker sends before it has to be asked for more. It is more if they would else
-	// be too many stretches: a connection has 2047 channels by default.
-	lettersAhead         = 3000
-	lettersAheadOfQuorum = 300
-	maxStretches         = 1000
+	// maxAhead is how many letters the broker sends before it has to be asked for more, the most that it can be asked for.
+	// Where letters are acked meanwhile they are fewer, as for each ack the broker looks through all that is not acked;
+	// they are more if they would else be too many stretches: a connection has 2047 channels by default.
+	maxAhead       = math.MaxUint16
+	ackAhead       = 5000
+	ackAheadQuorum = 300
+	maxStretches   = 1000
 	// busyPatience is how long to wait for another who has the letters in hand, and busyInterval between two looks.
 	busyPatience = 5 * time.Second
 	busyInterval = 100 * time.Millisecond
@@ -27,6 +30,9 @@ const (
 	// whether they are back.
 	returnAtOnce   = 32
 	returnInterval = time.Millisecond
+	returnPatience = 30 * time.Second
+	// quiet is how long nothing may come, once or twice, before it is given up: letters that were counted may expire.
+	quiet = 15 * time.Second
 )
 
 // reading is a look at the dead letters. They are consumed and not acked, so that the broker gives back what is left, in
@@ -140,17 +146,30 @@ func (l letter) ack() error {
 }
 
 // each goes once over the letters that f chooses, of those that lie there now, oldest first, until visit wants no more.
-// Then, unless it failed, it calls last, if there is one. What was not acked by then goes back.
-func (r *reading) each(
+// visit does not ack any.
+func (r *reading) each(ctx context.Context, f deadletter.Filter, visit func(letter) (more bool, err error)) error {
+	return r.walk(ctx, maxAhead, f, visit, func() error { return nil })
+}
+
+// take is each for a visit that acks letters, at once or when it is called the next time, or last, which is called at the
+// end unless visit has failed. What was not acked by then goes back.
+func (r *reading) take(
 	ctx context.Context, f deadletter.Filter, visit func(letter) (more bool, err error), last func() error,
+) error {
+	ahead := ackAhead
+	if r.quorum {
+		ahead = ackAheadQuorum
+	}
+	return r.walk(ctx, ahead, f, visit, last)
+}
+
+func (r *reading) walk(
+	ctx context.Context, ahead int, f deadletter.Filter, visit func(letter) (bool, error), last func() error,
 ) error {
 	if err := r.count(); err != nil {
 		return errorOf(ctx, err)
 	}
-	w := &walk{reading: r, left: r.there, ahead: max(lettersAhead, r.there/maxStretches), ids: map[string]int{}}
-	if r.quorum {
-		w.ahead = max(lettersAheadOfQuorum, r.there/maxStretches)
-	}
+	w := &walk{reading: r, left: r.there, ahead: min(max(ahead, r.there/maxStretches), maxAhead), ids: map[string]int{}}
 	chosen := 0
 	err := w.run(ctx, func(l letter) (bool, error) {
 		l.Letter = letterOf(l.delivery)
@@ -226,7 +245,7 @@ func (w *walk) run(ctx context.Context, visit func(letter) (bool, error), last f
 	for w.left > 0 && more && err == nil {
 		more, err = w.consume(ctx, visit)
 	}
-	if err == nil && last != nil {
+	if err == nil {
 		err = last()
 	}
 	if ctx.Err() != nil {
@@ -241,10 +260,16 @@ func (w *walk) run(ctx context.Context, visit func(letter) (bool, error), last f
 	return errors.Join(err, w.giveBack(ctx))
 }
 
-// giveBack closes the channels. With that the acks are through, and what was not acked is back.
+// giveBack closes the channels. With that the acks are through; and it waits until what was not acked is back, before
+// another looks.
 func (w *walk) giveBack(ctx context.Context) error {
+	channel, err := w.channel()
+	if err != nil {
+		return err
+	}
+	defer channel.Close() // it has served
 	if w.quorum {
-		if err := w.giveBackInOrder(ctx); err != nil {
+		if err := w.giveBackInOrder(ctx, channel); err != nil {
 			return err
 		}
 	}
@@ -256,17 +281,12 @@ func (w *walk) giveBack(ctx context.Context) error {
 			return fmt.Errorf("close channel: %w", err)
 		}
 	}
-	return nil
+	return w.awaitReturn(ctx, channel, w.there)
 }
 
 // giveBackInOrder gives back to a quorum queue what was not acked. What returns to it at once, as by a close, is put back
 // in any order unless it is little, and what is given back before that is through counts as at once.
-func (w *walk) giveBackInOrder(ctx context.Context) error {
-	channel, err := w.reading.channel()
-	if err != nil {
-		return err
-	}
-	defer channel.Close() // it has served
+func (w *walk) giveBackInOrder(ctx context.Context, channel *amqp091.Channel) error {
 	there, err := w.readyOn(channel)
 	if err != nil {
 		return err
@@ -296,10 +316,11 @@ func (s *stretch) unacked() []uint64 {
 	return tags
 }
 
-// awaitReturn waits until at least so many letters are ready.
+// awaitReturn waits until at least so many letters are ready; not for long, as some may have expired.
 func (w *walk) awaitReturn(ctx context.Context, channel *amqp091.Channel, there int) error {
+	deadline := time.Now().Add(returnPatience)
 	for {
-		if n, err := w.readyOn(channel); err != nil || n >= there {
+		if n, err := w.readyOn(channel); err != nil || n >= there || time.Now().After(deadline) {
 			return err
 		}
 		select {
@@ -319,11 +340,14 @@ func (w *walk) consume(ctx context.Context, visit func(letter) (bool, error)) (m
 	held, stop := w.hold(deliveries)
 	defer stop()
 	more = true
-	for n := 0; w.left > 0 && (w.quorum || more && err == nil); n++ {
+	looks := time.NewTicker(quiet)
+	defer looks.Stop()
+	looked := -1
+	for n := 0; w.left > 0 && (w.quorum || more && err == nil); {
 		if ctx.Err() != nil {
 			return false, context.Cause(ctx)
 		}
-		if n == s.size {
+		if n == s.size && !s.ended {
 			if err := w.end(s); err != nil {
 				return false, err
 			}
@@ -336,12 +360,19 @@ func (w *walk) consume(ctx context.Context, visit func(letter) (bool, error)) (m
 			if !open || d.Acknowledger == nil {
 				return false, fmt.Errorf("%w: the queue or the connection is gone", ErrUnavailable)
 			}
+			n++
 			w.left--
 			s.last = d.DeliveryTag
 			if more && err == nil {
 				more, err = visit(letter{delivery: d, walk: w, stretch: s})
 			}
 			w.session.window.hold(-len(d.Body))
+		case <-looks.C:
+			if n != looked {
+				looked = n
+				continue
+			}
+			return false, fmt.Errorf("%w: %d letters do not come; they may have expired, or somebody else has taken them", ErrUnavailable, w.left)
 		case <-ctx.Done():
 			return false, context.Cause(ctx)
 		}
@@ -396,24 +427,32 @@ func (w *walk) end(s *stretch) error {
 
 // hold counts the bodies of the deliveries as they come, so that no more are read than there is room for.
 func (w *walk) hold(deliveries <-chan amqp091.Delivery) (held <-chan amqp091.Delivery, stop func()) {
-	out, done := make(chan amqp091.Delivery, w.ahead), make(chan struct{})
+	out, done := make(chan amqp091.Delivery), make(chan struct{})
 	var running sync.WaitGroup
 	running.Go(func() {
 		defer close(out)
-		for {
+		var queue []amqp091.Delivery
+		for deliveries != nil || len(queue) > 0 {
+			var send chan<- amqp091.Delivery
+			var first amqp091.Delivery
+			if len(queue) > 0 {
+				send, first = out, queue[0]
+			}
 			select {
 			case d, open := <-deliveries:
 				if !open {
-					return
+					deliveries = nil
+					continue
 				}
 				w.session.window.hold(len(d.Body))
-				select {
-				case out <- d:
-				case <-done:
-					w.session.window.hold(-len(d.Body))
-					return
-				}
+				queue = append(queue, d)
+			case send <- first:
+				queue[0] = amqp091.Delivery{}
+				queue = queue[1:]
 			case <-done:
+				for _, d := range queue {
+					w.session.window.hold(-len(d.Body))
+				}
 				return
 			}
 		}
@@ -421,9 +460,6 @@ func (w *walk) hold(deliveries <-chan amqp091.Delivery) (held <-chan amqp091.Del
 	return out, func() {
 		close(done)
 		running.Wait()
-		for d := range out {
-			w.session.window.hold(-len(d.Body))
-		}
 	}
 }
 

@@ -84,7 +84,7 @@ func (s *sender) replay(ctx context.Context, yield func(deadletter.Progress, err
 			s.plan.Add(l.Letter)
 		}
 		return true, nil
-	}, nil)
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -109,7 +109,7 @@ func (s *sender) walk(ctx context.Context, run *deadletter.Run) error {
 	begun := time.Now()
 	filter := s.filter
 	filter.Limit = 0
-	return s.reading.each(ctx, filter, func(l letter) (bool, error) {
+	return s.reading.take(ctx, filter, func(l letter) (bool, error) {
 		if !s.plan.Has(l.ID) {
 			return true, nil
 		}
