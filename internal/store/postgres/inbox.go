@@ -67,6 +67,9 @@ func handled(ctx context.Context, q querier, e events.Event) ([]string, error) {
 
 // handlers are those that were found, or [store.ErrContradiction].
 func (l *lookup) handlers(e events.Event) ([]string, error) {
+	if len(l.found) == 0 {
+		return nil, nil
+	}
 	var names []string
 	want := e.Fingerprint()
 	for _, h := range l.found {

@@ -8,17 +8,23 @@
 -- It is one statement so that the transaction's id is younger than all that the statement has seen: by (transaction_id,
 -- id) an aggregate's events then stand in the order of their versions. A writer that comes between is refused by the
 -- unique indexes.
+--
+-- The arrays are behind subqueries, as the server would else see how few of them one unit has, and plan the statement
+-- anew each time, which takes as long as to run it.
 WITH batches AS MATERIALIZED (
     SELECT * FROM unnest(
-        $1::uuid[], $2::text[], $3::text[], $4::uuid[], $5::int[], $6::uuid[], $7::uuid[], $8::uuid[], $9::uuid[],
-        $10::uuid[], $11::timestamptz[], $12::text[], $13::text[], $14::bool[], $15::int[]
+        (SELECT $1::uuid[]), (SELECT $2::text[]), (SELECT $3::text[]), (SELECT $4::uuid[]), (SELECT $5::int[]),
+        (SELECT $6::uuid[]), (SELECT $7::uuid[]), (SELECT $8::uuid[]), (SELECT $9::uuid[]), (SELECT $10::uuid[]),
+        (SELECT $11::timestamptz[]), (SELECT $12::text[]), (SELECT $13::text[]), (SELECT $14::bool[]), (SELECT $15::int[])
     ) WITH ORDINALITY AS b (
         event_id, event_type, aggregate_type, aggregate_id, aggregate_version, tenant_id, clinic_id, causation_id,
         correlation_id, user_id, created_at, event_data, metadata, is_first_of_aggregate, unit, place
     )
 ),
 records AS MATERIALIZED (
-    SELECT * FROM unnest($16::int[], $17::text[], $18::uuid[], $19::bytea[]) AS r (unit, handler, event_id, fingerprint)
+    SELECT * FROM unnest(
+        (SELECT $16::int[]), (SELECT $17::text[]), (SELECT $18::uuid[]), (SELECT $19::bytea[])
+    ) AS r (unit, handler, event_id, fingerprint)
 ),
 refused AS MATERIALIZED (
     SELECT unit
