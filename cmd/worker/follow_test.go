@@ -80,7 +80,9 @@ func TestLiveDemo(t *testing.T) {
 	d := newProgram(t).follow("demo", "--http-addr", "127.0.0.1:0")
 	d.await("worker doctor")
 	path := d.await(`WORKER_SQLITE_PATH=(\S+)`)[0]
-	p := newProgram(t, "WORKER_SQLITE_PATH="+path)
+	// Who has a database of their own in the environment does not write to it.
+	env := append([]string{"DATABASE_URL=postgres://db.invalid/real", "RABBITMQ_URL=amqp://mq.invalid/"}, strings.Fields(d.await(`export (.*)`)[0])...)
+	p := newProgram(t, env...)
 	letterID, correlation := d.await(`dlq show (\S+)`)[0], d.await(`worker trace (\S+)`)[0]
 	require.Contains(t, p.must("", "dlq", "show", letterID), "has no opening hours")
 	before := p.must("", "trace", correlation)

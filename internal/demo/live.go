@@ -109,7 +109,7 @@ Its log is %[2]s; all of it is gone when you end the demo with Ctrl-C.
 Most events are handled, some only at a second try, and a few fail for good, for several reasons. One of these is an
 appointment that nobody booked. Find out why, on that page (%[1]s/dead-letters) or in another terminal:
 
-  export WORKER_SQLITE_PATH=%[3]s
+  export DATABASE_URL= RABBITMQ_URL= WORKER_SQLITE_PATH=%[3]s
   bin/worker dlq list
   bin/worker dlq show %[4]s
   bin/worker trace %[5]s
