@@ -160,7 +160,7 @@ func runWorker(
 	var front console.Front
 	pages := ops.Handler(&health, measures.Handler())
 	pages.Handle("/", &front)
-	server := &http.Server{Handler: pages, ReadHeaderTimeout: readHeaderTimeout}
+	server := ops.Server(pages, logger)
 	served := make(chan struct{})
 	go func() {
 		defer close(served)
@@ -197,8 +197,6 @@ func runWorker(
 	logger.InfoContext(ctx, "opened", "store", s.StoreName(), "bus", s.BusName())
 	return errors.Join(w.Run(ctx), ended(ctx, nil))
 }
-
-const readHeaderTimeout = 5 * time.Second
 
 // ended is why a worker ended: nothing, when it was told to before it had begun, or what made it end by itself.
 func ended(ctx context.Context, err error) error {
