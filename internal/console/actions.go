@@ -19,6 +19,8 @@ const (
 	replayPatience = 20 * time.Second
 	replayParallel = 16
 	replayFailures = 3
+	// minRate and maxRate bound the letters that one may wish to be sent in a second.
+	minRate, maxRate = 1e-3, 1e6
 	// maxTried is how many letters are tried at once, the oldest.
 	maxTried = 50
 	// actTimeout bounds what a request waits for that changes something.
@@ -55,13 +57,13 @@ func (c *Console) chosenIn(w http.ResponseWriter, r *http.Request) (chosen, bool
 			err = errors.New("unknown condition")
 		}
 	}
-	if err != nil || len(form) == 0 {
-		c.refuse(w, r, http.StatusBadRequest, "The form does not say which letters it is about.")
-		return chosen{}, false
-	}
 	filter, problems := letterFilter(form)
-	if len(problems) > 0 {
+	switch {
+	case len(problems) > 0:
 		c.refuse(w, r, http.StatusBadRequest, strings.Join(problems, " "))
+		return chosen{}, false
+	case err != nil || !isTextForm(form) || filter.IsZero() && form.Get(chooseAll) == "":
+		c.refuse(w, r, http.StatusBadRequest, "The form does not say which letters it is about.")
 		return chosen{}, false
 	}
 	return chosen{Filter: filter, form: form, Title: inWords(form)}, true
@@ -111,8 +113,8 @@ func (c *Console) replay(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	if text := r.PostFormValue("rate"); text != "" {
-		if o.Rate, err = strconv.ParseFloat(text, 64); err != nil || o.Rate <= 0 {
-			c.refuse(w, r, http.StatusBadRequest, "The rate must be a number of letters a second.")
+		if o.Rate, err = strconv.ParseFloat(text, 64); err != nil || !(o.Rate >= minRate && o.Rate <= maxRate) {
+			c.refuse(w, r, http.StatusBadRequest, "The rate must be a number of letters a second, from 0.001 to a million.")
 			return
 		}
 	}

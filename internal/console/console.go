@@ -209,8 +209,9 @@ func (c *Console) fail(w http.ResponseWriter, r *http.Request, err error) {
 // uuidIn is the UUID in a request's path; if there is none it has answered.
 func (c *Console) uuidIn(w http.ResponseWriter, r *http.Request, name string) (uuid.UUID, bool) {
 	id, err := uuid.Parse(r.PathValue(name))
-	if err != nil {
+	if err != nil || id == uuid.Nil {
 		c.refuse(w, r, http.StatusNotFound, "The id in the address is not a UUID.")
+		return uuid.Nil, false
 	}
-	return id, err == nil
+	return id, true
 }

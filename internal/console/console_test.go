@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/http/cookiejar"
 	"net/http/httptest"
@@ -436,6 +437,7 @@ func TestThemeIsRemembered(t *testing.T) {
 	token := v.formToken("/")
 	for back, want := range map[string]string{
 		"/events?type=a": "/events?type=a", "//evil.example": "/", "https://evil.example": "/", `/\evil.example`: "/", "": "/", "/a\r\nb": "/",
+		"/\t/evil.example": "/", "///evil.example": "/evil.example", "//user@evil.example/a": "/",
 	} {
 		response, _ := v.post("/theme", url.Values{"form_token": {token}, "theme": {"dark"}, "back": {back}})
 		require.Equal(t, want, response.Header.Get("Location"), back)
@@ -479,7 +481,7 @@ func TestSearchPages(t *testing.T) {
 	require.Len(t, seen, 120)
 
 	for query, problem := range map[string]string{
-		"tenant=x": "Tenant must be a UUID", "from=yesterday": "From must be a time", "after=x": "is not a cursor", "aggregate=%00": "must be a UUID",
+		"tenant=x": "Tenant must be a UUID", "from=yesterday": "From must be a time", "after=x": "is not a cursor", "aggregate=x": "must be a UUID",
 	} {
 		response, body := v.get("/events?" + query)
 		require.Equal(t, http.StatusBadRequest, response.StatusCode)
@@ -553,10 +555,95 @@ func TestReplayIsAJob(t *testing.T) {
 	says("stopped")
 
 	all := []string{"all=yes"}
-	for _, form := range []url.Values{{"max_failures": {"-1"}, "filter": all}, {"rate": {"0"}, "filter": all}, {"rate": {"x"}, "filter": all}, {"filter": {"tenant=x"}}, {"filter": {"%"}}, {"filter": {""}}, {"filter": {"handlr=send-message"}}} {
+	for _, form := range []url.Values{
+		{"max_failures": {"-1"}, "filter": all},
+		{"rate": {"0"}, "filter": all},
+		{"rate": {"x"}, "filter": all},
+		{"rate": {"NaN"}, "filter": all},
+		{"rate": {"Inf"}, "filter": all},
+		{"rate": {"1e-300"}, "filter": all},
+		{"filter": {"tenant=x"}},
+		{"filter": {"%"}},
+		{"filter": {""}},
+		{"filter": {"handlr=send-message"}},
+		{"filter": {"handler="}},
+		{"filter": {"id="}},
+		{"filter": {"tenant=+"}},
+		{"filter": {"tenant=" + uuid.Nil.String()}},
+		{"filter": {"handler=%00"}},
+		{"filter": all, "reason": {"\xff"}},
+	} {
 		form.Set("form_token", v.formToken("/"))
 		response, _ := v.post("/dead-letters/replay", form)
 		require.Equal(t, http.StatusBadRequest, response.StatusCode, form)
+	}
+}
+
+// What cannot be asked of a store, or would ask for more than was meant, is refused.
+func TestAddressesThatAreWrong(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, console.Access{})
+	for path, want := range map[string]int{
+		"/events?type=%00": http.StatusBadRequest, "/events?type=%ff": http.StatusBadRequest, "/aggregates/a%00b/" + uuid.NewString(): http.StatusBadRequest,
+		"/events?tenant=" + uuid.Nil.String(): http.StatusBadRequest, "/traces/" + uuid.Nil.String(): http.StatusNotFound,
+		"/events?after=x": http.StatusBadRequest,
+	} {
+		response, body := s.visitor().get(path)
+		require.Equal(t, want, response.StatusCode, path)
+		require.NotContains(t, body, s.Letter+"/reveal")
+		require.NotContains(t, body, s.Failing.ID.String())
+	}
+	require.Empty(t, s.log.String())
+}
+
+// A stream outlives the timeouts of its server, and ends when its viewer logs out.
+func TestStreamLivesAsLongAsItsSession(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, console.Access{WriteToken: writeToken})
+	strict := httptest.NewUnstartedServer(s.Config.Handler)
+	strict.Config.ReadTimeout, strict.Config.WriteTimeout = time.Second/2, time.Second/2
+	strict.Start()
+	t.Cleanup(strict.Close)
+	v := s.logIn(writeToken)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, strict.URL+"/live/overview", nil)
+	require.NoError(t, err)
+	response, err := v.Do(r)
+	require.NoError(t, err)
+	defer response.Body.Close()
+	lines := bufio.NewScanner(response.Body)
+	for parts := 0; parts < 3 && lines.Scan(); {
+		if strings.HasPrefix(lines.Text(), "event: part") {
+			parts++
+			e, err := events.New(events.Origin{TenantID: uuid.New()}, "Patient", uuid.New(), 1, clinic.PatientRegistered{Name: secret})
+			require.NoError(t, err)
+			require.NoError(t, s.store.Append(t.Context(), e))
+		}
+	}
+	require.NoError(t, lines.Err())
+	v.post("/logout", url.Values{"form_token": {v.formToken("/")}})
+	_, _ = io.Copy(io.Discard, response.Body) // how it ends does not matter
+	require.NoError(t, ctx.Err())
+}
+
+// Who sends a form too slowly is left.
+func TestFormsMustComeInTime(t *testing.T) {
+	t.Parallel()
+	strict := httptest.NewUnstartedServer(newSite(t, console.Access{Write: true}).Config.Handler)
+	strict.Config.ReadTimeout = time.Second / 2
+	strict.Start()
+	t.Cleanup(strict.Close)
+	for _, request := range []string{"GET /", "POST /dead-letters/replay"} {
+		conn, err := net.Dial("tcp", strict.Listener.Addr().String())
+		require.NoError(t, err)
+		defer conn.Close()
+		_, err = io.WriteString(conn, request+" HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n"+
+			"Content-Type: application/x-www-form-urlencoded\r\n\r\na")
+		require.NoError(t, err)
+		require.NoError(t, conn.SetReadDeadline(time.Now().Add(patience)))
+		_, err = io.ReadAll(conn)
+		require.NoError(t, err, "it closes the connection")
 	}
 }
 

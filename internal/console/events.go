@@ -13,6 +13,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/healz/worker/internal/deadletter"
 	"github.com/healz/worker/internal/events"
 	"github.com/healz/worker/internal/store"
 )
@@ -22,8 +23,6 @@ const (
 	pageSize = 50
 	// searchPatience is how long a page is looked for that has an event.
 	searchPatience = 2 * time.Second
-	// inputTime is how a browser's form writes a time.
-	inputTime = "2006-01-02T15:04"
 )
 
 // eventsPage is the body of the search.
@@ -92,37 +91,13 @@ func (c *Console) search(ctx context.Context, s store.Search, after store.Cursor
 
 // searchOf reads a search from a form, and says what in it is wrong.
 func searchOf(query url.Values) (store.Search, []string) {
-	var problems []string
-	id := func(name, label string) uuid.UUID {
-		text := strings.TrimSpace(query.Get(name))
-		if text == "" {
-			return uuid.Nil
-		}
-		parsed, err := events.ParseCorrelationID(text)
-		if err != nil {
-			problems = append(problems, label+" must be a UUID.")
-		}
-		return parsed
-	}
-	at := func(name, label string) time.Time {
-		text := strings.TrimSpace(query.Get(name))
-		if text == "" {
-			return time.Time{}
-		}
-		for _, layout := range []string{inputTime, "2006-01-02T15:04:05", time.RFC3339Nano, time.DateOnly} {
-			if parsed, err := time.Parse(layout, text); err == nil {
-				return parsed.UTC()
-			}
-		}
-		problems = append(problems, label+" must be a time in UTC, as 2026-03-31T14:05.")
-		return time.Time{}
-	}
+	f := formReader{Values: query}
 	s := store.Search{
-		TenantID: id("tenant", "Tenant"), AggregateID: id("aggregate", "Aggregate"), CorrelationID: id("correlation", "Correlation"),
-		CausationID: id("cause", "Cause"), Type: strings.TrimSpace(query.Get("type")),
-		From: at("from", "From"), Until: at("until", "Until"),
+		TenantID: f.id("tenant", "Tenant"), AggregateID: f.id("aggregate", "Aggregate"), CorrelationID: f.id("correlation", "Correlation"),
+		CausationID: f.id("cause", "Cause"), Type: strings.TrimSpace(query.Get("type")),
+		From: f.at("from", "From"), Until: f.at("until", "Until"),
 	}
-	return s, problems
+	return s, f.problems
 }
 
 // find goes to what somebody has typed in: an id of whatever, or a type of events.
@@ -131,7 +106,7 @@ func (c *Console) find(w http.ResponseWriter, r *http.Request) {
 	defer cancel()
 	text := strings.TrimSpace(r.URL.Query().Get("q"))
 	id, err := events.ParseCorrelationID(text)
-	if err != nil {
+	if err != nil || id == uuid.Nil {
 		http.Redirect(w, r, "/events?"+url.Values{"type": {text}}.Encode(), http.StatusSeeOther)
 		return
 	}
@@ -148,20 +123,21 @@ func (c *Console) whereabouts(ctx context.Context, id uuid.UUID) (string, error)
 	if _, err := c.store.ByID(ctx, id); !errors.Is(err, store.ErrNoEvent) {
 		return "/events/" + id.String(), err
 	}
-	for name, s := range map[string]store.Search{
-		"trace": {CorrelationID: id}, "aggregate": {AggregateID: id}, "tenant": {TenantID: id}, "cause": {CausationID: id},
+	for _, of := range []struct {
+		search store.Search
+		page   func(found events.Event) string
+	}{
+		{store.Search{CorrelationID: id}, func(events.Event) string { return "/traces/" + id.String() }},
+		{store.Search{AggregateID: id}, func(e events.Event) string { return aggregatePath(e.AggregateType, id) }},
+		{store.Search{TenantID: id}, func(events.Event) string { return "/events?tenant=" + id.String() }},
+		{store.Search{CausationID: id}, func(events.Event) string { return "/events?cause=" + id.String() }},
 	} {
-		found, err := c.store.Search(ctx, s, store.Query{Limit: 1})
-		switch {
-		case err != nil:
+		found, err := c.store.Search(ctx, of.search, store.Query{Limit: 1})
+		if err != nil {
 			return "", err
-		case len(found.Events) == 0:
-		case name == "trace":
-			return "/traces/" + id.String(), nil
-		case name == "aggregate":
-			return aggregatePath(found.Events[0].AggregateType, id), nil
-		default:
-			return "/events?" + url.Values{name: {id.String()}}.Encode(), nil
+		}
+		if len(found.Events) > 0 {
+			return of.page(found.Events[0]), nil
 		}
 	}
 	return "", store.ErrNoEvent
@@ -176,8 +152,10 @@ type eventPage struct {
 	Effects     []events.Event
 	MoreEffects bool
 	Handled     []store.Handling
-	Letters     []letterRow
+	Letters     []deadletter.Letter
 	Revealed    bool
+	// Problems are what could not be read.
+	Problems []string
 	// Data and Metadata are shown when they are revealed.
 	Data, Metadata string
 	Bytes          int
@@ -225,7 +203,9 @@ func (c *Console) lookUp(ctx context.Context, id uuid.UUID) (eventPage, error) {
 		return p, err
 	}
 	p.Handled = handled[id]
-	p.Letters = c.letters.of(ctx, id)
+	if p.Letters, err = c.letters.of(ctx, id); err != nil {
+		p.Problems = []string{"The dead letters cannot be read: " + err.Error()}
+	}
 	return p, nil
 }
 

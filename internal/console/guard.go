@@ -3,13 +3,17 @@ package console
 import (
 	"context"
 	"crypto/rand"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
+	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
 	"unicode"
+	"unicode/utf8"
 )
 
 const (
@@ -19,8 +23,6 @@ const (
 
 	// maxForm bounds the body of a request, in bytes.
 	maxForm = 64 << 10
-	// formTimeout bounds the time until it is here.
-	formTimeout = 10 * time.Second
 	// maxWho bounds the name under which one logs in, in bytes.
 	maxWho = 64
 )
@@ -76,6 +78,10 @@ func (c *Console) guard(next http.Handler) http.Handler {
 			c.refuse(w, r, http.StatusForbidden, "This came from another site, and is refused.")
 			return
 		}
+		if !isText(r.URL.Path) || !isTextForm(r.URL.Query()) {
+			c.refuse(w, r, http.StatusBadRequest, "The address of this page is wrong: it is not text.")
+			return
+		}
 		open := r.URL.Path == "/login" || strings.HasPrefix(r.URL.Path, "/assets/") || r.URL.Path == "/theme"
 		if v.Role == nobody && !open {
 			if r.Method == http.MethodGet {
@@ -90,6 +96,10 @@ func (c *Console) guard(next http.Handler) http.Handler {
 				c.refuse(w, r, http.StatusForbidden, "The form is from an earlier session. Go back, reload the page, and try again.")
 				return
 			}
+			if !isTextForm(r.PostForm) {
+				c.refuse(w, r, http.StatusBadRequest, "What the form says is not text.")
+				return
+			}
 			if !open && r.URL.Path != "/logout" && !v.MayWrite() {
 				c.refuse(w, r, http.StatusForbidden, "You may look, and change nothing: that takes the write role (--console-write or "+
 					"--console-write-token).")
@@ -100,17 +110,24 @@ func (c *Console) guard(next http.Handler) http.Handler {
 	})
 }
 
-// formToken reads a form, in time, and returns the token in it.
+// formToken reads a form, and returns the token in it. As all is here then, the server's read timeout is lifted, which
+// would cut the answer short.
 func formToken(w http.ResponseWriter, r *http.Request) string {
-	control := http.NewResponseController(w)
-	if control.SetReadDeadline(time.Now().Add(formTimeout)) != nil {
-		return ""
-	}
 	token := r.PostFormValue(formTokenName)
-	if control.SetReadDeadline(time.Time{}) != nil {
+	if token == "" || http.NewResponseController(w).SetReadDeadline(time.Time{}) != nil {
 		return ""
 	}
 	return token
+}
+
+// isText tells whether values are text, as a store can be asked for.
+func isText(values ...string) bool {
+	return !slices.ContainsFunc(values, func(s string) bool { return !utf8.ValidString(s) || strings.ContainsRune(s, 0) })
+}
+
+// isTextForm is isText of all values of a form.
+func isTextForm(form url.Values) bool {
+	return isText(slices.Concat(slices.Collect(maps.Values(form))...)...)
 }
 
 // isLocalName tells whether a Host header names this machine to itself.
@@ -172,22 +189,22 @@ func (c *Console) logIn(w http.ResponseWriter, r *http.Request) {
 	again := func(status int, problem string) {
 		c.render(w, r, status, "login", "Sign in", loginPage{Who: who, Problem: problem})
 	}
-	if wait := c.throttle.wait(v.Client, now); wait > 0 {
-		w.Header().Set("Retry-After", strconv.Itoa(int(wait.Seconds())+1))
-		again(http.StatusTooManyRequests, "Too many failed attempts. Wait a minute, then try again.")
-		return
-	}
 	if who == "" {
 		again(http.StatusUnprocessableEntity, "Say who you are: what you do here is logged under this name.")
 		return
 	}
+	if wait := c.throttle.try(v.Client, now); wait > 0 {
+		w.Header().Set("Retry-After", strconv.Itoa(int(wait.Seconds())+1))
+		again(http.StatusTooManyRequests, "Too many failed attempts. Wait a minute, then try again.")
+		return
+	}
 	given := c.access.of(r.PostFormValue("token"))
 	if given == nobody {
-		c.throttle.failed(v.Client, now)
 		c.logger.WarnContext(r.Context(), "console: a login failed", "who", who, "client", v.Client.String())
 		again(http.StatusUnauthorized, "This is not the token.")
 		return
 	}
+	c.throttle.passed(v.Client)
 	s := session{ID: rand.Text(), Role: given, Who: who, Expires: now.Add(sessionAge)}
 	setCookie(w, r, sessionCookie, c.seal.cookie(s), sessionAge)
 	c.logger.InfoContext(r.Context(), "console: logged in", "who", who, "role", string(given), "client", v.Client.String())
@@ -235,11 +252,17 @@ func (c *Console) theme(w http.ResponseWriter, r *http.Request) {
 	} else {
 		setCookie(w, r, themeCookie, "", -1)
 	}
-	back := r.PostFormValue("back")
-	if !strings.HasPrefix(back, "/") || strings.HasPrefix(back, "//") || strings.ContainsAny(back, "\\\r\n") {
-		back = "/"
+	http.Redirect(w, r, ownPath(r.PostFormValue("back")), http.StatusSeeOther)
+}
+
+// ownPath is where a form leads back to, if that is on this site, and the overview if not. Browsers read \ as /, and pass
+// over control characters, which have no place in an address either.
+func ownPath(back string) string {
+	u, err := url.Parse(back)
+	if err != nil || u.Scheme != "" || u.Host != "" || !strings.HasPrefix(back, "/") || strings.Contains(back, `\`) {
+		return "/"
 	}
-	http.Redirect(w, r, back, http.StatusSeeOther)
+	return back
 }
 
 // themeOf is the theme that was chosen, "" for the system's.

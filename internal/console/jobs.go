@@ -70,10 +70,10 @@ func (j *jobs) start(title, who string, run func(ctx context.Context, report fun
 	ctx, cancel := context.WithCancel(j.ctx)
 	started := &job{ID: rand.Text(), Title: title, Who: who, Began: time.Now(), cancel: cancel}
 	j.mu.Lock()
-	j.list = append(j.list, started)
-	if len(j.list) > maxJobs {
-		j.list = j.list[1:]
+	if len(j.list) >= maxJobs { // those that run stay, to be looked at and stopped
+		j.list = slices.DeleteFunc(j.list, func(old *job) bool { return old.page().State.Done })
 	}
+	j.list = append(j.list, started)
 	j.mu.Unlock()
 	j.running.Go(func() {
 		defer cancel()

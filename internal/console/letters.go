@@ -6,6 +6,7 @@ import (
 	"iter"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -33,9 +34,6 @@ type letters struct {
 	Truncated bool
 	At        time.Time
 }
-
-// letterRow is a dead letter in a list.
-type letterRow = deadletter.Letter
 
 // letterBox looks at the dead letters, not too often. It is safe for concurrent use.
 type letterBox struct {
@@ -166,14 +164,9 @@ func (b *letterBox) failed(ctx context.Context, list []events.Event) map[uuid.UU
 }
 
 // of are the letters of an event.
-func (b *letterBox) of(ctx context.Context, id uuid.UUID) []letterRow {
-	var list []letterRow
-	for l, err := range b.List(ctx, deadletter.Filter{}) {
-		if err == nil && l.Event.ID == id {
-			list = append(list, l)
-		}
-	}
-	return list
+func (b *letterBox) of(ctx context.Context, id uuid.UUID) ([]deadletter.Letter, error) {
+	found, err := b.look(ctx)
+	return slices.DeleteFunc(slices.Clone(found.List), func(l deadletter.Letter) bool { return l.Event.ID != id }), err
 }
 
 // lettersPage is the body of the list of dead letters.
@@ -182,7 +175,7 @@ type lettersPage struct {
 	Query   url.Values
 	// Group is the group that is looked at, if it is one.
 	Group *deadletter.Group
-	List  []letterRow
+	List  []deadletter.Letter
 	// More is how many others the filter chooses.
 	More     int
 	Problems []string
@@ -245,26 +238,15 @@ func (c *Console) deadLetters(w http.ResponseWriter, r *http.Request) {
 
 // letterFilter reads a filter from a form, and says what in it is wrong: then the filter is not to be used.
 func letterFilter(form url.Values) (deadletter.Filter, []string) {
-	var problems []string
-	id := func(name string) uuid.UUID {
-		text := form.Get(name)
-		if text == "" {
-			return uuid.Nil
-		}
-		parsed, err := events.ParseCorrelationID(text)
-		if err != nil {
-			problems = append(problems, name+" must be a UUID.")
-		}
-		return parsed
-	}
+	read := formReader{Values: form}
 	f := deadletter.Filter{
 		Group: form.Get("group"), Handler: form.Get("handler"), Type: form.Get("type"),
-		Tenant: id("tenant"), Correlation: id("correlation"),
+		Tenant: read.id("tenant", "tenant"), Correlation: read.id("correlation", "correlation"),
 	}
 	if letter := form.Get("id"); letter != "" {
 		f.IDs = []string{letter}
 	}
-	return f, problems
+	return f, read.problems
 }
 
 // letterPage is the body of a dead letter's page.

@@ -14,11 +14,10 @@ const (
 	liveTimeout = 10 * time.Second
 	// maxLive is how many streams there are at once.
 	maxLive = 64
-	// liveAge ends a stream, so that who is no longer logged in is no longer told: the browser comes again.
-	liveAge = 10 * time.Minute
 )
 
-// stream sends parts of a page as server-sent events: at once, and when they have changed. make says when the last was.
+// stream sends parts of a page as server-sent events: at once, and when they have changed, as long as the viewer may see
+// them. make says when the last was.
 func (c *Console) stream(w http.ResponseWriter, r *http.Request, make func(context.Context) (part []byte, last bool, err error)) {
 	if c.live.Add(1); c.live.Load() > maxLive {
 		c.live.Add(-1)
@@ -26,15 +25,17 @@ func (c *Console) stream(w http.ResponseWriter, r *http.Request, make func(conte
 		return
 	}
 	defer c.live.Add(-1)
-	ctx, cancel := context.WithTimeout(r.Context(), liveAge)
-	defer cancel()
+	ctx := r.Context()
 	w.Header().Set("Content-Type", "text/event-stream")
 	w.Header().Set("X-Accel-Buffering", "no") // a proxy that collects would hold it back
 	control := http.NewResponseController(w)
+	if control.SetReadDeadline(time.Time{}) != nil { // the server's would end the stream
+		return
+	}
 	ticker := time.NewTicker(liveInterval)
 	defer ticker.Stop()
 	var sent []byte
-	for {
+	for c.viewer(r).Role != nobody { // who has logged out is told no more
 		part, last, err := make(ctx)
 		if err != nil {
 			c.logger.WarnContext(ctx, "console: cannot renew a page", "path", r.URL.Path, "error", err)
@@ -60,12 +61,13 @@ func (c *Console) stream(w http.ResponseWriter, r *http.Request, make func(conte
 	}
 }
 
+// sendEvent sends HTML. A carriage return in it would end a line, and what follows be read as another field.
 func sendEvent(w http.ResponseWriter, name string, data []byte) bool {
 	var out bytes.Buffer
 	out.WriteString("event: " + name + "\n")
-	for line := range bytes.Lines(data) {
+	for line := range bytes.Lines(bytes.ReplaceAll(data, []byte("\r"), []byte("&#13;"))) {
 		out.WriteString("data: ")
-		out.Write(bytes.TrimRight(line, "\r\n"))
+		out.Write(bytes.TrimRight(line, "\n"))
 		out.WriteByte('\n')
 	}
 	out.WriteByte('\n')

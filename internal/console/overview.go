@@ -45,11 +45,15 @@ func (c *Console) look(ctx context.Context) overviewPage {
 	defer cancel()
 	select {
 	case last := <-c.lastLook:
-		if time.Since(last.At) >= sampleGap {
-			last = c.lookAgain(ctx)
+		defer func() { c.lastLook <- last }()
+		if time.Since(last.At) < sampleGap {
+			return last
 		}
-		c.lastLook <- last
-		return last
+		now := c.lookAgain(ctx)
+		if ctx.Err() == nil { // what this one could not read for want of time or interest, the next one may
+			last = now
+		}
+		return now
 	case <-ctx.Done():
 		return overviewPage{Problems: []string{"The answer did not come in time."}}
 	}

@@ -24,32 +24,35 @@ type failures struct {
 	last  time.Time
 }
 
-// wait is how long a client has to wait before it may try again. Each try within the time is refused whatever it is.
-func (t *throttle) wait(client netip.Addr, now time.Time) time.Duration {
+// try lets a client try, or says how long it has to wait first. A try counts as failed, so that of many at once no more
+// are let through, until it has passed; it is forgotten when there was no other for the pause.
+func (t *throttle) try(client netip.Addr, now time.Time) time.Duration {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	f := t.clients[network(client)]
-	if f.count < freeFailures {
-		return 0
+	if now.Sub(f.last) >= throttlePause {
+		f.count = 0
 	}
-	return max(0, f.last.Add(throttlePause).Sub(now))
-}
-
-// failed counts a failure, to be forgotten when the client has been quiet for the pause.
-func (t *throttle) failed(client netip.Addr, now time.Time) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
+	if f.count >= freeFailures {
+		return f.last.Add(throttlePause).Sub(now)
+	}
 	if len(t.clients) >= throttleClients {
 		t.forget(now)
 	}
 	if t.clients == nil {
 		t.clients = map[netip.Prefix]failures{}
 	}
-	f := t.clients[network(client)]
-	if now.Sub(f.last) >= throttlePause {
-		f.count = 0
-	}
 	t.clients[network(client)] = failures{count: f.count + 1, last: now}
+	return 0
+}
+
+// passed says that a try did not fail.
+func (t *throttle) passed(client netip.Addr) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if f, known := t.clients[network(client)]; known {
+		t.clients[network(client)] = failures{count: max(0, f.count-1), last: f.last}
+	}
 }
 
 // forget makes room: of those who are quiet, or else of all.

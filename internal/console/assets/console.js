@@ -2,14 +2,19 @@
 "use strict";
 
 for (const live of document.querySelectorAll("[data-live]")) {
-  let source;
-  const show = (event, last) => {
+  const again = 3000, address = live.dataset.live, stale = document.getElementById("stale");
+  let source, part, last = false;
+  const isUsed = () => {
     const selected = document.getSelection();
-    if (selected && !selected.isCollapsed && live.contains(selected.anchorNode)) return; // somebody copies
-    if (!last && live.querySelector(":is(a, button):hover")) return; // or is about to press
-    const part = document.createElement("template");
-    part.innerHTML = event.data;
-    const renewed = part.content.querySelector("[data-live]");
+    if (selected && !selected.isCollapsed && live.contains(selected.anchorNode)) return true; // somebody copies
+    return !last && live.querySelector(":is(a, button):hover"); // or is about to press
+  };
+  const show = () => {
+    if (part === undefined || isUsed()) return;
+    const template = document.createElement("template");
+    template.innerHTML = part;
+    part = undefined;
+    const renewed = template.content.querySelector("[data-live]");
     if (!renewed) return;
     const badge = document.getElementById("badge");
     if (badge && renewed.dataset.letters >= 0) {
@@ -20,21 +25,25 @@ for (const live of document.querySelectorAll("[data-live]")) {
     live.replaceChildren(...renewed.childNodes);
     if (focused >= 0) live.querySelectorAll("a, button, input")[focused]?.focus({ preventScroll: true });
   };
+  const close = () => {
+    source?.close();
+    source = undefined;
+  };
   const open = () => {
-    source = new EventSource(live.dataset.live);
-    source.addEventListener("part", (event) => show(event));
-    source.addEventListener("last", (event) => {
-      show(event, true);
-      live.removeAttribute("data-live");
-      source.close();
-      source = undefined;
-    });
+    if (source || last || document.hidden) return; // a page that nobody sees asks for nothing
+    source = new EventSource(address);
+    source.onopen = () => { stale.hidden = true; };
+    source.onerror = () => {
+      stale.hidden = false;
+      if (source?.readyState === EventSource.CLOSED) { // the browser does not try again: the worker may be starting
+        close();
+        setTimeout(open, again);
+      }
+    };
+    source.addEventListener("part", (event) => { part = event.data; show(); });
+    source.addEventListener("last", (event) => { part = event.data; last = true; close(); show(); });
   };
   open();
-  // A page that nobody sees asks for nothing.
-  document.addEventListener("visibilitychange", () => {
-    if (!live.hasAttribute("data-live")) return;
-    source?.close();
-    if (!document.hidden) open();
-  });
+  setInterval(show, 1000); // what could not be shown when it came
+  document.addEventListener("visibilitychange", () => document.hidden ? close() : open());
 }
