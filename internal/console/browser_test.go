@@ -368,6 +368,8 @@ func TestLoginInBrowser(t *testing.T) {
 	require.Contains(t, b.text(".login [role=alert]"), "This is not the token")
 	logIn(readToken)
 	require.Contains(t, b.text("header"), "Kim · reader")
+	require.Contains(t, b.text("h1"), "Dead letters")
+	b.visit("/")
 	require.Contains(t, b.text("main"), "Nothing rests in the dead letters")
 	b.shoot("overview-empty")
 	require.Empty(t, b.text("#stale:not([hidden])"))

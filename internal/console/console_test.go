@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"html"
 	"io"
 	"log/slog"
 	"net"
@@ -286,13 +287,15 @@ func TestLogin(t *testing.T) {
 	for _, path := range s.pages() {
 		response, body := v.get(path)
 		require.Equal(t, http.StatusSeeOther, response.StatusCode, path)
-		require.Equal(t, "/login", response.Header.Get("Location"))
-		require.NotContains(t, body, "AppointmentScheduled")
+		require.Regexp(t, `^/login(\?next=%2F\S+)?$`, response.Header.Get("Location"))
+		require.NotContains(t, body, "<h1")
 	}
+	response, _ := v.get("/live/overview")
+	require.Equal(t, http.StatusUnauthorized, response.StatusCode)
 	form := func(who, token string) url.Values {
 		return url.Values{"who": {who}, "token": {token}, "form_token": {v.formToken("/login")}}
 	}
-	response, _ := v.post("/login", form("Kim", "no token of this site"))
+	response, _ = v.post("/login", form("Kim", "no token of this site"))
 	require.Equal(t, http.StatusUnauthorized, response.StatusCode)
 	require.Empty(t, response.Cookies())
 	response, _ = v.post("/login", form("Kim", ""))
@@ -307,7 +310,7 @@ func TestLogin(t *testing.T) {
 		cookie := response.Cookies()[0]
 		require.True(t, cookie.HttpOnly)
 		require.False(t, cookie.Secure)
-		require.Equal(t, http.SameSiteStrictMode, cookie.SameSite)
+		require.Equal(t, http.SameSiteLaxMode, cookie.SameSite)
 		require.NotContains(t, cookie.Value, token)
 		_, body := v.get("/")
 		require.Contains(t, body, "Kim · "+role)
@@ -327,6 +330,24 @@ func TestLogin(t *testing.T) {
 		require.NotContains(t, s.log.String(), token)
 	}
 	require.Contains(t, s.log.String(), "a login failed")
+}
+
+// A link to a page leads there, over the login, and never to another site.
+func TestLoginLeadsOn(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, console.Access{Token: readToken})
+	for next, want := range map[string]string{
+		"/events?type=a&tenant=": "/events?type=a&tenant=", "": "/", "//evil.example": "/", "https://evil.example": "/", "/\t/evil.example": "/",
+	} {
+		v := s.visitor()
+		_, body := v.get("/login?" + url.Values{"next": {next}}.Encode())
+		require.Contains(t, body, `name="next" value="`+html.EscapeString(want)+`"`)
+		form := url.Values{"who": {"Kim"}, "token": {readToken}, "form_token": {v.formToken("/login")}, "next": {next}}
+		response, _ := v.post("/login", form)
+		require.Equal(t, want, response.Header.Get("Location"))
+		response, _ = v.get("/login?" + url.Values{"next": {next}}.Encode())
+		require.Equal(t, want, response.Header.Get("Location"))
+	}
 }
 
 func TestForgedSessions(t *testing.T) {

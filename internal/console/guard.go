@@ -84,8 +84,8 @@ func (c *Console) guard(next http.Handler) http.Handler {
 		}
 		open := r.URL.Path == "/login" || strings.HasPrefix(r.URL.Path, "/assets/") || r.URL.Path == "/theme"
 		if v.Role == nobody && !open {
-			if r.Method == http.MethodGet {
-				http.Redirect(w, r, "/login", http.StatusSeeOther)
+			if r.Method == http.MethodGet && !strings.HasPrefix(r.URL.Path, "/live/") {
+				http.Redirect(w, r, loginPath(r.URL.RequestURI()), http.StatusSeeOther)
 				return
 			}
 			c.refuse(w, r, http.StatusUnauthorized, "You are not signed in, or no longer.")
@@ -172,22 +172,31 @@ func clientOf(r *http.Request) netip.Addr {
 	return peer.Addr()
 }
 
+// loginPath is where one logs in, to go to a page then.
+func loginPath(next string) string {
+	if next == "/" {
+		return "/login"
+	}
+	return "/login?" + url.Values{"next": {next}}.Encode()
+}
+
 func (c *Console) login(w http.ResponseWriter, r *http.Request) {
+	next := ownPath(r.FormValue("next"))
 	if viewerOf(r.Context()).Role != nobody {
-		http.Redirect(w, r, "/", http.StatusSeeOther)
+		http.Redirect(w, r, next, http.StatusSeeOther)
 		return
 	}
-	c.render(w, r, http.StatusOK, "login", "Sign in", loginPage{})
+	c.render(w, r, http.StatusOK, "login", "Sign in", loginPage{Next: next})
 }
 
 // loginPage is the body of the page to log in.
-type loginPage struct{ Who, Problem string }
+type loginPage struct{ Who, Problem, Next string }
 
 func (c *Console) logIn(w http.ResponseWriter, r *http.Request) {
 	v, now := viewerOf(r.Context()), time.Now()
-	who := cleanName(r.PostFormValue("who"))
+	who, next := cleanName(r.PostFormValue("who")), ownPath(r.PostFormValue("next"))
 	again := func(status int, problem string) {
-		c.render(w, r, status, "login", "Sign in", loginPage{Who: who, Problem: problem})
+		c.render(w, r, status, "login", "Sign in", loginPage{Who: who, Problem: problem, Next: next})
 	}
 	if who == "" {
 		again(http.StatusUnprocessableEntity, "Say who you are: what you do here is logged under this name.")
@@ -208,7 +217,7 @@ func (c *Console) logIn(w http.ResponseWriter, r *http.Request) {
 	s := session{ID: rand.Text(), Role: given, Who: who, Expires: now.Add(sessionAge)}
 	setCookie(w, r, sessionCookie, c.seal.cookie(s), sessionAge)
 	c.logger.InfoContext(r.Context(), "console: logged in", "who", who, "role", string(given), "client", v.Client.String())
-	http.Redirect(w, r, "/", http.StatusSeeOther)
+	http.Redirect(w, r, next, http.StatusSeeOther)
 }
 
 // cleanName is a name as a log may have it.
@@ -230,15 +239,15 @@ func (c *Console) logOut(w http.ResponseWriter, r *http.Request) {
 	http.Redirect(w, r, "/login", http.StatusSeeOther)
 }
 
-// setCookie sets a cookie for this site's own requests. It is Secure over TLS, also if only a header says so: that can
-// but keep the cookie from being sent.
+// setCookie sets a cookie for this site's own requests, and for links to it: one in an alert leads to its page, which
+// changes nothing. It is Secure over TLS, also if only a header says so: that can but keep the cookie from being sent.
 func setCookie(w http.ResponseWriter, r *http.Request, name, value string, age time.Duration) {
 	seconds := int(age.Seconds())
 	if age < 0 {
 		seconds = -1
 	}
 	http.SetCookie(w, &http.Cookie{
-		Name: name, Value: value, Path: "/", MaxAge: seconds, HttpOnly: true, SameSite: http.SameSiteStrictMode,
+		Name: name, Value: value, Path: "/", MaxAge: seconds, HttpOnly: true, SameSite: http.SameSiteLaxMode,
 		Secure: r.TLS != nil || strings.EqualFold(r.Header.Get("X-Forwarded-Proto"), "https"),
 	})
 }
@@ -255,7 +264,7 @@ func (c *Console) theme(w http.ResponseWriter, r *http.Request) {
 	http.Redirect(w, r, ownPath(r.PostFormValue("back")), http.StatusSeeOther)
 }
 
-// ownPath is where a form leads back to, if that is on this site, and the overview if not. Browsers read \ as /, and pass
+// ownPath is where a form leads to, if that is on this site, and the overview if not. Browsers read \ as /, and pass
 // over control characters, which have no place in an address either.
 func ownPath(back string) string {
 	u, err := url.Parse(back)
