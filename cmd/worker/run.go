@@ -152,7 +152,7 @@ func runWorker(
 	var listen net.ListenConfig
 	listener, err := listen.Listen(ctx, "tcp", f.httpAddr)
 	if err != nil {
-		return fmt.Errorf("serve health on %s: %w", f.httpAddr, err)
+		return fmt.Errorf("serve --http-addr %s: %w", f.httpAddr, err)
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	var health ops.Health
@@ -165,7 +165,7 @@ func runWorker(
 	go func() {
 		defer close(served)
 		if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
-			cancel(fmt.Errorf("serve health: %w", err))
+			cancel(fmt.Errorf("serve --http-addr %s: %w", f.httpAddr, err))
 		}
 	}()
 	defer func() {
