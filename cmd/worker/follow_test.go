@@ -98,6 +98,11 @@ func TestLiveDemo(t *testing.T) {
 
 	require.Greater(t, len(p.letters()), 3, "there are other failures")
 	d.await(`http://127.0.0.1:\d+`)
+	require.NoError(t, d.process.Signal(syscall.SIGUSR1))
+	require.Eventually(t, func() bool {
+		log, err := os.ReadFile(filepath.Join(filepath.Dir(path), "worker.log"))
+		return err == nil && strings.Contains(string(log), "the log level was changed")
+	}, patience, tick)
 	require.Equal(t, 0, d.quit())
 	require.NoDirExists(t, filepath.Dir(path))
 }

@@ -78,13 +78,10 @@ set, as OpenTelemetry's other variables say.`,
 			if err != nil {
 				return usageError{err}
 			}
-			var watching sync.WaitGroup
-			defer watching.Wait()
-			ctx, cancel := context.WithCancel(c.Context())
-			defer cancel()
-			watching.Go(func() { changeLevel(ctx, &level, logger) })
-			return withTracer(ctx, *s, logger, func(t *tracing.Tracer) error {
-				return runWorker(ctx, *s, f, all, t, logger)
+			return whileLevelChanges(c.Context(), &level, logger, func(ctx context.Context) error {
+				return withTracer(ctx, *s, logger, func(t *tracing.Tracer) error {
+					return runWorker(ctx, *s, f, all, t, logger)
+				})
 			})
 		},
 	}
@@ -124,6 +121,16 @@ set, as OpenTelemetry's other variables say.`,
 	complete(c, "after-dead-letter", string(handlers.Continue), string(handlers.Park))
 	complete(c, "relay-start", string(store.StartAuto), string(store.StartBeginning), string(store.StartEnd))
 	return c
+}
+
+// whileLevelChanges calls do, during which signals change the level of its log.
+func whileLevelChanges(ctx context.Context, level *slog.LevelVar, logger *slog.Logger, do func(context.Context) error) error {
+	var watching sync.WaitGroup
+	defer watching.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	watching.Go(func() { changeLevel(ctx, level, logger) })
+	return do(ctx)
 }
 
 // newLogger returns a logger whose level can be changed while it is used.
