@@ -29,10 +29,13 @@ and replayed. It needs no server and leaves nothing.`,
 				return usageError{err}
 			}
 			return demo.Live(c.Context(), c.OutOrStdout(), func(ctx context.Context, s demo.Stage) error {
-				logger := slog.New(slog.NewTextHandler(s.Log, nil))
+				var level slog.LevelVar
+				logger := slog.New(slog.NewTextHandler(s.Log, &slog.HandlerOptions{Level: &level}))
 				f.serving = s.Serving
-				return withTracer(ctx, s.Settings, logger, func(t *tracing.Tracer) error {
-					return runWorker(ctx, s.Settings, f, demo.Register, t, logger)
+				return whileLevelChanges(ctx, &level, logger, func(ctx context.Context) error {
+					return withTracer(ctx, s.Settings, logger, func(t *tracing.Tracer) error {
+						return runWorker(ctx, s.Settings, f, demo.Register, t, logger)
+					})
 				})
 			})
 		},

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	amqp091 "github.com/rabbitmq/amqp091-go"
 	"github.com/stretchr/testify/require"
 )
 
@@ -97,6 +98,11 @@ func TestLiveDemo(t *testing.T) {
 
 	require.Greater(t, len(p.letters()), 3, "there are other failures")
 	d.await(`http://127.0.0.1:\d+`)
+	require.NoError(t, d.process.Signal(syscall.SIGUSR1))
+	require.Eventually(t, func() bool {
+		log, err := os.ReadFile(filepath.Join(filepath.Dir(path), "worker.log"))
+		return err == nil && strings.Contains(string(log), "the log level was changed")
+	}, patience, tick)
 	require.Equal(t, 0, d.quit())
 	require.NoDirExists(t, filepath.Dir(path))
 }
@@ -150,8 +156,29 @@ func TestTraceWithoutABroker(t *testing.T) {
 	r := p.run("", "trace", e.EventID)
 	require.Equal(t, 0, r.code)
 	require.Contains(t, r.out, "1 event in")
-	require.Contains(t, r.err, "does not tell what has failed")
+	require.Contains(t, r.err, "does not tell all that has failed")
 	require.NotContains(t, r.err, "secret")
+}
+
+// While another command reads the broker's dead letters a trace still tells what is archived.
+func TestTraceBesideAReader(t *testing.T) {
+	t.Parallel()
+	p := onServers(t)
+	p.start("--chaos", "--retry-attempts", "1")
+	e := p.append(registration(uuid.NewString(), `{"name":"Ana"}`, `,"metadata":{"fail_times":9}`))[0]
+	p.must("", "dlq", "archive", p.awaitLetters(1)[0].ID, "--reason", "sent twice")
+
+	conn, err := amqp091.Dial(p.setting("RABBITMQ_URL"))
+	require.NoError(t, err)
+	defer conn.Close()
+	channel, err := conn.Channel()
+	require.NoError(t, err)
+	_, err = channel.QueueDeclare("healz.events.failed.reader", false, true, true, false, nil)
+	require.NoError(t, err)
+	r := p.run("", "trace", e.EventID)
+	require.Equal(t, 0, r.code, r.err)
+	require.Contains(t, r.err, "does not tell all that has failed")
+	require.Contains(t, r.out, "archived letter")
 }
 
 func TestTail(t *testing.T) {

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
+	"unicode"
 
 	"github.com/spf13/cobra"
 
@@ -71,10 +72,10 @@ func (t *table) line(cells []string) {
 
 func (t *table) flush() error { return t.w.Flush() }
 
-// printable replaces what could move a terminal's cursor or break a table.
+// printable replaces what could move a terminal's cursor, break a table, or is not seen.
 func printable(s string) string {
 	return strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f || (r >= 0x80 && r < 0xa0) {
+		if !unicode.IsPrint(r) {
 			return '·'
 		}
 		return r

@@ -78,13 +78,10 @@ set, as OpenTelemetry's other variables say.`,
 			if err != nil {
 				return usageError{err}
 			}
-			var watching sync.WaitGroup
-			defer watching.Wait()
-			ctx, cancel := context.WithCancel(c.Context())
-			defer cancel()
-			watching.Go(func() { changeLevel(ctx, &level, logger) })
-			return withTracer(ctx, *s, logger, func(t *tracing.Tracer) error {
-				return runWorker(ctx, *s, f, all, t, logger)
+			return whileLevelChanges(c.Context(), &level, logger, func(ctx context.Context) error {
+				return withTracer(ctx, *s, logger, func(t *tracing.Tracer) error {
+					return runWorker(ctx, *s, f, all, t, logger)
+				})
 			})
 		},
 	}
@@ -126,6 +123,16 @@ set, as OpenTelemetry's other variables say.`,
 	return c
 }
 
+// whileLevelChanges calls do, during which signals change the level of its log.
+func whileLevelChanges(ctx context.Context, level *slog.LevelVar, logger *slog.Logger, do func(context.Context) error) error {
+	var watching sync.WaitGroup
+	defer watching.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	watching.Go(func() { changeLevel(ctx, level, logger) })
+	return do(ctx)
+}
+
 // newLogger returns a logger whose level can be changed while it is used.
 func newLogger(w io.Writer, current *slog.LevelVar, level, format string) (*slog.Logger, error) {
 	if err := current.UnmarshalText([]byte(level)); err != nil {
@@ -152,7 +159,7 @@ func runWorker(
 	var listen net.ListenConfig
 	listener, err := listen.Listen(ctx, "tcp", f.httpAddr)
 	if err != nil {
-		return fmt.Errorf("serve health on %s: %w", f.httpAddr, err)
+		return fmt.Errorf("serve --http-addr %s: %w", f.httpAddr, err)
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	var health ops.Health
@@ -165,7 +172,7 @@ func runWorker(
 	go func() {
 		defer close(served)
 		if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
-			cancel(fmt.Errorf("serve health: %w", err))
+			cancel(fmt.Errorf("serve --http-addr %s: %w", f.httpAddr, err))
 		}
 	}()
 	defer func() {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 
 	"github.com/google/uuid"
 	"github.com/spf13/cobra"
@@ -82,26 +83,27 @@ func (f *treeFormat) print(w io.Writer, tree causation.Tree) error {
 	}
 }
 
-// loadTree reads a tree, and without its failures where the broker that has them cannot be reached.
+// loadTree reads a tree, and without the failures that are on the broker where that cannot be reached.
 func loadTree(c *cobra.Command, s *worker.Settings, b worker.Backend, id uuid.UUID) (tree causation.Tree, err error) {
-	letters := []causation.Letters{deadletter.NewShelfQueue(b), causation.InArchive(b)}
+	stored := []causation.Letters{deadletter.NewShelfQueue(b), causation.InArchive(b)}
+	letters := stored
 	if s.AMQP.URL != "" {
 		q, closeQueue, failed := s.OpenDeadLetters(c.Context())
 		if failed == nil {
 			defer func() { err = errors.Join(err, closeQueue()) }()
-			letters = append(letters, q)
+			letters = append(slices.Clone(stored), q)
 		} else {
 			warnOfLetters(c, failed)
 		}
 	}
 	tree, err = causation.Load(c.Context(), b, id, letters...)
-	if errors.Is(err, causation.ErrLetters) && c.Context().Err() == nil {
+	if errors.Is(err, causation.ErrLetters) && len(letters) > len(stored) && c.Context().Err() == nil {
 		warnOfLetters(c, err)
-		tree, err = causation.Load(c.Context(), b, id)
+		tree, err = causation.Load(c.Context(), b, id, stored...)
 	}
 	return tree, err
 }
 
 func warnOfLetters(c *cobra.Command, err error) {
-	fmt.Fprintf(c.ErrOrStderr(), "worker: the tree does not tell what has failed, as the dead letters cannot be read: %s\n", err)
+	fmt.Fprintf(c.ErrOrStderr(), "worker: the tree does not tell all that has failed, as the broker's dead letters cannot be read: %s\n", err)
 }

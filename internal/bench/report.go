@@ -45,8 +45,8 @@ func (r *Result) Write(out io.Writer, folder string) error {
 		return fmt.Errorf("draw the result: %w", err)
 	}
 	return errors.Join(
-		os.WriteFile(filepath.Join(folder, jsonFile), append(text, '\n'), 0o600),
-		os.WriteFile(filepath.Join(folder, chartFile), chart, 0o600),
+		os.WriteFile(filepath.Join(folder, jsonFile), append(text, '\n'), 0o644),
+		os.WriteFile(filepath.Join(folder, chartFile), chart, 0o644),
 		replaceTable(filepath.Join(folder, pageFile), r.table()),
 	)
 }
@@ -84,8 +84,8 @@ func (r *Result) takeOver(folder string) error {
 // table is the result in Markdown.
 func (r *Result) table() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s: %d CPUs, %s, Postgres %s (fsync %s), RabbitMQ %s; medians of %d rounds of about %s, %s in all.\n\n",
-		r.Date, r.CPUs, r.Go, r.Postgres, r.Fsync, r.RabbitMQ, r.Rounds, r.Turn, r.Took)
+	fmt.Fprintf(&b, "%s: %d CPUs, %s, Postgres %s (fsync %s), RabbitMQ %s; medians of %d rounds of about %s, %s in all; "+
+		"load when it began: %s.\n\n", r.Date, r.CPUs, r.Go, r.Postgres, r.Fsync, r.RabbitMQ, r.Rounds, r.Turn, r.Took, r.Load)
 	b.WriteString("| what | raw | stock | ours | | ours ÷ raw (least–greatest) | to be reached | | CPU |\n")
 	b.WriteString("| --- | ---: | ---: | ---: | --- | --- | --- | --- | --- |\n")
 	for _, row := range r.Rows {
@@ -116,7 +116,7 @@ func replaceTable(page, table string) error {
 	if !begins || !ends {
 		return nil
 	}
-	return os.WriteFile(page, []byte(before+tableBegins+table+tableEnds+after), 0o600)
+	return os.WriteFile(page, []byte(before+tableBegins+table+tableEnds+after), 0o644)
 }
 
 //go:embed chart.svg.tmpl
@@ -124,9 +124,9 @@ var chartTemplate string
 
 // Measures of the chart, in pixels.
 const (
-	chartWidth  = 880
+	chartWidth  = 960
 	chartTop    = 84
-	barsLeft    = 300
+	barsLeft    = 370
 	barsWidth   = 400
 	lineHeight  = 46
 	panelHeight = 44
@@ -153,9 +153,8 @@ type chartLine struct {
 
 // bar is a contender's.
 type bar struct {
-	Width   float64
-	Clipped bool
-	Label   string
+	Width float64
+	Label string
 }
 
 // chart draws the rows that are compared with the raw client.
@@ -200,7 +199,8 @@ func (r *Result) chart() ([]byte, error) {
 	}
 	var b bytes.Buffer
 	err = chart.Execute(&b, map[string]any{
-		"Width": chartWidth, "Height": y + 12, "Left": barsLeft, "One": barsLeft + barsWidth/chartMost, "Panels": drawn,
+		"Width": chartWidth, "Height": y + 12, "Left": barsLeft, "One": barsLeft + barsWidth/chartMost,
+		"Right": barsLeft + barsWidth + 16, "Panels": drawn,
 		"Result": r,
 	})
 	return b.Bytes(), err
@@ -217,8 +217,7 @@ func (r *Row) bar(s Series) bar {
 		unit = "\u202f" + r.Unit
 	}
 	return bar{
-		Width:   min(ratio, chartMost) * barsWidth / chartMost,
-		Clipped: ratio > chartMost,
-		Label:   fmt.Sprintf("%s%s, %.2f\u202f×", Figure(s), unit, ratio),
+		Width: min(ratio, chartMost) * barsWidth / chartMost,
+		Label: fmt.Sprintf("%s%s, %.2f\u202f×", Figure(s), unit, ratio),
 	}
 }

@@ -20,7 +20,9 @@ type Result struct {
 	Rounds   int    `json:"rounds"`
 	Turn     string `json:"turn"`
 	Took     string `json:"took"`
-	Rows     []*Row `json:"rows"`
+	// Load is the machine's load average of the last minute when the run began: what others do there.
+	Load string `json:"load"`
+	Rows []*Row `json:"rows"`
 }
 
 // Row is one thing that was measured.

@@ -10,6 +10,7 @@ import (
 	"io"
 	"log/slog"
 	"net/url"
+	"os"
 	"runtime"
 	"strings"
 	"time"
@@ -88,10 +89,20 @@ func (r *rig) describe(ctx context.Context) (*Result, error) {
 		return nil, err
 	}
 	rabbit := fmt.Sprint(broker.Properties["version"])
+	load, _, _ := strings.Cut(readLoad(), " ")
 	return &Result{
 		Date: time.Now().UTC().Format(time.DateOnly), CPUs: runtime.NumCPU(), Go: runtime.Version(), Postgres: version,
-		Fsync: fsync, RabbitMQ: rabbit, Rounds: r.config.Rounds, Turn: r.config.Turn.String(),
+		Fsync: fsync, RabbitMQ: rabbit, Rounds: r.config.Rounds, Turn: r.config.Turn.String(), Load: load,
 	}, broker.Close()
+}
+
+// readLoad is the system's load averages, or "unknown".
+func readLoad() string {
+	text, err := os.ReadFile("/proc/loadavg")
+	if err != nil {
+		return "unknown"
+	}
+	return string(text)
 }
 
 // stage is what a group of rows has for itself, on the rig.

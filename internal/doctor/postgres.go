@@ -507,12 +507,11 @@ func (d postgresDoctor) letters(ctx context.Context, conn *pgx.Conn) ([]Finding,
 }
 
 func (d postgresDoctor) inbox(ctx context.Context, conn *pgx.Conn) ([]Finding, error) {
-	var size int64
+	var count int
 	var oldest *float64
 	err := conn.QueryRow(ctx, `
-		SELECT greatest(reltuples, 0)::bigint,
-			(SELECT extract(epoch FROM clock_timestamp() - min(handled_at))::float8 FROM handled)
-		FROM pg_class WHERE oid = 'handled'::regclass`).Scan(&size, &oldest)
+		SELECT count(*), (SELECT extract(epoch FROM clock_timestamp() - min(handled_at))::float8 FROM handled)
+		FROM (SELECT FROM handled LIMIT $1) AS records`, most+1).Scan(&count, &oldest)
 	if err != nil {
 		return nil, err
 	}
@@ -520,7 +519,7 @@ func (d postgresDoctor) inbox(ctx context.Context, conn *pgx.Conn) ([]Finding, e
 	if oldest != nil {
 		age = time.Duration(*oldest * float64(time.Second))
 	}
-	return []Finding{judgeInbox(fmt.Sprintf("about %d records", size), age, d.settings.InboxRetention)}, nil
+	return []Finding{judgeInbox(count, age, d.settings.InboxRetention)}, nil
 }
 
 // judgeShelf judges the number of dead letters in the store.
@@ -538,13 +537,14 @@ func judgeShelf(count int, broker bool) Finding {
 // pruneSlack is how long an inbox may keep records beyond its retention.
 const pruneSlack = time.Hour
 
-// judgeInbox judges the age of the oldest record of an inbox.
-func judgeInbox(size string, oldest, retention time.Duration) Finding {
+// judgeInbox judges the number of records of an inbox, and the age of the oldest.
+func judgeInbox(count int, oldest, retention time.Duration) Finding {
+	size := counted(count, "record", "records")
 	switch {
 	case retention > 0 && oldest > retention+pruneSlack:
 		return warning(fmt.Sprintf("%s, the oldest %s old, which is beyond the retention of %s", size, ago(oldest), retention),
 			"look whether a worker runs: the one that relays prunes the inbox")
-	case oldest == 0:
+	case count == 0:
 		return fine("empty")
 	default:
 		return fine("%s, the oldest %s old", size, ago(oldest))

@@ -99,8 +99,8 @@ func (d rabbitMQDoctor) queues(ctx context.Context) ([]Finding, error) {
 					"`worker dlq list` tells why; mend the cause and `worker dlq replay`"))
 			}
 			if p.Consumers > 0 {
-				findings = append(findings, warning("another program consumes the dead letters of "+p.Name,
-					"let the worker alone look after them"))
+				findings = append(findings, warning("somebody reads the dead letters of "+p.Name+" just now, and those in hand are not counted",
+					"look again when the `worker dlq` command or the console is done; end any other program: it takes them away"))
 			}
 		case p.Consumed && p.Consumers == 0:
 			what := "nobody consumes " + p.Name + ", in which " + counted(p.Messages, "message waits", "messages wait")

@@ -57,7 +57,7 @@ func TestBroker(t *testing.T) {
 	}, patience, tick)
 	_, err = channel.Consume("healz.events.failed", "", true, false, false, false, nil)
 	require.NoError(t, err)
-	examine(t, s).requireFinding(t, "queues", doctor.Warning, "another program consumes the dead letters")
+	examine(t, s).requireFinding(t, "queues", doctor.Warning, "somebody reads the dead letters")
 }
 
 func TestBrokerWithAnotherTopology(t *testing.T) {

@@ -11,7 +11,6 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
-	"syscall"
 	"time"
 
 	_ "modernc.org/sqlite" // the driver "sqlite"
@@ -119,11 +118,14 @@ func judgeMode(mode fs.FileMode) []Finding {
 }
 
 func (d sqliteDoctor) disk() ([]Finding, error) {
-	var disk syscall.Statfs_t
-	if err := syscall.Statfs(filepath.Dir(d.settings.SQLitePath), &disk); err != nil {
+	free, err := freeSpace(filepath.Dir(d.settings.SQLitePath))
+	if errors.Is(err, errors.ErrUnsupported) {
+		return []Finding{fine("it is not known here how much of it is free")}, nil
+	}
+	if err != nil {
 		return nil, fmt.Errorf("look at the disk: %w", err)
 	}
-	return []Finding{judgeSpace(int64(disk.Bavail) * int64(disk.Bsize))}, nil //nolint:unconvert // the types are the system's
+	return []Finding{judgeSpace(free)}, nil
 }
 
 // judgeSpace judges the bytes that a disk has left.
@@ -234,5 +236,5 @@ func (d sqliteDoctor) inbox(ctx context.Context, db *sql.DB) ([]Finding, error) 
 	if oldest.Valid {
 		age = time.Since(time.UnixMicro(oldest.Int64))
 	}
-	return []Finding{judgeInbox(counted(count, "record", "records"), age, d.settings.InboxRetention)}, nil
+	return []Finding{judgeInbox(count, age, d.settings.InboxRetention)}, nil
 }

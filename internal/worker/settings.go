@@ -54,7 +54,7 @@ func DefaultSettings() Settings {
 			Prefix: amqp.DefaultPrefix, Prefetch: amqp.DefaultPrefetch, Heartbeat: amqp.DefaultHeartbeat,
 			QueueType: amqp.ClassicQueues,
 		},
-		Relay:  store.TailConfig{BatchSize: 500, Start: store.StartAuto},
+		Relay:  store.TailConfig{BatchSize: 1000, Start: store.StartAuto},
 		Tuning: DefaultTuning(),
 	}
 }

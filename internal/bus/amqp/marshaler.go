@@ -62,7 +62,8 @@ func (Marshaler) Marshal(m *message.Message) (amqp091.Publishing, error) {
 	return p, checkSize(p)
 }
 
-// Unmarshal never fails. Where the headers do not tell, the message's properties do, and then the event in its body.
+// Unmarshal never fails. Where the headers do not tell, the event in the body does, and then the message's properties, to
+// which other programs may give a meaning of their own.
 func (r Marshaler) Unmarshal(d amqp091.Delivery) (*message.Message, error) {
 	id, _ := d.Headers[wamqp.DefaultMessageUUIDHeaderKey].(string)
 	if id == "" {
@@ -74,13 +75,13 @@ func (r Marshaler) Unmarshal(d amqp091.Delivery) (*message.Message, error) {
 			m.Metadata[key] = text
 		}
 	}
+	if r.MaxBytes == 0 || len(d.Body) <= r.MaxBytes {
+		bus.Complete(m)
+	}
 	setMissing(m, bus.EventTypeKey, d.Type)
 	setMissing(m, bus.CorrelationIDKey, d.CorrelationId)
 	if !d.Timestamp.IsZero() {
 		setMissing(m, bus.CreatedAtKey, d.Timestamp.UTC().Format(time.RFC3339))
-	}
-	if r.MaxBytes == 0 || len(d.Body) <= r.MaxBytes {
-		bus.Complete(m)
 	}
 	if m.UUID == "" {
 		m.UUID = uuid.NewString()

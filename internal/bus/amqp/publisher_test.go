@@ -257,3 +257,16 @@ func TestPublisherClosed(t *testing.T) {
 	require.ErrorIs(t, other.Publish("", event(uuid.New(), 1)), amqp.ErrClosed)
 	require.ErrorIs(t, c.Ready(), amqp.ErrClosed)
 }
+
+func TestAMessagesPropertiesDoNotSpeakForItsEvent(t *testing.T) {
+	t.Parallel()
+	m, err := amqp.Marshaler{}.Unmarshal(amqp091.Delivery{
+		Type: "rpc", CorrelationId: "call-7", Timestamp: time.Unix(1, 0), MessageId: "m-1",
+		Body: []byte(`{"event_type":"PatientRegistered","correlation_id":"6f1e4e6c-94a8-4d0a-9a2b-4b7f3f1f0a01"}`),
+	})
+	require.NoError(t, err)
+	require.Equal(t, message.Metadata{
+		bus.EventTypeKey: "PatientRegistered", bus.CorrelationIDKey: "6f1e4e6c-94a8-4d0a-9a2b-4b7f3f1f0a01",
+		bus.CreatedAtKey: "1970-01-01T00:00:01Z",
+	}, m.Metadata)
+}
