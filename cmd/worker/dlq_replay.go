@@ -24,7 +24,7 @@ func dlqReplay(s *worker.Settings) *cobra.Command {
 		Long: `replay sends the dead letters that are chosen, or all, back to where they came from, and says which were handled and which
 failed again. Each leaves the dead letters only when that is safe: a replay that is interrupted may repeat some, and never
 loses one. Letters of one aggregate go in the order of their versions, all others oldest first. One that fails again is a
-dead letter again, with its history; more than --max-failures of them end the replay.
+dead letter again, with its history; more than --max-failures of them end the replay, which begins with no more at once.
 
 It shows a progress bar on a terminal, and else a line of JSON for each step. Without RabbitMQ the letters are marked, and
 the worker that runs on the same store takes them up.

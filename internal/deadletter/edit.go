@@ -57,7 +57,8 @@ func (a *Archive) Edit(
 	if err != nil {
 		return done, err
 	}
-	for step, err := range a.queue.Replay(ctx, Filter{IDs: []string{done.LetterID}}, ReplayOptions{}) {
+	// Whether the copy fails again is not waited for, and so is no error either when it does at once.
+	for step, err := range a.queue.Replay(ctx, Filter{IDs: []string{done.LetterID}}, ReplayOptions{MaxFailures: -1}) {
 		done.ReplayID = step.ReplayID
 		if err == nil && step.Step == Kept {
 			err = step.Problem

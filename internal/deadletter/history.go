@@ -23,8 +23,7 @@ const (
 	Failed   IncidentKind = "failed"
 	Replayed IncidentKind = "replayed"
 	Edited   IncidentKind = "edited"
-	Returned IncidentKind = "returned" // from an archive or an import
-	Omitted  IncidentKind = "omitted"  // stands for Attempts incidents that are left out
+	Omitted  IncidentKind = "omitted" // stands for Attempts incidents that are left out
 )
 
 // Incident is what befell a message that is, or was, a dead letter.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"slices"
 	"strconv"
 	"time"
 
@@ -97,6 +98,15 @@ func Complete(l Letter) Letter {
 		}
 	}
 	return l
+}
+
+// past is the history with the last failure, which came before what was edited since.
+func (l Letter) past() History {
+	at := len(l.History)
+	for at > 0 && l.History[at-1].Kind == Edited {
+		at--
+	}
+	return slices.Insert(slices.Clone(l.History), at, l.incident())
 }
 
 // light is the letter without what takes room.

@@ -43,7 +43,8 @@ type ReplayOptions struct {
 	Parallel int
 	// To is [ToHandler] if empty.
 	To Destination
-	// MaxFailures is how many letters may fail again: one more ends the replay. Below 0 there is no bound.
+	// MaxFailures is how many letters may fail again: one more ends the replay. Below 0 there is no bound. With Patience
+	// the replay begins with so few letters at once that no more can fail, and sends more with each that is handled.
 	MaxFailures int
 	// Patience is how long to wait for the next outcome, when no more can be sent before; then the replay ends, and the
 	// outcomes that are missing stay unknown. 0: it does not wait once all is sent, and for ever before.
@@ -136,7 +137,7 @@ var (
 
 // ReplayHeaders are the headers that a letter's message gets for a replay, besides those that it had before its failure.
 func (l Letter) ReplayHeaders(replayID string, to Destination, at time.Time) map[string]string {
-	history := l.History.With(l.incident(), Incident{Kind: Replayed, At: at.UTC().Truncate(time.Second), ReplayID: replayID})
+	history := l.past().With(Incident{Kind: Replayed, At: at.UTC().Truncate(time.Second), ReplayID: replayID})
 	headers := map[string]string{
 		ReplayCountKey: strconv.Itoa(l.Replays + 1), ReplayIDKey: replayID, ReplayOfKey: l.ID, HistoryKey: history.Header(),
 	}

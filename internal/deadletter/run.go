@@ -74,7 +74,7 @@ func (r *Run) Offer(ctx context.Context, l Letter) error {
 		r.p.Sent++
 		return r.step(Sent, l, nil)
 	}
-	if err := r.await(ctx, func() bool { return r.flying()+len(r.batch) < r.options.Parallel }); err != nil {
+	if err := r.await(ctx, func() bool { return r.flying()+len(r.batch) < r.most() }); err != nil {
 		return err
 	}
 	if err := r.keepPace(ctx); err != nil {
@@ -131,6 +131,15 @@ func (r *Run) fly(l Letter) {
 }
 
 func (r *Run) flying() int { return r.p.InFlight() }
+
+// most is how many letters may be on their way at once. They begin with as many as would end the run if all failed again,
+// and become more with each that is handled: of a mistake not yet mended no more letters have to fail than it takes to see it.
+func (r *Run) most() int {
+	if r.options.MaxFailures < 0 || r.options.Patience == 0 {
+		return r.options.Parallel
+	}
+	return min(r.options.Parallel, r.options.MaxFailures+1-r.p.FailedAgain+r.p.Handled)
+}
 
 // await looks for outcomes until there is room. It gives up when there were none for too long.
 func (r *Run) await(ctx context.Context, room func() bool) error {

@@ -28,6 +28,29 @@ func TestHistoryIsBounded(t *testing.T) {
 	require.LessOrEqual(t, len(h.Header()), 32<<10, "it fits into a header")
 }
 
+// A letter is edited after it has failed, and fails again after it was replayed.
+func TestHistoryIsInOrder(t *testing.T) {
+	t.Parallel()
+	kinds := func(l deadletter.Letter) []deadletter.IncidentKind {
+		headers := map[string]any{}
+		for key, value := range l.ReplayHeaders("r", deadletter.ToHandler, time.Now()) {
+			headers[key] = value
+		}
+		var kinds []deadletter.IncidentKind
+		for _, i := range deadletter.Complete(deadletter.Letter{Headers: headers}).History {
+			kinds = append(kinds, i.Kind)
+		}
+		return kinds
+	}
+	require.Equal(t, []deadletter.IncidentKind{deadletter.Failed, deadletter.Replayed}, kinds(deadletter.Letter{}))
+	edited := deadletter.Incident{Kind: deadletter.Edited}
+	past := deadletter.History{{Kind: deadletter.Failed}, edited, {Kind: deadletter.Replayed}, edited}
+	require.Equal(t, []deadletter.IncidentKind{
+		deadletter.Failed, deadletter.Edited, deadletter.Replayed, deadletter.Failed, deadletter.Edited, deadletter.Replayed,
+	}, kinds(deadletter.Letter{History: past}))
+	require.Equal(t, edited, past[3], "the letter's own stays")
+}
+
 func TestFilter(t *testing.T) {
 	t.Parallel()
 	at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
@@ -140,6 +163,29 @@ func TestReplayFollowsLettersOnAShelf(t *testing.T) {
 	})
 }
 
+func TestReplayBeginsWithFewLetters(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		shelf := &memoryShelf{}
+		fill(t, shelf, 500)
+		mended := false
+		worker(t, shelf, func(deadletter.Letter) bool { return !mended })
+		o := deadletter.ReplayOptions{MaxFailures: 3, Patience: time.Minute}
+
+		_, last, err := replay(t, shelf, o)
+		require.ErrorIs(t, err, deadletter.ErrTooManyFailures)
+		require.Equal(t, 4, last.Sent, "no more than end it")
+		require.Equal(t, 4, last.FailedAgain)
+
+		mended = true
+		began := time.Now()
+		_, last, err = replay(t, shelf, o)
+		require.NoError(t, err)
+		require.Equal(t, 500, last.Handled)
+		require.Less(t, time.Since(began), 5*time.Second, "and soon with all")
+	})
+}
+
 func TestReplayKeepsItsRate(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -159,7 +205,7 @@ func TestReplayWithoutAWorkerGivesUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		shelf := &memoryShelf{}
 		fill(t, shelf, 30)
-		_, last, err := replay(t, shelf, deadletter.ReplayOptions{Parallel: 10, Patience: time.Minute})
+		_, last, err := replay(t, shelf, deadletter.ReplayOptions{Parallel: 10, MaxFailures: 20, Patience: time.Minute})
 		require.ErrorIs(t, err, deadletter.ErrNoOutcome)
 		require.Equal(t, 10, last.InFlight())
 		require.Len(t, shelf.marked(), 10, "a worker that starts later takes them up")

@@ -26,6 +26,8 @@ const (
 	// busyPatience is how long to wait for another who has the letters in hand, and busyInterval between two looks.
 	busyPatience = 5 * time.Second
 	busyInterval = 100 * time.Millisecond
+	// stopPatience is how long what is begun may still take once it is to stop.
+	stopPatience = 5 * time.Second
 	// returnAtOnce is how many letters return to a quorum queue in order, and returnInterval the time between two looks
 	// whether they are back.
 	returnAtOnce   = 32
@@ -57,7 +59,9 @@ func (q *FailedQueue) look(ctx context.Context, do func(*reading) error) error {
 		return err
 	}
 	defer s.close()
-	defer context.AfterFunc(ctx, s.kill)()
+	lasting, end := outlast(ctx)
+	defer end()
+	defer context.AfterFunc(lasting, s.kill)()
 	r := &reading{
 		queue: q.conn.names.failedQueue, quorum: q.conn.config.QueueType == QuorumQueues, session: s,
 		lock: q.conn.names.failedQueue + ".reader", there: -1,
@@ -66,6 +70,17 @@ func (q *FailedQueue) look(ctx context.Context, do func(*reading) error) error {
 		return err
 	}
 	return do(r)
+}
+
+// outlast returns a context that ends a while after ctx: a letter that is on its way when the user stops is yet to leave the
+// queue, or it is there twice.
+func outlast(ctx context.Context) (lasting context.Context, end func()) {
+	lasting, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(ctx, func() { time.AfterFunc(stopPatience, cancel) })
+	return lasting, func() {
+		stop()
+		cancel()
+	}
 }
 
 // acquire waits for its turn.

@@ -125,6 +125,11 @@ func (s *sender) walk(ctx context.Context, run *deadletter.Run) error {
 
 // Send implements [deadletter.Sender].
 func (s *sender) Send(ctx context.Context, letters []deadletter.Letter) ([]error, error) {
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
+	sending, end := outlast(ctx)
+	defer end()
 	kept := make([]error, len(letters))
 	var out []outgoing
 	for i, l := range letters {
@@ -139,7 +144,7 @@ func (s *sender) Send(ctx context.Context, letters []deadletter.Letter) ([]error
 			out = append(out, o)
 		}
 	}
-	err := s.queue.publisher.publish(ctx, len(out), func(i int) (outgoing, error) { return out[i], nil })
+	err := s.queue.publisher.publish(sending, len(out), func(i int) (outgoing, error) { return out[i], nil })
 	if err != nil {
 		return nil, err
 	}
