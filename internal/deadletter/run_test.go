@@ -225,6 +225,34 @@ func TestReplayOnAShelfGoesByVersions(t *testing.T) {
 	require.Equal(t, []string{"3", "1", "2"}, shelf.marked())
 }
 
+// What a replay that was killed has marked does not go before what is marked anew.
+func TestAResumedReplayOnAShelfKeepsTheOrder(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		shelf := &memoryShelf{}
+		fill(t, shelf, 40)
+		killed, err := deadletter.ReplayOptions{}.Check()
+		require.NoError(t, err)
+		want := sent(t, deadletter.NewShelfQueue(shelf).Replay(t.Context(), deadletter.Filter{}, killed))
+		require.Equal(t, want, shelf.marked())
+
+		handled := make(chan string, len(want))
+		o := deadletter.ReplayOptions{Resume: killed.Resume, Patience: time.Minute}
+		for p, err := range deadletter.NewShelfQueue(shelf).Replay(t.Context(), deadletter.Filter{}, o) {
+			require.NoError(t, err)
+			if p.Step == deadletter.Begun {
+				worker(t, shelf, func(l deadletter.Letter) bool { handled <- l.ID; return false })
+			}
+		}
+		close(handled)
+		var order []string
+		for id := range handled {
+			order = append(order, id)
+		}
+		require.Equal(t, want, order)
+	})
+}
+
 func TestTakeAndReturnOnAShelf(t *testing.T) {
 	t.Parallel()
 	shelf := &memoryShelf{}

@@ -89,7 +89,7 @@ func (q *ShelfQueue) Replay(ctx context.Context, f Filter, o ReplayOptions) iter
 			return
 		}
 		s := &shelfSender{ShelfQueue: q, options: o}
-		letters, err := s.choose(ctx, f)
+		letters, err := s.begin(ctx, f)
 		if err != nil {
 			yield(Progress{ReplayID: o.Resume}, err)
 			return
@@ -115,6 +115,17 @@ type shelfSender struct {
 	options ReplayOptions
 	// last are the ids of the latest letters that have been looked at. Letters may appear a little out of order.
 	last []string
+}
+
+// begin returns the letters to be sent, in their order. Marks that a replay has left behind which is resumed are taken away:
+// the later letters of an aggregate would go before those that are marked anew.
+func (s *shelfSender) begin(ctx context.Context, f Filter) ([]Letter, error) {
+	if !s.options.DryRun {
+		if err := s.shelf.CancelReplay(ctx, s.options.Resume); err != nil {
+			return nil, fmt.Errorf("replay dead letters: %w", err)
+		}
+	}
+	return s.choose(ctx, f)
 }
 
 // choose returns the letters to be sent, in their order, without their bodies, as there may be many.
