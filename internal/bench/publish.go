@@ -27,48 +27,37 @@ func measurePublish(ctx context.Context, s *stage) error {
 	if !s.wants("publish") {
 		return nil
 	}
-	rawPrefix, err := s.newTopology(ctx)
+	raw, err := s.newRawPublisher(ctx)
 	if err != nil {
 		return err
 	}
-	raw, err := s.newRawPublisher(rawPrefix)
+	stock, stockQueue, err := s.stockPublisher()
 	if err != nil {
 		return err
 	}
-	stock, queue, err := s.stockPublisher()
+	ours, queue, err := s.ownPublisher(ctx)
 	if err != nil {
 		return err
 	}
-	prefix, err := s.newTopology(ctx)
-	if err != nil {
-		return err
-	}
-	conn, err := amqp.Dial(ctx, amqp.Config{URL: s.broker, Prefix: prefix, Logger: logger()})
-	if err != nil {
-		return err
-	}
-	s.onEnd(conn.Close)
-	ours := amqp.NewPublisher(conn)
-	s.onEnd(ours.Close)
 
 	return s.measureRate(ctx, rate{
 		name: "publish", what: "publish, confirmed, in order", reach: 0.9, step: 1, most: mostQueued,
 	}, contenders{
-		raw: s.publishing(rawPrefix+".consumer", func(ctx context.Context, all []json.RawMessage) (spent, error) {
+		raw: s.publishing(raw.queue(), func(ctx context.Context, all []json.RawMessage) (spent, error) {
 			stop := spending()
 			err := raw.publish(ctx, all)
 			return stop(), err
 		}),
-		stock: s.publishing(queue, func(_ context.Context, all []json.RawMessage) (spent, error) {
+		stock: s.publishing(stockQueue, func(_ context.Context, all []json.RawMessage) (spent, error) {
 			messages := make([]*message.Message, len(all))
 			for i, body := range all {
 				messages[i] = message.NewMessage(fmt.Sprint(i), message.Payload(body))
 			}
 			stop := spending()
-			err := stock.Publish(queue, messages...)
+			err := stock.Publish(stockQueue, messages...)
 			return stop(), err
 		}),
-		ours: s.publishing(prefix+".consumer", func(ctx context.Context, all []json.RawMessage) (spent, error) {
+		ours: s.publishing(queue, func(ctx context.Context, all []json.RawMessage) (spent, error) {
 			messages := make([]*message.Message, len(all))
 			for i, body := range all {
 				messages[i] = bus.NewMessage(body)
@@ -107,7 +96,14 @@ type rawPublisher struct {
 	confirms chan amqp091.Confirmation
 }
 
-func (s *stage) newRawPublisher(exchange string) (*rawPublisher, error) {
+// queue is where what it publishes lies.
+func (p *rawPublisher) queue() string { return p.exchange + ".consumer" }
+
+func (s *stage) newRawPublisher(ctx context.Context) (*rawPublisher, error) {
+	exchange, err := s.newTopology(ctx)
+	if err != nil {
+		return nil, err
+	}
 	channel, err := s.channel()
 	if err != nil {
 		return nil, err
@@ -183,4 +179,20 @@ func (s *stage) stockPublisher() (*wamqp.Publisher, string, error) {
 	}
 	s.onEnd(publisher.Close)
 	return publisher, queue, nil
+}
+
+// ownPublisher is the worker's publisher in a topology of its own, and the queue in which what it publishes lies.
+func (s *stage) ownPublisher(ctx context.Context) (*amqp.Publisher, string, error) {
+	prefix, err := s.newTopology(ctx)
+	if err != nil {
+		return nil, "", err
+	}
+	conn, err := amqp.Dial(ctx, amqp.Config{URL: s.broker, Prefix: prefix, Logger: logger()})
+	if err != nil {
+		return nil, "", err
+	}
+	s.onEnd(conn.Close)
+	publisher := amqp.NewPublisher(conn)
+	s.onEnd(publisher.Close)
+	return publisher, prefix + ".consumer", nil
 }

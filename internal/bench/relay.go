@@ -16,7 +16,6 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 
 	"github.com/healz/worker/internal/bus"
-	"github.com/healz/worker/internal/bus/amqp"
 	"github.com/healz/worker/internal/deadletter"
 	"github.com/healz/worker/internal/relay"
 	"github.com/healz/worker/internal/store"
@@ -44,11 +43,7 @@ func measureRelay(ctx context.Context, s *stage) error {
 	if !s.wants("relay") {
 		return nil
 	}
-	rawPrefix, err := s.newTopology(ctx)
-	if err != nil {
-		return err
-	}
-	raw, err := s.newRawPublisher(rawPrefix)
+	raw, err := s.newRawPublisher(ctx)
 	if err != nil {
 		return err
 	}
@@ -71,7 +66,7 @@ func measureRelay(ctx context.Context, s *stage) error {
 		name: "relay", what: fmt.Sprintf("relay, store to broker, of a backlog of %s", thousands(int64(s.config.Backlog))),
 		reach: 0.8, step: settings.Relay.BatchSize, stockStep: 1, most: s.config.Backlog,
 	}, contenders{
-		raw: s.publishing(rawPrefix+".consumer", func(ctx context.Context, all []json.RawMessage) (spent, error) {
+		raw: s.publishing(raw.queue(), func(ctx context.Context, all []json.RawMessage) (spent, error) {
 			stop := spending()
 			err := raw.publish(ctx, all)
 			return stop(), err
@@ -83,17 +78,10 @@ func measureRelay(ctx context.Context, s *stage) error {
 
 // ownRelay relays, each time from the beginning of the backlog, until n events are confirmed.
 func (s *stage) ownRelay(ctx context.Context, settings worker.Settings, backend worker.Backend) (contender, error) {
-	prefix, err := s.newTopology(ctx)
+	publisher, queue, err := s.ownPublisher(ctx)
 	if err != nil {
 		return nil, err
 	}
-	conn, err := amqp.Dial(ctx, amqp.Config{URL: s.broker, Prefix: prefix, Logger: logger()})
-	if err != nil {
-		return nil, err
-	}
-	s.onEnd(conn.Close)
-	publisher := amqp.NewPublisher(conn)
-	s.onEnd(publisher.Close)
 	return func(ctx context.Context, n int) (_ spent, err error) {
 		tail, err := backend.Tail(ctx, store.TailConfig{BatchSize: settings.Relay.BatchSize, Start: store.StartBeginning})
 		if err != nil {
@@ -120,7 +108,7 @@ func (s *stage) ownRelay(ctx context.Context, settings worker.Settings, backend 
 			_, err := counted.count.wait(ctx)
 			return stop(), err
 		})
-		return took, errors.Join(err, s.empty(prefix+".consumer"))
+		return took, errors.Join(err, s.empty(queue))
 	}, nil
 }
 

@@ -36,7 +36,8 @@ type Event struct {
 	UserID uuid.NullUUID
 	// CreatedAt is when it happened. The store keeps microseconds, the wire milliseconds.
 	CreatedAt time.Time
-	// Data is any JSON value, kept as it was written: digits and unknown fields survive.
+	// Data is any JSON value, kept as it was written: digits and unknown fields survive. Of an event that was parsed it is a
+	// part of the body, and must not be changed.
 	Data json.RawMessage
 	// Metadata is a JSON object, or nil.
 	Metadata json.RawMessage
