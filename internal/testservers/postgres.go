@@ -39,10 +39,11 @@ func startPostgres(ctx context.Context, dir string, durable bool) (*server, erro
 	if err := give(certificates, account); err != nil {
 		return nil, err
 	}
-	port, err := freePort(ctx)
+	ports, err := freePorts(ctx, 1)
 	if err != nil {
 		return nil, err
 	}
+	port := ports[0]
 	arguments := []string{
 		"-D", data, "-h", "127.0.0.1", "-p", port, "-k", "", "-c", "ssl=on",
 		"-c", "ssl_cert_file=" + filepath.Join(certificates, serverFile),

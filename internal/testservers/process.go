@@ -19,6 +19,9 @@ const (
 	logTail      = 2000 // bytes
 )
 
+// errExited is the end of a program before it was ready.
+var errExited = errors.New("exited at its start")
+
 // process is a running server program, the leader of a process group of its own.
 type process struct {
 	name   string
@@ -82,7 +85,7 @@ func (p *process) waitUntil(ctx context.Context, ready func(context.Context) err
 		select {
 		case <-poll.C:
 		case <-p.exited:
-			return fmt.Errorf("%s exited at its start:\n%s", p.name, p.tail())
+			return fmt.Errorf("%s %w:\n%s", p.name, errExited, p.tail())
 		case <-ctx.Done():
 			return errors.Join(context.Cause(ctx), err)
 		}

@@ -15,7 +15,7 @@ import (
 //
 // A node needs epmd, the Erlang port mapper, and leaves a daemon behind where none runs. So the node is given one on a
 // port of its own, which is stopped with it.
-func startRabbitMQ(ctx context.Context, dir string, _ bool) (_ *server, err error) {
+func startRabbitMQ(ctx context.Context, dir string, _ bool) (*server, error) {
 	program, err := rabbitMQServer().find(ctx)
 	if err != nil {
 		return nil, err
@@ -28,11 +28,9 @@ func startRabbitMQ(ctx context.Context, dir string, _ bool) (_ *server, err erro
 	if err := writeCertificates(certificates); err != nil {
 		return nil, err
 	}
-	var ports [5]string
-	for i := range ports {
-		if ports[i], err = freePort(ctx); err != nil {
-			return nil, err
-		}
+	ports, err := freePorts(ctx, 5)
+	if err != nil {
+		return nil, err
 	}
 	amqpPort, managementPort, distributionPort, mapperPort, tlsPort := ports[0], ports[1], ports[2], ports[3], ports[4]
 

@@ -56,8 +56,15 @@ const (
 	actionControl action = "control"
 )
 
+// starter starts a server on free ports, with its data in dir, which it leaves to its caller when it fails.
+type starter func(ctx context.Context, dir string, durable bool) (*server, error)
+
+// startTries is how often a server is started, each time on other ports.
+const startTries = 5
+
 // server is a private server that is ready.
 type server struct {
+	dir      string
 	settings map[string]string
 	process  *process
 	// start starts the server's process, on the same port and with the same data.
@@ -114,7 +121,7 @@ func Supervise() {
 		}
 	}()
 
-	start := startPostgres
+	var start starter = startPostgres
 	if name == kindRabbitMQ.String() {
 		start = startRabbitMQ
 	}
@@ -126,24 +133,16 @@ func Supervise() {
 }
 
 // serve starts a server, reports on standard output how it went, and obeys orders until ctx ends.
-func serve(
-	ctx context.Context, start func(ctx context.Context, dir string, durable bool) (*server, error), durable bool,
-	orders <-chan order,
-) (err error) {
+func serve(ctx context.Context, start starter, durable bool, orders <-chan order) (err error) {
 	answer := json.NewEncoder(os.Stdout)
-	dir, err := os.MkdirTemp("", "testservers-")
-	if err != nil {
-		return answer.Encode(report{Error: err.Error()})
-	}
-	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-
-	s, err := start(ctx, dir, durable)
+	s, err := startAnew(ctx, start, durable)
 	if err != nil {
 		return answer.Encode(report{Error: err.Error()})
 	}
 	defer func() {
 		_ = s.process.signalTree(syscall.SIGCONT) // it may be killed, or never have been paused
 		s.stop()
+		err = errors.Join(err, os.RemoveAll(s.dir))
 	}()
 	if err := answer.Encode(report{Settings: s.settings, Log: s.process.log}); err != nil {
 		return fmt.Errorf("report the server's address: %w", err)
@@ -165,16 +164,43 @@ func serve(
 	}
 }
 
-// freePort returns a port of 127.0.0.1 that nobody listens on. It is below the range from which systems take the ports
-// of outgoing connections, so that none takes it before the server does.
-func freePort(ctx context.Context) (string, error) {
+// startAnew starts a server in a folder of its own. One that exits is started again from nothing, at most startTries times:
+// another program may have taken one of its ports between their choice and their use.
+func startAnew(ctx context.Context, start starter, durable bool) (*server, error) {
+	for try := 1; ; try++ {
+		dir, err := os.MkdirTemp("", "testservers-")
+		if err != nil {
+			return nil, err
+		}
+		s, err := start(ctx, dir, durable)
+		if err == nil {
+			s.dir = dir
+			return s, nil
+		}
+		err = errors.Join(err, os.RemoveAll(dir))
+		if try == startTries || !errors.Is(err, errExited) {
+			return nil, err
+		}
+	}
+}
+
+// freePorts returns n ports that nobody listens on at any address, as a broker refuses one that is taken at another address
+// than its own. They are below the range from which systems take the ports of outgoing connections, so that few take
+// one before the server does.
+func freePorts(ctx context.Context, n int) (ports []string, err error) {
 	const lowest, highest, tries = 20_000, 32_000, 100
 	var config net.ListenConfig
 	for range tries {
-		port := strconv.Itoa(lowest + rand.N(highest-lowest))
-		if listener, err := config.Listen(ctx, "tcp", net.JoinHostPort("127.0.0.1", port)); err == nil {
-			return port, listener.Close()
+		if len(ports) == n {
+			return ports, nil
 		}
+		port := strconv.Itoa(lowest + rand.N(highest-lowest))
+		listener, err := config.Listen(ctx, "tcp", net.JoinHostPort("", port))
+		if err != nil {
+			continue
+		}
+		defer listener.Close() // only now: so they differ
+		ports = append(ports, port)
 	}
-	return "", fmt.Errorf("found no free port on 127.0.0.1 in %d tries", tries)
+	return nil, fmt.Errorf("found only %d of %d free ports in %d tries", len(ports), n, tries)
 }
