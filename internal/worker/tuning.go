@@ -32,7 +32,7 @@ type Tuning struct {
 // DefaultTuning is what holds where nothing is said.
 func DefaultTuning() Tuning {
 	return Tuning{
-		Concurrency:     16,
+		Concurrency:     amqp.DefaultConcurrency,
 		MaxMessage:      amqp.DefaultMaxMessage,
 		RetryAttempts:   4,
 		RetryInitial:    100 * time.Millisecond,

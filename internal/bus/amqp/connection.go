@@ -21,7 +21,7 @@ import (
 const (
 	DefaultName            = "worker"
 	DefaultHeartbeat       = time.Minute
-	DefaultConcurrency     = 16
+	DefaultConcurrency     = 32
 	DefaultPrefetch        = 256
 	DefaultMaxMessage      = 16 << 20 // as much as RabbitMQ 4 takes by default
 	DefaultResponseTimeout = 30 * time.Second
