@@ -100,6 +100,9 @@ func Run(ctx context.Context, c Config, out io.Writer) (_ *Result, err error) {
 			return nil, fmt.Errorf("%s: %w", g.name, err)
 		}
 	}
+	if len(result.Rows) == 0 {
+		return nil, fmt.Errorf("no row's name matches %q", c.Rows)
+	}
 	result.Took = time.Since(began).Round(time.Second).String()
 	return result, nil
 }

@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-
-	"github.com/healz/worker/internal/events"
 )
 
 const (
@@ -41,7 +39,7 @@ func measureGrowth(ctx context.Context, s *stage) error {
 			return err
 		}
 		tables = append(tables, table{
-			append: appending(1, func(ctx context.Context, batch []events.Event) error { return backend.Append(ctx, batch[0]) }),
+			append: appending(1, appendOne(backend)),
 			read:   diaryReader(backend, origin, id),
 			relay:  relays,
 		})

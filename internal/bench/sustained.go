@@ -9,8 +9,6 @@ import (
 	wsql "github.com/ThreeDotsLabs/watermill-sql/v3/pkg/sql"
 	"github.com/ThreeDotsLabs/watermill/message"
 	"golang.org/x/sync/errgroup"
-
-	"github.com/healz/worker/internal/events"
 )
 
 // measureSustained measures all of it at once: events are appended by many, relayed, consumed and handled, and what
@@ -39,12 +37,16 @@ func measureSustained(ctx context.Context, s *stage) (err error) {
 	}
 	defer func() { err = errors.Join(err, stopOurs()) }()
 
-	add := fromMany(appending(1, func(ctx context.Context, batch []events.Event) error { return ours.Append(ctx, batch[0]) }))
+	add := appendOne(ours)
 	return s.measureRate(ctx, rate{
 		name: "sustained", what: "all of it at once, from append to committed follow-up", step: callers * streamLength,
 	}, contenders{
 		stock: stock,
 		ours: func(ctx context.Context, n int) (spent, error) {
+			list, err := samples(n)
+			if err != nil {
+				return spent{}, err
+			}
 			followed := func() (n int, err error) {
 				err = pool.QueryRow(ctx, "SELECT count(*) FROM handled").Scan(&n)
 				return n, err
@@ -54,7 +56,7 @@ func measureSustained(ctx context.Context, s *stage) (err error) {
 				return spent{}, err
 			}
 			stop := spending()
-			if _, err := add(ctx, n); err != nil {
+			if err := add.fromMany(ctx, list); err != nil {
 				return spent{}, err
 			}
 			err = until(ctx, 10*time.Millisecond, func() (bool, error) {
