@@ -40,14 +40,23 @@ func measurePublish(ctx context.Context, s *stage) error {
 		return err
 	}
 
-	return s.measureRate(ctx, rate{
+	publishOurs := s.publishing(queue, func(ctx context.Context, all []json.RawMessage) (spent, error) {
+		messages := make([]*message.Message, len(all))
+		for i, body := range all {
+			messages[i] = bus.NewMessage(body)
+		}
+		stop := spending()
+		for batch := range slices.Chunk(messages, window) {
+			if err := ours.PublishBatch(ctx, batch); err != nil {
+				return spent{}, err
+			}
+		}
+		return stop(), nil
+	})
+	err = s.measureRate(ctx, rate{
 		name: "publish", what: "publish, confirmed, in order", reach: 0.9, step: 1, most: mostQueued,
 	}, contenders{
-		raw: s.publishing(raw.queue(), func(ctx context.Context, all []json.RawMessage) (spent, error) {
-			stop := spending()
-			err := raw.publish(ctx, all)
-			return stop(), err
-		}),
+		raw: s.rawPublishing(raw, bare),
 		stock: s.publishing(stockQueue, func(_ context.Context, all []json.RawMessage) (spent, error) {
 			messages := make([]*message.Message, len(all))
 			for i, body := range all {
@@ -57,20 +66,14 @@ func measurePublish(ctx context.Context, s *stage) error {
 			err := stock.Publish(stockQueue, messages...)
 			return stop(), err
 		}),
-		ours: s.publishing(queue, func(ctx context.Context, all []json.RawMessage) (spent, error) {
-			messages := make([]*message.Message, len(all))
-			for i, body := range all {
-				messages[i] = bus.NewMessage(body)
-			}
-			stop := spending()
-			for batch := range slices.Chunk(messages, window) {
-				if err := ours.PublishBatch(ctx, batch); err != nil {
-					return spent{}, err
-				}
-			}
-			return stop(), nil
-		}),
+		ours: publishOurs,
 	})
+	if err != nil {
+		return err
+	}
+	return s.measureRate(ctx, rate{
+		name: "publish-same", what: "the same, raw's messages with the properties of ours", reach: 0.9, step: 1, most: mostQueued,
+	}, contenders{raw: s.rawPublishing(raw, dressed), ours: publishOurs})
 }
 
 // publishing publishes samples, and empties the queue afterwards.
@@ -116,7 +119,7 @@ func (s *stage) newRawPublisher(ctx context.Context) (*rawPublisher, error) {
 	}, nil
 }
 
-func (p *rawPublisher) publish(ctx context.Context, all []json.RawMessage) error {
+func (p *rawPublisher) publish(ctx context.Context, all []amqp091.Publishing) error {
 	flying := 0
 	land := func() error {
 		c, ok := <-p.confirms
@@ -126,13 +129,13 @@ func (p *rawPublisher) publish(ctx context.Context, all []json.RawMessage) error
 		flying--
 		return nil
 	}
-	for _, body := range all {
+	for _, m := range all {
 		if flying == window {
 			if err := land(); err != nil {
 				return err
 			}
 		}
-		if err := p.channel.PublishWithContext(ctx, p.exchange, eventType, false, false, publishing(body)); err != nil {
+		if err := p.channel.PublishWithContext(ctx, p.exchange, eventType, false, false, m); err != nil {
 			return err
 		}
 		flying++
@@ -145,9 +148,31 @@ func (p *rawPublisher) publish(ctx context.Context, all []json.RawMessage) error
 	return nil
 }
 
+// rawPublishing publishes samples by the raw client.
+func (s *stage) rawPublishing(raw *rawPublisher, publishingOf func(body []byte) (amqp091.Publishing, error)) contender {
+	return s.publishing(raw.queue(), func(ctx context.Context, all []json.RawMessage) (_ spent, err error) {
+		list := make([]amqp091.Publishing, len(all))
+		for i, body := range all {
+			if list[i], err = publishingOf(body); err != nil {
+				return spent{}, err
+			}
+		}
+		stop := spending()
+		err = raw.publish(ctx, list)
+		return stop(), err
+	})
+}
+
 // publishing is an event as the contract wants it, and no more.
 func publishing(body []byte) amqp091.Publishing {
 	return amqp091.Publishing{ContentType: "application/json", DeliveryMode: amqp091.Persistent, Body: body}
+}
+
+func bare(body []byte) (amqp091.Publishing, error) { return publishing(body), nil }
+
+// dressed is an event as the worker publishes it.
+func dressed(body []byte) (amqp091.Publishing, error) {
+	return amqp.Marshaler{}.Marshal(bus.NewMessage(body))
 }
 
 // stockConfig is watermill-amqp's for a durable queue, with confirms on. The queue goes with the stage.

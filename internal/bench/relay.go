@@ -3,7 +3,6 @@ package bench
 import (
 	"context"
 	_ "embed"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -66,11 +65,7 @@ func measureRelay(ctx context.Context, s *stage) error {
 		name: "relay", what: fmt.Sprintf("relay, store to broker, of a backlog of %s", thousands(int64(s.config.Backlog))),
 		reach: 0.8, step: settings.Relay.BatchSize, stockStep: 1, most: s.config.Backlog,
 	}, contenders{
-		raw: s.publishing(raw.queue(), func(ctx context.Context, all []json.RawMessage) (spent, error) {
-			stop := spending()
-			err := raw.publish(ctx, all)
-			return stop(), err
-		}),
+		raw:   s.rawPublishing(raw, bare),
 		stock: stock,
 		ours:  ours,
 	})

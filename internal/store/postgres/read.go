@@ -6,6 +6,7 @@ import (
 	"errors"
 	"iter"
 	"math"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -211,10 +212,17 @@ func read(ctx context.Context, q querier, doing, statement string, args ...any) 
 		r.ClinicID, r.CausationID, r.UserID = nullUUID(clinicID), nullUUID(causationID), nullUUID(userID)
 		r.CreatedAt = r.CreatedAt.UTC()
 		r.Position.Transaction = transactionID.Uint64
+		if len(list) == cap(list) {
+			list = slices.Grow(list, max(minGrowth, 3*len(list)))
+		}
 		list = append(list, r)
 		return nil
 	})
 	return list, fault(ctx, doing, err)
 }
+
+// minGrowth is for how many events there is room at first. It grows fourfold and so meets [pageSize]: an event is large,
+// and copies of many cost as much as reading them.
+const minGrowth = 4
 
 func nullUUID(id pgtype.UUID) uuid.NullUUID { return uuid.NullUUID{UUID: id.Bytes, Valid: id.Valid} }
