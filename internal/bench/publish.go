@@ -24,7 +24,7 @@ const (
 
 // measurePublish measures confirmed publishing.
 func measurePublish(ctx context.Context, s *stage) error {
-	if !s.wants("publish") {
+	if !s.wantsAny("publish", "publish-same") {
 		return nil
 	}
 	raw, err := s.newRawPublisher(ctx)
