@@ -107,7 +107,8 @@ func platforms(t *testing.T, test func(*program)) {
 func (p *program) command(ctx context.Context, in string, args ...string) *exec.Cmd {
 	c := exec.CommandContext(ctx, p.path, args...)
 	c.Stdin = strings.NewReader(in)
-	c.Env = append([]string{asWorker + "=1", "HOME=" + p.t.TempDir()}, p.env...)
+	// A program with the race detector would wait a second at its end for races that come late, and so most of a test.
+	c.Env = append([]string{asWorker + "=1", "HOME=" + p.t.TempDir(), "GORACE=atexit_sleep_ms=20"}, p.env...)
 	c.Dir = p.t.TempDir()
 	return c
 }
