@@ -101,7 +101,7 @@ func Run(ctx context.Context, c Config, out io.Writer) (_ *Result, err error) {
 		}
 	}
 	if len(result.Rows) == 0 {
-		return nil, fmt.Errorf("no row's name matches %q", c.Rows)
+		return nil, fmt.Errorf("no row's name matches %q (those of growth are measured only where growth is)", c.Rows)
 	}
 	result.Took = time.Since(began).Round(time.Second).String()
 	return result, nil

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+
+	"github.com/healz/worker/internal/worker"
 )
 
 const (
@@ -54,7 +56,8 @@ func measureGrowth(ctx context.Context, s *stage) error {
 			step: longStream,
 		}, contenders{raw: small.read, ours: large.read}),
 		s.measureRate(ctx, rate{
-			name: "growth-relay", what: "relay a backlog of 10 million", against: "of 10 thousand", reach: 0.85, step: 500, most: smallTable,
+			name: "growth-relay", what: "relay a backlog of 10 million", against: "of 10 thousand", reach: 0.85,
+			step: worker.DefaultSettings().Relay.BatchSize, most: smallTable,
 		}, contenders{raw: small.relay, ours: large.relay}),
 	)
 }

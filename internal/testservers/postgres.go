@@ -2,6 +2,7 @@ package testservers
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -67,7 +68,13 @@ func startPostgres(ctx context.Context, dir string, durable bool) (*server, erro
 				if err != nil {
 					return err
 				}
-				return conn.Close(ctx)
+				defer conn.Close(ctx)
+				var own bool // or another's, that took the port before
+				err = conn.QueryRow(ctx, "SELECT current_setting('data_directory') = $1", data).Scan(&own)
+				if err == nil && !own {
+					err = errors.New("another server has the port")
+				}
+				return err
 			})
 		},
 	}

@@ -190,9 +190,9 @@ func startAnew(ctx context.Context, start starter, durable bool) (*server, error
 func freePorts(ctx context.Context, n int) (ports []string, err error) {
 	const lowest, highest, tries = 20_000, 32_000, 100
 	var config net.ListenConfig
-	for range tries {
-		if len(ports) == n {
-			return ports, nil
+	for try := 0; len(ports) < n; try++ {
+		if try == tries {
+			return nil, fmt.Errorf("found only %d of %d free ports in %d tries", len(ports), n, tries)
 		}
 		port := strconv.Itoa(lowest + rand.N(highest-lowest))
 		listener, err := config.Listen(ctx, "tcp", net.JoinHostPort("", port))
@@ -202,5 +202,5 @@ func freePorts(ctx context.Context, n int) (ports []string, err error) {
 		defer listener.Close() // only now: so they differ
 		ports = append(ports, port)
 	}
-	return nil, fmt.Errorf("found only %d of %d free ports in %d tries", len(ports), n, tries)
+	return ports, nil
 }

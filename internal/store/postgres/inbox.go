@@ -127,7 +127,8 @@ func lookUp(ctx context.Context, q querier, lookups []*lookup) error {
 // While it runs, the transaction holds back the relay, for the whole database and for all who read in commit order:
 // keep the work to a few fast statements, and compute, call and wait in the handler itself. Besides, it costs two round
 // trips more than a handler without it. The transaction is READ COMMITTED. The work may begin nested transactions, and
-// cannot end the one it is given. It does not append events: those are what the handler returns.
+// cannot end the one it is given. It does not append events: those are what the handler returns. Nor does it call the
+// store, which may wait for a connection while those who have one all wait for another.
 func InTx(ctx context.Context, work func(ctx context.Context, tx pgx.Tx) error) error {
 	return store.AddWork(ctx, work)
 }

@@ -222,7 +222,7 @@ func read(ctx context.Context, q querier, doing, statement string, args ...any) 
 }
 
 // minGrowth is for how many events there is room at first. It grows fourfold and so meets [pageSize]: an event is large,
-// and copies of many cost as much as reading them.
+// and to double or less would copy most of them twice.
 const minGrowth = 4
 
 func nullUUID(id pgtype.UUID) uuid.NullUUID { return uuid.NullUUID{UUID: id.Bytes, Valid: id.Valid} }
