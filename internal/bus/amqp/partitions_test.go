@@ -118,20 +118,21 @@ func TestPartitionsKeepTheOrderFromWorkerToWorker(t *testing.T) {
 	config := amqp.Config{URL: partitionable(t), Partitions: 6, Concurrency: 8}
 	c := newCrew(t)
 	first := c.join(config)
-	publish := publisherOf(t, first.conn, newIDs(40))
-	c.awaitHandled(publish(10))
+	// So many aggregates that each partition gets some.
+	publish := publisherOf(t, first.conn, newIDs(100))
+	c.awaitHandled(publish(4))
 	require.Len(t, first.queues(), 6, "alone it consumes all")
 
 	second, third := c.join(config), c.join(config)
 	require.Eventually(t, func() bool { // under load the first hands on what is over its share
-		c.awaitHandled(publish(10))
+		c.awaitHandled(publish(4))
 		a, b, d := first.queues(), second.queues(), third.queues()
 		return len(a) == 2 && len(b) == 2 && len(d) == 2
 	}, 3*patience, time.Millisecond)
 
-	publish(50)
+	publish(20)
 	require.NoError(t, second.Close()) // in the midst of it
-	total := publish(10)
+	total := publish(4)
 	c.awaitHandled(total)
 	require.Empty(t, c.faults())
 	require.LessOrEqual(t, c.witness.peak, 3*8)
@@ -144,16 +145,16 @@ func TestPartitionsOfADeadWorkerMoveAtOnce(t *testing.T) {
 	c := newCrew(t)
 	c.wait = func() {}
 	victim := c.join(amqp.Config{URL: through, Partitions: 4})
-	publish := publisherOf(t, dial(t, amqp.Config{URL: url, Partitions: 4}), newIDs(20))
-	c.awaitHandled(publish(5))
+	publish := publisherOf(t, dial(t, amqp.Config{URL: url, Partitions: 4}), newIDs(200))
+	c.awaitHandled(publish(1))
 	require.Len(t, victim.queues(), 4)
 	c.join(amqp.Config{URL: url, Partitions: 4})
 
 	network.refuse(true)
 	began := time.Now()
 	network.cut()
-	c.awaitHandled(publish(5))
-	t.Logf("the partitions moved and 100 events were handled within %s", time.Since(began))
+	c.awaitHandled(publish(1))
+	t.Logf("the partitions moved and 200 events were handled within %s", time.Since(began))
 	require.Less(t, time.Since(began), 5*time.Second)
 }
 
