@@ -101,7 +101,7 @@ func countOthers(
 			}
 			seen[e.AggregateVersion] = true
 		}
-		m.Ack()
+		tail.Ack(t, m)
 	}
 	return others
 }
@@ -118,7 +118,7 @@ func TestHandlersDelayNobody(t *testing.T) {
 
 	require.Eventually(t, func() bool { return len(readAll(t, s)) == 2 }, time.Minute, 10*time.Millisecond)
 
-	require.True(t, m.Ack())
+	tail.Ack(t, m)
 	requireIDs(t, []events.Event{second}, tail.Take(t, 1))
 }
 

@@ -293,6 +293,6 @@ func TestTailHoldsNothingBack(t *testing.T) {
 	require.Zero(t, busy)
 	require.Equal(t, frames, emptied)
 
-	require.True(t, m.Ack())
+	subscription.Ack(t, m)
 	subscription.Take(t, 3)
 }

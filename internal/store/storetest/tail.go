@@ -74,6 +74,8 @@ type Subscription struct {
 	tail     *store.Tail
 	sub      *wsql.Subscriber
 	closed   sync.Once
+	// moved receives a value after the transaction that moved the position has ended.
+	moved chan struct{}
 }
 
 // Subscribe starts a subscriber on the store's tail. It is closed at the end of the test at the latest.
@@ -81,22 +83,26 @@ func Subscribe(t *testing.T, s Tailed, config store.TailConfig) *Subscription {
 	t.Helper()
 	tail, err := s.Tail(t.Context(), config)
 	require.NoError(t, err)
+	moved := make(chan struct{}, 1)
 	sub, err := wsql.NewSubscriber(tail.DB, wsql.SubscriberConfig{
 		SchemaAdapter:  tail.Schema,
 		OffsetsAdapter: tail.Offsets,
 		ResendInterval: time.Millisecond,
-		BackoffManager: backoff{t},
+		BackoffManager: backoff{t, moved},
 	}, watermill.NopLogger{})
 	require.NoError(t, err)
 	messages, err := sub.Subscribe(context.WithoutCancel(t.Context()), "events")
 	require.NoError(t, err)
-	subscription := &Subscription{Messages: messages, tail: tail, sub: sub}
+	subscription := &Subscription{Messages: messages, tail: tail, sub: sub, moved: moved}
 	t.Cleanup(func() { subscription.Close(t) })
 	return subscription
 }
 
-// backoff polls often, and fails the test at an error.
-type backoff struct{ t *testing.T }
+// backoff polls often, and fails the test at an error. The subscriber calls it after the transaction of each poll.
+type backoff struct {
+	t     *testing.T
+	moved chan<- struct{}
+}
 
 func (b backoff) HandleError(_ watermill.LoggerAdapter, noMsg bool, err error) time.Duration {
 	switch {
@@ -105,6 +111,10 @@ func (b backoff) HandleError(_ watermill.LoggerAdapter, noMsg bool, err error) t
 		return time.Second
 	case err != nil || noMsg:
 		return 10 * time.Millisecond
+	}
+	select {
+	case b.moved <- struct{}{}:
+	default:
 	}
 	return 0
 }
@@ -131,13 +141,29 @@ func (s *Subscription) Receive(t *testing.T) (*message.Message, []events.Event) 
 	}
 }
 
-// Take receives and acks until it has n events.
+// Ack acks a message of the subscription and waits until the position has moved. An ack alone moves nothing: a
+// subscriber that is closed before its transaction is committed has the batch delivered again.
+func (s *Subscription) Ack(t *testing.T, m *message.Message) {
+	t.Helper()
+	select {
+	case <-s.moved:
+	default:
+	}
+	require.True(t, m.Ack())
+	select {
+	case <-s.moved:
+	case <-time.After(patience):
+		require.FailNow(t, "the position did not move after an ack")
+	}
+}
+
+// Take receives and acks until it has n events; the position is behind them then.
 func (s *Subscription) Take(t *testing.T, n int) []events.Event {
 	t.Helper()
 	var taken []events.Event
 	for len(taken) < n {
 		m, batch := s.Receive(t)
-		require.True(t, m.Ack())
+		s.Ack(t, m)
 		taken = append(taken, batch...)
 	}
 	require.Len(t, taken, n)
@@ -201,7 +227,7 @@ func relaysInOrder(t *testing.T, d Database) {
 		var some []map[string]json.RawMessage
 		require.NoError(t, json.Unmarshal(m.Payload, &some))
 		bodies = append(bodies, some...)
-		m.Ack()
+		tail.Ack(t, m)
 	}
 
 	requireSame(t, asOnWire(want), got)
@@ -228,7 +254,7 @@ func boundsBatches(t *testing.T, d Database) {
 		m, batch := tail.Receive(t)
 		require.LessOrEqual(t, len(batch), 10)
 		got = append(got, batch...)
-		m.Ack()
+		tail.Ack(t, m)
 	}
 	requireSame(t, want, got)
 	tail.Silent(t)
@@ -252,7 +278,7 @@ func relaysLargeEvents(t *testing.T, d Database) {
 		m, batch := tail.Receive(t)
 		require.Less(t, len(m.Payload), 4*size)
 		got = append(got, batch...)
-		m.Ack()
+		tail.Ack(t, m)
 	}
 	requireSame(t, want, got)
 }
@@ -294,7 +320,6 @@ func goesOn(t *testing.T, d Database) {
 	appendAll(t, s, stream.Take(12))
 	first := Subscribe(t, s, config)
 	got := first.Take(t, 5)
-	first.Receive(t) // as it is the next batch, the ack of the last one has come through
 	first.Close(t)
 	appendAll(t, s, stream.Take(1))
 
@@ -358,7 +383,6 @@ func startsAtEnd(t *testing.T, d Database) {
 
 	second := Subscribe(t, s, config)
 	requireSame(t, asOnWire(want), second.Take(t, 3))
-	second.Silent(t) // lets the ack come through
 	second.Close(t)
 	want = stream.Take(1)
 	appendAll(t, s, want)
@@ -375,11 +399,10 @@ func takesOver(t *testing.T, d Database) {
 	second := Subscribe(t, d.open(t), config)
 
 	second.Silent(t) // while the first holds a batch
-	require.True(t, m.Ack())
-	m, batch := receiveAny(t, first, second)
+	first.Ack(t, m)
+	leader, m, batch := receiveAny(t, first, second)
 	got = append(got, batch...)
-	require.True(t, m.Ack())
-	first.Silent(t) // lets the ack come through
+	leader.Ack(t, m)
 	first.Close(t)
 	appendAll(t, s, stream.Take(1))
 	got = append(got, second.Take(t, 1)...)
@@ -388,16 +411,16 @@ func takesOver(t *testing.T, d Database) {
 	requireSame(t, asOnWire(stored(t, s, stream)), got)
 }
 
-func receiveAny(t *testing.T, one, other *Subscription) (*message.Message, []events.Event) {
+func receiveAny(t *testing.T, one, other *Subscription) (*Subscription, *message.Message, []events.Event) {
 	t.Helper()
 	select {
 	case m := <-one.Messages:
-		return m, batchOf(t, m)
+		return one, m, batchOf(t, m)
 	case m := <-other.Messages:
-		return m, batchOf(t, m)
+		return other, m, batchOf(t, m)
 	case <-time.After(patience):
 		require.FailNow(t, "no message came")
-		return nil, nil
+		return nil, nil, nil
 	}
 }
 
