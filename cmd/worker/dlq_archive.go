@@ -47,7 +47,7 @@ func dlqPut(s *worker.Settings, disposition deadletter.Disposition, name, short,
 		}
 		return withArchive(c.Context(), s, func(a *deadletter.Archive) error {
 			n, err := a.Put(c.Context(), filter, disposition, d.Decision)
-			return report(c.OutOrStdout(), string(disposition), n, args, err)
+			return report(c.OutOrStdout(), string(disposition), n, filter, err)
 		})
 	}
 	return c
@@ -134,7 +134,7 @@ stay in the archive, marked. Discarded and edited ones are restored only by thei
 		}
 		return withArchive(c.Context(), s, func(a *deadletter.Archive) error {
 			n, err := a.Restore(c.Context(), filter, *by)
-			return report(c.OutOrStdout(), "restored", n, args, err)
+			return report(c.OutOrStdout(), "restored", n, filter, err)
 		})
 	}
 	return c
@@ -146,7 +146,8 @@ func dlqExport(s *worker.Settings) *cobra.Command {
 		Use:   "export FILE",
 		Short: "Write dead letters into a file, as JSON lines",
 		Long: `export writes the dead letters that are chosen, or all, into a new file that only its owner can read, a line each, and
-loses nothing of them. THE FILE HOLDS PATIENT DATA: the bodies are in it. import reads it.`,
+loses nothing of them. THE FILE HOLDS PATIENT DATA: the bodies are in it. import reads it. FILE may be -, which is the
+standard output. If there is no letter, no file is left behind.`,
 		Args: oneFile,
 	}
 	chosen := addFilter(c, "reason")
@@ -156,21 +157,45 @@ loses nothing of them. THE FILE HOLDS PATIENT DATA: the bodies are in it. import
 		if err != nil {
 			return err
 		}
-		return withDeadLetters(c.Context(), s, func(q deadletter.Queue) (err error) {
-			file, err := os.OpenFile(args[0], os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-			if err != nil {
-				return fmt.Errorf("export dead letters: %w", err)
+		if args[0] == "-" {
+			if remove {
+				return usageError{errors.New("--remove needs a file: nobody can tell whether what reads the standard output keeps it")}
 			}
-			defer func() { err = errors.Join(err, file.Close()) }()
+			return withDeadLetters(c.Context(), s, func(q deadletter.Queue) error {
+				n, err := deadletter.Export(c.Context(), q, filter, unsynced{c.OutOrStdout()})
+				return report(c.ErrOrStderr(), "exported", n, filter, err)
+			})
+		}
+		return withDeadLetters(c.Context(), s, func(q deadletter.Queue) error {
 			export := deadletter.Export
 			if remove {
 				export = deadletter.ExportAndRemove
 			}
-			n, err := export(c.Context(), q, filter, file)
-			return report(c.OutOrStdout(), "exported", n, nil, err)
+			n, err := exportInto(args[0], func(file *os.File) (int, error) { return export(c.Context(), q, filter, file) })
+			return report(c.OutOrStdout(), "exported", n, filter, err)
 		})
 	}
 	return c
+}
+
+// unsynced is an output that cannot be synced to a disk.
+type unsynced struct{ io.Writer }
+
+func (unsynced) Sync() error { return nil }
+
+// exportInto makes a file for what export writes, and removes it again if that is nothing.
+func exportInto(path string, export func(*os.File) (int, error)) (n int, err error) {
+	file, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return 0, fmt.Errorf("export dead letters: %w", err)
+	}
+	n, err = export(file)
+	written, statErr := file.Stat()
+	err = errors.Join(err, statErr, file.Close())
+	if statErr == nil && written.Size() == 0 {
+		err = errors.Join(err, os.Remove(path))
+	}
+	return n, err
 }
 
 func dlqImport(s *worker.Settings) *cobra.Command {
@@ -218,9 +243,9 @@ func oneFile(_ *cobra.Command, args []string) error {
 }
 
 // report prints how many letters something was done with. err is what ended it.
-func report(w io.Writer, done string, n int, ids []string, err error) error {
-	if err == nil && n == 0 && len(ids) > 0 {
-		return fmt.Errorf("no letter has the id %q", ids[0])
+func report(w io.Writer, done string, n int, chosen deadletter.Filter, err error) error {
+	if err == nil && n == 0 && !chosen.IsZero() {
+		return noneFound(chosen)
 	}
 	fmt.Fprintf(w, "%s: %d\n", done, n)
 	return err

@@ -160,6 +160,46 @@ func TestExportedLettersAreImportedAsTheyWere(t *testing.T) {
 	})
 }
 
+// What is chosen must be there, what is not chosen is not touched, and a bound of rows bounds nothing else.
+func TestChoicesOfDeadLetters(t *testing.T) {
+	t.Parallel()
+	platforms(t, func(p *program) {
+		t := p.t
+		sent := p.failMendable(3)
+		before := p.wholeLetters()
+
+		limited := decodeLines[groupLine](t, p.must("", "dlq", "list", "--type", "Mendable", "--limit", "1", "--format", "json"))
+		require.Len(t, limited, 1)
+		require.Equal(t, len(sent), limited[0].Count, "a limit of rows leaves the count as it is")
+
+		r := p.run("", "dlq", "replay")
+		require.Equal(t, 2, r.code)
+		require.Contains(t, r.err, "--all")
+		for _, args := range [][]string{
+			{"list"}, {"replay"}, {"try"}, {"archive", "--reason", "why"}, {"discard", "--reason", "why"}, {"restore"}, {"export", "-"},
+		} {
+			r := p.run("", append([]string{"dlq", args[0], "--group", "00000000"}, args[1:]...)...)
+			require.Equal(t, 1, r.code, args)
+			require.Contains(t, r.err, "no dead letter matches", args)
+			require.NotContains(t, r.out, "letter", args)
+		}
+
+		r = p.run("", "dlq", "replay", "--all", "--dry-run", "--patience", "1h") // it waits for no outcome
+		require.Equal(t, 0, r.code, r.err)
+		require.Contains(t, r.err, fmt.Sprint("would be replayed: ", len(before)))
+
+		empty := filepath.Join(t.TempDir(), "empty.jsonl")
+		require.Equal(t, 1, p.run("", "dlq", "export", empty, "--group", "00000000").code)
+		require.NoFileExists(t, empty)
+		require.Equal(t, 2, p.run("", "dlq", "export", "-", "--remove").code)
+		r = p.run("", "dlq", "export", "-")
+		require.Equal(t, 0, r.code, r.err)
+		require.Equal(t, len(before), strings.Count(r.out, "\n"))
+		require.Contains(t, r.err, fmt.Sprint("exported: ", len(before)))
+		require.Equal(t, before, p.wholeLetters())
+	})
+}
+
 func TestALetterOfAnotherKindOfQueueIsNotImported(t *testing.T) {
 	t.Parallel()
 	p := onServers(t)

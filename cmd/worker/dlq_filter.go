@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -34,6 +35,14 @@ func addFilter(c *cobra.Command, reasonFlag string) *filterFlags {
 	flags.StringVar(&f.reason, reasonFlag, "", "only those whose failure's text this regular expression finds something in")
 	flags.IntVar(&f.chosen.Limit, "limit", 0, "at most so many, the oldest; 0: no limit")
 	return f
+}
+
+// noneFound is the error of a choice that no letter meets: a mistyped group is to be noticed.
+func noneFound(f deadletter.Filter) error {
+	if len(f.IDs) > 0 {
+		return fmt.Errorf("no dead letter has the id %q", strings.Join(f.IDs, ", "))
+	}
+	return errors.New("no dead letter matches what was chosen")
 }
 
 // filter is what the flags and the ids on the command line choose. The error is one of usage.

@@ -59,21 +59,35 @@ func listLetters(c *cobra.Command, q deadletter.Queue, filter deadletter.Filter,
 		}
 	}
 	if p.count == 0 {
-		fmt.Fprintln(c.ErrOrStderr(), "no dead letters")
+		return noLetters(c, filter)
 	}
 	return p.flush()
 }
 
+// noLetters says that there are none. Only where letters were chosen is that an error.
+func noLetters(c *cobra.Command, filter deadletter.Filter) error {
+	if filter.Limit = 0; !filter.IsZero() {
+		return noneFound(filter)
+	}
+	fmt.Fprintln(c.ErrOrStderr(), "no dead letters")
+	return nil
+}
+
+// listGroups shows groups, as many as the filter's limit, of all the letters that it chooses.
 func listGroups(c *cobra.Command, q deadletter.Queue, filter deadletter.Filter, f format) error {
+	rows := filter.Limit
+	filter.Limit = 0
 	groups, err := deadletter.Groups(q.List(c.Context(), filter))
 	if err != nil {
 		return err
 	}
 	if len(groups) == 0 {
-		fmt.Fprintln(c.ErrOrStderr(), "no dead letters")
-		return nil
+		return noLetters(c, filter)
 	}
 	if f == formatJSON {
+		if rows > 0 {
+			groups = groups[:min(rows, len(groups))]
+		}
 		for _, g := range groups {
 			if err := printJSON(c.OutOrStdout(), groupLineOf(g)); err != nil {
 				return err
@@ -81,17 +95,21 @@ func listGroups(c *cobra.Command, q deadletter.Queue, filter deadletter.Filter, 
 		}
 		return nil
 	}
-	return printGroups(c.OutOrStdout(), groups)
+	return printGroups(c.OutOrStdout(), groups, rows)
 }
 
 // newestLength is how many characters of an error a table of groups shows.
 const newestLength = 100
 
-func printGroups(w io.Writer, groups []deadletter.Group) error {
+// printGroups prints the first rows of the groups, or all if rows is 0, and counts them all.
+func printGroups(w io.Writer, groups []deadletter.Group, rows int) error {
 	t := newTable(w, "GROUP", "COUNT", "TENANTS", "HANDLER", "TYPE", "FIRST FAILED", "LAST FAILED", "NEWEST ERROR")
 	all := 0
-	for _, g := range groups {
+	for i, g := range groups {
 		all += g.Count
+		if rows > 0 && i >= rows {
+			continue
+		}
 		t.row(g.ID, strconv.Itoa(g.Count), strconv.Itoa(len(g.Tenants)), orDash(g.Handler), orDash(g.Type),
 			localTime(g.FirstFailed), localTime(g.LastFailed), orDash(cutTo(g.Newest, newestLength)))
 	}

@@ -21,7 +21,7 @@ func dlqReplay(s *worker.Settings) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "replay [ID]...",
 		Short: "Send dead letters back to where they came from, and follow what becomes of them",
-		Long: `replay sends the dead letters that are chosen, or all, back to where they came from, and says which were handled and which
+		Long: `replay sends the dead letters that are chosen, by ids, by flags or with --all, back to where they came from, and says which were handled and which
 failed again. Each leaves the dead letters only when that is safe: a replay that is interrupted may repeat some, and never
 loses one. Letters of one aggregate go in the order of their versions, all others oldest first. One that fails again is a
 dead letter again, with its history; more than --max-failures of them end the replay, which begins with no more at once.
@@ -36,7 +36,7 @@ It exits with 0 if all were sent, whether or not some failed again, and with 1 i
 		ValidArgsFunction: cobra.NoFileCompletions,
 	}
 	f := replayFormat("")
-	chosen := addFilter(c, "reason")
+	chosen := addChoice(c, "reason")
 	flags := c.Flags()
 	flags.Var(&f, "format", "how to show the progress: a bar (table), a line of JSON for each step (json), or what suits the output")
 	complete(c, "format", string(formatTable), string(formatJSON))
@@ -55,6 +55,7 @@ It exits with 0 if all were sent, whether or not some failed again, and with 1 i
 			return err
 		}
 		o.To = deadletter.Destination(to)
+		resumed := o.Resume != ""
 		if o, err = o.Check(); err != nil {
 			return usageError{err}
 		}
@@ -63,16 +64,26 @@ It exits with 0 if all were sent, whether or not some failed again, and with 1 i
 			if _, lines := show.(stepLines); o.DryRun && !lines {
 				show = letterTable{newLetterPrinter(c.OutOrStdout(), formatTable)}
 			}
-			return replay(c, q, filter, o, show)
+			last, err := replay(c, q, filter, o, show)
+			if err == nil && last.Chosen == 0 && !resumed && !filter.IsZero() {
+				return noneFound(filter)
+			}
+			if err == nil {
+				summarise(c.ErrOrStderr(), last, o)
+				if last.Kept > 0 || last.Sent < last.Chosen {
+					err = fmt.Errorf("%d letters could not be sent, and stay", last.Chosen-last.Sent)
+				}
+			}
+			return err
 		})
 	}
 	return c
 }
 
+// replay shows a replay to its end, and returns its last step.
 func replay(
 	c *cobra.Command, q deadletter.Queue, filter deadletter.Filter, o deadletter.ReplayOptions, show replayShow,
-) error {
-	var last deadletter.Progress
+) (last deadletter.Progress, err error) {
 	for p, err := range q.Replay(c.Context(), filter, o) {
 		last = p
 		if err != nil {
@@ -81,21 +92,14 @@ func replay(
 			if p.ReplayID != "" && !o.DryRun {
 				err = fmt.Errorf("%w\nTo go on: the same command with --resume %s", err, p.ReplayID)
 			}
-			return err
+			return last, err
 		}
 		if err := show.step(p); err != nil {
-			return err
+			return last, err
 		}
 	}
 	show.end()
-	if last.Chosen == 0 && len(filter.IDs) > 0 {
-		return fmt.Errorf("no dead letter has the id %q", strings.Join(filter.IDs, ", "))
-	}
-	summarise(c.ErrOrStderr(), last, o)
-	if last.Kept > 0 || last.Sent < last.Chosen {
-		return fmt.Errorf("%d letters could not be sent, and stay", last.Chosen-last.Sent)
-	}
-	return nil
+	return last, nil
 }
 
 // summarise says how a replay ended.

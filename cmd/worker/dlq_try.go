@@ -64,8 +64,8 @@ It exits with 0 if all would pass, 1 if some would fail, and 3 if of some it can
 		if err := p.t.flush(); err != nil {
 			return err
 		}
-		if len(args) > 0 && len(p.counts) == 0 {
-			return fmt.Errorf("no dead letter has the id %q", args[0])
+		if len(p.counts) == 0 && !filter.IsZero() {
+			return noneFound(filter)
 		}
 		return p.sum(c.ErrOrStderr())
 	}

@@ -136,7 +136,7 @@ func TestTryTellsRightFromWrongAndTouchesNothing(t *testing.T) {
 		w.stop()
 		next.start()
 		require.Eventually(t, func() bool {
-			p.run("", "dlq", "replay") // it stops at what fails again
+			p.run("", "dlq", "replay", "--all") // it stops at what fails again
 			return len(p.causesOf(tenant, "Mended")) == 5
 		}, patience, tick)
 		require.Eventually(t, func() bool {

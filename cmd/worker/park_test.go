@@ -53,7 +53,7 @@ func TestWhatFollowsADeadLetterIsParked(t *testing.T) {
 		}, patience, tick, "what would overtake is parked again")
 
 		require.Eventually(t, func() bool {
-			p.must("", "dlq", "replay") // more than once, as the letters are no longer in order
+			p.must("", "dlq", "replay", "--all") // more than once, as the letters are no longer in order
 			return len(p.welcomed(tenant)) == len(sent)
 		}, patience, tick)
 		p.awaitFollowUp(register("{}"), "WelcomeMessageRequested")

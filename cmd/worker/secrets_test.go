@@ -149,7 +149,7 @@ func TestNothingIsToldOfPatientsAndPasswords(t *testing.T) {
 	run(planted+"\n", "publish")
 	run(fmt.Sprintf(`{"event_type":%q}`, planted+"#"), "publish")
 	require.Empty(t, toldHeaders(t, channel, letters))
-	run("", "dlq", "replay")
+	run("", "dlq", "replay", "--all")
 	p.awaitLetters(letters)
 	_, health := w.get("/readyz")
 	_, metrics := w.get("/metrics")

@@ -13,6 +13,8 @@
 // and around each handler that the message is for:
 //
 //	Retry       tries again, unless the error is permanent or the worker stops
-//	Timeout     (Watermill's) bounds one attempt
 //	Recoverer   (Watermill's) a panicking handler has failed, no more
+//
+// The timeout of an attempt is no middleware: package handlers sets it on the context of the handler alone, so that it does
+// not bound the store's record of what follows.
 package middleware
