@@ -21,7 +21,10 @@ func dlqList(s *worker.Settings) *cobra.Command {
 		Short: "Say what fails and why: the groups of dead letters that failed alike, or the letters, which stay as they are",
 		Long: `list shows the dead letters by groups: those of one handler and event type that failed with the same error, but for ids,
 numbers and what is quoted in it; the group that failed last comes first. With --letters, or when they are of one group,
-aggregate or correlation, it shows the letters themselves, oldest first.
+aggregate or correlation, it shows the letters themselves, oldest first. --limit bounds the rows: the first groups, each
+with all of its letters counted, or the oldest letters.
+
+It exits with 1 if letters were chosen by a flag and there are none.
 
 The letters stay as they are. While they are read from RabbitMQ, for seconds, nobody else can read them.`,
 		Example: `  worker dlq list

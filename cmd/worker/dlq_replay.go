@@ -21,8 +21,8 @@ func dlqReplay(s *worker.Settings) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "replay [ID]...",
 		Short: "Send dead letters back to where they came from, and follow what becomes of them",
-		Long: `replay sends the dead letters that are chosen, by ids, by flags or with --all, back to where they came from, and says which were handled and which
-failed again. Each leaves the dead letters only when that is safe: a replay that is interrupted may repeat some, and never
+		Long: `replay sends the dead letters that are chosen, by ids, by flags or with --all, back to where they came from, and says
+which were handled and which failed again. Each leaves the dead letters only when that is safe: a replay that is interrupted may repeat some, and never
 loses one. Letters of one aggregate go in the order of their versions, all others oldest first. One that fails again is a
 dead letter again, with its history; more than --max-failures of them end the replay, which begins with no more at once.
 

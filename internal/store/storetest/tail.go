@@ -320,6 +320,7 @@ func goesOn(t *testing.T, d Database) {
 	appendAll(t, s, stream.Take(12))
 	first := Subscribe(t, s, config)
 	got := first.Take(t, 5)
+	first.Receive(t) // in flight when it closes
 	first.Close(t)
 	appendAll(t, s, stream.Take(1))
 
@@ -383,6 +384,7 @@ func startsAtEnd(t *testing.T, d Database) {
 
 	second := Subscribe(t, s, config)
 	requireSame(t, asOnWire(want), second.Take(t, 3))
+	second.Silent(t)
 	second.Close(t)
 	want = stream.Take(1)
 	appendAll(t, s, want)
@@ -403,6 +405,7 @@ func takesOver(t *testing.T, d Database) {
 	leader, m, batch := receiveAny(t, first, second)
 	got = append(got, batch...)
 	leader.Ack(t, m)
+	first.Silent(t)
 	first.Close(t)
 	appendAll(t, s, stream.Take(1))
 	got = append(got, second.Take(t, 1)...)
