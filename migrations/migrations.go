@@ -1,6 +1,6 @@
 // Package migrations holds the schemas of both stores and brings databases from one version to another.
 //
-// A migration is an SQL file, named by its number; what has been released is never edited, only followed by the next.
+// A migration is an SQL file, named by its number, or a Go function where it has to compute; what has been released is never edited, only followed by the next.
 package migrations
 
 import (
@@ -85,6 +85,9 @@ func (m *Migrator) Status(ctx context.Context) ([]Status, error) {
 	list := make([]Status, len(known))
 	for i, k := range known {
 		_, name, _ := strings.Cut(strings.TrimSuffix(path.Base(k.Source.Path), ".sql"), "_")
+		if k.Source.Type == goose.TypeGo {
+			name = lettersName
+		}
 		list[i] = Status{Version: k.Source.Version, Name: name, AppliedAt: k.AppliedAt}
 	}
 	return list, nil

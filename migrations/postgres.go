@@ -6,6 +6,8 @@ import (
 
 	"github.com/pressly/goose/v3"
 	"github.com/pressly/goose/v3/lock"
+
+	"github.com/healz/worker/internal/store"
 )
 
 //go:embed postgres/0*.sql
@@ -24,5 +26,6 @@ func Postgres(db *sql.DB) (*Migrator, error) {
 	if err != nil {
 		return nil, err
 	}
-	return newMigrator(goose.DialectPostgres, db, postgres, "postgres", goose.WithSessionLocker(locker))
+	letters := lettersMigration(9, store.Postgres, postgresLettersUp, postgresLettersDown)
+	return newMigrator(goose.DialectPostgres, db, postgres, "postgres", goose.WithSessionLocker(locker), goose.WithGoMigrations(letters))
 }

@@ -5,6 +5,8 @@ import (
 	"embed"
 
 	"github.com/pressly/goose/v3"
+
+	"github.com/healz/worker/internal/store"
 )
 
 //go:embed sqlite/0*.sql
@@ -12,5 +14,6 @@ var sqlite embed.FS
 
 // SQLite returns the migrator of an SQLite database. The caller sees to it that no other process migrates meanwhile.
 func SQLite(db *sql.DB) (*Migrator, error) {
-	return newMigrator(goose.DialectSQLite3, db, sqlite, "sqlite")
+	letters := lettersMigration(6, store.SQLite, sqliteLettersUp, sqliteLettersDown)
+	return newMigrator(goose.DialectSQLite3, db, sqlite, "sqlite", goose.WithGoMigrations(letters))
 }

@@ -100,30 +100,17 @@ func (o consoleOf) open(ctx context.Context) (*console.Console, func() error, er
 	if err != nil {
 		return nil, nil, err
 	}
-	letters, closeLetters, err := s.OpenDeadLetters(ctx)
-	if err != nil {
-		return nil, nil, errors.Join(err, backend.Close())
-	}
-	closeParts := func() error { return errors.Join(closeLetters(), backend.Close()) }
 	c, err := console.New(ctx, console.Config{
-		Store: backend, Letters: letters, Aggregates: register.Aggregates(), Access: o.access, Logger: o.logger,
+		Store: backend, Letters: deadletter.NewTable(backend.SQL()), Queued: s.QueuedDeadLetters, Aggregates: register.Aggregates(), Access: o.access, Logger: o.logger,
 		Status: func(ctx context.Context) console.Status {
 			return console.StatusOf(o.worker.Health(ctx), o.metrics.Values())
 		},
 		Try: func(ctx context.Context, chosen deadletter.Filter) iter.Seq2[handlers.Outcome, error] {
 			return s.TryDeadLetters(ctx, chosen, worker.TryOptions{Register: o.register, Logger: o.logger})
 		},
-		Archive: func(ctx context.Context, chosen deadletter.Filter, by, reason string) (int, error) {
-			a, closeArchive, err := s.OpenArchive(ctx)
-			if err != nil {
-				return 0, err
-			}
-			n, err := a.Put(ctx, chosen, deadletter.Archived, deadletter.Decision{By: by, Reason: reason})
-			return n, errors.Join(err, closeArchive())
-		},
 	})
 	if err != nil {
-		return nil, nil, errors.Join(err, closeParts())
+		return nil, nil, errors.Join(err, backend.Close())
 	}
-	return c, closeParts, nil
+	return c, backend.Close, nil
 }

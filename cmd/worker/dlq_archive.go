@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -15,21 +14,21 @@ import (
 	"github.com/healz/worker/internal/worker"
 )
 
-// dlqKeeping are the commands that take letters out of their queue, and bring them back.
+// dlqKeeping are the commands that put letters aside, keep them elsewhere, and bring them back.
 func dlqKeeping(s *worker.Settings) []*cobra.Command {
 	return []*cobra.Command{
-		dlqPut(s, deadletter.Archived, "archive", "Take dead letters out of the queue and put them into the archive",
-			`archive takes the dead letters that are chosen out of the queue and puts them into the archive, a table of the store, with
-who did it, when and why. Each leaves the queue only once it is in the archive: restore brings it back. With
---after-dead-letter park, later events of its aggregate go on waiting for it.`),
-		dlqPut(s, deadletter.Discarded, "discard", "Take dead letters that nobody wants handled out of the queue",
-			`discard is as archive, for letters that are not to be handled: what is parked behind them waits no longer, and the archive
-shows and restores them only when they are named. Nothing is destroyed: restore ID brings one back.`),
+		dlqPut(s, deadletter.Archived, "archive", "Put dead letters that wait into the archive",
+			`archive marks the dead letters that are chosen as archived, with who did it, when and why. They are no longer listed or
+replayed; restore makes them wait again. With --after-dead-letter park, later events of their aggregates still wait behind
+them.`),
+		dlqPut(s, deadletter.Discarded, "discard", "Put dead letters aside that are not to be handled",
+			`discard is as archive, for letters that are not to be handled: nothing stays parked behind them, and archived list and
+restore concern them only when they are named. Nothing is destroyed: restore ID makes one wait again.`),
 		dlqArchived(s), dlqRestore(s), dlqExport(s), dlqImport(s), dlqEdit(s),
 	}
 }
 
-func dlqPut(s *worker.Settings, disposition deadletter.Disposition, name, short, long string) *cobra.Command {
+func dlqPut(s *worker.Settings, as deadletter.State, name, short, long string) *cobra.Command {
 	c := &cobra.Command{
 		Use: name + " [ID]... --reason WHY", Short: short, Long: long,
 		Example:           "  worker dlq " + name + " --group 3f9a12c4 --reason 'CLINIC-512: sent twice by the old portal'",
@@ -45,16 +44,16 @@ func dlqPut(s *worker.Settings, disposition deadletter.Disposition, name, short,
 		if err := d.check(); err != nil {
 			return err
 		}
-		return withArchive(c.Context(), s, func(a *deadletter.Archive) error {
-			n, err := a.Put(c.Context(), filter, disposition, d.Decision)
-			return report(c.OutOrStdout(), string(disposition), n, filter, err)
+		return withDeadLetters(c.Context(), s, func(table *deadletter.Table) error {
+			n, err := table.PutAside(c.Context(), filter, as, d.Decision)
+			return report(c.OutOrStdout(), string(as), n, filter, err)
 		})
 	}
 	return c
 }
 
 func dlqArchived(s *worker.Settings) *cobra.Command {
-	c := group(&cobra.Command{Use: "archived", Short: "Look into the archive of dead letters"})
+	c := group(&cobra.Command{Use: "archived", Short: "List and show archived dead letters"})
 	c.AddCommand(dlqArchivedList(s), dlqArchivedShow(s))
 	return c
 }
@@ -63,22 +62,26 @@ func dlqArchivedList(s *worker.Settings) *cobra.Command {
 	var all bool
 	c := &cobra.Command{
 		Use:   "list [ID]...",
-		Short: "List the letters in the archive, in the order in which they came there",
-		Long: `list lists the letters that archive has put away. Those that were discarded, edited or restored are listed with --all;
-the first two also by their ids.`,
+		Short: "List archived letters, in the order in which they were archived",
+		Long: `list lists the archived letters. With --all or by their ids it also lists those that were discarded, the originals of
+those that were edited, and those that were handled by a replay.`,
 		ValidArgsFunction: cobra.NoFileCompletions,
 	}
 	f := addFormat(c)
 	chosen := addFilter(c, "reason")
-	c.Flags().BoolVar(&all, "all", false, "also those that were discarded, edited or restored")
+	c.Flags().BoolVar(&all, "all", false, "also those that were discarded, edited or handled")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		filter, err := chosen.filter(args)
 		if err != nil {
 			return err
 		}
-		return withArchive(c.Context(), s, func(a *deadletter.Archive) error {
+		filter.States = []deadletter.State{deadletter.Archived}
+		if all || len(args) > 0 {
+			filter.States = append(filter.States, deadletter.Discarded, deadletter.Superseded, deadletter.Settled)
+		}
+		return withDeadLetters(c.Context(), s, func(table *deadletter.Table) error {
 			p := newArchivePrinter(c.OutOrStdout(), *f)
-			for l, err := range a.List(c.Context(), deadletter.ArchiveFilter{Filter: filter, All: all}) {
+			for l, err := range table.List(c.Context(), filter) {
 				if err == nil {
 					err = p.print(l)
 				}
@@ -96,22 +99,17 @@ func dlqArchivedShow(s *worker.Settings) *cobra.Command {
 	var reveal bool
 	c := &cobra.Command{
 		Use:   "show ID",
-		Short: "Show one letter of the archive, by its id or its event's",
+		Short: "Show one archived letter, by its id or its event's",
 		Args:  oneID, ValidArgsFunction: cobra.NoFileCompletions,
 	}
 	f := addFormat(c)
 	c.Flags().BoolVar(&reveal, "reveal", false, "show the body and the headers too: they may be about a patient")
 	c.RunE = func(c *cobra.Command, args []string) error {
-		filter := deadletter.ArchiveFilter{Filter: deadletter.Filter{IDs: args, Limit: 1}, All: true}
-		return withArchive(c.Context(), s, func(a *deadletter.Archive) error {
-			for l, err := range a.List(c.Context(), filter) {
-				if err != nil {
-					return err
-				}
-				return showLetter(c.OutOrStdout(), *f, l.Letter, reveal)
-			}
-			return fmt.Errorf("no archived letter has the id %q", args[0])
-		})
+		l, err := findLetter(c, s, args[0])
+		if err != nil {
+			return err
+		}
+		return showLetter(c.OutOrStdout(), *f, l, reveal)
 	}
 	return c
 }
@@ -119,10 +117,9 @@ func dlqArchivedShow(s *worker.Settings) *cobra.Command {
 func dlqRestore(s *worker.Settings) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "restore [ID]...",
-		Short: "Put archived letters back into the queue as they were",
-		Long: `restore puts the letters that are chosen back into the queue, behind what is there, in the order in which they were
-archived. They are as they were, body, properties and headers; only those in a table of the store get new ids. Their rows
-stay in the archive, marked. Discarded and edited ones are restored only by their ids.`,
+		Short: "Let archived letters wait again, as they were",
+		Long: `restore lets the archived letters that are chosen wait again. They are as they were, and keep their ids. Letters that were
+discarded and the originals of edited ones are restored only by their ids; those that were handled are not.`,
 		ValidArgsFunction: cobra.NoFileCompletions,
 	}
 	by := addBy(c)
@@ -132,8 +129,12 @@ stay in the archive, marked. Discarded and edited ones are restored only by thei
 		if err != nil {
 			return err
 		}
-		return withArchive(c.Context(), s, func(a *deadletter.Archive) error {
-			n, err := a.Restore(c.Context(), filter, *by)
+		filter.States = []deadletter.State{deadletter.Archived}
+		if len(args) > 0 {
+			filter.States = append(filter.States, deadletter.Discarded, deadletter.Superseded)
+		}
+		return withDeadLetters(c.Context(), s, func(table *deadletter.Table) error {
+			n, err := table.Restore(c.Context(), filter, *by)
 			return report(c.OutOrStdout(), "restored", n, filter, err)
 		})
 	}
@@ -145,13 +146,13 @@ func dlqExport(s *worker.Settings) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "export FILE",
 		Short: "Write dead letters into a file, as JSON lines",
-		Long: `export writes the dead letters that are chosen, or all, into a new file that only its owner can read, a line each, and
-loses nothing of them. THE FILE HOLDS PATIENT DATA: the bodies are in it. import reads it. FILE may be -, which is the
-standard output. If there is no letter, no file is left behind.`,
+		Long: `export writes the dead letters that wait and are chosen, or all of them, into a new file that only its owner can read, a
+line each, and loses nothing of their messages and failures. THE FILE HOLDS PATIENT DATA: the bodies are in it. import reads
+it. FILE may be -, which is the standard output. If there is no letter, no file is left behind.`,
 		Args: oneFile,
 	}
 	chosen := addFilter(c, "reason")
-	c.Flags().BoolVar(&remove, "remove", false, "take the letters out of the queue, each once its line is safe on the disk")
+	c.Flags().BoolVar(&remove, "remove", false, "delete the letters, each once its line is safe on the disk")
 	c.RunE = func(c *cobra.Command, args []string) (err error) {
 		filter, err := chosen.filter(nil)
 		if err != nil {
@@ -161,17 +162,17 @@ standard output. If there is no letter, no file is left behind.`,
 			if remove {
 				return usageError{errors.New("--remove needs a file: nobody can tell whether what reads the standard output keeps it")}
 			}
-			return withDeadLetters(c.Context(), s, func(q deadletter.Queue) error {
-				n, err := deadletter.Export(c.Context(), q, filter, unsynced{c.OutOrStdout()})
+			return withDeadLetters(c.Context(), s, func(table *deadletter.Table) error {
+				n, err := table.Export(c.Context(), filter, unsynced{c.OutOrStdout()})
 				return report(c.ErrOrStderr(), "exported", n, filter, err)
 			})
 		}
-		return withDeadLetters(c.Context(), s, func(q deadletter.Queue) error {
-			export := deadletter.Export
+		return withDeadLetters(c.Context(), s, func(table *deadletter.Table) error {
+			export := table.Export
 			if remove {
-				export = deadletter.ExportAndRemove
+				export = table.ExportAndRemove
 			}
-			n, err := exportInto(args[0], func(file *os.File) (int, error) { return export(c.Context(), q, filter, file) })
+			n, err := exportInto(args[0], func(file *os.File) (int, error) { return export(c.Context(), filter, file) })
 			return report(c.OutOrStdout(), "exported", n, filter, err)
 		})
 	}
@@ -202,29 +203,23 @@ func dlqImport(s *worker.Settings) *cobra.Command {
 	var again bool
 	c := &cobra.Command{
 		Use:   "import FILE",
-		Short: "Put dead letters that were exported into the queue",
-		Long: `import puts the letters of a file that export wrote into the queue, behind what is there, in their order. All of the file
-is read first: if a line is bad, it is named, and nothing is imported.
+		Short: "Add dead letters that were exported",
+		Long: `import adds the letters of a file that export wrote, with their ids, and they wait. All of the file is read first: if a line
+is bad, it is named, and nothing is imported.
 
-A letter that was imported before is passed over, wherever it has come since: the archive knows it. An import that was cut
-off is completed by importing the file again.`,
+A letter that the table has already, in whatever state, is skipped. An import that was interrupted is completed by importing
+the file again.`,
 		Args: oneFile,
 	}
-	by := addBy(c)
-	c.Flags().BoolVar(&again, "again", false, "also letters that were imported before, as they were purged or lost since")
+	c.Flags().BoolVar(&again, "again", false, "let letters wait again that the table has as archived, discarded, edited or handled")
 	c.RunE = func(c *cobra.Command, args []string) error {
-		return withArchive(c.Context(), s, func(a *deadletter.Archive) (err error) {
+		return withDeadLetters(c.Context(), s, func(table *deadletter.Table) error {
 			file, err := os.Open(args[0])
 			if err != nil {
 				return fmt.Errorf("import dead letters: %w", err)
 			}
 			defer file.Close()
-			mode := deadletter.ImportOnce
-			if again {
-				mode = deadletter.ImportAnew
-			}
-			d := deadletter.Decision{By: *by, Reason: "import of " + args[0]}
-			counts, err := a.Import(c.Context(), file, d, mode)
+			counts, err := table.Import(c.Context(), file, again)
 			if err != nil {
 				return fmt.Errorf("%w (imported: %d)", err, counts.Imported)
 			}
@@ -278,7 +273,7 @@ type decision struct{ deadletter.Decision }
 func addDecision(c *cobra.Command) *decision {
 	d := &decision{}
 	addByVar(c, &d.By)
-	c.Flags().StringVar(&d.Reason, "reason", "", "why, for whoever looks into the archive; required")
+	c.Flags().StringVar(&d.Reason, "reason", "", "why, which the letter then tells; required")
 	return d
 }
 
@@ -311,18 +306,6 @@ func whoAmI() string {
 	return name
 }
 
-func withArchive(ctx context.Context, s *worker.Settings, do func(*deadletter.Archive) error) (err error) {
-	if err := s.Check(); err != nil {
-		return usageError{err}
-	}
-	a, closeArchive, err := s.OpenArchive(ctx)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, closeArchive()) }()
-	return do(a)
-}
-
 // archivePrinter prints archived letters.
 type archivePrinter struct {
 	w io.Writer
@@ -331,32 +314,19 @@ type archivePrinter struct {
 }
 
 func newArchivePrinter(w io.Writer, f format) *archivePrinter {
-	return &archivePrinter{w: w, f: f, t: newTable(w, "ID", "ARCHIVED", "AS", "BY", "WHY", "RESTORED", "TYPE", "HANDLER", "FAILURE")}
+	return &archivePrinter{w: w, f: f, t: newTable(w, "ID", "ARCHIVED", "AS", "BY", "WHY", "TYPE", "HANDLER", "FAILURE")}
 }
 
-func (p *archivePrinter) print(l deadletter.ArchivedLetter) error {
+func (p *archivePrinter) print(l deadletter.Letter) error {
 	if p.f == formatJSON {
-		line := struct {
+		return printJSON(p.w, struct {
 			letterLine
 
-			ArchiveID   string                 `json:"archive_id"`
-			Disposition deadletter.Disposition `json:"disposition"`
-			By          string                 `json:"archived_by"`
-			At          time.Time              `json:"archived_at"`
-			Why         string                 `json:"archived_reason"`
-			RestoredBy  string                 `json:"restored_by,omitempty"`
-			RestoredAt  *time.Time             `json:"restored_at,omitempty"`
-		}{letterLine: lineOf(l.Letter), ArchiveID: l.ID, Disposition: l.Disposition, By: l.By, At: l.At, Why: l.Reason}
-		if !l.RestoredAt.IsZero() {
-			line.RestoredBy, line.RestoredAt = l.RestoredBy, &l.RestoredAt
-		}
-		return printJSON(p.w, line)
+			By  string     `json:"archived_by"`
+			At  *time.Time `json:"archived_at,omitempty"`
+			Why string     `json:"archived_reason"`
+		}{lineOf(l), l.Decided.By, orNull(l.Decided.At), l.Decided.Reason})
 	}
-	restored := "-"
-	if !l.RestoredAt.IsZero() {
-		restored = localTime(l.RestoredAt) + " " + l.RestoredBy
-	}
-	p.t.row(l.Letter.ID, localTime(l.At), string(l.Disposition), l.By, l.Reason, restored, l.Letter.Type, l.Letter.Handler,
-		l.Letter.Failure.Reason)
+	p.t.row(l.ID, localTime(l.Decided.At), string(l.State), l.Decided.By, orDash(l.Decided.Reason), l.Type, l.Handler, l.Reason)
 	return nil
 }

@@ -23,15 +23,16 @@ func dlqEdit(s *worker.Settings) *cobra.Command {
 	var patch string
 	c := &cobra.Command{
 		Use:   "edit ID --reason WHY",
-		Short: "Change the payload of a dead letter, and replay the copy",
-		Long: `edit opens the event of a dead letter in $VISUAL or $EDITOR, or applies a patch to it, checks it, and replays the changed
-copy to the handler that failed. The original is put into the archive first.
+		Short: "Change the payload of a dead letter, and replay it",
+		Long: `edit opens the event of a dead letter that waits in $VISUAL or $EDITOR, or applies a patch to it, checks it, and releases the
+changed letter for a replay to the handler that failed. The worker that runs sends it. The letter keeps its id; its original
+becomes an archived letter of its own, in the state edited.
 
-The copy stays the same event: its id, type, aggregate, version, tenant and correlation cannot be changed, where the letter
-has them. So the handlers that have handled the original pass it over as handled, and causes and effects still meet in it;
-what it was is in its metadata (edited_from). The event in the store, if it is there, is not changed.
+The letter stays the same event: its id, type, aggregate, version, tenant and correlation cannot be changed, where the
+letter has them. So the handlers that have handled the original skip it as handled, and its causes and effects stay
+connected; its metadata names what it was (edited_from). The event in the store, if it is there, is not changed.
 
-While the editor is open, the event lies in a file that only its owner can read, in a folder that is removed afterwards.`,
+While the editor is open, the event is in a file that only its owner can read, in a folder that is removed afterwards.`,
 		Example: `  worker dlq edit 01JD… --reason 'CLINIC-512: the name was missing'
   echo '{"event_data":{"name":"Ana"}}' | worker dlq edit 01JD… --patch - --reason CLINIC-512`,
 		Args: oneID, ValidArgsFunction: cobra.NoFileCompletions,
@@ -51,8 +52,8 @@ While the editor is open, the event lies in a file that only its owner can read,
 			}
 			change = func(body []byte, _ func([]byte) error) ([]byte, error) { return deadletter.Patch(body, text) }
 		}
-		return withArchive(c.Context(), s, func(a *deadletter.Archive) error {
-			done, err := a.Edit(c.Context(), args[0], change, d.Decision)
+		return withDeadLetters(c.Context(), s, func(table *deadletter.Table) error {
+			done, err := table.Edit(c.Context(), args[0], change, d.Decision)
 			if errors.Is(err, deadletter.ErrUnchanged) {
 				fmt.Fprintln(c.ErrOrStderr(), "nothing was changed, and nothing done")
 				return nil
@@ -60,7 +61,8 @@ While the editor is open, the event lies in a file that only its owner can read,
 			if err != nil {
 				return err
 			}
-			fmt.Fprintf(c.OutOrStdout(), "edited: the original is archived letter %s, the copy was replayed as %s\n", done.OriginalID, done.LetterID)
+			fmt.Fprintf(c.OutOrStdout(), "edited: letter %s is released, and the running worker sends it; the original is archived letter %s\n",
+				done.LetterID, done.OriginalID)
 			return nil
 		})
 	}

@@ -11,7 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// An edited copy reaches the handler that failed, though others have handled its original; the original is kept.
+// An edited letter reaches the handler that failed, though others have handled its original; the original is kept.
 func TestEditedLettersAreReplayed(t *testing.T) {
 	t.Parallel()
 	platforms(t, func(p *program) {
@@ -57,7 +57,8 @@ func TestEditedLettersAreReplayed(t *testing.T) {
 			`stat -c %%a "$2" "$(dirname "$2")" > %s; echo "$2" >> %s; sed -i s/hopeless/first/ "$2"`, modes, modes)) + " --wait"
 		r = edit("")
 		require.Equal(t, 0, r.code, r.err)
-		require.Contains(t, r.out, "the original is archived letter ")
+		require.Contains(t, r.out, "edited: letter "+letter.ID+" is released, and the running worker sends it; the original is archived letter ")
+		original := strings.TrimSpace(r.out[strings.LastIndex(r.out, " ")+1:])
 		require.Eventually(t, func() bool { return len(p.causesOf(tenant, "Mended")) == 1 }, patience, tick)
 		require.Equal(t, []string{sent.EventID}, p.causesOf(tenant, "Mended"))
 		require.Empty(t, p.awaitLetters(0))
@@ -68,12 +69,21 @@ func TestEditedLettersAreReplayed(t *testing.T) {
 		require.NoFileExists(t, lines[2])
 		require.NoDirExists(t, filepath.Dir(lines[2]))
 
-		kept := p.must("", "dlq", "archived", "show", sent.EventID, "--reveal")
+		require.Eventually(t, func() bool {
+			return strings.Contains(p.must("", "dlq", "show", letter.ID, "--format", "json"), `"state":"handled"`)
+		}, patience, tick, "the letter keeps its id")
+		require.Contains(t, p.must("", "dlq", "show", letter.ID), "CLINIC-512 (original: "+original+")")
+		r = p.run("", "dlq", "show", sent.EventID)
+		require.Equal(t, 1, r.code, "it is of two letters")
+		require.Contains(t, r.err, "name one by its own id")
+		kept := p.must("", "dlq", "archived", "show", original, "--reveal")
 		require.Contains(t, kept, "hopeless")
 		require.Contains(t, kept, "9007199254740993")
 		require.Contains(t, p.must("", "dlq", "archived", "list", sent.EventID), "edited")
 		require.Contains(t, p.must("", "dlq", "restore", sent.EventID), "restored: 1")
-		require.Equal(t, before, p.wholeLetters())
+		restored := p.wholeLetters()
+		require.Len(t, restored, 1)
+		require.Equal(t, strings.Replace(before[0], letter.ID, original, 1), restored[0])
 		require.Equal(t, "would pass: already handled", func() string {
 			verdicts, _ := mended.try()
 			return verdicts["mend "+sent.EventID]

@@ -40,7 +40,8 @@ func addFilter(c *cobra.Command, reasonFlag string) *filterFlags {
 // noneFound is the error of a choice that no letter meets: a mistyped group is to be noticed.
 func noneFound(f deadletter.Filter) error {
 	if len(f.IDs) > 0 {
-		return fmt.Errorf("no dead letter has the id %q", strings.Join(f.IDs, ", "))
+		return fmt.Errorf("no dead letter has the id %q, or it is in a state that this command does not concern: `worker dlq show` tells it",
+			strings.Join(f.IDs, ", "))
 	}
 	return errors.New("no dead letter matches what was chosen")
 }

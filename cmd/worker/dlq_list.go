@@ -18,15 +18,15 @@ func dlqList(s *worker.Settings) *cobra.Command {
 	var letters bool
 	c := &cobra.Command{
 		Use:   "list",
-		Short: "Say what fails and why: the groups of dead letters that failed alike, or the letters, which stay as they are",
-		Long: `list shows the dead letters by groups: those of one handler and event type that failed with the same error, but for ids,
+		Short: "Show what fails and why: the groups of dead letters that failed alike, or the letters",
+		Long: `list shows the dead letters that wait, by groups: those of one handler and event type that failed with the same error, but for ids,
 numbers and what is quoted in it; the group that failed last comes first. With --letters, or when they are of one group,
 aggregate or correlation, it shows the letters themselves, oldest first. --limit bounds the rows: the first groups, each
 with all of its letters counted, or the oldest letters.
 
 It exits with 1 if letters were chosen by a flag and there are none.
 
-The letters stay as they are. While they are read from RabbitMQ, for seconds, nobody else can read them.`,
+With RabbitMQ it says on standard error how many dead letters are still in the failed queue and not in the table.`,
 		Example: `  worker dlq list
   worker dlq list --group 3f9a12c4
   worker dlq list --letters --since 2h --format json`,
@@ -41,19 +41,20 @@ The letters stay as they are. While they are read from RabbitMQ, for seconds, no
 			return err
 		}
 		one := filter.Group != "" || filter.Aggregate != uuid.Nil || filter.Correlation != uuid.Nil
-		return withDeadLetters(c.Context(), s, func(q deadletter.Queue) error {
+		return withDeadLetters(c.Context(), s, func(table *deadletter.Table) error {
+			defer noteQueued(c, s)
 			if letters || one {
-				return listLetters(c, q, filter, *f)
+				return listLetters(c, table, filter, *f)
 			}
-			return listGroups(c, q, filter, *f)
+			return listGroups(c, table, filter, *f)
 		})
 	}
 	return c
 }
 
-func listLetters(c *cobra.Command, q deadletter.Queue, filter deadletter.Filter, f format) error {
+func listLetters(c *cobra.Command, table *deadletter.Table, filter deadletter.Filter, f format) error {
 	p := newLetterPrinter(c.OutOrStdout(), f)
-	for l, err := range q.List(c.Context(), filter) {
+	for l, err := range table.List(c.Context(), filter) {
 		if err != nil {
 			return errors.Join(p.flush(), err)
 		}
@@ -77,10 +78,9 @@ func noLetters(c *cobra.Command, filter deadletter.Filter) error {
 }
 
 // listGroups shows groups, as many as the filter's limit, of all the letters that it chooses.
-func listGroups(c *cobra.Command, q deadletter.Queue, filter deadletter.Filter, f format) error {
+func listGroups(c *cobra.Command, table *deadletter.Table, filter deadletter.Filter, f format) error {
 	rows := filter.Limit
-	filter.Limit = 0
-	groups, err := deadletter.Groups(q.List(c.Context(), filter))
+	groups, err := table.Groups(c.Context(), filter)
 	if err != nil {
 		return err
 	}
@@ -170,6 +170,7 @@ func orNull(t time.Time) *time.Time {
 // letterLine is a dead letter as a line of JSON: what may be about a patient is left out.
 type letterLine struct {
 	ID            string     `json:"id"`
+	State         string     `json:"state"`
 	Group         string     `json:"group"`
 	EventID       string     `json:"event_id,omitempty"`
 	EventType     string     `json:"event_type,omitempty"`
@@ -191,8 +192,8 @@ type letterLine struct {
 
 func lineOf(l deadletter.Letter) letterLine {
 	line := letterLine{
-		ID: l.ID, Group: l.Group, EventType: l.Type, AggregateType: l.Event.AggregateType, Version: l.Event.AggregateVersion,
-		Handler: l.Handler, Reason: l.Reason, Attempts: l.Attempts, Source: l.Source, Bytes: len(l.Body),
+		ID: l.ID, State: string(l.State), Group: l.Group, EventType: l.Type, AggregateType: l.Event.AggregateType, Version: l.Event.AggregateVersion,
+		Handler: l.Handler, Reason: l.Reason, Attempts: l.Attempts, Source: l.Source, Bytes: l.Bytes,
 		FirstFailed: orNull(l.FirstFailed), LastFailed: orNull(l.LastFailed), Replays: l.Replays, ReplayID: l.ReplayID,
 	}
 	for target, id := range map[*string]uuid.UUID{

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -11,27 +12,34 @@ import (
 	"golang.org/x/term"
 
 	"github.com/healz/worker/internal/deadletter"
+	"github.com/healz/worker/internal/handlers"
+	"github.com/healz/worker/internal/handlers/register"
 	"github.com/healz/worker/internal/worker"
 )
 
-func dlqReplay(s *worker.Settings) *cobra.Command {
+func dlqReplay(s *worker.Settings, all registrations) *cobra.Command {
 	var o deadletter.ReplayOptions
 	var ids []string
 	var to string
 	c := &cobra.Command{
 		Use:   "replay [ID]...",
 		Short: "Send dead letters back to where they came from, and follow what becomes of them",
-		Long: `replay sends the dead letters that are chosen, by ids, by flags or with --all, back to where they came from, and says
-which were handled and which failed again. Each leaves the dead letters only when that is safe: a replay that is interrupted may repeat some, and never
-loses one. Letters of one aggregate go in the order of their versions, all others oldest first. One that fails again is a
-dead letter again, with its history; more than --max-failures of them end the replay, which begins with no more at once.
+		Long: `replay releases the dead letters that are chosen, by ids, by flags or with --all, and shows which were handled and which
+failed again. The worker that runs on the same store sends them, on RabbitMQ as well as without it: without a running worker
+nothing is sent. Each letter keeps its id. One that fails again waits again, with its history; more than --max-failures of
+them end the replay, which begins with no more at once. A replay that is interrupted may send a letter twice, which its
+handler handles once, and never loses one. Letters of one aggregate are sent in the order of their versions, all others
+oldest first.
 
-It shows a progress bar on a terminal, and else a line of JSON for each step. Without RabbitMQ the letters are marked, and
-the worker that runs on the same store takes them up.
+A letter of a handler that has another name now is replayed with --to NAME: from then on it is a letter of that handler.
+
+It shows a progress bar on a terminal, and otherwise a line of JSON for each step. With RabbitMQ it says on standard error
+how many dead letters are still in the failed queue: these are not replayed.
 
 It exits with 0 if all were sent, whether or not some failed again, and with 1 if it ended before or could not send some.`,
 		Example: `  worker dlq replay 01JD2Q3YQ4X3M4J5K6N7P8R9ST
   worker dlq replay --group 3f9a12c4 --rate 50 --max-failures 0
+  worker dlq replay --handler welcome-patient --to greet-patient
   worker dlq replay --group 3f9a12c4 --resume 01JD2Q3YQ4X3M4J5K6N7P8R9ST`,
 		ValidArgsFunction: cobra.NoFileCompletions,
 	}
@@ -44,7 +52,7 @@ It exits with 0 if all were sent, whether or not some failed again, and with 1 i
 	flags.BoolVar(&o.DryRun, "dry-run", false, "say which letters would be sent, and send none")
 	flags.Float64Var(&o.Rate, "rate", 0, "letters to send in a second at the most; 0: as fast as it goes")
 	flags.IntVar(&o.Parallel, "parallel", deadletter.DefaultParallel, "letters at the most that are sent and not yet known to be handled")
-	flags.StringVar(&to, "to", string(deadletter.ToHandler), "to the handler that failed alone, or to the bus, for all that have not handled it")
+	flags.StringVar(&to, "to", string(deadletter.ToHandler), "to the handler that failed (handler), to all handlers that have not handled it (bus), or to the handler of this NAME")
 	complete(c, "to", string(deadletter.ToHandler), string(deadletter.ToBus))
 	flags.IntVar(&o.MaxFailures, "max-failures", 10, "letters that may fail again; one more ends the replay; -1: any number")
 	flags.DurationVar(&o.Patience, "patience", 30*time.Second, "how long to wait for the next outcome, which comes when a worker has handled a letter")
@@ -54,17 +62,20 @@ It exits with 0 if all were sent, whether or not some failed again, and with 1 i
 		if err != nil {
 			return err
 		}
-		o.To = deadletter.Destination(to)
+		if o.To, o.Handler, err = destination(to, all); err != nil {
+			return usageError{err}
+		}
 		resumed := o.Resume != ""
 		if o, err = o.Check(); err != nil {
 			return usageError{err}
 		}
-		return withDeadLetters(c.Context(), s, func(q deadletter.Queue) error {
+		return withDeadLetters(c.Context(), s, func(table *deadletter.Table) error {
+			defer noteQueued(c, s)
 			show := f.show(c.OutOrStdout())
 			if _, lines := show.(stepLines); o.DryRun && !lines {
 				show = letterTable{newLetterPrinter(c.OutOrStdout(), formatTable)}
 			}
-			last, err := replay(c, q, filter, o, show)
+			last, err := replay(c, table, filter, o, show)
 			if err == nil && last.Chosen == 0 && !resumed && !filter.IsZero() {
 				return noneFound(filter)
 			}
@@ -80,11 +91,26 @@ It exits with 0 if all were sent, whether or not some failed again, and with 1 i
 	return c
 }
 
+// destination is to whom --to sends letters. A name must be that of a registered handler.
+func destination(to string, all registrations) (deadletter.Destination, string, error) {
+	switch to := deadletter.Destination(to); to {
+	case deadletter.ToHandler, deadletter.ToBus:
+		return to, "", nil
+	}
+	var reg handlers.Registry
+	all(&reg, register.Options{})
+	if !slices.Contains(reg.Names(), to) {
+		return "", "", fmt.Errorf("--to must be %s, %s or the name of a registered handler, and no handler has the name %q",
+			deadletter.ToHandler, deadletter.ToBus, to)
+	}
+	return deadletter.ToHandler, to, nil
+}
+
 // replay shows a replay to its end, and returns its last step.
 func replay(
-	c *cobra.Command, q deadletter.Queue, filter deadletter.Filter, o deadletter.ReplayOptions, show replayShow,
+	c *cobra.Command, table *deadletter.Table, filter deadletter.Filter, o deadletter.ReplayOptions, show replayShow,
 ) (last deadletter.Progress, err error) {
-	for p, err := range q.Replay(c.Context(), filter, o) {
+	for p, err := range table.Replay(c.Context(), filter, o) {
 		last = p
 		if err != nil {
 			show.end()

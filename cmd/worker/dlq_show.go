@@ -7,6 +7,7 @@ import (
 	"io"
 	"strconv"
 	"strings"
+	"time"
 	"unicode/utf8"
 
 	"github.com/google/uuid"
@@ -21,39 +22,38 @@ func dlqShow(s *worker.Settings) *cobra.Command {
 	var reveal bool
 	c := &cobra.Command{
 		Use:   "show ID",
-		Short: "Show one dead letter, by its id or its event's, and leave it as it is",
-		Long: `show tells of one dead letter what it is, why it failed, what befell it before, and the chain of causes that its event
-belongs to, which is read from the store. Body and headers are shown with --reveal alone.`,
+		Short: "Show one dead letter, by its id or its event's",
+		Long: `show shows of one dead letter, whatever its state, what it is, why it failed, its history, and the chain of causes that its
+event belongs to, which is read from the store. Body and headers are shown only with --reveal.`,
 		Args: oneID, ValidArgsFunction: cobra.NoFileCompletions,
 	}
 	f := addFormat(c)
 	c.Flags().BoolVar(&reveal, "reveal", false, "show the body and the headers too: they may be about a patient")
 	c.RunE = func(c *cobra.Command, args []string) error {
-		var found *deadletter.Letter
-		err := withDeadLetters(c.Context(), s, func(q deadletter.Queue) error {
-			for l, err := range q.List(c.Context(), deadletter.Filter{IDs: args, Limit: 1}) {
-				if err != nil {
-					return err
-				}
-				found = &l
-			}
-			return nil
-		})
+		l, err := findLetter(c, s, args[0])
 		if err != nil {
 			return err
 		}
-		if found == nil {
-			return fmt.Errorf("no dead letter has the id %q", args[0])
-		}
-		if err := showLetter(c.OutOrStdout(), *f, *found, reveal); err != nil {
+		if err := showLetter(c.OutOrStdout(), *f, l, reveal); err != nil {
 			return err
 		}
-		if *f == formatJSON || found.Event.CorrelationID == uuid.Nil {
+		if *f == formatJSON || l.Event.CorrelationID == uuid.Nil {
 			return nil
 		}
-		return showChain(c, s, *found)
+		return showChain(c, s, l)
 	}
 	return c
+}
+
+func findLetter(c *cobra.Command, s *worker.Settings, id string) (l deadletter.Letter, err error) {
+	err = withDeadLetters(c.Context(), s, func(table *deadletter.Table) error {
+		l, err = table.Find(c.Context(), id)
+		if errors.Is(err, deadletter.ErrNotFound) {
+			noteQueued(c, s)
+		}
+		return err
+	})
+	return l, err
 }
 
 // showLetter prints all of a letter; what may be about a patient only when it is to be revealed.
@@ -65,6 +65,10 @@ func showLetter(w io.Writer, f format, l deadletter.Letter, reveal bool) error {
 	t := newTable(w, "FIELD", "VALUE")
 	for _, row := range [][2]string{
 		{"id", line.ID},
+		{"state", line.State},
+		{"decided", localTime(l.Decided.At)},
+		{"decided by", l.Decided.By},
+		{"decided why", l.Decided.Reason},
 		{"group", line.Group},
 		{"reason", line.Reason},
 		{"handler", line.Handler},
@@ -123,11 +127,17 @@ func printWholeLetter(w io.Writer, l deadletter.Letter, reveal bool) error {
 	whole := struct {
 		letterLine
 
-		History deadletter.History `json:"history,omitempty"`
-		Headers map[string]any     `json:"headers,omitempty"`
-		Body    json.RawMessage    `json:"body,omitempty"`
-		Raw     []byte             `json:"body_base64,omitempty"`
-	}{letterLine: lineOf(l), History: l.History}
+		DecidedBy     string             `json:"decided_by,omitempty"`
+		DecidedReason string             `json:"decided_reason,omitempty"`
+		DecidedAt     *time.Time         `json:"decided_at,omitempty"`
+		History       deadletter.History `json:"history,omitempty"`
+		Headers       map[string]any     `json:"headers,omitempty"`
+		Body          json.RawMessage    `json:"body,omitempty"`
+		Raw           []byte             `json:"body_base64,omitempty"`
+	}{
+		letterLine: lineOf(l), DecidedBy: l.Decided.By, DecidedReason: l.Decided.Reason, DecidedAt: orNull(l.Decided.At),
+		History: l.History,
+	}
 	if reveal {
 		whole.Headers = l.Headers
 		if json.Valid(l.Body) {
@@ -167,7 +177,7 @@ func showHistory(w io.Writer, h deadletter.History) error {
 // showChain prints the chain of causes that a letter belongs to, if there is a store that knows of it.
 func showChain(c *cobra.Command, s *worker.Settings, l deadletter.Letter) error {
 	err := withStore(c.Context(), s, s.OpenExisting, func(b worker.Backend) error {
-		tree, err := loadTree(c, s, b, l.Event.CorrelationID)
+		tree, err := causation.Load(c.Context(), b, l.Event.CorrelationID, deadletter.NewTable(b.SQL()))
 		if err != nil {
 			return err
 		}

@@ -22,13 +22,13 @@ func dlqTry(s *worker.Settings, all registrations) *cobra.Command {
 		Use:   "try [ID]...",
 		Short: "Say which dead letters would pass if they were replayed now, and touch nothing",
 		Long: `try runs the handlers of this very program on the dead letters that are chosen, or all, in transactions that are rolled
-back, and says of each letter whether it would pass, or fail and why. Queue and store stay as they are. A letter is tried
+back, and says of each letter whether it would pass, or fail and why. It changes nothing in the store. A letter is tried
 once, with the handler that failed.
 
 Of a handler that declares outside effects (handlers.OutsideEffects) it cannot tell, and does not run it. All others it does
 run: what they do outside of the store happens.
 
-The letters of one aggregate are tried in the order of the queue, in one transaction: each finds what those before it have
+The letters of one aggregate are tried in the order in which they failed, in one transaction: each finds what those before it have
 done. From its first write on that transaction keeps others waiting, on Postgres the relay, on SQLite all who write. It
 takes milliseconds; after five seconds it ends, and of the letters that are left it cannot tell.
 

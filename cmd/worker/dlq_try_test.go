@@ -109,7 +109,8 @@ func TestTryTellsRightFromWrongAndTouchesNothing(t *testing.T) {
 			"mend " + sent[5].EventID: "would pass",
 			"mend " + sent[6].EventID: "would pass",
 			"mail " + sent[5].EventID: "cannot tell: the handler declares outside effects",
-			"gone " + sent[6].EventID: `would fail: handler "gone" is not registered for Mendable`,
+			"gone " + sent[6].EventID: `would fail: handler "gone" is not registered for Mendable: ` +
+				"if it has another name now, replay the letter with --to NAME; if nobody is to handle it, discard it",
 		}
 		next := newProgram(t, append(p.env, asMended+"=1")...)
 		before := p.everything()

@@ -24,6 +24,9 @@ It exits with 0 if all is well, with 1 if there is something to look at, and wit
 	f := addFormat(c)
 	flags := c.Flags()
 	flags.DurationVar(&s.InboxRetention, "inbox-retention", s.InboxRetention, "that of the workers; 0: for ever")
+	flags.BoolVar(&s.IngestDeadLetters, "ingest-dead-letters", s.IngestDeadLetters,
+		"whether the workers take the dead letters out of RabbitMQ's failed queue")
+	flags.DurationVar(&s.DeadLetterRetention, "dead-letter-retention", s.DeadLetterRetention, "that of the workers; 0: for ever")
 	flags.BoolVar(&s.Relay.OnlyOwn, "relay-only-own", false, "whether the workers relay only the events written by this program")
 	flags.DurationSliceVar(&s.AMQP.RetryLater, "retry-later", nil, "that of the workers, as 10s,1m,10m")
 	c.RunE = func(c *cobra.Command, _ []string) error {

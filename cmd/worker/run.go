@@ -115,6 +115,10 @@ set, as OpenTelemetry's other variables say.`,
 	flags.BoolVar(&s.AMQP.LeavePartitions, "leave-partitions", false, "go back from partitions to one queue, once what lies in them is handled")
 	flags.DurationVar(&s.InboxRetention, "inbox-retention", s.InboxRetention,
 		"how long it is remembered who has handled what, by which redeliveries are told; 0: for ever")
+	flags.BoolVar(&s.IngestDeadLetters, "ingest-dead-letters", s.IngestDeadLetters,
+		"take the dead letters out of RabbitMQ's failed queue into the table; without it, worker dlq ingest does")
+	flags.DurationVar(&s.DeadLetterRetention, "dead-letter-retention", s.DeadLetterRetention,
+		"how long dead letters are kept that were archived, discarded, edited or handled; 0: for ever")
 	flags.IntVar(&s.MaxConns, "database-conns", s.MaxConns, "most connections to Postgres")
 	complete(c, "log-level", "debug", "info", "warn", "error")
 	complete(c, "log-format", "text", "json")

@@ -1,12 +1,9 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"io"
-	"slices"
 
-	"github.com/google/uuid"
 	"github.com/spf13/cobra"
 
 	"github.com/healz/worker/internal/causation"
@@ -21,8 +18,8 @@ func traceCommand(s *worker.Settings) *cobra.Command {
 		Use:   "trace CORRELATION_ID",
 		Short: "Show a chain of causes as a tree: what followed from what, who handled it, what failed",
 		Long: `trace shows the chain of causes with this correlation id, or the one that the event with this id belongs to, as a
-tree: when each event was created, which handlers have handled it and how long after that, with ✗ what failed and lies in
-the dead letters, why, and under which id, and with – what of that was archived. It never shows event_data.
+tree: when each event was created, which handlers have handled it and how long after that, with ✗ what failed and waits in
+the dead letters, why, and under which id, and with – what of that is archived or replayed. It never shows event_data.
 
 Who has handled an event is known for as long as the inbox keeps it (--inbox-retention of the worker).`,
 		Example: `  worker trace 0198c9f0-7d1b-7c4e-a0f4-5a1f6f0f3b11
@@ -37,7 +34,7 @@ Who has handled an event is known for as long as the inbox keeps it (--inbox-ret
 			return usageError{fmt.Errorf("the ID is %w", err)}
 		}
 		return withStore(c.Context(), s, s.OpenExisting, func(b worker.Backend) error {
-			tree, err := loadTree(c, s, b, id)
+			tree, err := causation.Load(c.Context(), b, id, deadletter.NewTable(b.SQL()))
 			if err != nil {
 				return err
 			}
@@ -81,29 +78,4 @@ func (f *treeFormat) print(w io.Writer, tree causation.Tree) error {
 	default:
 		return tree.WriteText(w)
 	}
-}
-
-// loadTree reads a tree, and without the failures that are on the broker where that cannot be reached.
-func loadTree(c *cobra.Command, s *worker.Settings, b worker.Backend, id uuid.UUID) (tree causation.Tree, err error) {
-	stored := []causation.Letters{deadletter.NewShelfQueue(b), causation.InArchive(b)}
-	letters := stored
-	if s.AMQP.URL != "" {
-		q, closeQueue, failed := s.OpenDeadLetters(c.Context())
-		if failed == nil {
-			defer func() { err = errors.Join(err, closeQueue()) }()
-			letters = append(slices.Clone(stored), q)
-		} else {
-			warnOfLetters(c, failed)
-		}
-	}
-	tree, err = causation.Load(c.Context(), b, id, letters...)
-	if errors.Is(err, causation.ErrLetters) && len(letters) > len(stored) && c.Context().Err() == nil {
-		warnOfLetters(c, err)
-		tree, err = causation.Load(c.Context(), b, id, stored...)
-	}
-	return tree, err
-}
-
-func warnOfLetters(c *cobra.Command, err error) {
-	fmt.Fprintf(c.ErrOrStderr(), "worker: the tree does not tell all that has failed, as the broker's dead letters cannot be read: %s\n", err)
 }

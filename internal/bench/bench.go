@@ -33,6 +33,9 @@ type Config struct {
 	Backlog int
 	// MemoryBacklog is how many events are in the store when the worker's memory is measured.
 	MemoryBacklog int
+	// Letters is how many dead letters the table has when it is read, and LargeLetters how many of the largest there are when
+	// the memory for them is measured.
+	Letters, LargeLetters int
 	// Growth adds the rows that compare a table of ten million events with one of ten thousand, which take minutes to make.
 	Growth bool
 	// Rows, when set, matches the names of the rows to measure.
@@ -46,7 +49,8 @@ type Config struct {
 // Default is the run whose results are kept.
 func Default() Config {
 	return Config{
-		Rounds: 5, Turn: 700 * time.Millisecond, Backlog: 100_000, MemoryBacklog: 1_000_000, Worker: "bin/worker",
+		Rounds: 5, Turn: 700 * time.Millisecond, Backlog: 100_000, MemoryBacklog: 1_000_000, Letters: 1_000_000, LargeLetters: 60,
+		Worker: "bin/worker",
 	}
 }
 
@@ -54,6 +58,7 @@ func Default() Config {
 func Quick() Config {
 	c := Default()
 	c.Rounds, c.Turn, c.Backlog, c.MemoryBacklog = 1, 50*time.Millisecond, 2_000, 2_000
+	c.Letters, c.LargeLetters = 2_000, 3
 	return c
 }
 
@@ -73,7 +78,10 @@ func groups() []group {
 		{name: "consume", measure: measureConsume},
 		{name: "latency", measure: measureLatency},
 		{name: "sustained", measure: measureSustained},
+		{name: "letters", measure: measureLetters},
+		{name: "many letters", measure: measureManyLetters},
 		{name: "memory", measure: measureMemory},
+		{name: "large letters", measure: measureLargeLetters},
 		{name: "growth", measure: measureGrowth, growth: true},
 	}
 }
@@ -116,13 +124,17 @@ type contenders struct{ raw, stock, ours contender }
 // rate is a row that measures events per second.
 type rate struct {
 	name, what string
+	// unit is events/s if it is empty.
+	unit string
 	// against is what ours is compared with, where it is not the raw client.
 	against string
-	reach   float64
+	// reach and limit are as in [Row].
+	reach, limit float64
 	// step is what the number of events is a multiple of; stock's may be another, where it is not 0.
 	step, stockStep int
-	// most is the most events of a turn, if there is such a limit.
-	most int
+	// least and most are how many events a turn has at least and at the most, if there is such a limit. The first ones may
+	// take longer.
+	least, most int
 }
 
 // measureRate warms the contenders up, from which it knows how much each can do in a turn, and lets them take turns.
@@ -130,7 +142,7 @@ func (s *stage) measureRate(ctx context.Context, row rate, c contenders) error {
 	if !s.wants(row.name) {
 		return nil
 	}
-	r := &Row{Name: row.name, What: row.what, Unit: "events/s", Against: row.against, Reach: row.reach}
+	r := &Row{Name: row.name, What: row.what, Unit: cmp.Or(row.unit, "events/s"), Against: row.against, Reach: row.reach, Limit: row.limit}
 	type entry struct {
 		does   contender
 		into   *Series
@@ -189,6 +201,7 @@ const warmUp = 50
 
 // amount is n as the row can have it.
 func (r rate) amount(n, step int) int {
+	n = max(n, r.least)
 	if r.most > 0 {
 		n = min(n, r.most)
 	}

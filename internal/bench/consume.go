@@ -18,6 +18,7 @@ import (
 
 	"github.com/healz/worker/internal/bus"
 	"github.com/healz/worker/internal/bus/amqp"
+	"github.com/healz/worker/internal/deadletter"
 	"github.com/healz/worker/internal/events"
 	"github.com/healz/worker/internal/handlers"
 	"github.com/healz/worker/internal/worker"
@@ -339,7 +340,7 @@ func (s *stage) ownConsumer(
 		handlers.On(&registry, eventType, handlerName, handle)
 		w, err := worker.New(ctx, worker.Parts{
 			Inbox: counted, Tail: tail, Bus: broker{amqp.NewSubscriber(conn), publisher, conn},
-			Sink: amqp.NewFailedQueue(conn), Handlers: &registry, Shelf: quiet,
+			Sink: amqp.NewFailedQueue(conn), Handlers: &registry, Letters: deadletter.NewTable(quiet.SQL()),
 		}, settings.Tuning, logger())
 		if err != nil {
 			return spent{}, err

@@ -92,7 +92,7 @@ func (s *stage) ownRelay(ctx context.Context, settings worker.Settings, backend 
 			return spent{}, err
 		}
 		r := relay.New(tail, counted, relay.Config{
-			Poll: settings.Tuning.RelayPoll, Patience: relayPatience, Refused: deadletter.NewShelfSink(backend),
+			Poll: settings.Tuning.RelayPoll, Patience: relayPatience, Refused: deadletter.NewTable(backend.SQL()),
 		}, logger())
 		stop := spending()
 		if err := r.AddTo(ctx, router); err != nil {

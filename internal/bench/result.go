@@ -38,7 +38,7 @@ type Row struct {
 	LessIsBetter bool `json:"less_is_better,omitempty"`
 	// Reach is the ratio of ours to raw that is to be reached, at least, or at the most where less is better; 0: none.
 	Reach float64 `json:"reach,omitempty"`
-	// Limit is the most that ours may be, in the unit; 0: no limit.
+	// Limit is the least that ours is to be, or the most where less is better, in the unit; 0: no limit.
 	Limit float64 `json:"limit,omitempty"`
 	Raw   Series  `json:"raw,omitempty"`
 	Stock Series  `json:"stock,omitempty"`
@@ -84,14 +84,15 @@ func (r *Row) Met() (met, known bool) {
 	if r.Reach > 0 {
 		known = true
 		ratio := r.Ratios().Median()
-		met = ratio >= r.Reach || r.LessIsBetter && ratio <= r.Reach
+		met = ratio >= r.Reach
 		if r.LessIsBetter {
 			met = ratio <= r.Reach
 		}
 	}
 	if r.Limit > 0 {
 		known = true
-		met = met && r.Ours.Median() <= r.Limit
+		ours := r.Ours.Median()
+		met = met && (r.LessIsBetter && ours <= r.Limit || !r.LessIsBetter && ours >= r.Limit)
 	}
 	return met, known
 }
@@ -107,7 +108,7 @@ func (r *Row) Goal() string {
 		goals = append(goals, fmt.Sprintf("%s %.4g × %s", sign, r.Reach, cmp.Or(r.Against, "raw")))
 	}
 	if r.Limit > 0 {
-		goals = append(goals, fmt.Sprintf("≤ %g %s", r.Limit, r.Unit))
+		goals = append(goals, fmt.Sprintf("%s %g %s", sign, r.Limit, r.Unit))
 	}
 	return strings.Join(goals, ", ")
 }

@@ -43,6 +43,11 @@ func (reminder) AggregateType() string { return "Reminder" }
 
 // samples makes n events, in streams of [streamLength] one after another.
 func samples(n int) ([]events.Event, error) {
+	return samplesOf(n, "check-up after the operation of last week")
+}
+
+// samplesOf is samples with another reason.
+func samplesOf(n int, reason string) ([]events.Event, error) {
 	list := make([]events.Event, n)
 	var origin events.Origin
 	var aggregate uuid.UUID
@@ -56,7 +61,7 @@ func samples(n int) ([]events.Event, error) {
 		}
 		e, err := events.New(origin, aggregateType, aggregate, version, booked{
 			PatientID: uuid.New(), DoctorID: uuid.New(), StartsAt: time.Now().UTC().Truncate(time.Second), Minutes: 30,
-			Reason: "check-up after the operation of last week",
+			Reason: reason,
 		})
 		if err != nil {
 			return nil, err

@@ -30,7 +30,7 @@ func ExampleLoad() {
 	}
 
 	// The id may also be an event's.
-	tree, err := causation.Load(ctx, s, id("AppointmentRequested"), deadletter.NewShelfQueue(s))
+	tree, err := causation.Load(ctx, s, id("AppointmentRequested"), deadletter.NewTable(s.SQL()))
 	if err != nil {
 		panic(err)
 	}

@@ -58,7 +58,7 @@ type Node struct {
 	Stored bool
 	// Handled are those who have handled the event, the earliest first, as far as the inbox still remembers.
 	Handled []store.Handling
-	// Failures are the event's dead letters, the oldest first, and behind them those that are archived.
+	// Failures are the event's dead letters, whatever their state but [deadletter.Settled], the oldest first.
 	Failures []Failure
 }
 
@@ -84,8 +84,8 @@ type Failure struct {
 	LetterID string
 	// Replays is how often the letter was replayed, and failed again.
 	Replays int
-	// Disposition is for what the letter was put into the archive; "" while it lies in the dead letters.
-	Disposition deadletter.Disposition
+	// State says what has become of the letter.
+	State deadletter.State
 	deadletter.Failure
 }
 
@@ -96,15 +96,20 @@ type Store interface {
 	HandledOf(ctx context.Context, eventIDs []uuid.UUID) (map[uuid.UUID][]store.Handling, error)
 }
 
-// Letters are where dead letters are looked for: a [deadletter.Queue], or [InArchive].
+// Letters are where dead letters are looked up; a [deadletter.Table] is one.
 type Letters interface {
 	List(ctx context.Context, f deadletter.Filter) iter.Seq2[deadletter.Letter, error]
+	Find(ctx context.Context, id string) (deadletter.Letter, error)
 }
 
-// Load reads the tree of a chain: of the correlation id or, if no event has it, of the event with that id. It looks
-// through all the dead letters, of which on RabbitMQ nobody else sees any meanwhile; without letters the tree tells of no
-// failures. The error wraps [ErrNotFound] when there is no event, and [ErrLetters] when only they could not be read.
-func Load(ctx context.Context, s Store, id uuid.UUID, letters ...Letters) (Tree, error) {
+// notHandled are the states of the letters that a tree tells of.
+func notHandled() []deadletter.State {
+	return []deadletter.State{deadletter.Waiting, deadletter.Replaying, deadletter.Archived, deadletter.Discarded, deadletter.Superseded}
+}
+
+// Load reads the tree of a chain: of the correlation id or, if no event has it, of the event with that id. With nil
+// letters the tree tells of no failures. The error wraps [ErrNotFound] when there is no event, and [ErrLetters] when only they could not be read.
+func Load(ctx context.Context, s Store, id uuid.UUID, letters Letters) (Tree, error) {
 	correlationID, err := correlationOf(ctx, s, letters, id)
 	if err != nil {
 		return Tree{}, fmt.Errorf("trace %s: %w", id, err)
@@ -126,7 +131,7 @@ func Load(ctx context.Context, s Store, id uuid.UUID, letters ...Letters) (Tree,
 }
 
 // correlationOf is the correlation id itself, or that of the event with the id.
-func correlationOf(ctx context.Context, s Store, letters []Letters, id uuid.UUID) (uuid.UUID, error) {
+func correlationOf(ctx context.Context, s Store, letters Letters, id uuid.UUID) (uuid.UUID, error) {
 	first, err := s.ByCorrelation(ctx, id, store.Query{Limit: 1})
 	if err != nil || len(first.Events) > 0 {
 		return id, err
@@ -135,36 +140,18 @@ func correlationOf(ctx context.Context, s Store, letters []Letters, id uuid.UUID
 	if !errors.Is(err, store.ErrNoEvent) {
 		return e.CorrelationID, err
 	}
-	for l, err := range listAll(ctx, letters, deadletter.Filter{IDs: []string{id.String()}}) {
+	if letters == nil {
+		return id, nil
+	}
+	for l, err := range letters.List(ctx, deadletter.Filter{IDs: []string{id.String()}, States: notHandled()}) {
 		if err != nil {
-			return id, err
+			return id, fmt.Errorf("%w: %w", ErrLetters, err)
 		}
 		if l.Event.ID == id && l.Event.CorrelationID != uuid.Nil {
 			return l.Event.CorrelationID, nil
 		}
 	}
 	return id, nil
-}
-
-// listAll yields the letters of all places, until one fails.
-func listAll(ctx context.Context, places []Letters, f deadletter.Filter) iter.Seq2[disposed, error] {
-	return func(yield func(disposed, error) bool) {
-		for _, place := range places {
-			list := inQueue(place.List(ctx, f))
-			if a, ok := place.(archive); ok {
-				list = a.list(ctx, f)
-			}
-			for l, err := range list {
-				if err != nil {
-					yield(l, fmt.Errorf("%w: %w", ErrLetters, err))
-					return
-				}
-				if !yield(l, nil) {
-					return
-				}
-			}
-		}
-	}
 }
 
 // builder collects events in the order of time and then arranges them.
@@ -207,19 +194,31 @@ func (b *builder) add(e events.Event, stored bool) bool {
 }
 
 // fail notes what lies in the dead letters.
-func (b *builder) fail(ctx context.Context, letters []Letters, correlationID uuid.UUID) error {
-	for l, err := range listAll(ctx, letters, deadletter.Filter{Correlation: correlationID}) {
+func (b *builder) fail(ctx context.Context, letters Letters, correlationID uuid.UUID) error {
+	if letters == nil {
+		return nil
+	}
+	for l, err := range letters.List(ctx, deadletter.Filter{Correlation: correlationID, States: notHandled()}) {
 		if err != nil {
-			return err
+			return fmt.Errorf("%w: %w", ErrLetters, err)
 		}
 		if l.Event.ID == uuid.Nil {
 			continue
 		}
-		if _, known := b.index[l.Event.ID]; !known && !b.add(l.Event, false) {
-			continue
+		if _, known := b.index[l.Event.ID]; !known {
+			whole, err := letters.Find(ctx, l.ID)
+			if errors.Is(err, deadletter.ErrNotFound) { // it was purged meanwhile
+				continue
+			}
+			if err != nil {
+				return fmt.Errorf("%w: %w", ErrLetters, err)
+			}
+			if !b.add(whole.Event, false) {
+				continue
+			}
 		}
 		n := &b.nodes[b.index[l.Event.ID]]
-		n.Failures = append(n.Failures, Failure{LetterID: l.ID, Replays: l.Replays, Disposition: l.disposition, Failure: l.Failure})
+		n.Failures = append(n.Failures, Failure{LetterID: l.ID, Replays: l.Replays, State: l.State, Failure: l.Failure})
 	}
 	slices.SortStableFunc(b.nodes, func(x, y Node) int { return x.Event.CreatedAt.Compare(y.Event.CreatedAt) })
 	for i, n := range b.nodes {
@@ -359,7 +358,7 @@ func (t Tree) Failures() int {
 	count := 0
 	for _, n := range t.Nodes {
 		for _, f := range n.Failures {
-			if f.Disposition == "" {
+			if f.State == deadletter.Waiting {
 				count++
 			}
 		}

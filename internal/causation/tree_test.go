@@ -88,7 +88,7 @@ func TestLoadArrangesAChain(t *testing.T) {
 			require.NoError(t, s.AppendMany(t.Context(), chain("chain", test.links...)))
 			require.NoError(t, s.AppendMany(t.Context(), chain("another chain", "other")))
 
-			tree, err := causation.Load(t.Context(), s, id("chain"))
+			tree, err := causation.Load(t.Context(), s, id("chain"), nil)
 			require.NoError(t, err)
 			require.Equal(t, test.want, drawn(tree))
 			require.Equal(t, id("chain"), tree.CorrelationID)
@@ -115,11 +115,11 @@ func TestLoadByAnEventsID(t *testing.T) {
 	require.NoError(t, s.AppendMany(t.Context(), chain("another chain", "chain")))
 
 	for _, given := range []uuid.UUID{id("chain"), id("a"), id("b")} {
-		tree, err := causation.Load(t.Context(), s, given)
+		tree, err := causation.Load(t.Context(), s, given, nil)
 		require.NoError(t, err)
 		require.Equal(t, []string{"a.", " b."}, drawn(tree))
 	}
-	_, err := causation.Load(t.Context(), s, id("nothing"), deadletter.NewShelfQueue(s))
+	_, err := causation.Load(t.Context(), s, id("nothing"), deadletter.NewTable(s.SQL()))
 	require.ErrorIs(t, err, causation.ErrNotFound)
 }
 
@@ -133,24 +133,24 @@ func TestLoadTellsWhoHandledAndWhatFailed(t *testing.T) {
 	failure := deadletter.Failure{
 		Reason: "no opening hours", Handler: "confirm", Attempts: 3, FirstFailed: began(), LastFailed: began().Add(time.Hour),
 	}
-	for _, e := range []events.Event{list[1], list[1], list[2], chain("another chain", "other")[0]} {
-		body, err := json.Marshal(e)
-		require.NoError(t, err)
-		_, err = s.AddLetter(t.Context(), deadletter.Letter{Failure: failure, Body: body})
-		require.NoError(t, err)
-	}
-	_, err := s.AddLetter(t.Context(), deadletter.Letter{Failure: failure, Body: []byte("no event")})
-	require.NoError(t, err)
+	other := failure
+	other.Handler = "note"
+	table := deadletter.NewTable(s.SQL())
+	require.NoError(t, table.Ingest(t.Context(), []deadletter.Arrival{
+		letter(t, "1", list[1], failure), letter(t, "2", list[1], other), letter(t, "3", list[2], failure),
+		letter(t, "4", chain("another chain", "other")[0], failure),
+		{Letter: deadletter.Complete(deadletter.Letter{ID: "5", Body: []byte("no event"), Failure: failure})},
+	}))
 
 	for _, given := range []uuid.UUID{id("chain"), id("published")} {
-		tree, err := causation.Load(t.Context(), s, given, deadletter.NewShelfQueue(s))
+		tree, err := causation.Load(t.Context(), s, given, table)
 		require.NoError(t, err)
 		require.Equal(t, []string{"a.", " b.", "  published."}, drawn(tree))
 		require.Len(t, tree.Nodes[0].Handled, 2)
 		require.Equal(t, "first", tree.Nodes[0].Handled[0].Handler)
 		require.Empty(t, tree.Nodes[0].Failures)
 		require.Len(t, tree.Nodes[1].Failures, 2)
-		require.Equal(t, causation.Failure{LetterID: "1", Failure: failure}, tree.Nodes[1].Failures[0])
+		require.Equal(t, causation.Failure{LetterID: "1", State: deadletter.Waiting, Failure: failure}, tree.Nodes[1].Failures[0])
 		require.True(t, tree.Nodes[1].Stored)
 		require.False(t, tree.Nodes[2].Stored)
 		require.Equal(t, 3, tree.Failures())
@@ -159,37 +159,40 @@ func TestLoadTellsWhoHandledAndWhatFailed(t *testing.T) {
 	}
 }
 
-func TestLoadTellsWhatIsArchived(t *testing.T) {
+func TestLoadTellsWhatHasBecomeOfLetters(t *testing.T) {
 	t.Parallel()
 	s := openStore(t)
 	list := chain("chain", "a", "b<a")
 	require.NoError(t, s.AppendMany(t.Context(), list))
-	queue := deadletter.NewShelfQueue(s)
-	for _, e := range append(list, chain("another chain", "other")...) {
-		body, err := json.Marshal(e)
-		require.NoError(t, err)
-		_, err = s.AddLetter(t.Context(), deadletter.Letter{Failure: deadletter.Failure{Handler: "confirm"}, Body: body})
-		require.NoError(t, err)
-	}
-	put := deadletter.NewShelfArchive(queue, s)
-	n, err := put.Put(t.Context(), deadletter.Filter{IDs: []string{"2", "3"}}, deadletter.Discarded, deadletter.Decision{By: "Eve"})
+	table := deadletter.NewTable(s.SQL())
+	failure := deadletter.Failure{Handler: "confirm", LastFailed: began()}
+	require.NoError(t, table.Ingest(t.Context(), []deadletter.Arrival{
+		letter(t, "1", list[0], failure), letter(t, "2", list[1], failure), letter(t, "3", chain("another chain", "other")[0], failure),
+	}))
+	n, err := table.PutAside(t.Context(), deadletter.Filter{IDs: []string{"2", "3"}}, deadletter.Discarded, deadletter.Decision{By: "Eve"})
 	require.NoError(t, err)
 	require.Equal(t, 2, n)
 
-	tree, err := causation.Load(t.Context(), s, id("chain"), queue, causation.InArchive(s))
+	tree, err := causation.Load(t.Context(), s, id("chain"), table)
 	require.NoError(t, err)
 	require.Equal(t, 1, tree.Failures())
-	require.Equal(t, deadletter.Disposition(""), tree.Nodes[0].Failures[0].Disposition)
-	require.Equal(t, deadletter.Discarded, tree.Nodes[1].Failures[0].Disposition)
+	require.Equal(t, deadletter.Waiting, tree.Nodes[0].Failures[0].State)
+	require.Equal(t, deadletter.Discarded, tree.Nodes[1].Failures[0].State)
 	require.Equal(t, "2", tree.Nodes[1].Failures[0].LetterID)
 
-	n, err = put.Restore(t.Context(), deadletter.Filter{IDs: []string{"2"}}, "Eve")
+	n, err = table.Restore(t.Context(), deadletter.Filter{IDs: []string{"2"}, States: []deadletter.State{deadletter.Discarded}}, "Eve")
 	require.NoError(t, err)
 	require.Equal(t, 1, n)
-	tree, err = causation.Load(t.Context(), s, id("chain"), queue, causation.InArchive(s))
+	tree, err = causation.Load(t.Context(), s, id("chain"), table)
 	require.NoError(t, err)
 	require.Equal(t, 2, tree.Failures())
 	require.Len(t, tree.Nodes[1].Failures, 1)
+
+	require.NoError(t, table.Settled(t.Context(), "2", "a replay", []string{"confirm"}, true))
+	tree, err = causation.Load(t.Context(), s, id("chain"), table)
+	require.NoError(t, err)
+	require.Equal(t, 1, tree.Failures())
+	require.Empty(t, tree.Nodes[1].Failures, "what is handled is no failure")
 }
 
 func TestLoadIsBounded(t *testing.T) {
@@ -205,7 +208,7 @@ func TestLoadIsBounded(t *testing.T) {
 	list := chain("chain", links...)
 	require.NoError(t, s.AppendMany(t.Context(), list[:causation.MaxEvents]))
 
-	tree, err := causation.Load(t.Context(), s, id("chain"))
+	tree, err := causation.Load(t.Context(), s, id("chain"), nil)
 	require.NoError(t, err)
 	require.False(t, tree.Truncated)
 	require.Len(t, tree.Nodes, causation.MaxEvents)
@@ -220,7 +223,7 @@ func TestLoadIsBounded(t *testing.T) {
 	require.True(t, json.Valid([]byte(object.String())))
 
 	require.NoError(t, s.Append(t.Context(), list[causation.MaxEvents]))
-	tree, err = causation.Load(t.Context(), s, id("chain"))
+	tree, err = causation.Load(t.Context(), s, id("chain"), nil)
 	require.NoError(t, err)
 	require.True(t, tree.Truncated)
 	require.Len(t, tree.Nodes, causation.MaxEvents)
@@ -238,9 +241,17 @@ func TestLoadFails(t *testing.T) {
 
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	_, err := causation.Load(ctx, s, id("chain"))
+	_, err := causation.Load(ctx, s, id("chain"), nil)
 	require.ErrorIs(t, err, context.Canceled)
 	require.NotErrorIs(t, err, causation.ErrLetters)
+}
+
+// letter is a dead letter of an event, as it arrives.
+func letter(t *testing.T, letterID string, e events.Event, failure deadletter.Failure) deadletter.Arrival {
+	t.Helper()
+	body, err := json.Marshal(e)
+	require.NoError(t, err)
+	return deadletter.Arrival{Letter: deadletter.Complete(deadletter.Letter{ID: letterID, Body: body, Failure: failure})}
 }
 
 // brokenLetters are dead letters that cannot be reached.
@@ -248,4 +259,8 @@ type brokenLetters struct{}
 
 func (brokenLetters) List(context.Context, deadletter.Filter) iter.Seq2[deadletter.Letter, error] {
 	return func(yield func(deadletter.Letter, error) bool) { yield(deadletter.Letter{}, context.DeadlineExceeded) }
+}
+
+func (brokenLetters) Find(context.Context, string) (deadletter.Letter, error) {
+	return deadletter.Letter{}, context.DeadlineExceeded
 }

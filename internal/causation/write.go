@@ -11,6 +11,8 @@ import (
 	"unicode"
 
 	"github.com/google/uuid"
+
+	"github.com/healz/worker/internal/deadletter"
 )
 
 // maxIndent is how many levels are drawn: of deeper nodes the nearest so many.
@@ -80,8 +82,8 @@ func (n Node) details(withTenant bool) []string {
 			what += ", " + count(f.Replays, "replay")
 		}
 		mark, where := "✗", "dead letter"
-		if f.Disposition != "" {
-			mark, where = "–", string(f.Disposition)+" letter"
+		if f.State != deadletter.Waiting {
+			mark, where = "–", string(f.State)+" letter"
 		}
 		add("%s %s(%s, %s %s): %s", mark, handler, what, where, visible(f.LetterID), visible(f.Reason))
 	}
@@ -176,7 +178,7 @@ type failureJSON struct {
 	Reason      string    `json:"reason"`
 	Attempts    int       `json:"attempts"`
 	Replays     int       `json:"replays"`
-	Disposition string    `json:"disposition,omitempty"`
+	State       string    `json:"state"`
 	FirstFailed time.Time `json:"first_failed_at,omitzero"`
 	LastFailed  time.Time `json:"last_failed_at,omitzero"`
 }
@@ -205,7 +207,7 @@ func (t Tree) WriteJSON(w io.Writer) error {
 		for i, f := range n.Failures {
 			node.Failures[i] = failureJSON{
 				LetterID: f.LetterID, Handler: f.Handler, Reason: f.Reason, Attempts: f.Attempts, Replays: f.Replays,
-				Disposition: string(f.Disposition),
+				State:       string(f.State),
 				FirstFailed: f.FirstFailed, LastFailed: f.LastFailed,
 			}
 		}
@@ -231,7 +233,7 @@ func (t Tree) WriteDOT(w io.Writer) error {
 			e.ID.String(), offset(e.CreatedAt, began),
 		}
 		color := "black"
-		if slices.ContainsFunc(n.Failures, func(f Failure) bool { return f.Disposition == "" }) {
+		if slices.ContainsFunc(n.Failures, func(f Failure) bool { return f.State == deadletter.Waiting }) {
 			color = "red"
 		}
 		fmt.Fprintf(out, "  n%d [label=%s, color=%s];\n", i, quoted(append(label, n.details(false)...)), color)

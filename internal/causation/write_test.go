@@ -28,7 +28,7 @@ func tree() causation.Tree {
 	n[0].Handled = []store.Handling{
 		{Handler: "check", At: began().Add(12345 * time.Microsecond)}, {Handler: "note", At: began().Add(3 * time.Second)},
 	}
-	n[2].Failures = []causation.Failure{{LetterID: "7", Replays: 1, Failure: deadletter.Failure{
+	n[2].Failures = []causation.Failure{{LetterID: "7", Replays: 1, State: deadletter.Waiting, Failure: deadletter.Failure{
 		Reason: `clinic has no "hours"` + "\nat all", Handler: "confirm", Attempts: 3,
 		FirstFailed: began().Add(2 * time.Second), LastFailed: began().Add(2 * time.Minute),
 	}}}
@@ -82,7 +82,7 @@ func TestWriteTextOfSeveralTenants(t *testing.T) {
 func TestWriteArchived(t *testing.T) {
 	t.Parallel()
 	archived := tree()
-	archived.Nodes[2].Failures[0].Disposition = deadletter.Archived
+	archived.Nodes[2].Failures[0].State = deadletter.Archived
 	var text, dot, object strings.Builder
 	require.NoError(t, archived.WriteText(&text))
 	require.Contains(t, text.String(), "5 events in 2m0s, 0 dead letters\n")
@@ -90,7 +90,7 @@ func TestWriteArchived(t *testing.T) {
 	require.NoError(t, archived.WriteDOT(&dot))
 	require.NotContains(t, dot.String(), "red")
 	require.NoError(t, archived.WriteJSON(&object))
-	require.Contains(t, object.String(), `"disposition":"archived"`)
+	require.Contains(t, object.String(), `"state":"archived"`)
 }
 
 func TestWriteDOT(t *testing.T) {
@@ -120,7 +120,7 @@ func TestWriteJSON(t *testing.T) {
 	require.Len(t, got.Events, 5)
 	require.Equal(t, id("Checked").String(), got.Events[2]["causation_id"])
 	require.Equal(t, []any{map[string]any{
-		"letter_id": "7", "handler": "confirm", "reason": "clinic has no \"hours\"\nat all", "attempts": 3.0, "replays": 1.0,
+		"letter_id": "7", "handler": "confirm", "reason": "clinic has no \"hours\"\nat all", "attempts": 3.0, "replays": 1.0, "state": "waiting",
 		"first_failed_at": "2026-07-30T09:00:02Z", "last_failed_at": "2026-07-30T09:02:00Z",
 	}}, got.Events[2]["failures"])
 	require.Equal(t, []any{}, got.Events[2]["handled"])

@@ -3,6 +3,7 @@ package console
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"net/url"
 	"slices"
@@ -15,13 +16,12 @@ import (
 )
 
 const (
-	// replayPatience, replayParallel and replayFailures are of replays, see [deadletter.ReplayOptions].
+	// replayPatience and replayFailures are of replays, see [deadletter.ReplayOptions].
 	replayPatience = 20 * time.Second
-	replayParallel = 16
 	replayFailures = 3
 	// minRate and maxRate bound the letters that one may wish to be sent in a second.
 	minRate, maxRate = 1e-3, 1e6
-	// maxTried is how many letters are tried at once, the oldest.
+	// maxTried is the most letters of a dry run, the oldest.
 	maxTried = 50
 	// actTimeout bounds what a request waits for that changes something.
 	actTimeout = time.Minute
@@ -36,7 +36,7 @@ type abilities struct{ Replay, Try, Archive bool }
 
 func (c *Console) abilities(r *http.Request) abilities {
 	may := viewerOf(r.Context()).MayWrite()
-	return abilities{Replay: may, Try: may && c.try != nil, Archive: may && c.archive != nil}
+	return abilities{Replay: may, Try: may && c.try != nil, Archive: may}
 }
 
 // chosen are the letters that a form is about.
@@ -104,7 +104,7 @@ func (c *Console) replay(w http.ResponseWriter, r *http.Request) {
 	if !ok {
 		return
 	}
-	o := deadletter.ReplayOptions{Inbox: c.store, Patience: replayPatience, Parallel: replayParallel, MaxFailures: replayFailures}
+	o := deadletter.ReplayOptions{Patience: replayPatience, MaxFailures: replayFailures}
 	var err error
 	if text := r.PostFormValue("max_failures"); text != "" {
 		if o.MaxFailures, err = strconv.Atoi(text); err != nil || o.MaxFailures < 0 {
@@ -121,8 +121,7 @@ func (c *Console) replay(w http.ResponseWriter, r *http.Request) {
 	c.logAction(r, "replay", letters)
 	//nolint:contextcheck // a replay goes on when the request is over
 	j := c.jobs.start(letters.Title, viewerOf(r.Context()).Who, func(ctx context.Context, report func(deadletter.Progress)) error {
-		defer c.letters.renew(ctx)
-		for p, err := range c.letters.queue.Replay(ctx, letters.Filter, o) {
+		for p, err := range c.letters.Replay(ctx, letters.Filter, o) {
 			if err != nil {
 				return err
 			}
@@ -139,30 +138,34 @@ type tryPage struct {
 	Filter   string
 	Outcomes []handlers.Outcome
 	Pass     int
-	// Limited tells that not all letters were tried.
+	// Limited tells that there are more letters.
 	Limited bool
 	May     abilities
 }
 
-// tryLetters finds out what would become of letters if they were replayed.
+// tryLetters shows what would become of letters if they were replayed.
 func (c *Console) tryLetters(w http.ResponseWriter, r *http.Request) {
 	if c.try == nil {
-		c.refuse(w, r, http.StatusNotFound, "Letters cannot be tried here.")
+		c.refuse(w, r, http.StatusNotFound, "This worker has no dry runs.")
 		return
 	}
 	letters, ok := c.chosenIn(w, r)
 	if !ok {
 		return
 	}
-	c.logAction(r, "try", letters)
+	c.logAction(r, "dry run", letters)
 	ctx, cancel := context.WithTimeout(r.Context(), actTimeout)
 	defer cancel()
 	p := tryPage{Title: letters.Title, Filter: letters.form.Encode(), May: c.abilities(r)}
-	letters.Limit = maxTried
+	letters.Limit = maxTried + 1
 	for outcome, err := range c.try(ctx, letters.Filter) {
 		if err != nil {
 			c.fail(w, r, err)
 			return
+		}
+		if len(p.Outcomes) == maxTried {
+			p.Limited = true
+			break
 		}
 		if outcome.Verdict == handlers.WouldPass {
 			p.Pass++
@@ -170,32 +173,27 @@ func (c *Console) tryLetters(w http.ResponseWriter, r *http.Request) {
 		outcome.Letter.Body = nil
 		p.Outcomes = append(p.Outcomes, outcome)
 	}
-	p.Limited = len(p.Outcomes) == maxTried
-	c.render(w, r, http.StatusOK, "try", "Trial", p)
+	c.render(w, r, http.StatusOK, "try", "Dry run", p)
 }
 
-// archiveLetters puts letters away, with a reason.
+// archiveLetters archives letters, with a reason.
 func (c *Console) archiveLetters(w http.ResponseWriter, r *http.Request) {
-	if c.archive == nil {
-		c.refuse(w, r, http.StatusNotFound, "There is no archive here.")
-		return
-	}
 	letters, ok := c.chosenIn(w, r)
 	if !ok {
 		return
 	}
 	reason := strings.TrimSpace(strings.ToValidUTF8(r.PostFormValue("reason"), ""))
 	if reason == "" || len(reason) > maxReason {
-		c.refuse(w, r, http.StatusUnprocessableEntity, "Say why, in a few words: whoever looks into the archive will want to know.")
+		c.refuse(w, r, http.StatusUnprocessableEntity, "Say why, in a few words: the archive keeps it.")
 		return
 	}
 	c.logAction(r, "archive", letters)
 	ctx, cancel := context.WithTimeout(r.Context(), actTimeout)
 	defer cancel()
-	defer c.letters.renew(ctx)
-	n, err := c.archive(ctx, letters.Filter, viewerOf(r.Context()).Who, reason)
+	n, err := c.letters.PutAside(ctx, letters.Filter, deadletter.Archived, deadletter.Decision{By: viewerOf(r.Context()).Who, Reason: reason})
+	c.waiting.forget()
 	if err != nil {
-		c.fail(w, r, err)
+		c.fail(w, r, fmt.Errorf("%s archived, the others were not: %w", plural(n, "letter was", "letters were"), err))
 		return
 	}
 	http.Redirect(w, r, "/dead-letters?archived="+strconv.Itoa(n), http.StatusSeeOther)

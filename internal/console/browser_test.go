@@ -25,8 +25,13 @@ import (
 	"github.com/chromedp/cdproto/runtime"
 	"github.com/chromedp/chromedp"
 	"github.com/chromedp/chromedp/kb"
+	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
 
+	"github.com/healz/worker/internal/console"
+	"github.com/healz/worker/internal/deadletter"
+	"github.com/healz/worker/internal/events"
+	"github.com/healz/worker/internal/handlers/clinic"
 	"github.com/healz/worker/internal/testservers"
 )
 
@@ -60,16 +65,19 @@ func startDemo(t *testing.T) demo {
 // newDemo builds the program, and gets a browser.
 func newDemo(t *testing.T) demo {
 	t.Helper()
-	browser := testservers.Chromium(t)
-	d := demo{program: filepath.Join(t.TempDir(), "worker")}
+	d := demo{program: filepath.Join(t.TempDir(), "worker"), allocator: newBrowser(t)}
 	built, err := exec.CommandContext(t.Context(), "go", "build", "-o", d.program, "../../cmd/worker").CombinedOutput()
 	require.NoError(t, err, string(built))
-	options := append(chromedp.DefaultExecAllocatorOptions[:], chromedp.ExecPath(browser), chromedp.NoSandbox,
-		chromedp.Flag("disable-dev-shm-usage", true))
-	var end context.CancelFunc
-	d.allocator, end = chromedp.NewExecAllocator(t.Context(), options...)
-	t.Cleanup(end)
 	return d
+}
+
+func newBrowser(t *testing.T) context.Context {
+	t.Helper()
+	options := append(chromedp.DefaultExecAllocatorOptions[:], chromedp.ExecPath(testservers.Chromium(t)), chromedp.NoSandbox,
+		chromedp.Flag("disable-dev-shm-usage", true))
+	allocator, end := chromedp.NewExecAllocator(t.Context(), options...)
+	t.Cleanup(end)
+	return allocator
 }
 
 // start starts the program, and returns what it writes.
@@ -333,7 +341,11 @@ func TestFindAndReplayInBrowser(t *testing.T) {
 	b.waitFor("main .state", "done")
 	b.shoot("replay")
 	require.Regexp(t, `1\s*handled`, b.text(".figures"))
-	b.click(`td a[href^="/traces/"]`)
+	b.click(`td a[href^="/dead-letters/letter/"]`)
+	require.Equal(t, "handled", b.text("main .state"))
+	require.Empty(t, b.text(`form[action="/dead-letters/replay"]`))
+	b.shoot("dead-letter-handled")
+	b.click(`.head a[href^="/traces/"]`)
 	b.waitForPage(`.tree`, "ReminderScheduled")
 	require.Empty(t, run(b, chromedp.Evaluate[[]string](`[...document.querySelectorAll(".row.failed, tr.failed")].map((e) => e.outerHTML)`)))
 	b.shoot("trace-mended")
@@ -343,6 +355,51 @@ func TestFindAndReplayInBrowser(t *testing.T) {
 	require.Contains(t, b.text(".states"), "starts_at")
 	require.Contains(t, b.text("main"), `"scheduled": true`)
 	b.shoot("aggregate-revealed")
+}
+
+// Lists of many letters, notes and the pages of letters in all states fit on each screen.
+func TestLettersInBrowser(t *testing.T) {
+	t.Parallel()
+	s := newSiteWith(t, console.Config{
+		Access: console.Access{Write: true}, Try: passAll, Queued: func(context.Context) (int, error) { return 12, nil },
+	})
+	var list []deadletter.Letter
+	for i := range 60 {
+		e, err := events.New(events.Origin{TenantID: uuid.New()}, "Patient", uuid.New(), 1, clinic.PatientRegistered{Name: secret})
+		require.NoError(t, err)
+		list = append(list, deadletter.Letter{ID: fmt.Sprintf("%026d", i), Body: bodyOf(t, e), Failure: deadletter.Failure{
+			Handler: "welcome-patient", Reason: "the address service answers with status 503: " + strings.Repeat("unavailable, ", i%4), Attempts: 3,
+		}})
+	}
+	s.ingest(list...)
+	ctx := t.Context()
+	archived := deadletter.Filter{IDs: []string{list[0].ID}}
+	_, err := s.table.PutAside(ctx, archived, deadletter.Archived, deadletter.Decision{By: "Kim", Reason: "the patient has moved to another clinic"})
+	require.NoError(t, err)
+	edited, err := s.table.Edit(ctx, list[1].ID, func(body []byte, _ func([]byte) error) ([]byte, error) {
+		return deadletter.Patch(body, []byte(`{"metadata": {"a": "b"}}`))
+	}, deadletter.Decision{By: "Kim", Reason: "a typo"})
+	require.NoError(t, err)
+	require.NoError(t, s.table.Settled(ctx, list[2].ID, "01K0000000000000000000000A", []string{"welcome-patient"}, true))
+	d := demo{url: s.URL, allocator: newBrowser(t)}
+	for name, screen := range map[string]screen{"desktop": desktop(), "phone": {width: 390, height: 844, scheme: "light"}} {
+		b := d.open(t, screen)
+		for _, page := range []string{"/", "/dead-letters"} {
+			b.visit(page)
+			require.Contains(t, b.text("main"), "12 dead letters are still in RabbitMQ's queue")
+			b.shoot("letters" + strings.ReplaceAll(page, "/", "-") + "-" + name)
+		}
+		b.click("a[rel=next]")
+		require.Contains(t, b.text("main"), "Newest")
+		b.shoot("letters-older-" + name)
+		for state, id := range map[string]string{
+			"waiting": list[3].ID, "archived": list[0].ID, "replaying": edited.LetterID, "edited": edited.OriginalID, "handled": list[2].ID,
+		} {
+			b.visit("/dead-letters/letter/" + id)
+			require.Equal(t, state, b.text("main .state"))
+			b.shoot("letter-" + state + "-" + name)
+		}
+	}
 }
 
 // One signs in by a token, and out again.
@@ -370,7 +427,7 @@ func TestLoginInBrowser(t *testing.T) {
 	require.Contains(t, b.text("header"), "Kim · reader")
 	require.Contains(t, b.text("h1"), "Dead letters")
 	b.visit("/")
-	require.Contains(t, b.text("main"), "Nothing rests in the dead letters")
+	require.Contains(t, b.text("main"), "There are no dead letters.")
 	b.shoot("overview-empty")
 	require.Empty(t, b.text("#stale:not([hidden])"))
 	// As another tab of the same browser does it; this one says so.

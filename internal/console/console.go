@@ -1,5 +1,5 @@
-// Package console is a web console on the worker's HTTP address: how the worker fares, what is in the store, what caused
-// what, and what failed, to be replayed. It shows event_data only when it is asked to, and logs that it did.
+// Package console is a web console on the worker's HTTP address: the state of the worker, what is in the store, what caused
+// what, and what failed, to be replayed. It shows event_data only on request, and logs that it did.
 //
 // Pages are made on the server and need no JavaScript to be read; a script of a few lines keeps them up to date. All that
 // they use is served from here.
@@ -34,7 +34,6 @@ const readTimeout = 20 * time.Second
 // Store is what the console reads.
 type Store interface {
 	causation.Store
-	deadletter.Inbox
 	End(ctx context.Context) (store.Position, error)
 	Search(ctx context.Context, s store.Search, q store.Query) (store.Page, error)
 	ByAggregate(ctx context.Context, aggregateType string, aggregateID uuid.UUID, q store.Query) (store.Page, error)
@@ -43,11 +42,11 @@ type Store interface {
 // Config is what a console is made of.
 type Config struct {
 	Store   Store
-	Letters deadletter.Queue
-	// Try finds out what would become of letters if they were replayed now, and Archive puts them away and returns how many.
-	// Each may be nil.
-	Try     func(ctx context.Context, f deadletter.Filter) iter.Seq2[handlers.Outcome, error]
-	Archive func(ctx context.Context, f deadletter.Filter, by, reason string) (int, error)
+	Letters *deadletter.Table
+	// Queued counts the dead letters that are in the broker's queue and not in the table yet. It may be nil: there are none.
+	Queued func(ctx context.Context) (int, error)
+	// Try finds out what would become of letters if they were replayed now. It may be nil.
+	Try func(ctx context.Context, f deadletter.Filter) iter.Seq2[handlers.Outcome, error]
 	// Status looks at the worker.
 	Status func(ctx context.Context) Status
 	// Aggregates make the aggregates whose state is shown after each event.
@@ -59,9 +58,10 @@ type Config struct {
 // Console is the handler of all the console's pages. It is safe for concurrent use.
 type Console struct {
 	store      Store
-	letters    *letterBox
+	letters    *deadletter.Table
+	waiting    counter
+	queued     counter
 	try        func(ctx context.Context, f deadletter.Filter) iter.Seq2[handlers.Outcome, error]
-	archive    func(ctx context.Context, f deadletter.Filter, by, reason string) (int, error)
 	status     func(ctx context.Context) Status
 	aggregates map[string]func() events.Stateful
 	access     Access
@@ -89,7 +89,9 @@ var (
 // New makes a console. [Console.Close] ends what it has begun.
 func New(ctx context.Context, config Config) (*Console, error) {
 	c := &Console{
-		store: config.Store, letters: newLetterBox(config.Letters), try: config.Try, archive: config.Archive, status: config.Status,
+		store: config.Store, letters: config.Letters,
+		waiting: counter{count: config.Letters.Count, gap: sampleGap}, queued: counter{count: config.Queued, gap: queueGap},
+		try: config.Try, status: config.Status,
 		aggregates: map[string]func() events.Stateful{}, access: config.Access, logger: config.Logger, seal: newSeal(), lastLook: make(chan overviewPage, 1),
 	}
 	c.lastLook <- overviewPage{}
@@ -157,14 +159,17 @@ type page struct {
 	Viewer      viewer
 	// Path is where the page is, to come back to.
 	Path string
-	// Letters is how many dead letters there were at the last look, -1 if none was taken.
+	// Letters is how many dead letters wait, 0 if that is not known.
 	Letters int
 	Body    any
 }
 
 // render writes a page, whole or not at all.
 func (c *Console) render(w http.ResponseWriter, r *http.Request, status int, name, title string, body any) {
-	p := page{Name: name, Title: title, Viewer: viewerOf(r.Context()), Path: "/", Letters: c.letters.count(), Body: body}
+	p := page{Name: name, Title: title, Viewer: viewerOf(r.Context()), Path: "/", Body: body}
+	if p.Viewer.Role != nobody {
+		p.Letters = c.waiting.latest(r.Context())
+	}
 	if r.Method == http.MethodGet {
 		p.Path = r.URL.RequestURI()
 	}
@@ -182,7 +187,7 @@ func (c *Console) render(w http.ResponseWriter, r *http.Request, status int, nam
 // fragment makes a part of a page.
 func (c *Console) fragment(ctx context.Context, name, part string, body any) ([]byte, error) {
 	var out bytes.Buffer
-	err := c.pages[name].ExecuteTemplate(&out, part, page{Viewer: viewerOf(ctx), Letters: c.letters.count(), Body: body})
+	err := c.pages[name].ExecuteTemplate(&out, part, page{Viewer: viewerOf(ctx), Letters: c.waiting.latest(ctx), Body: body})
 	return out.Bytes(), err
 }
 

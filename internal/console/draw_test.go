@@ -66,7 +66,7 @@ func TestDrawingTellsWhatBecameOfAnEvent(t *testing.T) {
 	t.Parallel()
 	tree := chain(time.Second)
 	tree.Nodes[0].Handled = []store.Handling{{Handler: "first", At: began().Add(time.Second)}, {Handler: "last", At: began().Add(2 * time.Second)}}
-	tree.Nodes[1].Failures = []causation.Failure{{LetterID: "a/b", Failure: deadletter.Failure{LastFailed: began().Add(3 * time.Second)}}}
+	tree.Nodes[1].Failures = []causation.Failure{{LetterID: "a/b", State: deadletter.Waiting, Failure: deadletter.Failure{LastFailed: began().Add(3 * time.Second)}}}
 	rows := draw(tree).Rows
 	require.Len(t, rows[0].Spans, 2)
 	require.Equal(t, "last +1", rows[0].Spans[1].Label)
@@ -77,6 +77,11 @@ func TestDrawingTellsWhatBecameOfAnEvent(t *testing.T) {
 	require.True(t, rows[1].Spans[0].Bad)
 	require.Equal(t, "no handler", rows[1].Spans[0].Label)
 	require.Equal(t, "/dead-letters/letter/a%2Fb", rows[1].Spans[0].Href)
+
+	tree.Nodes[1].Failures[0].State = deadletter.Archived
+	rows = draw(tree).Rows
+	require.False(t, rows[1].Failed, "nobody has to decide any more")
+	require.Equal(t, "no handler, archived", rows[1].Spans[0].Label)
 }
 
 func TestRatesAreOfTheLastSeconds(t *testing.T) {
@@ -115,6 +120,9 @@ func TestFiguresForPeople(t *testing.T) {
 	}
 	require.Equal(t, "1\u202f234\u202f567", count(1234567))
 	require.Equal(t, "12", count(12))
+	require.Empty(t, badge(0))
+	require.Equal(t, "1\u202f000", badge(1000))
+	require.Equal(t, "100\u202f000+", badge(store.MaxCount), "the count ends there")
 	require.Equal(t, "–", rate(math.NaN()))
 	require.Equal(t, "9.5/s", rate(9.5))
 	require.Equal(t, "…9bcdef01", short("01234567-89ab-cdef-0123-45679bcdef01"))

@@ -69,7 +69,7 @@ func (c *Console) events(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	p.Events = found.Events
-	p.Failed = c.letters.failed(ctx, p.Events)
+	p.Failed = c.failed(ctx, p.Events)
 	if found.Next != "" {
 		query.Set("after", string(found.Next))
 		p.Next = "/events?" + query.Encode()
@@ -152,8 +152,10 @@ type eventPage struct {
 	Effects     []events.Event
 	MoreEffects bool
 	Handled     []store.Handling
-	Letters     []deadletter.Letter
-	Revealed    bool
+	// Letters are its dead letters, in whatever state, and Failed tells that one waits.
+	Letters  []deadletter.Letter
+	Failed   bool
+	Revealed bool
 	// Problems are what could not be read.
 	Problems []string
 	// Data and Metadata are shown when they are revealed.
@@ -203,8 +205,13 @@ func (c *Console) lookUp(ctx context.Context, id uuid.UUID) (eventPage, error) {
 		return p, err
 	}
 	p.Handled = handled[id]
-	if p.Letters, err = c.letters.of(ctx, id); err != nil {
-		p.Problems = []string{"The dead letters cannot be read: " + err.Error()}
+	for l, err := range c.letters.List(ctx, deadletter.Filter{IDs: []string{id.String()}, States: deadletter.AllStates(), Limit: pageSize}) {
+		if err != nil {
+			p.Problems = []string{"The dead letters cannot be read: " + err.Error()}
+			break
+		}
+		p.Letters = append(p.Letters, l)
+		p.Failed = p.Failed || l.State == deadletter.Waiting
 	}
 	return p, nil
 }
@@ -278,7 +285,7 @@ func (c *Console) aggregate(w http.ResponseWriter, r *http.Request) {
 	for _, e := range page.Events {
 		p.Steps = append(p.Steps, step{Event: e})
 	}
-	p.Failed = c.letters.failed(ctx, page.Events)
+	p.Failed = c.failed(ctx, page.Events)
 	if page.Next != "" {
 		p.Next = aggregatePath(p.Type, id) + "?" + url.Values{"after": {string(page.Next)}}.Encode()
 	}

@@ -14,6 +14,9 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+
+	"github.com/healz/worker/internal/deadletter"
+	"github.com/healz/worker/internal/store"
 )
 
 // parsePages makes a template of each file, with the layout that they share.
@@ -21,7 +24,7 @@ func parsePages() (map[string]*template.Template, error) {
 	layout, err := template.New("layout").Funcs(template.FuncMap{
 		"ago": ago, "stamp": stamp, "machine": machine, "short": short, "took": took, "count": count, "rate": rate,
 		"aggregatePath": aggregatePath, "letterPath": letterPath, "query": url.QueryEscape, "plural": plural, "nonzero": func(id uuid.UUID) bool { return id != uuid.Nil },
-		"pretty": pretty, "since": func(from, to time.Time) string { return offset(to.Sub(from)) }, "dict": dict,
+		"badge": badge, "waits": func(s deadletter.State) bool { return s == deadletter.Waiting }, "pretty": pretty, "since": func(from, to time.Time) string { return offset(to.Sub(from)) }, "dict": dict,
 	}).ParseFS(templateFiles, "templates/layout/*.html")
 	if err != nil {
 		return nil, err
@@ -125,6 +128,18 @@ func count(n any) string {
 		s = s[:i] + "\u202f" + s[i:]
 	}
 	return s
+}
+
+// badge is a number of letters as far as it is counted, "" if there are none.
+func badge(n int) string {
+	switch {
+	case n <= 0:
+		return ""
+	case n >= store.MaxCount:
+		return count(store.MaxCount) + "+"
+	default:
+		return count(n)
+	}
 }
 
 func plural(n int, one, many string) string {

@@ -3,12 +3,11 @@ package console
 import (
 	"context"
 	"errors"
-	"iter"
 	"net/http"
 	"net/url"
-	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/google/uuid"
@@ -18,166 +17,95 @@ import (
 )
 
 const (
-	// maxLetters is how many dead letters the console looks at, the oldest.
-	maxLetters = 10_000
-	// lettersAge is how long a look at the dead letters is good for, or as many times as long as it took: on a broker
-	// nobody else sees a letter while it is looked at.
-	lettersAge   = 2 * time.Second
-	lettersPause = 30
+	// countTimeout bounds how long a page waits for a number that it can do without.
+	countTimeout = time.Second
+	// queueGap is the least time between two looks at the broker's queue, each of which may need a connection of its own.
+	queueGap = 5 * time.Second
 )
 
-// letters are the dead letters at one moment, without their bodies.
-type letters struct {
-	List   []deadletter.Letter
-	Groups []deadletter.Group
-	// Truncated tells that there are more than the console looks at.
-	Truncated bool
-	At        time.Time
+// counter takes a count at most once in gap, for all pages. Pages never fail because of it: what is not known in time is
+// 0, and while one request counts, the others get the last number. It is safe for concurrent use.
+type counter struct {
+	// count may be nil: there is nothing to count.
+	count func(ctx context.Context) (int, error)
+	gap   time.Duration
+
+	counting sync.Mutex // held while count runs
+
+	mu   sync.Mutex
+	last int
+	at   time.Time
 }
 
-// letterBox looks at the dead letters, not too often. It is safe for concurrent use.
-type letterBox struct {
-	queue deadletter.Queue
-
-	looking chan struct{} // holds a token while nobody looks
-	last    letters
-	took    time.Duration
-	known   bool
-}
-
-func newLetterBox(queue deadletter.Queue) *letterBox {
-	b := &letterBox{queue: queue, looking: make(chan struct{}, 1)}
-	b.looking <- struct{}{}
-	return b
-}
-
-// look returns the dead letters as they are, or were lately.
-func (b *letterBox) look(ctx context.Context) (letters, error) {
-	select {
-	case <-b.looking:
-	case <-ctx.Done():
-		return letters{}, ctx.Err()
+func (c *counter) latest(ctx context.Context) int {
+	if c.count == nil {
+		return 0
 	}
-	defer func() { b.looking <- struct{}{} }()
-	if b.known && time.Since(b.last.At) < max(lettersAge, lettersPause*b.took) {
-		return b.last, nil
-	}
-	began := time.Now()
-	found, err := b.read(ctx)
-	switch {
-	case errors.Is(err, deadletter.ErrBusy) && b.known:
-		return b.last, nil
-	case err != nil:
-		return letters{}, err
-	}
-	b.last, b.took, b.known = found, time.Since(began), true
-	return found, nil
-}
-
-func (b *letterBox) read(ctx context.Context) (letters, error) {
-	found := letters{At: time.Now()}
-	for l, err := range b.queue.List(ctx, deadletter.Filter{Limit: maxLetters + 1}) {
+	if c.due() && c.counting.TryLock() {
+		defer c.counting.Unlock()
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), countTimeout) // the number is for the others, too
+		defer cancel()
+		n, err := c.count(ctx)
 		if err != nil {
-			return letters{}, err
+			n = 0
 		}
-		if len(found.List) == maxLetters {
-			found.Truncated = true
-			break
-		}
-		l.Body, l.Raw, l.Headers, l.Event.Data, l.Event.Metadata = nil, nil, nil, nil, nil
-		found.List = append(found.List, l)
+		c.mu.Lock()
+		c.last, c.at = n, time.Now()
+		c.mu.Unlock()
 	}
-	var err error
-	found.Groups, err = deadletter.Groups(found.all())
-	return found, err
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.last
 }
 
-// all yields the letters.
-func (l letters) all() iter.Seq2[deadletter.Letter, error] {
-	return func(yield func(deadletter.Letter, error) bool) {
-		for _, letter := range l.List {
-			if !yield(letter, nil) {
-				return
-			}
-		}
-	}
+func (c *counter) due() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return time.Since(c.at) >= c.gap
 }
 
-// renew looks again, whatever is known.
-func (b *letterBox) renew(ctx context.Context) {
-	select {
-	case <-b.looking:
-		b.last.At = time.Time{}
-		b.looking <- struct{}{}
-		_, _ = b.look(ctx) // whoever looks next is told what is wrong
-	case <-ctx.Done():
-	}
+// forget has the next page count again.
+func (c *counter) forget() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.at = time.Time{}
 }
 
-// count is how many letters there were at the last look, -1 if there was none or one is being taken.
-func (b *letterBox) count() int {
-	select {
-	case <-b.looking:
-	default:
-		return -1
+// total is how many letters are in the groups.
+func total(groups []deadletter.Group) int {
+	n := 0
+	for _, g := range groups {
+		n += g.Count
 	}
-	defer func() { b.looking <- struct{}{} }()
-	if !b.known {
-		return -1
-	}
-	return len(b.last.List)
+	return n
 }
 
-// List yields the letters of a look that a filter chooses.
-func (b *letterBox) List(ctx context.Context, f deadletter.Filter) iter.Seq2[deadletter.Letter, error] {
-	found, err := b.look(ctx)
+// failed tells which of the events have dead letters that wait, if that can be read.
+func (c *Console) failed(ctx context.Context, list []events.Event) map[uuid.UUID]bool {
+	ids := make([]uuid.UUID, len(list))
+	for i, e := range list {
+		ids[i] = e.ID
+	}
+	failed, err := c.letters.Failed(ctx, ids)
 	if err != nil {
-		return func(yield func(deadletter.Letter, error) bool) { yield(deadletter.Letter{}, err) }
-	}
-	return f.Choose(found.all())
-}
-
-// Failed tells which events have dead letters.
-func (l letters) Failed() map[uuid.UUID]bool {
-	failed := make(map[uuid.UUID]bool, len(l.List))
-	for _, letter := range l.List {
-		failed[letter.Event.ID] = true
+		return nil // the page is of use without the marks
 	}
 	return failed
-}
-
-// failed tells which of the events have dead letters, if that can be told.
-func (b *letterBox) failed(ctx context.Context, list []events.Event) map[uuid.UUID]bool {
-	wanted, failed := make(map[uuid.UUID]bool, len(list)), map[uuid.UUID]bool{}
-	for _, e := range list {
-		wanted[e.ID] = true
-	}
-	for l, err := range b.List(ctx, deadletter.Filter{}) {
-		if err != nil {
-			break
-		}
-		if wanted[l.Event.ID] {
-			failed[l.Event.ID] = true
-		}
-	}
-	return failed
-}
-
-// of are the letters of an event.
-func (b *letterBox) of(ctx context.Context, id uuid.UUID) ([]deadletter.Letter, error) {
-	found, err := b.look(ctx)
-	return slices.DeleteFunc(slices.Clone(found.List), func(l deadletter.Letter) bool { return l.Event.ID != id }), err
 }
 
 // lettersPage is the body of the list of dead letters.
 type lettersPage struct {
-	Letters letters
-	Query   url.Values
-	// Group is the group that is looked at, if it is one.
-	Group *deadletter.Group
+	Query url.Values
+	// Groups are those of the letters that the filter chooses, and Count is how many letters that are.
+	Groups []deadletter.Group
+	Count  int
+	// List is a page of them, the newest first. First tells that no page is before it, and Next is the address of the
+	// one behind it, "" if there is none.
 	List  []deadletter.Letter
-	// More is how many others the filter chooses.
-	More     int
+	First bool
+	Next  string
+	// Queued is how many dead letters are in the broker's queue and not in the table yet.
+	Queued   int
 	Problems []string
 	// Archived says what became of a request to archive letters.
 	Archived string
@@ -194,45 +122,57 @@ func (p lettersPage) Filter() string {
 	return p.Query.Encode()
 }
 
-// Count is how many letters the filter chooses.
-func (p lettersPage) Count() int { return len(p.List) + p.More }
+// Group is the group that the filter chooses, if it chooses one.
+func (p lettersPage) Group() *deadletter.Group {
+	if p.Query.Get("group") == "" || len(p.Groups) != 1 {
+		return nil
+	}
+	return &p.Groups[0]
+}
 
 func letterFilters() []string { return []string{"group", "handler", "type", "tenant", "correlation"} }
 
 func (c *Console) deadLetters(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithTimeout(r.Context(), readTimeout)
 	defer cancel()
-	found, err := c.letters.look(ctx)
-	if err != nil {
-		c.fail(w, r, err)
-		return
-	}
-	p := lettersPage{Letters: found, Query: url.Values{}, Replays: c.jobs.latest(), May: c.abilities(r)}
-	if n, err := strconv.Atoi(r.URL.Query().Get("archived")); err == nil {
-		p.Archived = plural(n, "letter is", "letters are") + " in the archive: worker dlq restore brings them back."
+	query := r.URL.Query()
+	p := lettersPage{Query: url.Values{}, First: query.Get("after") == "", Replays: c.jobs.latest(), May: c.abilities(r)}
+	if n, err := strconv.Atoi(query.Get("archived")); err == nil {
+		p.Archived = plural(n, "letter is", "letters are") + " in the archive. The command worker dlq restore brings back what is in it."
 	}
 	for _, name := range letterFilters() {
-		if value := strings.TrimSpace(r.URL.Query().Get(name)); value != "" {
+		if value := strings.TrimSpace(query.Get(name)); value != "" {
 			p.Query.Set(name, value)
 		}
 	}
 	filter, problems := letterFilter(p.Query)
-	p.Problems = problems
-	for _, l := range found.List {
-		if len(problems) > 0 || !filter.Match(l) {
-			continue
-		}
-		if len(p.List) == pageSize {
-			p.More++
-			continue
-		}
-		p.List = append(p.List, l)
+	if len(problems) > 0 {
+		p.Problems = problems
+		c.render(w, r, http.StatusBadRequest, "letters", "Dead letters", p)
+		return
 	}
-	for _, g := range found.Groups {
-		if g.ID == filter.Group {
-			p.Group = &g
-		}
+	found, err := c.letters.Newest(ctx, filter, query.Get("after"), pageSize+1)
+	if errors.Is(err, deadletter.ErrNotFound) { // the letter that ended the page before was purged
+		http.Redirect(w, r, "/dead-letters?"+p.Query.Encode(), http.StatusSeeOther)
+		return
 	}
+	if err == nil {
+		p.Groups, err = c.letters.Groups(ctx, filter)
+	}
+	if err != nil {
+		c.fail(w, r, err)
+		return
+	}
+	p.Count = total(p.Groups)
+	p.List = found[:min(len(found), pageSize)]
+	if len(found) > pageSize {
+		next := url.Values{"after": {p.List[pageSize-1].ID}}
+		for name, values := range p.Query {
+			next[name] = values
+		}
+		p.Next = "/dead-letters?" + next.Encode()
+	}
+	p.Queued = c.queued.latest(ctx)
 	c.render(w, r, http.StatusOK, "letters", "Dead letters", p)
 }
 
@@ -257,24 +197,30 @@ type letterPage struct {
 	Revealed bool
 	// Body is shown when it is revealed.
 	Body string
-	May  abilities
+	// May are the abilities of the viewer with this letter: none if it does not wait.
+	May abilities
 }
 
 func (c *Console) deadLetter(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithTimeout(r.Context(), readTimeout)
 	defer cancel()
-	id := r.PathValue("id")
-	p := letterPage{May: c.abilities(r)}
-	for l, err := range c.letters.queue.List(ctx, deadletter.Filter{IDs: []string{id}, Limit: 1}) {
-		if err != nil {
-			c.fail(w, r, err)
-			return
-		}
-		p.Letter = l
-	}
-	if p.Letter.ID == "" {
-		c.refuse(w, r, http.StatusNotFound, "There is no such dead letter, or no longer: it was replayed, or archived.")
+	var p letterPage
+	var err error
+	p.Letter, err = c.letters.Find(ctx, r.PathValue("id"))
+	if errors.Is(err, deadletter.ErrNotFound) {
+		c.refuse(w, r, http.StatusNotFound, "There is no such dead letter, or no longer: it was purged.")
 		return
+	}
+	if errors.Is(err, deadletter.ErrAmbiguous) {
+		c.refuse(w, r, http.StatusNotFound, "There is no dead letter with this id, but "+err.Error()+".")
+		return
+	}
+	if err != nil {
+		c.fail(w, r, err)
+		return
+	}
+	if p.Letter.State == deadletter.Waiting {
+		p.May = c.abilities(r)
 	}
 	if e := p.Letter.Event; e.ID != uuid.Nil {
 		_, err := c.store.ByID(ctx, e.ID)

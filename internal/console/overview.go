@@ -6,6 +6,8 @@ import (
 	"slices"
 	"time"
 
+	"github.com/google/uuid"
+
 	"github.com/healz/worker/internal/deadletter"
 	"github.com/healz/worker/internal/events"
 	"github.com/healz/worker/internal/store"
@@ -19,11 +21,14 @@ type overviewPage struct {
 	Pictures []picture
 	Parts    []part
 	Ready    bool
-	// Groups are the first of those of Letters, and MoreGroups is how many others there are.
+	// Groups are the groups of dead letters that failed last, and MoreGroups is how many others there are.
 	Groups     []deadletter.Group
 	MoreGroups int
-	Letters    letters
-	Latest     []events.Event
+	// Queued is how many dead letters are in the broker's queue and not in the table yet.
+	Queued int
+	Latest []events.Event
+	// Failed are the ids of those among them that have dead letters.
+	Failed map[uuid.UUID]bool
 	// Problems are what could not be read.
 	Problems []string
 	At       time.Time
@@ -39,7 +44,7 @@ func (c *Console) overview(w http.ResponseWriter, r *http.Request) {
 	c.render(w, r, http.StatusOK, "overview", "Overview", c.look(r.Context()))
 }
 
-// look is what the overview shows, as it is or was a moment ago: many may look at once.
+// look is what the overview shows, as it is or was a moment ago: many requests share it.
 func (c *Console) look(ctx context.Context) overviewPage {
 	ctx, cancel := context.WithTimeout(ctx, readTimeout)
 	defer cancel()
@@ -65,18 +70,19 @@ func (c *Console) lookAgain(ctx context.Context) overviewPage {
 	now := time.Now()
 	o := overviewPage{Ready: status.Ready, At: now}
 	var err error
-	if o.Letters, err = c.letters.look(ctx); err != nil {
+	if o.Groups, err = c.letters.Groups(ctx, deadletter.Filter{}); err != nil {
 		o.Problems = append(o.Problems, "The dead letters cannot be read: "+err.Error())
-	} else if !(status.Letters > float64(len(o.Letters.List))) {
-		status.Letters = float64(len(o.Letters.List))
+	} else {
+		status.Letters = float64(total(o.Groups))
 	}
-	o.Groups = o.Letters.Groups[:min(len(o.Letters.Groups), topGroups)]
-	o.MoreGroups = len(o.Letters.Groups) - len(o.Groups)
+	o.MoreGroups = max(0, len(o.Groups)-topGroups)
+	o.Groups = o.Groups[:len(o.Groups)-o.MoreGroups]
+	o.Queued = c.queued.latest(ctx)
 	page, err := c.store.Search(ctx, store.Search{}, store.Query{Limit: latest})
 	if err != nil {
 		o.Problems = append(o.Problems, "The store cannot be read: "+err.Error())
 	}
-	o.Latest = page.Events
+	o.Latest, o.Failed = page.Events, c.failed(ctx, page.Events)
 	if end, err := c.store.End(ctx); err == nil {
 		status.Totals.Appended = float64(end.ID) // ids that are given in vain are few
 	}

@@ -9,7 +9,7 @@ import (
 	"github.com/healz/worker/internal/worker"
 )
 
-// Status is how a worker fares at one moment. What is not known is NaN.
+// Status is the state of a worker at one moment. What is not known is NaN.
 type Status struct {
 	Ready bool
 	// Parts says for each part of the worker "ok", or what is wrong.

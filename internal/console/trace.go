@@ -11,6 +11,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/healz/worker/internal/causation"
+	"github.com/healz/worker/internal/deadletter"
 )
 
 // maxDrawn is how many events a drawing has.
@@ -71,7 +72,7 @@ type drawnEvent struct {
 	From string
 	// Spans are its handlings and failures.
 	Spans []span
-	// Failed tells that it lies in the dead letters.
+	// Failed tells that a dead letter of it waits.
 	Failed bool
 	Offset string
 }
@@ -129,7 +130,7 @@ func draw(t causation.Tree) drawing {
 	for i, n := range t.Nodes {
 		row := drawnEvent{
 			Node: n, Y: axisHeight + i*rowHeight, Middle: axisHeight + i*rowHeight + rowHeight/2,
-			LabelX: 8 + indent*min(n.Depth, maxIndent), At: scale.x(n.Event.CreatedAt), Failed: len(n.Failures) > 0,
+			LabelX: 8 + indent*min(n.Depth, maxIndent), At: scale.x(n.Event.CreatedAt),
 			Offset: offset(n.Event.CreatedAt.Sub(scale.moments[0])), TextY: axisHeight + i*rowHeight + rowHeight/2 + 4,
 		}
 		if n.Parent >= 0 {
@@ -143,6 +144,11 @@ func draw(t causation.Tree) drawing {
 		for _, f := range n.Failures {
 			failed := spanTo(scale, row, f.LastFailed, cmp.Or(f.Handler, "no handler"), true)
 			failed.Href = letterPath(f.LetterID)
+			if f.State == deadletter.Waiting {
+				row.Failed = true
+			} else {
+				failed.Label += ", " + string(f.State)
+			}
 			row.Spans = append(row.Spans, failed)
 		}
 		row.label()

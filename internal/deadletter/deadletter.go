@@ -1,13 +1,13 @@
-// Package deadletter is where messages rest that no handler could handle: looked into, replayed, and never lost.
+// Package deadletter keeps the messages that no handler could handle, until somebody decides what becomes of them.
 //
-// With RabbitMQ they lie in the failed queue of the contract; without it on a [Shelf], a table of the store. Commands
-// work on either through [Queue], and the poison middleware fills either through [Sink].
+// A message that failed for good is put into a [Sink]: without a broker into the [Table], a table of the store; with
+// RabbitMQ into the failed queue of the contract, from which a worker takes it into the same table. Commands and the
+// console work on the table only.
 package deadletter
 
 import (
 	"context"
 	"errors"
-	"iter"
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
@@ -22,6 +22,10 @@ const (
 	AttemptsKey    = "attempts_poisoned"
 	FirstFailedKey = "first_failed_at" // RFC 3339 with milliseconds, UTC
 	LastFailedKey  = "last_failed_at"
+
+	// IDKey is the letter's id, and SourceKey the queue that its message came from.
+	IDKey     = "dead_letter_id"
+	SourceKey = "source_queue"
 )
 
 // MaxReasonBytes bounds a reason, which travels in a header: longer ones are cut at a character's edge.
@@ -43,65 +47,4 @@ type Postponer interface {
 	// Postpone has the handler that failed handle m again, and returns after how long, or 0 if m is to be Put, as it was
 	// postponed often enough or the failure will not pass. For errors and ctx see Sink.
 	Postpone(ctx context.Context, m *message.Message, f Failure) (time.Duration, error)
-}
-
-// Queue is a place where dead letters lie. All methods are safe for concurrent use; an error that wraps [ErrBusy] says that
-// another of them, of whatever process, has the letters in hand.
-type Queue interface {
-	// List yields the letters that f chooses, oldest first, and leaves the queue as it was, order and count, also when
-	// the caller stops early or dies. Letters that come while it runs are not yielded. The letters do not share memory.
-	List(ctx context.Context, f Filter) iter.Seq2[Letter, error]
-	// Replay sends the letters that f chooses back to where they came from, and yields each step: first Begun, last Done,
-	// unless an error ends it, which is yielded with the last counts. A letter leaves the queue once it is safely on its
-	// way and can no longer be lost; one that is sent while the process dies may be sent again.
-	//
-	// Letters of one aggregate and handler are sent by their versions, all others oldest first. Letters that fail while it
-	// runs are not taken up again. Those that f does not choose stay where they are, in their order.
-	Replay(ctx context.Context, f Filter, o ReplayOptions) iter.Seq2[Progress, error]
-	// Take takes the letters that f chooses out of the queue, oldest first, some at a time: they leave it once keep has
-	// returned nil for them, and if it has not, they stay. It returns how many left. When the process dies in between, the
-	// letters that were kept are still in the queue: keep is called for them again. keep may be called while the
-	// connection holds what is not yet taken, and is to return within minutes.
-	Take(ctx context.Context, f Filter, keep func(ctx context.Context, letters []Letter) error) (int, error)
-	// Return puts letters into the queue, behind the others, as they were when they were listed: message and failure. It
-	// returns their ids there, which on a shelf are new ones. Body and History are the letters' own, and may have been
-	// changed. When it fails some of them may be in the queue. A letter of the other kind of queue is [ErrForeign] if
-	// something of it would be lost, and then none is put.
-	Return(ctx context.Context, letters []Letter) (ids []string, err error)
-	// Purge destroys all letters and returns how many.
-	Purge(ctx context.Context) (int, error)
-}
-
-// Shelf is the table in which a store keeps dead letters when there is no broker. The store gives each letter its id, in
-// the order in which they were added. All methods are safe for concurrent use.
-type Shelf interface {
-	// AddLetter puts a letter on the shelf and returns the id that it has there; l.ID is ignored.
-	AddLetter(ctx context.Context, l Letter) (id string, err error)
-	// Letters returns up to limit letters after the one with the given id ("" is the beginning), oldest first.
-	Letters(ctx context.Context, afterID string, limit int) ([]Letter, error)
-	// RequestReplay marks letters, for the worker that runs to take up in this order, and returns the ids of those that are
-	// there. A mark that a letter has already is replaced.
-	RequestReplay(ctx context.Context, ids []string, r ReplayRequest) ([]string, error)
-	// ReplayRequested returns up to limit marked letters, in the order in which they were marked.
-	ReplayRequested(ctx context.Context, limit int) ([]Requested, error)
-	// AwaitingReplay returns the ids of the letters that are marked for a replay.
-	AwaitingReplay(ctx context.Context, replayID string) ([]string, error)
-	// CancelReplay takes the marks of a replay away.
-	CancelReplay(ctx context.Context, replayID string) error
-	// RemoveLetter takes a letter off the shelf, once its replay is safe. Removing one that is gone is no error.
-	RemoveLetter(ctx context.Context, id string) error
-	// PurgeLetters destroys all letters and returns how many. Nothing is parked behind them any longer.
-	PurgeLetters(ctx context.Context) (int, error)
-}
-
-// ReplayRequest is the mark of a letter that is to be replayed.
-type ReplayRequest struct {
-	ReplayID string
-	To       Destination
-}
-
-// Requested is a letter that is marked.
-type Requested struct {
-	Letter
-	By ReplayRequest
 }

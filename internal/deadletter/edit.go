@@ -3,6 +3,7 @@ package deadletter
 import (
 	"bytes"
 	"context"
+	"database/sql"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 
 	jsonpatch "github.com/evanphx/json-patch/v5"
 	"github.com/google/uuid"
+	"github.com/oklog/ulid/v2"
 
 	"github.com/healz/worker/internal/events"
 )
@@ -19,26 +21,30 @@ var ErrUnchanged = errors.New("nothing was changed")
 
 // EditedLetter tells what an edit has done.
 type EditedLetter struct {
-	// OriginalID names the original's row in the archive, LetterID the copy before it was replayed.
-	OriginalID, LetterID string
-	ReplayID             string
+	// LetterID names the letter, and OriginalID the row that has its original message.
+	LetterID, OriginalID string
+	// ReplayID is the replay by which the letter is released.
+	ReplayID string
 }
 
-// Edit changes the body of a dead letter, and replays the copy to the handler that failed. The letter is named by its own
-// id, or by that of its event if no other is of it. change returns the body as it is to be; it may ask check whether that
-// is an event which the copy may be, and else the edit fails with what check says, an *[events.InvalidError].
+// Edit changes the body of a letter that waits, and releases it for a replay to the handler that failed. The letter is
+// named by its own id, or by that of its event if no other is of it. change returns the body as it is to be; it may ask
+// check whether that is an event which the letter may be, and else the edit fails with what check says, an
+// *[events.InvalidError].
 //
-// The copy is the same event: what the original says of its id, its type, its aggregate with the version and its tenant
-// stays; what it lacks may be added. The original is archived as [Superseded] first, and the copy's history names it. The
-// handlers that have handled the original pass the copy over, like a redelivery; see [events.EditedBody].
-//
-// An edit that is cut off may leave the letter in the archive, from which it can be restored.
-func (a *Archive) Edit(
+// The letter is the same event: what the original says of its id, its type, its aggregate with the version and its tenant
+// stays; what it lacks may be added. The original becomes a row of its own, which is [Superseded], and the letter's
+// history names it. The handlers that have handled the original pass the letter over, like a redelivery; see
+// [events.EditedBody].
+func (t *Table) Edit(
 	ctx context.Context, id string, change func(body []byte, check func([]byte) error) ([]byte, error), d Decision,
 ) (EditedLetter, error) {
-	l, err := a.one(ctx, id)
+	l, err := t.Find(ctx, id)
 	if err != nil {
 		return EditedLetter{}, err
+	}
+	if l.State != Waiting {
+		return EditedLetter{}, fmt.Errorf("dead letter %s is %s: only one that is %s can be edited", l.ID, l.State, Waiting)
 	}
 	body, err := change(bytes.Clone(l.Body), func(body []byte) error {
 		_, err := editedBody(l, body)
@@ -53,53 +59,53 @@ func (a *Archive) Edit(
 	if body, err = editedBody(l, body); err != nil {
 		return EditedLetter{}, err
 	}
-	done, err := a.supersede(ctx, l, body, d)
-	if err != nil {
-		return done, err
-	}
-	// Whether the copy fails again is not waited for, and so is no error either when it does at once.
-	for step, err := range a.queue.Replay(ctx, Filter{IDs: []string{done.LetterID}}, ReplayOptions{MaxFailures: -1}) {
-		done.ReplayID = step.ReplayID
-		if err == nil && step.Step == Kept {
-			err = step.Problem
-		}
-		if err != nil {
-			return done, fmt.Errorf("the edited copy is dead letter %s, but was not replayed: %w", done.LetterID, err)
-		}
-	}
-	return done, nil
+	return t.supersede(ctx, l, body, d)
 }
 
-// supersede puts a letter with another body into the place of l.
-func (a *Archive) supersede(ctx context.Context, l Letter, body []byte, d Decision) (EditedLetter, error) {
-	var done EditedLetter
-	taken, err := a.queue.Take(ctx, Filter{IDs: []string{l.ID}, Limit: 1}, func(ctx context.Context, letters []Letter) error {
-		if len(letters) != 1 || letters[0].ID != l.ID || !bytes.Equal(letters[0].Body, l.Body) {
-			return fmt.Errorf("dead letter %s is not the one that was edited any longer", l.ID)
+// supersede gives a letter another body and releases it; its original becomes another row.
+func (t *Table) supersede(ctx context.Context, l Letter, body []byte, d Decision) (EditedLetter, error) {
+	done := EditedLetter{LetterID: l.ID, OriginalID: ulid.Make().String(), ReplayID: ulid.Make().String()}
+	now := time.Now().UTC()
+	original, edited := l, l
+	original.ID, original.State, original.Decided = done.OriginalID, Superseded, Decision{By: d.By, Reason: d.Reason, At: now}
+	edited.Body = body
+	edited.History = l.History.With(Incident{
+		Kind: Edited, At: now.Truncate(time.Second), By: d.By, Reason: fmt.Sprintf("%s (original: %s)", d.Reason, done.OriginalID),
+	})
+	edited = Complete(edited).withPast(edited)
+	err := t.db.Write(ctx, "edit dead letter "+l.ID, func(ctx context.Context, tx *sql.Tx) error {
+		var identity, arrival string
+		var last moment
+		err := t.query(ctx, tx, "SELECT identity, arrival, last_failed_at FROM dead_letters WHERE id = ? AND state = 'waiting' AND handler = ? "+
+			"AND body = ?"+t.dialect.forUpdate(), []any{l.ID, l.Handler, l.Body},
+			func(rows *sql.Rows) error { return rows.Scan(&identity, &arrival, &last) })
+		if err == nil && (identity == "" || !last.Equal(l.LastFailed)) {
+			err = fmt.Errorf("dead letter %s has changed meanwhile, and was not edited", l.ID)
 		}
-		ids, err := a.add(ctx, letters, Superseded, d)
-		if err == nil {
-			l, done.OriginalID = letters[0], ids[0]
+		if err != nil {
+			return err
 		}
+		changed := &known{Letter: edited, arrival: arrival, identity: Arrival{Letter: edited}.identity()}
+		kept := &known{Letter: original, arrival: arrival, identity: identity, added: true}
+		// The original of an earlier edit may have been what the letter is now again.
+		_, err = t.exec(ctx, tx, "UPDATE dead_letters SET identity = ? WHERE identity = ? AND id <> ?", "before "+done.OriginalID, changed.identity, l.ID)
+		if err != nil {
+			return err
+		}
+		if err := t.store(ctx, tx, []*known{changed, kept}); err != nil {
+			return err
+		}
+		_, err = t.exec(ctx, tx, "UPDATE dead_letters SET state = 'replaying', release = ?, release_to = ?, released_at = ? WHERE id = ?",
+			done.ReplayID, string(ToHandler), t.dialect.at(now), l.ID)
 		return err
 	})
-	if err != nil {
-		return done, fmt.Errorf("edit dead letter %s: %w", l.ID, err)
-	}
-	if taken == 0 {
-		return done, fmt.Errorf("dead letter %s is gone meanwhile, and was not edited", l.ID)
-	}
-	l.Body = body
-	l.History = l.History.With(Incident{
-		Kind: Edited, At: time.Now().UTC().Truncate(time.Second), By: d.By,
-		Reason: fmt.Sprintf("%s (original: archived letter %s)", d.Reason, done.OriginalID),
-	})
-	ids, err := a.queue.Return(ctx, []Letter{l})
-	if err != nil {
-		return done, fmt.Errorf("dead letter %s is in the archive and no longer in the queue, restore it: %w", l.ID, err)
-	}
-	done.LetterID = ids[0]
-	return done, nil
+	return done, err
+}
+
+// withPast is a letter whose message was read anew, with what the table has told of it.
+func (l Letter) withPast(known Letter) Letter {
+	l.History, l.Replays, l.ReplayID, l.State, l.Decided = known.History, known.Replays, known.ReplayID, known.State, known.Decided
+	return l
 }
 
 // editedBody is the body of the copy of a letter, if it may be that.

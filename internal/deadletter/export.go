@@ -4,11 +4,14 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"database/sql"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/oklog/ulid/v2"
 )
 
@@ -29,12 +32,11 @@ type File interface {
 	Sync() error
 }
 
-// Export writes the letters that f chooses, as [Letter.Encode] does, a line each, and returns how many. It leaves the
-// queue as it is.
-func Export(ctx context.Context, q Queue, f Filter, file File) (int, error) {
+// Export writes the letters that f chooses, as [Letter.Encode] does, a line each, and returns how many.
+func (t *Table) Export(ctx context.Context, f Filter, file File) (int, error) {
 	w := bufio.NewWriter(file)
 	n := 0
-	for l, err := range q.List(ctx, f) {
+	for l, err := range t.Read(ctx, f) {
 		if err == nil {
 			err = writeLine(w, l)
 		}
@@ -49,20 +51,35 @@ func Export(ctx context.Context, q Queue, f Filter, file File) (int, error) {
 	return n, nil
 }
 
-// ExportAndRemove is as [Export], and takes the letters out of the queue, each once its line is safe. It returns how many
-// it took; after an error the file may have more.
-func ExportAndRemove(ctx context.Context, q Queue, f Filter, file File) (int, error) {
+// ExportAndRemove is as [Table.Export], and deletes the letters, each once its line is safe. It returns how many it
+// deleted; after an error the file may have more.
+func (t *Table) ExportAndRemove(ctx context.Context, f Filter, file File) (n int, err error) {
 	w := bufio.NewWriter(file)
-	n, err := q.Take(ctx, f, func(_ context.Context, letters []Letter) error {
-		for _, l := range letters {
-			if err := writeLine(w, l); err != nil {
-				return err
+	states, _ := t.conditions(Filter{States: f.States})
+	for page, err := range t.pages(ctx, f) {
+		for err == nil && len(page) > 0 {
+			some := page[:withinBytes(page)]
+			page = page[len(some):]
+			var letters []Letter
+			if letters, err = t.whole(ctx, some); err != nil {
+				break
 			}
+			var ids []string
+			for _, l := range letters {
+				err = errors.Join(err, writeLine(w, l))
+				ids = append(ids, l.ID)
+			}
+			if err = errors.Join(err, w.Flush(), file.Sync()); err != nil {
+				break
+			}
+			var removed int
+			removed, err = t.write(ctx, "remove exported dead letters", "DELETE FROM dead_letters WHERE seq IN (SELECT seq FROM dead_letters WHERE "+
+				states+" AND "+t.dialect.in("id")+" ORDER BY seq"+t.dialect.forUpdate()+")", list(t.dialect, ids))
+			n += removed
 		}
-		return errors.Join(w.Flush(), file.Sync())
-	})
-	if err != nil {
-		return n, fmt.Errorf("export dead letters: %w", err)
+		if err != nil {
+			return n, fmt.Errorf("export dead letters: %w", err)
+		}
 	}
 	return n, nil
 }
@@ -78,18 +95,19 @@ func writeLine(w io.Writer, l Letter) error {
 
 // ImportCounts are the letters of an import.
 type ImportCounts struct {
-	// Lines are all of the file, and Imported those put into the queue. The others were imported before.
+	// Lines are all of the file, and Imported those that wait now because of it. The others are known to the table.
 	Lines, Imported int
 }
 
-// Import puts letters that were exported into the queue, in their order, behind what is there. The file is read twice: a
-// bad line is a *[LineError], and nothing is imported. A letter that was imported before, from whatever file, is passed
-// over, wherever it is now; with again it is not. An import that was cut off is completed by importing the file again.
-func (a *Archive) Import(ctx context.Context, file io.ReadSeeker, d Decision, again ImportAgain) (ImportCounts, error) {
+// Import adds letters that were exported, in their order. The file is read twice: a bad line is a *[LineError], and
+// nothing is imported. A letter that the table has already, in whatever state, is passed over; with again those that were
+// put aside or handled wait again, as the file has them. An import that was cut off is completed by importing the file
+// again.
+func (t *Table) Import(ctx context.Context, file io.ReadSeeker, again bool) (ImportCounts, error) {
 	var counts ImportCounts
 	for line, err := range lines(file) {
 		if err == nil {
-			_, err = a.parse(line)
+			_, err = parse(line)
 		}
 		if counts.Lines++; err != nil {
 			return ImportCounts{}, fmt.Errorf("import dead letters: %w", &LineError{Line: counts.Lines, Err: err})
@@ -98,80 +116,104 @@ func (a *Archive) Import(ctx context.Context, file io.ReadSeeker, d Decision, ag
 	if _, err := file.Seek(0, io.SeekStart); err != nil {
 		return ImportCounts{}, fmt.Errorf("import dead letters: %w", err)
 	}
-	var batch []ArchivedLetter
-	wanted := make(map[string]bool)
-	alike := make(map[string]int)
-	add := func() error {
-		ids, err := a.table.AddArchived(ctx, batch)
-		if err != nil {
-			return fmt.Errorf("import dead letters: %w", err)
-		}
-		for _, id := range ids {
-			wanted[id] = true
-		}
-		batch = nil
-		return nil
+	var batch []*known
+	size := 0
+	flush := func() error {
+		n, err := t.importBatch(ctx, batch, again)
+		counts.Imported += n
+		batch, size = nil, 0
+		return err
 	}
+	alike := make(map[string]int)
 	number := 0
 	for line, err := range lines(file) {
 		number++
 		var l Letter
 		if err == nil {
-			l, err = a.parse(line)
-		}
-		var once string
-		if err == nil {
-			once, err = digest(l)
+			l, err = parse(line)
 		}
 		if err != nil {
-			return ImportCounts{}, fmt.Errorf("import dead letters: the file was changed meanwhile: %w", &LineError{Line: number, Err: err})
+			return counts, fmt.Errorf("import dead letters: the file was changed meanwhile: %w", &LineError{Line: number, Err: err})
 		}
-		alike[once]++ // twins are two letters, of one file
-		once = fmt.Sprintf("import %s %d", once, alike[once])
-		if again == ImportAnew {
-			once = "import " + ulid.Make().String()
+		k := &known{Letter: l, arrival: l.ID, identity: importIdentity(l), added: true}
+		if _, err := ulid.ParseStrict(l.ID); err != nil { // a message without an id of its own may have twins in the file
+			digest := digest(string(line))
+			alike[digest]++
+			k.ID = fmt.Sprintf("%s-%d", digest, alike[digest])
+			if l.Event.ID == uuid.Nil {
+				k.identity = "import " + k.ID
+			}
 		}
-		batch = append(batch, ArchivedLetter{Letter: l, Disposition: Imported, Decision: d, At: time.Now().UTC(), Once: once})
-		if len(batch) == page {
-			if err := add(); err != nil {
-				return ImportCounts{}, err
+		k.State = Waiting
+		batch = append(batch, k)
+		if size += len(l.Body); len(batch) == pageRows || size > pageBytes {
+			if err := flush(); err != nil {
+				return counts, err
 			}
 		}
 	}
-	if err := add(); err != nil {
-		return ImportCounts{}, err
-	}
-	var err error
-	counts.Imported, err = a.restore(ctx, func(yield func(ArchivedLetter, error) bool) {
-		for row, err := range a.List(ctx, ArchiveFilter{}) {
-			if (err != nil || wanted[row.ID]) && !yield(row, err) {
-				return
-			}
-		}
-	}, d.By)
-	return counts, err
+	return counts, flush()
 }
 
-// ImportAgain says what becomes of letters that were imported before.
-type ImportAgain string
+// importIdentity is that which the letter had when its message arrived; see [Arrival].
+func importIdentity(l Letter) string {
+	var message struct {
+		ID any `json:"message_id"`
+	}
+	_ = json.Unmarshal(l.Raw, &message) // a letter without one has its own id
+	id, _ := message.ID.(string)
+	return Arrival{Letter: l, MessageID: id}.identity()
+}
 
-// What becomes of letters that were imported before.
-const (
-	// ImportOnce passes them over.
-	ImportOnce ImportAgain = "once"
-	// ImportAnew imports them once more.
-	ImportAnew ImportAgain = "anew"
-)
+// importBatch adds letters, and returns how many wait now that did not.
+func (t *Table) importBatch(ctx context.Context, batch []*known, again bool) (n int, err error) {
+	err = t.db.Write(ctx, "import dead letters", func(ctx context.Context, tx *sql.Tx) error {
+		n = 0
+		if err := t.lockBatches(ctx, tx); err != nil {
+			return err
+		}
+		for _, k := range batch {
+			added, err := t.importOne(ctx, tx, k, again)
+			if err != nil {
+				return err
+			}
+			n += added
+		}
+		return nil
+	})
+	return n, err
+}
 
-func (a *Archive) parse(line []byte) (Letter, error) {
+// importOne adds a letter, unless the table has the same message or, of another, the same id. It returns 1 if the letter
+// waits now and did not.
+func (t *Table) importOne(ctx context.Context, tx *sql.Tx, k *known, again bool) (int, error) {
+	var id string
+	var state State
+	err := t.query(ctx, tx, "SELECT id, state FROM dead_letters WHERE identity = ? OR id = ? OR id = ? AND body = ? "+
+		"ORDER BY identity = ? DESC LIMIT 1"+t.dialect.forUpdate(), []any{k.identity, k.ID, k.arrival, k.Body, k.identity},
+		func(rows *sql.Rows) error { return rows.Scan(&id, &state) })
+	switch {
+	case err != nil:
+		return 0, err
+	case id == "":
+		values, err := t.values(k.Letter, k.identity, k.arrival, "")
+		if err != nil {
+			return 0, err
+		}
+		return t.insert(ctx, tx, [][]any{values})
+	case !again || state == Waiting || state == Replaying:
+		return 0, nil
+	}
+	k.ID, k.added, k.Decided = id, false, Decision{Reason: "imported again", At: time.Now()}
+	return 1, t.store(ctx, tx, []*known{k})
+}
+
+func parse(line []byte) (Letter, error) {
 	l, err := Decode(line)
 	if err == nil && l.ID == "" {
 		err = errEncoding
 	}
-	if err == nil && !a.keeps(l) {
-		err = ErrForeign
-	}
-	return l, err
+	return storable(l, time.Now()), err
 }
 
 // lines yields lines, of any length, without their ends. The last need not have one.

@@ -20,7 +20,7 @@ type Group struct {
 	Count   int
 	// Tenants are the different tenants of its letters, in order, [MaxTenants] at the most.
 	Tenants []uuid.UUID
-	// FirstFailed and LastFailed are the earliest and the latest failure; zero if no letter tells.
+	// FirstFailed and LastFailed are the earliest and the latest failure.
 	FirstFailed, LastFailed time.Time
 	// Newest is the reason of the letter that failed last.
 	Newest string
@@ -31,8 +31,8 @@ type Group struct {
 // MaxTenants bounds [Group.Tenants].
 const MaxTenants = 1000
 
-// Groups folds letters into groups, the one that failed last first. It holds one letter at a time.
-func Groups(letters iter.Seq2[Letter, error]) ([]Group, error) {
+// groupsOf folds letters into groups, the one that failed last first. It holds one letter at a time.
+func groupsOf(letters iter.Seq2[Letter, error]) ([]Group, error) {
 	found := map[string]*tally{}
 	for l, err := range letters {
 		if err != nil {
@@ -40,13 +40,24 @@ func Groups(letters iter.Seq2[Letter, error]) ([]Group, error) {
 		}
 		t := found[l.Group]
 		if t == nil {
-			t = &tally{tenants: map[uuid.UUID]struct{}{}}
-			t.ID, t.Pattern = Fingerprint(l.Handler, l.Type, l.Reason)
-			t.Handler, t.Type = l.Handler, l.Type
+			t = &tally{Group: Group{ID: l.Group, FirstFailed: l.FirstFailed}, tenants: map[uuid.UUID]struct{}{}}
 			found[l.Group] = t
 		}
-		t.add(l)
+		one := Group{Count: 1, FirstFailed: l.FirstFailed, LastFailed: l.LastFailed}
+		if l.Replays > 0 {
+			one.Replayed = 1
+		}
+		if !l.LastFailed.Before(t.LastFailed) {
+			t.Handler, t.Type, t.Newest = l.Handler, l.Type, l.Reason
+			_, t.Pattern = Fingerprint(l.Handler, l.Type, l.Reason)
+		}
+		t.merge(one, l.Event.TenantID)
 	}
+	return inOrder(found), nil
+}
+
+// inOrder are the groups, the one that failed last first.
+func inOrder(found map[string]*tally) []Group {
 	groups := make([]Group, 0, len(found))
 	for _, t := range found {
 		for tenant := range t.tenants {
@@ -58,7 +69,7 @@ func Groups(letters iter.Seq2[Letter, error]) ([]Group, error) {
 	slices.SortFunc(groups, func(a, b Group) int {
 		return cmp.Or(b.LastFailed.Compare(a.LastFailed), cmp.Compare(b.Count, a.Count), cmp.Compare(a.ID, b.ID))
 	})
-	return groups, nil
+	return groups
 }
 
 // tally is a group that grows.
@@ -68,18 +79,17 @@ type tally struct {
 	tenants map[uuid.UUID]struct{}
 }
 
-func (t *tally) add(l Letter) {
-	t.Count++
-	if l.Replays > 0 {
-		t.Replayed++
+// merge adds the counts and times of some letters of the group, which are of one tenant or of none.
+func (t *tally) merge(some Group, tenant uuid.UUID) {
+	t.Count += some.Count
+	t.Replayed += some.Replayed
+	if tenant != uuid.Nil && len(t.tenants) < MaxTenants {
+		t.tenants[tenant] = struct{}{}
 	}
-	if l.Event.TenantID != uuid.Nil && len(t.tenants) < MaxTenants {
-		t.tenants[l.Event.TenantID] = struct{}{}
+	if some.FirstFailed.Before(t.FirstFailed) {
+		t.FirstFailed = some.FirstFailed
 	}
-	if !l.FirstFailed.IsZero() && (t.FirstFailed.IsZero() || l.FirstFailed.Before(t.FirstFailed)) {
-		t.FirstFailed = l.FirstFailed
-	}
-	if !l.LastFailed.Before(t.LastFailed) {
-		t.LastFailed, t.Newest = l.LastFailed, l.Reason
+	if some.LastFailed.After(t.LastFailed) {
+		t.LastFailed = some.LastFailed
 	}
 }

@@ -45,10 +45,11 @@ type Failure struct {
 // Letter is a message that failed, with the story of its failure. Only Body and Headers are certain: the message may
 // come from a program that knows nothing of the worker, and its body need not be an event.
 type Letter struct {
-	// ID names the letter in its queue, and is the same each time that it is listed. Letters of the worker have one of
-	// their own for good. Of others it is the message's own id, or a hash; those that share one are told apart by
-	// "#2", "#3" … in their order, so such an id may move to the next letter once an earlier one is gone.
+	// ID names the letter for life: it stays the same when the letter is replayed and fails again.
 	ID string
+	// State says what has become of the letter, and Decided who decided that, if it was somebody.
+	State   State
+	Decided Decision
 	// Event is the body's event, as far as it could be read.
 	Event events.Event
 	// Type is the event's type, as the body or else the headers have it; "" if neither does.
@@ -65,18 +66,46 @@ type Letter struct {
 	ReplayID, ReplayOf string
 	// Source is where a replay puts the letter: the queue on a broker.
 	Source string
-	// Headers are the message's headers without those of the failure and of replays; values as the broker gave them.
+	// Headers are the message's headers without those of the failure and of replays.
 	Headers map[string]any
-	Body    []byte
-	// Raw is all of the message but its body, with properties and headers of every type, as only its queue can read it:
-	// JSON, without loss. It is nil where Headers, being text, are all there is.
+	// Body is the message's body. A letter of a list has none: Bytes tells how long it is.
+	Body  []byte
+	Bytes int
+	// Raw is all of the message but its body, with properties and headers of every type, as the broker's package wrote
+	// it: JSON, without loss. It is nil where Headers, being text, are all there is.
 	Raw json.RawMessage
+}
+
+// State says what has become of a letter.
+type State string
+
+// States of letters.
+const (
+	// Waiting: somebody has to decide what becomes of it.
+	Waiting State = "waiting"
+	// Replaying: it was released by a replay. It becomes handled, or waiting again when it fails.
+	Replaying State = "replaying"
+	// Archived: it was put away, perhaps to be restored. What is parked behind it goes on waiting.
+	Archived State = "archived"
+	// Discarded: nobody wants it handled. Nothing waits behind it any longer.
+	Discarded State = "discarded"
+	// Superseded: it is the original of a letter that was edited.
+	Superseded State = "edited"
+	// Settled: a replay of it was handled.
+	Settled State = "handled"
+)
+
+// Decision is who decided what becomes of a letter, why and when.
+type Decision struct {
+	By, Reason string
+	At         time.Time
 }
 
 // Complete fills in what can be read from the other fields: event, type and group, and what the headers tell of earlier
 // replays, which it takes out of them.
 func Complete(l Letter) Letter {
 	l.Event = events.ParsePartial(l.Body)
+	l.Bytes = len(l.Body)
 	text := func(key string) string {
 		s, _ := l.Headers[key].(string)
 		return s
@@ -109,14 +138,8 @@ func (l Letter) past() History {
 	return slices.Insert(slices.Clone(l.History), at, l.incident())
 }
 
-// light is the letter without what takes room.
-func (l Letter) light() Letter {
-	l.Body, l.Raw, l.Headers, l.Event.Data, l.Event.Metadata = nil, nil, nil, nil, nil
-	return l
-}
-
-// Encode writes all of a letter as one line of JSON, from which [Decode] reads it without loss, Headers of a letter with
-// Raw aside, which it leaves to its queue. The body is in it, which may be about a patient: it is meant for archives and
+// Encode writes the message and the failures of a letter as one line of JSON, from which [Decode] reads them without
+// loss. State and Decided are not in it. The body is in it, which may be about a patient: it is meant for archives and
 // exports, not for logs.
 func (l Letter) Encode() ([]byte, error) {
 	c := encoded{

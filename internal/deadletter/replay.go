@@ -1,17 +1,14 @@
 package deadletter
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"strconv"
 	"time"
 
-	"github.com/google/uuid"
 	"github.com/oklog/ulid/v2"
 
 	"github.com/healz/worker/internal/bus"
-	"github.com/healz/worker/internal/store"
 )
 
 // Destination is to whom a replay sends a letter.
@@ -25,12 +22,6 @@ const (
 	ToBus Destination = "bus"
 )
 
-// Inbox knows which handlers have handled an event. Both stores are one.
-type Inbox interface {
-	// HandledOf returns by whom and when the events were handled.
-	HandledOf(ctx context.Context, eventIDs []uuid.UUID) (map[uuid.UUID][]store.Handling, error)
-}
-
 // ReplayOptions say how to replay. The zero value sends all, as fast as it goes, and stops at the first letter that fails
 // again while it sends.
 type ReplayOptions struct {
@@ -38,11 +29,12 @@ type ReplayOptions struct {
 	DryRun bool
 	// Rate is the most letters to send in a second; 0: no bound.
 	Rate float64
-	// Parallel is the most letters that are sent while it is not known whether they were handled; [DefaultParallel] if 0.
-	// Those of which it will not become known, as they are no event, are not among them.
+	// Parallel is the most letters that are released and of which the outcome is not known yet; [DefaultParallel] if 0.
 	Parallel int
 	// To is [ToHandler] if empty.
 	To Destination
+	// Handler, if it is not "", is the handler that the letters are for from now on: theirs has another name now.
+	Handler string
 	// MaxFailures is how many letters may fail again: one more ends the replay. Below 0 there is no bound. With Patience
 	// the replay begins with so few letters at once that no more can fail, and sends more with each that is handled.
 	MaxFailures int
@@ -51,8 +43,6 @@ type ReplayOptions struct {
 	Patience time.Duration
 	// Resume is the id of an earlier replay to go on with: what failed again in it is passed over. "" begins a new one.
 	Resume string
-	// Inbox tells what was handled. Without one, nothing is known but what fails again.
-	Inbox Inbox
 }
 
 // DefaultParallel is how many letters of a replay are on their way at once.
@@ -88,7 +78,7 @@ type Step string
 const (
 	// Begun: the letters have been counted, none is sent.
 	Begun Step = "begun"
-	// Sent: the letter is safely on its way, and no dead letter any more.
+	// Sent: the worker has put its message on the bus, and the bus has it safely.
 	Sent Step = "sent"
 	// Handled: the handler that had failed has handled it.
 	Handled Step = "handled"
@@ -129,10 +119,6 @@ var (
 	ErrTooManyFailures = errors.New("too many letters failed again")
 	// ErrNoOutcome ends a replay of which no outcome came for as long as [ReplayOptions.Patience], before all were sent.
 	ErrNoOutcome = errors.New("no outcome came: is a worker running?")
-	// ErrBusy says that another command has the dead letters in hand: they cannot be looked at twice at a time.
-	ErrBusy = errors.New("another command is working on the dead letters")
-	// ErrForeign is of a letter that belongs to the other kind of queue, and would not be the same in this one.
-	ErrForeign = errors.New("the letter cannot be kept here as it is")
 )
 
 // ReplayHeaders are the headers that a letter's message gets for a replay, besides those that it had before its failure.

@@ -1,253 +1,287 @@
 package deadletter
 
 import (
+	"cmp"
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
+	"iter"
+	"maps"
 	"slices"
 	"time"
+
+	"github.com/google/uuid"
 )
 
 const (
-	// sendAtOnce is the most letters that a [Sender] gets at a time.
-	sendAtOnce = 200
-	// firstLook and lastLook bound the time between two looks for outcomes, which grows while there are none.
-	firstLook = 10 * time.Millisecond
-	lastLook  = 200 * time.Millisecond
+	// releaseAtOnce is the most letters that a replay releases in one statement.
+	releaseAtOnce = 200
+	// firstPoll and lastPoll bound the time between two polls for outcomes, which grows while there are none.
+	firstPoll = 20 * time.Millisecond
+	lastPoll  = 200 * time.Millisecond
+	// rateReserve is for how long a replay may make up for what its rate would have allowed.
+	rateReserve = 2 * lastPoll
 )
 
-// Sender is what a [Run] needs of a queue.
-type Sender interface {
-	// Send sends letters in their order. It returns, for each, nil once it is safe and has left the queue, or why it is
-	// kept. On an error it is not certain which were sent.
-	Send(ctx context.Context, letters []Letter) (kept []error, err error)
-	// Outcomes tells which of the letters were handled, by their ids, and which letters have come back since the last
-	// call. The letters are in the order in which they were sent; it need not look at all of them.
-	Outcomes(ctx context.Context, sent []Letter) (handled []string, back []Letter, err error)
-	// Traceable tells whether it can become known that the letter was handled.
-	Traceable(l Letter) bool
+// Replay releases the letters that f chooses, of those that wait, for the worker that leads to send, and yields each step:
+// first Begun, last Done, unless an error ends it, which is yielded with the last counts. Letters of one aggregate and
+// handler are released by their versions, all others oldest first. Those that another replay has taken meanwhile are
+// [Kept]. When the replay ends, what is released and not sent yet waits again. [ReplayOptions.Check] is called.
+func (t *Table) Replay(ctx context.Context, f Filter, o ReplayOptions) iter.Seq2[Progress, error] {
+	return func(yield func(Progress, error) bool) {
+		r := &run{table: t, options: o, yield: yield, released: map[int64]bool{}, poll: firstPoll}
+		err := r.replay(ctx, f)
+		if err != nil && !errors.Is(err, errStopped) {
+			r.p.Step, r.p.Letter, r.p.Problem = "", Letter{}, nil
+			yield(r.p, err)
+		}
+	}
 }
 
-// Run is a replay under way, which is alike on all queues: it sends at the rate and as many at once as it is told,
-// follows what becomes of the letters, and shows each step. It belongs to one goroutine.
-type Run struct {
+// run is a replay under way. It belongs to one goroutine.
+type run struct {
+	table   *Table
 	options ReplayOptions
-	sender  Sender
 	yield   func(Progress, error) bool
 
 	p     Progress
-	batch []Letter
-	// sent are the letters that may come back, and order those of them whose handling will be known, oldest first.
-	sent  map[string]*flight
-	order []*flight
-
-	begun        time.Time
-	offered      int
-	look         time.Duration
-	looked, news time.Time
-}
-
-// flight is a letter on its way.
-type flight struct {
-	letter    Letter
-	traceable bool
-	landed    bool
+	order []int64 // what is still to be released
+	// released are the letters of which the outcome is to come, and whether each is known to be sent.
+	released map[int64]bool
+	count    int // of those that the rate allowed
+	began    time.Time
+	news     time.Time
+	poll     time.Duration
 }
 
 // errStopped says that nobody wants to see more.
 var errStopped = errors.New("the replay is no longer watched")
 
-// NewRun begins a replay of so many letters. The options are checked.
-func NewRun(o ReplayOptions, s Sender, chosen int, yield func(Progress, error) bool) (*Run, error) {
-	now := time.Now()
-	r := &Run{
-		options: o, sender: s, yield: yield, sent: map[string]*flight{}, begun: now, looked: now, news: now, look: firstLook,
-		p: Progress{ReplayID: o.Resume, Counts: Counts{Chosen: chosen}},
+func (r *run) replay(ctx context.Context, f Filter) error {
+	var err error
+	if r.options, err = r.options.Check(); err != nil {
+		return err
 	}
-	return r, r.step(Begun, Letter{}, nil)
+	r.p.ReplayID = r.options.Resume
+	if r.order, err = r.table.choose(ctx, f, r.options.Resume); err != nil {
+		return err
+	}
+	r.p.Chosen = len(r.order)
+	r.began, r.news = time.Now(), time.Now()
+	if err := r.step(Begun, Letter{}, nil); err != nil {
+		return err
+	}
+	if r.options.DryRun {
+		return r.dryRun(ctx)
+	}
+	err = r.send(ctx)
+	if ctx.Err() != nil && errors.Is(err, ctx.Err()) { // of a statement that was cut off
+		err = context.Cause(ctx)
+	}
+	_, takeBackErr := r.table.write(context.WithoutCancel(ctx), "end a replay",
+		"UPDATE dead_letters SET state = 'waiting', released_at = NULL WHERE seq IN (SELECT seq FROM dead_letters "+
+			"WHERE state = 'replaying' AND sent_at IS NULL AND release = ? ORDER BY seq"+r.table.dialect.forUpdate()+")", r.options.Resume)
+	if err = errors.Join(err, takeBackErr); err != nil {
+		return err
+	}
+	return r.step(Done, Letter{}, nil)
 }
 
-// Offer sends a letter, if not at once then with the next ones. It waits until it may. The error ends the run; it is to be
-// given to [Run.End].
-func (r *Run) Offer(ctx context.Context, l Letter) error {
-	if r.options.DryRun {
-		r.p.Sent++
-		return r.step(Sent, l, nil)
+// dryRun shows the letters that would be released.
+func (r *run) dryRun(ctx context.Context) error {
+	for chunk := range slices.Chunk(r.order, pageRows) {
+		letters, err := r.table.lettersOf(ctx, chunk)
+		if err != nil {
+			return err
+		}
+		for _, seq := range chunk {
+			if l, found := letters[seq]; found {
+				r.p.Sent++
+				if err := r.step(Sent, l.Letter, nil); err != nil {
+					return err
+				}
+			}
+		}
 	}
-	if err := r.await(ctx, func() bool { return r.flying()+len(r.batch) < r.most() }); err != nil {
+	return r.step(Done, Letter{}, nil)
+}
+
+// send releases the letters and waits for what becomes of them.
+func (r *run) send(ctx context.Context) error {
+	for {
+		releasing := r.due()
+		if releasing > 0 {
+			if err := r.release(ctx, releasing); err != nil {
+				return err
+			}
+		}
+		if err := r.outcomes(ctx); err != nil {
+			return err
+		}
+		sent := !slices.Contains(slices.Collect(maps.Values(r.released)), false)
+		switch {
+		case len(r.order) == 0 && (len(r.released) == 0 || sent && r.options.Patience == 0):
+			return nil
+		case len(r.order) > 0 && r.due() > 0:
+			continue
+		case r.options.Patience > 0 && len(r.released) > 0 && time.Since(r.news) > r.options.Patience:
+			if len(r.order) == 0 && sent {
+				return nil // all are on their way
+			}
+			return ErrNoOutcome
+		}
+		timer := time.NewTimer(r.poll)
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return context.Cause(ctx)
+		}
+		r.poll = min(2*r.poll, lastPoll)
+	}
+}
+
+// due is how many letters may be released now. They begin with as many as would end the replay if all failed again, and
+// become more with each that is handled: if the fault is not mended, no more letters fail than it takes to see that.
+func (r *run) due() int {
+	room := r.options.Parallel
+	if r.options.MaxFailures >= 0 && r.options.Patience > 0 {
+		room = min(room, r.options.MaxFailures+1-r.p.FailedAgain+r.p.Handled+r.p.Unknown)
+	}
+	room -= len(r.released)
+	if r.options.Rate > 0 {
+		allowed := 1 + int(time.Since(r.began).Seconds()*r.options.Rate) - r.count
+		if most := 1 + int(r.options.Rate*rateReserve.Seconds()); allowed > most { // what was not used is not made up for later
+			r.count += allowed - most
+			allowed = most
+		}
+		room = min(room, allowed)
+	}
+	return max(0, min(room, len(r.order), releaseAtOnce))
+}
+
+// release marks the next letters as released.
+func (r *run) release(ctx context.Context, n int) error {
+	chunk := r.order[:n]
+	r.order = r.order[n:]
+	r.count += n
+	if r.options.Handler != "" {
+		if err := r.table.retarget(ctx, chunk, r.options.Handler, r.options.Resume); err != nil {
+			return err
+		}
+	}
+	at := r.began.Add(time.Since(r.began)) // later than that of the chunk before, even if the clock is set back
+	released, err := r.table.release(ctx, chunk, r.options.Resume, r.options.To, at)
+	if err != nil {
 		return err
 	}
-	if err := r.keepPace(ctx); err != nil {
+	r.news = time.Now()
+	for _, seq := range released {
+		r.released[seq] = false
+	}
+	if len(released) == len(chunk) {
+		return nil
+	}
+	letters, err := r.table.lettersOf(ctx, chunk)
+	if err != nil {
 		return err
 	}
-	r.offered++
-	r.batch = append(r.batch, l)
-	if len(r.batch) == sendAtOnce {
-		return r.Flush(ctx)
+	for _, seq := range chunk {
+		if _, found := r.released[seq]; !found {
+			if err := r.keep(letters[seq].Letter, errGone); err != nil {
+				return err
+			}
+		}
 	}
 	return nil
 }
 
-// Flush sends what was offered and waits to be sent with the next.
-func (r *Run) Flush(ctx context.Context) error {
-	if len(r.batch) == 0 {
+var errGone = errors.New("somebody else has taken it meanwhile")
+
+func (r *run) keep(l Letter, why error) error {
+	r.p.Kept++
+	return r.step(Kept, l, why)
+}
+
+// outcomes looks what has become of the letters that are released.
+func (r *run) outcomes(ctx context.Context) error {
+	if len(r.released) == 0 {
 		return nil
 	}
-	batch := r.batch
-	r.batch = nil
-	kept, err := r.sender.Send(ctx, batch)
+	news, err := r.table.news(ctx, r.released)
+	if err != nil || len(news) == 0 {
+		return err
+	}
+	letters, err := r.table.lettersOf(ctx, news)
 	if err != nil {
 		return err
 	}
-	for i, l := range batch {
-		if kept[i] != nil {
-			r.p.Kept++
-			err = r.step(Kept, l, kept[i])
+	for _, seq := range news {
+		l, found := letters[seq]
+		if !found {
+			sent := r.released[seq]
+			delete(r.released, seq)
+			if r.progress(); sent {
+				r.p.Unknown++
+			} else {
+				err = r.keep(Letter{}, errGone)
+			}
 		} else {
-			r.fly(l)
-			err = r.step(Sent, l, nil)
+			err = r.outcome(seq, l)
 		}
 		if err != nil {
 			return err
 		}
 	}
-	r.news = time.Now()
-	if time.Since(r.looked) < r.look {
-		return nil
-	}
-	return r.outcomes(ctx)
-}
-
-func (r *Run) fly(l Letter) {
-	r.p.Sent++
-	f := &flight{letter: l.light(), traceable: r.sender.Traceable(l)}
-	r.sent[l.ID] = f
-	if f.traceable {
-		r.order = append(r.order, f)
-		return
-	}
-	f.letter = Letter{}
-	r.p.Unknown++
-}
-
-func (r *Run) flying() int { return r.p.InFlight() }
-
-// most is how many letters may be on their way at once. They begin with as many as would end the run if all failed again,
-// and become more with each that is handled: of a mistake not yet mended no more letters have to fail than it takes to see it.
-func (r *Run) most() int {
-	if r.options.MaxFailures < 0 || r.options.Patience == 0 {
-		return r.options.Parallel
-	}
-	return min(r.options.Parallel, r.options.MaxFailures+1-r.p.FailedAgain+r.p.Handled)
-}
-
-// await looks for outcomes until there is room. It gives up when there were none for too long.
-func (r *Run) await(ctx context.Context, room func() bool) error {
-	if room() {
-		return nil
-	}
-	if err := r.Flush(ctx); err != nil {
-		return err
-	}
-	for !room() {
-		if r.options.Patience > 0 && time.Since(r.news) > r.options.Patience {
-			return ErrNoOutcome
-		}
-		if err := r.pause(ctx, r.look); err != nil {
-			return err
-		}
-		if err := r.outcomes(ctx); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// keepPace waits until the next letter is due, and looks for outcomes meanwhile.
-func (r *Run) keepPace(ctx context.Context) error {
-	if r.options.Rate == 0 {
-		return nil
-	}
-	due := r.begun.Add(time.Duration(float64(r.offered) / r.options.Rate * float64(time.Second)))
-	for wait := time.Until(due); wait > 0; wait = time.Until(due) {
-		if err := r.Flush(ctx); err != nil {
-			return err
-		}
-		if err := r.pause(ctx, min(wait, lastLook)); err != nil {
-			return err
-		}
-		if err := r.outcomes(ctx); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func (r *Run) pause(ctx context.Context, wait time.Duration) error {
-	timer := time.NewTimer(wait)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
-}
-
-// outcomes looks what has become of the letters that are on their way.
-func (r *Run) outcomes(ctx context.Context) error {
-	letters := make([]Letter, len(r.order))
-	for i, f := range r.order {
-		letters[i] = f.letter
-	}
-	handled, back, err := r.sender.Outcomes(ctx, letters)
-	r.looked = time.Now()
-	if err != nil {
-		return err
-	}
-	if r.look = min(2*r.look, lastLook); len(handled)+len(back) > 0 {
-		r.look, r.news = firstLook, r.looked
-	}
-	for _, l := range back { // first: a letter that is gone and has come back was not handled
-		if err := r.cameBack(l); err != nil {
-			return err
-		}
-	}
-	for _, id := range handled {
-		if f := r.sent[id]; f != nil && f.traceable {
-			r.land(id)
-			r.p.Handled++
-			if err := r.step(Handled, f.letter, nil); err != nil {
-				return err
-			}
-		}
-	}
-	r.order = slices.DeleteFunc(r.order, func(f *flight) bool { return f.landed })
 	if r.options.MaxFailures >= 0 && r.p.FailedAgain > r.options.MaxFailures {
 		return fmt.Errorf("%w: %d", ErrTooManyFailures, r.p.FailedAgain)
 	}
 	return nil
 }
 
-func (r *Run) cameBack(l Letter) error {
-	f := r.sent[l.ReplayOf]
-	if f == nil || l.ReplayID != r.options.Resume {
-		return nil // it was sent by another, or before it was resumed
+// outcome shows what is new of one letter.
+func (r *run) outcome(seq int64, l releasedRow) error {
+	mine := l.release == r.options.Resume
+	failed := l.State == Waiting && l.ReplayID == r.options.Resume
+	settled := l.State == Settled && mine
+	if !r.released[seq] && (failed || settled || mine && l.sent) && l.problem == "" {
+		r.released[seq] = true
+		r.p.Sent++
+		r.progress()
+		if err := r.step(Sent, l.Letter, nil); err != nil {
+			return err
+		}
 	}
-	r.land(l.ReplayOf)
-	r.p.FailedAgain++
-	if !f.traceable {
-		r.p.Unknown--
+	if l.State == Replaying && mine {
+		return nil
 	}
-	return r.step(FailedAgain, l, nil)
+	sent := r.released[seq]
+	delete(r.released, seq)
+	r.progress()
+	switch {
+	case failed:
+		r.p.FailedAgain++
+		return r.step(FailedAgain, l.Letter, nil)
+	case settled && l.Decided.Reason != "":
+		r.p.Unknown++
+		return nil
+	case settled:
+		r.p.Handled++
+		return r.step(Handled, l.Letter, nil)
+	case sent: // nothing was heard of it for long, or somebody has decided otherwise meanwhile
+		r.p.Unknown++
+		return nil
+	case l.problem != "":
+		return r.keep(l.Letter, errors.New(l.problem))
+	default:
+		return r.keep(l.Letter, errGone)
+	}
 }
 
-func (r *Run) land(id string) {
-	r.sent[id].landed = true
-	delete(r.sent, id)
-}
+func (r *run) progress() { r.news, r.poll = time.Now(), firstPoll }
 
-func (r *Run) step(s Step, l Letter, problem error) error {
+func (r *run) step(s Step, l Letter, problem error) error {
 	r.p.Step, r.p.Letter, r.p.Problem = s, l, problem
 	if !r.yield(r.p, nil) {
 		return errStopped
@@ -255,29 +289,175 @@ func (r *Run) step(s Step, l Letter, problem error) error {
 	return nil
 }
 
-// Finish sends what is left, waits for the outcomes as long as it is told, and shows that the run is done. The error is to
-// be given to [Run.End].
-func (r *Run) Finish(ctx context.Context) error {
-	if r.options.DryRun {
-		return r.step(Done, Letter{}, nil)
+// choose returns the letters that a replay is to send, in their order.
+func (t *Table) choose(ctx context.Context, f Filter, replayID string) ([]int64, error) {
+	f.States = nil
+	if f.Limit > 0 || f.Reason != nil || len(f.IDs) > 0 {
+		return t.chooseSome(ctx, f, replayID)
 	}
-	if err := r.Flush(ctx); err != nil {
-		return err
-	}
-	err := r.outcomes(ctx)
-	if err == nil && r.options.Patience > 0 {
-		err = r.await(ctx, func() bool { return r.flying() == 0 })
-	}
-	if err != nil && !errors.Is(err, ErrNoOutcome) {
-		return err
-	}
-	return r.step(Done, Letter{}, nil)
+	conditions, args := t.conditions(f)
+	var s sequence
+	err := t.query(ctx, t.db.DB, "SELECT seq, handler, aggregate_id, aggregate_version FROM dead_letters WHERE "+conditions+" AND replay_id <> ?",
+		append(args, replayID), func(rows *sql.Rows) error {
+			var seq int64
+			var handler string
+			var aggregate uuid.UUID
+			var version int
+			err := rows.Scan(&seq, &handler, identifier{&aggregate}, &version)
+			s.add(seq, handler, aggregate, version)
+			return err
+		})
+	return s.order(), t.db.Fault(ctx, "choose dead letters", err)
 }
 
-// End shows the error that ended the run, if there is one to be shown.
-func (r *Run) End(err error) {
-	if err != nil && !errors.Is(err, errStopped) {
-		r.p.Step, r.p.Letter, r.p.Problem = "", Letter{}, nil
-		r.yield(r.p, err)
+// chooseSome is choose for filters that SQL does not know.
+func (t *Table) chooseSome(ctx context.Context, f Filter, replayID string) ([]int64, error) {
+	var s sequence
+	limit := f.Limit
+	f.Limit = 0
+	for r, err := range t.rows(ctx, f) {
+		if err != nil {
+			return nil, err
+		}
+		if r.ReplayID == replayID {
+			continue
+		}
+		s.add(r.seq, r.Handler, r.Event.AggregateID, r.Event.AggregateVersion)
+		if len(s.places) == limit {
+			break
+		}
 	}
+	return s.order(), nil
+}
+
+// sequence puts letters in the order of a replay: each line, which is those of an aggregate and a handler, by versions,
+// where its oldest is among the others. It is in Go, as Postgres takes several times as long.
+type sequence struct {
+	lines  map[line]int
+	first  []int64 // the oldest letter of each line
+	places []place
+}
+
+type line struct {
+	aggregate uuid.UUID
+	handler   string
+}
+
+type place struct {
+	line, version int
+	seq           int64
+}
+
+func (s *sequence) add(seq int64, handler string, aggregate uuid.UUID, version int) {
+	at, known := s.lines[line{aggregate, handler}]
+	if !known {
+		at = len(s.first)
+		s.first = append(s.first, seq)
+		if aggregate != uuid.Nil { // others are lines of their own
+			if s.lines == nil {
+				s.lines = make(map[line]int)
+			}
+			s.lines[line{aggregate, handler}] = at
+		}
+	}
+	s.first[at] = min(s.first[at], seq)
+	s.places = append(s.places, place{at, version, seq})
+}
+
+func (s *sequence) order() []int64 {
+	slices.SortFunc(s.places, func(a, b place) int {
+		return cmp.Or(cmp.Compare(s.first[a.line], s.first[b.line]), cmp.Compare(a.version, b.version), cmp.Compare(a.seq, b.seq))
+	})
+	order := make([]int64, len(s.places))
+	for i, p := range s.places {
+		order[i] = p.seq
+	}
+	return order
+}
+
+// news returns those of the released letters that are gone, or of which something is new: each is with whether it was
+// known to be sent.
+func (t *Table) news(ctx context.Context, released map[int64]bool) ([]int64, error) {
+	seqs := slices.Sorted(maps.Keys(released))
+	same := make(map[int64]bool, len(seqs))
+	err := t.query(ctx, t.db.DB, "SELECT seq, state, sent_at FROM dead_letters WHERE "+t.dialect.in("seq"),
+		[]any{list(t.dialect, seqs)}, func(rows *sql.Rows) error {
+			var seq int64
+			var state State
+			var sent moment
+			err := rows.Scan(&seq, &state, &sent)
+			same[seq] = state == Replaying && released[seq] == !sent.IsZero()
+			return err
+		})
+	return slices.DeleteFunc(seqs, func(seq int64) bool { return same[seq] }), t.db.Fault(ctx, "follow a replay", err)
+}
+
+// release marks those of the letters that wait as released, in this order, and returns them.
+func (t *Table) release(ctx context.Context, seqs []int64, replayID string, to Destination, at time.Time) (released []int64, err error) {
+	all := list(t.dialect, seqs)
+	err = t.db.Write(ctx, "release dead letters", func(ctx context.Context, tx *sql.Tx) error {
+		released = nil
+		return t.query(ctx, tx, "UPDATE dead_letters SET state = 'replaying', release = ?, release_to = ?, released_at = ?, "+
+			"sent_at = NULL, problem = '', turn = "+t.dialect.place("seq")+
+			" WHERE seq IN (SELECT seq FROM dead_letters WHERE state = 'waiting' AND "+t.dialect.in("seq")+t.dialect.skipLocked()+
+			") RETURNING seq", []any{replayID, string(to), t.dialect.at(at), all, all},
+			func(rows *sql.Rows) error {
+				var seq int64
+				err := rows.Scan(&seq)
+				released = append(released, seq)
+				return err
+			})
+	})
+	return released, err
+}
+
+// retarget makes letters those of another handler, whose name theirs has now.
+func (t *Table) retarget(ctx context.Context, seqs []int64, handler, replayID string) error {
+	letters, err := t.lettersOf(ctx, seqs)
+	if err != nil {
+		return err
+	}
+	return t.db.Write(ctx, "name another handler", func(ctx context.Context, tx *sql.Tx) error {
+		for seq, l := range letters {
+			if l.Handler == handler {
+				continue
+			}
+			history := l.History.With(Incident{
+				Kind: Edited, At: time.Now().UTC().Truncate(time.Second), Reason: fmt.Sprintf("from handler %q to %q", l.Handler, handler),
+				ReplayID: replayID,
+			})
+			group, _ := Fingerprint(nameOf(handler), l.Type, l.Reason)
+			_, err := t.exec(ctx, tx, "UPDATE dead_letters SET handler = ?, group_id = ?, history = ? WHERE seq = ? AND state = 'waiting'",
+				nameOf(handler), group, history.Header(), seq)
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// releasedRow is a letter, and where its release stands.
+type releasedRow struct {
+	row
+
+	release, problem string
+	to               Destination
+	sent             bool
+}
+
+// lettersOf reads letters without their messages.
+func (t *Table) lettersOf(ctx context.Context, seqs []int64) (map[int64]releasedRow, error) {
+	found := make(map[int64]releasedRow, len(seqs))
+	err := t.query(ctx, t.db.DB, "SELECT "+lightColumns+", release, release_to, problem, sent_at FROM dead_letters WHERE "+
+		t.dialect.in("seq"), []any{list(t.dialect, seqs)},
+		func(rows *sql.Rows) error {
+			var r releasedRow
+			var sent moment
+			err := r.scan(rows, &r.release, &r.to, &r.problem, &sent)
+			r.sent = !sent.IsZero()
+			found[r.seq] = r
+			return err
+		})
+	return found, t.db.Fault(ctx, "follow a replay", err)
 }

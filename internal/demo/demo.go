@@ -68,14 +68,14 @@ func Run(ctx context.Context, out io.Writer) (err error) {
 		stop()
 		err = errors.Join(err, <-worked)
 	}()
-	d := demo{out: out, backend: backend, letters: deadletter.NewShelfQueue(backend), clinic: events.Origin{TenantID: uuid.New()}}
+	d := demo{out: out, backend: backend, letters: deadletter.NewTable(backend.SQL()), clinic: events.Origin{TenantID: uuid.New()}}
 	return d.play(ctx)
 }
 
 type demo struct {
 	out     io.Writer
 	backend worker.Backend
-	letters deadletter.Queue
+	letters *deadletter.Table
 	clinic  events.Origin
 	step    int
 }
@@ -145,8 +145,9 @@ func (d *demo) deadLettered(ctx context.Context) error {
 	d.say("  letter   %s\n  event    %s %s\n  handler  %s\n  tries    %d\n  reason   %s", letter.ID, letter.Event.Type,
 		letter.Event.ID, letter.Handler, letter.Attempts, letter.Reason)
 
-	d.title("The cause is fixed: `worker dlq replay --id %s` hands it to the handler that had failed.", letter.ID)
-	for _, err := range d.letters.Replay(ctx, deadletter.Filter{IDs: []string{letter.ID}}, deadletter.ReplayOptions{}) {
+	d.title("The cause is fixed: `worker dlq replay --id %s` releases it for the handler that had failed, and the worker sends it.", letter.ID)
+	replay := deadletter.ReplayOptions{Patience: patience}
+	for _, err := range d.letters.Replay(ctx, deadletter.Filter{IDs: []string{letter.ID}}, replay) {
 		if err != nil {
 			return err
 		}

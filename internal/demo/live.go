@@ -76,7 +76,7 @@ func live(ctx context.Context, out io.Writer, s worker.Settings, url, log string
 	if err != nil {
 		return ignoreEnd(ctx, err)
 	}
-	d := demo{letters: deadletter.NewShelfQueue(backend)}
+	d := demo{letters: deadletter.NewTable(backend.SQL())}
 	letter, err := d.awaitLetter(ctx, func(l deadletter.Letter) bool {
 		return l.Event.CorrelationID == failing.CorrelationID && l.Event.Type == appointmentRequested{}.EventType()
 	})

@@ -13,6 +13,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
 
+	"github.com/healz/worker/internal/deadletter"
 	"github.com/healz/worker/internal/doctor"
 	"github.com/healz/worker/internal/events"
 	"github.com/healz/worker/internal/testservers"
@@ -49,6 +50,19 @@ func migrated(t *testing.T, s worker.Settings) worker.Backend {
 	t.Cleanup(func() { require.NoError(t, b.Close()) })
 	require.NoError(t, b.Migrate(t.Context()))
 	return b
+}
+
+// addLetters adds two dead letters, of which one is archived.
+func addLetters(t *testing.T, b worker.Backend) {
+	t.Helper()
+	table := deadletter.NewTable(b.SQL())
+	var arrivals []deadletter.Arrival
+	for _, id := range []string{"waits", "archived"} {
+		arrivals = append(arrivals, deadletter.Arrival{Letter: deadletter.Complete(deadletter.Letter{ID: id})})
+	}
+	require.NoError(t, table.Ingest(t.Context(), arrivals))
+	_, err := table.PutAside(t.Context(), deadletter.Filter{IDs: []string{"archived"}}, deadletter.Archived, deadletter.Decision{})
+	require.NoError(t, err)
 }
 
 func event(created time.Time) events.Event {

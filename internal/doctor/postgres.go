@@ -499,11 +499,11 @@ func (d postgresDoctor) slots(ctx context.Context, conn *pgx.Conn) ([]Finding, e
 
 func (d postgresDoctor) letters(ctx context.Context, conn *pgx.Conn) ([]Finding, error) {
 	var count int
-	err := conn.QueryRow(ctx, "SELECT count(*) FROM (SELECT FROM dead_letters LIMIT $1) AS letters", most+1).Scan(&count)
+	err := conn.QueryRow(ctx, "SELECT count(*) FROM (SELECT FROM dead_letters WHERE state = 'waiting' LIMIT $1) AS letters", most+1).Scan(&count)
 	if err != nil {
 		return nil, err
 	}
-	return []Finding{judgeShelf(count, d.settings.AMQP.URL != "")}, nil
+	return []Finding{judgeLetters(count)}, nil
 }
 
 func (d postgresDoctor) inbox(ctx context.Context, conn *pgx.Conn) ([]Finding, error) {
@@ -522,16 +522,12 @@ func (d postgresDoctor) inbox(ctx context.Context, conn *pgx.Conn) ([]Finding, e
 	return []Finding{judgeInbox(count, age, d.settings.InboxRetention)}, nil
 }
 
-// judgeShelf judges the number of dead letters in the store.
-func judgeShelf(count int, broker bool) Finding {
-	switch {
-	case count == 0:
-		return fine("none in the store")
-	case broker:
-		return warning(counted(count, "event", "events")+" in the store, too large for the broker", "`RABBITMQ_URL= worker dlq list`")
-	default:
-		return warning(counted(count, "dead letter", "dead letters"), "`worker dlq list` tells why; mend the cause and `worker dlq replay`")
+// judgeLetters judges the number of dead letters that wait.
+func judgeLetters(count int) Finding {
+	if count == 0 {
+		return fine("none waits")
 	}
+	return warning(counted(count, "dead letter", "dead letters"), "`worker dlq list` tells why; mend the cause and `worker dlq replay`")
 }
 
 // pruneSlack is how long an inbox may keep records beyond its retention.

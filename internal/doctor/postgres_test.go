@@ -14,7 +14,6 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 
-	"github.com/healz/worker/internal/deadletter"
 	"github.com/healz/worker/internal/doctor"
 	"github.com/healz/worker/internal/store"
 	"github.com/healz/worker/internal/testservers"
@@ -178,9 +177,8 @@ func TestPostgresFaults(t *testing.T) {
 		}, "relay", doctor.Wrong, []string{"1 event not published", "the oldest was created 1h0m", "none for 10m", "/readyz"}},
 		"dead letters in the store": {func(t *testing.T, s *worker.Settings, _ *pgx.Conn) {
 			t.Helper()
-			_, err := migrated(t, *s).AddLetter(t.Context(), deadletter.Letter{})
-			require.NoError(t, err)
-		}, "dead letters", doctor.Warning, []string{"1", "worker dlq list"}},
+			addLetters(t, migrated(t, *s))
+		}, "dead letters", doctor.Warning, []string{"1 dead letter", "worker dlq list"}},
 		"an inbox that nobody prunes": {
 			statement("INSERT INTO handled VALUES (gen_random_uuid(), 'handler', '', now() - interval '40 days')"),
 			"inbox", doctor.Warning,

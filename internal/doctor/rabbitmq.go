@@ -94,13 +94,12 @@ func (d rabbitMQDoctor) queues(ctx context.Context) ([]Finding, error) {
 		switch {
 		case p.Kind != "queue" || p.Missing:
 		case p.Failed:
-			if p.Messages > 0 {
-				findings = append(findings, warning(counted(p.Messages, "dead letter", "dead letters"),
-					"`worker dlq list` tells why; mend the cause and `worker dlq replay`"))
-			}
-			if p.Consumers > 0 {
-				findings = append(findings, warning("somebody reads the dead letters of "+p.Name+" just now, and those in hand are not counted",
-					"look again when the `worker dlq` command or the console is done; end any other program: it takes them away"))
+			if p.Messages > 0 && p.Consumers == 0 { // which a worker would take into the table at once
+				advice := "start `worker run`: it takes them into the store"
+				if !d.settings.IngestDeadLetters {
+					advice = "`worker dlq ingest` takes them into the store"
+				}
+				findings = append(findings, warning(counted(p.Messages, "dead letter", "dead letters")+" in "+p.Name, advice))
 			}
 		case p.Consumed && p.Consumers == 0:
 			what := "nobody consumes " + p.Name + ", in which " + counted(p.Messages, "message waits", "messages wait")
@@ -110,7 +109,7 @@ func (d rabbitMQDoctor) queues(ctx context.Context) ([]Finding, error) {
 		}
 	}
 	if len(findings) == 0 {
-		findings = append(findings, fine("no dead letters, %s to be handled", counted(waiting, "message waits", "messages wait")))
+		findings = append(findings, fine("%s to be handled", counted(waiting, "message waits", "messages wait")))
 	}
 	return findings, nil
 }

@@ -217,11 +217,11 @@ func (d sqliteDoctor) relay(ctx context.Context, db *sql.DB) ([]Finding, error) 
 
 func (d sqliteDoctor) letters(ctx context.Context, db *sql.DB) ([]Finding, error) {
 	var count int
-	err := db.QueryRowContext(ctx, "SELECT count(*) FROM (SELECT 1 FROM dead_letters LIMIT ?)", most+1).Scan(&count)
+	err := db.QueryRowContext(ctx, "SELECT count(*) FROM (SELECT 1 FROM dead_letters WHERE state = 'waiting' LIMIT ?)", most+1).Scan(&count)
 	if err != nil {
 		return nil, err
 	}
-	return []Finding{judgeShelf(count, d.settings.AMQP.URL != "")}, nil
+	return []Finding{judgeLetters(count)}, nil
 }
 
 func (d sqliteDoctor) inbox(ctx context.Context, db *sql.DB) ([]Finding, error) {

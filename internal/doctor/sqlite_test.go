@@ -11,7 +11,6 @@ import (
 	"github.com/stretchr/testify/require"
 	_ "modernc.org/sqlite"
 
-	"github.com/healz/worker/internal/deadletter"
 	"github.com/healz/worker/internal/doctor"
 	"github.com/healz/worker/internal/store"
 	"github.com/healz/worker/internal/worker"
@@ -90,9 +89,8 @@ func TestFile(t *testing.T) {
 		}, "relay", doctor.OK, []string{"all events"}},
 		"dead letters": {func(t *testing.T, s *worker.Settings) {
 			t.Helper()
-			_, err := migrated(t, *s).AddLetter(t.Context(), deadletter.Letter{})
-			require.NoError(t, err)
-		}, "dead letters", doctor.Warning, []string{"1", "worker dlq list"}},
+			addLetters(t, migrated(t, *s))
+		}, "dead letters", doctor.Warning, []string{"1 dead letter", "worker dlq list"}},
 		"an inbox that nobody prunes": {func(t *testing.T, s *worker.Settings) {
 			t.Helper()
 			require.NoError(t, migrated(t, *s).Record(t.Context(), "handler", event(hourAgo), nil))

@@ -37,6 +37,12 @@ type Inbox interface {
 	Parked(ctx context.Context, e events.Event, handlers []string) (map[string]uuid.UUID, error)
 }
 
+// Replayed is told what became of replayed dead letters; a [deadletter.Table] is one.
+type Replayed interface {
+	// Settled notes by which handlers the message of a letter was handled, and whether it reached all that it was for.
+	Settled(ctx context.Context, letterID, replayID string, handlers []string, reached bool) error
+}
+
 // AfterDeadLetter says what becomes of the later events of an aggregate when one is a dead letter of a handler.
 type AfterDeadLetter string
 
@@ -52,6 +58,7 @@ const (
 // Dispatcher hands each message to the handlers registered for its event type. It is safe for concurrent use.
 type Dispatcher struct {
 	inbox   Inbox
+	letters Replayed
 	runners []*runner
 	after   AfterDeadLetter
 	retry   middleware.Retry
@@ -70,12 +77,12 @@ type runner struct {
 // NewDispatcher returns the dispatcher of the handlers in reg. retry and timeout, which is that of one attempt, hold for
 // each of them. The error names all that is wrong with the registrations.
 func NewDispatcher(
-	reg *Registry, inbox Inbox, after AfterDeadLetter, retry middleware.Retry, timeout time.Duration, logger *slog.Logger,
+	reg *Registry, inbox Inbox, letters Replayed, after AfterDeadLetter, retry middleware.Retry, timeout time.Duration, logger *slog.Logger,
 ) (*Dispatcher, error) {
 	if len(reg.problems) > 0 {
 		return nil, fmt.Errorf("register handlers: %w", errors.Join(reg.problems...))
 	}
-	d := &Dispatcher{inbox: inbox, after: after, retry: retry, logger: logger}
+	d := &Dispatcher{inbox: inbox, letters: letters, after: after, retry: retry, logger: logger}
 	for _, h := range reg.handlers {
 		retry.Logger = logger.With("handler", h.name)
 		r := &runner{handler: h, logger: retry.Logger}
@@ -96,11 +103,11 @@ func (d *Dispatcher) Handle(m *message.Message) error {
 	only := m.Metadata.Get(bus.ReplayHandlerKey)
 	chosen := d.choose(e, only)
 	if len(chosen) == 0 && only != "" {
-		return failedBefore(fmt.Errorf("a replay is for handler %q, which is not registered for %s", only, e.Type))
+		return &deadletter.FailedError{Failures: []deadletter.Failure{failureOf(only, notRegistered(only, e.Type))}}
 	}
 	if len(chosen) == 0 {
 		middleware.SetOutcome(ctx, middleware.Unhandled)
-		return nil
+		return d.settled(ctx, m, nil)
 	}
 	handled, err := d.handled(ctx, e)
 	if errors.Is(err, middleware.ErrStopping) {
@@ -115,10 +122,12 @@ func (d *Dispatcher) Handle(m *message.Message) error {
 	}
 
 	var failed deadletter.FailedError
+	var done []string
 	ctx = events.NewContext(ctx, e)
 	for _, r := range chosen {
 		if slices.Contains(handled, r.name) {
 			r.suppressed(ctx, e)
+			done = append(done, r.name)
 			continue
 		}
 		var failure deadletter.Failure
@@ -131,6 +140,7 @@ func (d *Dispatcher) Handle(m *message.Message) error {
 				return err
 			}
 			if err == nil {
+				done = append(done, r.name)
 				continue
 			}
 			failure = failureOf(r.name, err)
@@ -140,10 +150,24 @@ func (d *Dispatcher) Handle(m *message.Message) error {
 		}
 		failed.Failures = append(failed.Failures, failure)
 	}
+	if err := d.settled(ctx, m, done); err != nil {
+		return err
+	}
 	if len(failed.Failures) > 0 {
 		return &failed
 	}
 	return nil
+}
+
+// settled notes which handlers have handled a message that a replay has sent, before the message is acked. The error is
+// [middleware.ErrStopping].
+func (d *Dispatcher) settled(ctx context.Context, m *message.Message, done []string) error {
+	letterID := m.Metadata.Get(deadletter.ReplayOfKey)
+	if letterID == "" {
+		return nil
+	}
+	replayID := m.Metadata.Get(deadletter.ReplayIDKey)
+	return d.retry.Do(ctx, func() error { return faultOfInbox(ctx, d.letters.Settled(ctx, letterID, replayID, done, true)) })
 }
 
 // choose returns the handlers for e, or only the one of them that a replay is for.
@@ -286,6 +310,12 @@ func checkFollowUps(cause events.Event, followUps []events.Event) error {
 			f.Type, field)
 	}
 	return nil
+}
+
+// notRegistered is the error of a letter of a handler that this worker has not, and says what to do.
+func notRegistered(handler, eventType string) error {
+	return fmt.Errorf("handler %q is not registered for %s: if it has another name now, replay the letter with --to NAME; "+
+		"if nobody is to handle it, discard it", handler, eventType)
 }
 
 // failedBefore is the failure of a message that reached no handler.

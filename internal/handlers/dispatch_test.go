@@ -66,12 +66,28 @@ func (f *faulty) Record(ctx context.Context, handler string, e events.Event, fol
 	return f.Store.Record(ctx, handler, e, followUps)
 }
 
+// faultyLetters is a table of dead letters that fails as often as it has errors left.
+type faultyLetters struct {
+	*deadletter.Table
+	settled []error
+}
+
+func (f *faultyLetters) Settled(ctx context.Context, letterID, replayID string, handlers []string, reached bool) error {
+	if len(f.settled) > 0 {
+		err := f.settled[0]
+		f.settled = f.settled[1:]
+		return err
+	}
+	return f.Table.Settled(ctx, letterID, replayID, handlers, reached)
+}
+
 // bench is a dispatcher on a real store, with its log.
 type bench struct {
-	t     *testing.T
-	path  string
-	store *faulty
-	log   *bytes.Buffer
+	t       *testing.T
+	path    string
+	store   *faulty
+	letters *faultyLetters
+	log     *bytes.Buffer
 	*handlers.Dispatcher
 }
 
@@ -93,9 +109,10 @@ func newBenchAfter(t *testing.T, after handlers.AfterDeadLetter, register func(*
 	log := &bytes.Buffer{}
 	logger := slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	retry := middleware.Retry{Attempts: 3, Initial: time.Millisecond, Max: 2 * time.Millisecond, Logger: logger}
-	d, err := handlers.NewDispatcher(reg, s, after, retry, 50*time.Millisecond, logger)
+	letters := &faultyLetters{Table: deadletter.NewTable(opened.SQL())}
+	d, err := handlers.NewDispatcher(reg, s, letters, after, retry, 50*time.Millisecond, logger)
 	require.NoError(t, err)
-	return &bench{t: t, path: path, store: s, log: log, Dispatcher: d}
+	return &bench{t: t, path: path, store: s, letters: letters, log: log, Dispatcher: d}
 }
 
 func newEvent(t *testing.T, data events.Data) events.Event {
@@ -227,7 +244,9 @@ func TestAReplayRunsOnlyItsHandler(t *testing.T) {
 	require.Equal(t, []string{"Billed"}, b.followUps(e))
 
 	m.Metadata.Set(bus.ReplayHandlerKey, "gone")
-	require.Contains(t, failures(t, b.Handle(m))[0].Reason, `handler "gone", which is not registered for Registered`)
+	failed := failures(t, b.Handle(m))
+	require.Equal(t, "gone", failed[0].Handler, "its letter stays one of that handler")
+	require.Contains(t, failed[0].Reason, `handler "gone" is not registered for Registered: if it has another name now, replay the letter with --to`)
 }
 
 func TestFailures(t *testing.T) {
@@ -413,7 +432,7 @@ func TestRegistrationsAreChecked(t *testing.T) {
 	handlers.OnAll(reg, "nil-for-all", nil)
 	handlers.On(reg, "Registered", "twice", welcome)
 	handlers.On(reg, "Other", "twice", welcome)
-	_, err := handlers.NewDispatcher(reg, nil, handlers.Continue, middleware.Retry{}, time.Second, slog.New(slog.DiscardHandler))
+	_, err := handlers.NewDispatcher(reg, nil, nil, handlers.Continue, middleware.Retry{}, time.Second, slog.New(slog.DiscardHandler))
 	for _, want := range []string{
 		"a handler has no name", `"nameless-type": an event type is missing`, `"no-types": an event type is missing`,
 		`"nil": its function is nil`, `"nil-for-all": its function is nil`, `"twice": the name is registered twice`,

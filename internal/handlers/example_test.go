@@ -78,7 +78,7 @@ func dispatch(reg *handlers.Registry, list ...events.Data) error {
 	}
 	defer closeStore()
 	logger := slog.New(slog.DiscardHandler)
-	d, err := handlers.NewDispatcher(reg, s, handlers.Continue, middleware.Retry{Attempts: 1, Logger: logger}, time.Second, logger)
+	d, err := handlers.NewDispatcher(reg, s, nil, handlers.Continue, middleware.Retry{Attempts: 1, Logger: logger}, time.Second, logger)
 	if err != nil {
 		return err
 	}

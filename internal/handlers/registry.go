@@ -43,6 +43,15 @@ type Registry struct {
 	problems []error
 }
 
+// Names are those of the handlers, in the order of their registration.
+func (reg *Registry) Names() []string {
+	names := make([]string, len(reg.handlers))
+	for i, h := range reg.handlers {
+		names[i] = h.name
+	}
+	return names
+}
+
 // handler is a registration without its data type.
 type handler struct {
 	name string

@@ -178,7 +178,7 @@ func (t *trial) try(ctx context.Context, l deadletter.Letter) (Outcome, error) {
 	}
 	switch {
 	case len(chosen) == 0 && wanted != "":
-		return Outcome{l, WouldFail, fmt.Sprintf("handler %q is not registered for %s", wanted, e.Type)}, nil
+		return Outcome{l, WouldFail, notRegistered(wanted, e.Type).Error()}, nil
 	case len(chosen) == 0:
 		return Outcome{l, WouldPass, "no handler is registered for " + e.Type}, nil
 	}

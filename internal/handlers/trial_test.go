@@ -111,14 +111,15 @@ func TestTrialsTellRightFromWrong(t *testing.T) {
 		want   handlers.Verdict
 		reason string
 	}{
-		"passes":                 {one, letterOf(t, e, "welcome"), handlers.WouldPass, ""},
-		"fails":                  {one, letterOf(t, e, "refuse"), handlers.WouldFail, "no room for ‹name›"},
-		"panics":                 {one, letterOf(t, e, "panic"), handlers.WouldFail, "panic: broken"},
-		"takes too long":         {one, letterOf(t, e, "slow"), handlers.WouldFail, "timed out after 50ms: context deadline exceeded"},
-		"follow-ups with a gap":  {one, letterOf(t, e, "gap"), handlers.WouldFail, "gap in versions"},
-		"SQL that fails":         {one, letterOf(t, e, "broken SQL"), handlers.WouldFail, "no such table: nowhere"},
-		"outside effects":        {one, letterOf(t, e, "mail"), handlers.CannotTell, "the handler declares outside effects"},
-		"the handler is gone":    {one, letterOf(t, e, "gone"), handlers.WouldFail, `handler "gone" is not registered for Registered`},
+		"passes":                {one, letterOf(t, e, "welcome"), handlers.WouldPass, ""},
+		"fails":                 {one, letterOf(t, e, "refuse"), handlers.WouldFail, "no room for ‹name›"},
+		"panics":                {one, letterOf(t, e, "panic"), handlers.WouldFail, "panic: broken"},
+		"takes too long":        {one, letterOf(t, e, "slow"), handlers.WouldFail, "timed out after 50ms: context deadline exceeded"},
+		"follow-ups with a gap": {one, letterOf(t, e, "gap"), handlers.WouldFail, "gap in versions"},
+		"SQL that fails":        {one, letterOf(t, e, "broken SQL"), handlers.WouldFail, "no such table: nowhere"},
+		"outside effects":       {one, letterOf(t, e, "mail"), handlers.CannotTell, "the handler declares outside effects"},
+		"the handler is gone": {one, letterOf(t, e, "gone"), handlers.WouldFail, `handler "gone" is not registered for Registered: ` +
+			"if it has another name now, replay the letter with --to NAME; if nobody is to handle it, discard it"},
 		"handled":                {one, letterOf(t, handled, "refuse"), handlers.WouldPass, "already handled"},
 		"said something else":    {one, letterOf(t, other, "refuse"), handlers.WouldFail, "handled before with other contents"},
 		"parked":                 {one, letterOf(t, parked[1], "welcome"), handlers.WouldFail, "parked behind event " + parked[0].ID.String()},

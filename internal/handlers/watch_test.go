@@ -127,7 +127,7 @@ func BenchmarkHandle(b *testing.B) {
 			reg := &handlers.Registry{}
 			handlers.On(reg, "Registered", "welcome", func(context.Context, events.Event, registered) ([]events.Event, error) { return nil, nil })
 			logger := slog.New(slog.DiscardHandler)
-			d, err := handlers.NewDispatcher(reg, nothing{}, handlers.Continue, middleware.Retry{Attempts: 1, Logger: logger}, time.Minute, logger)
+			d, err := handlers.NewDispatcher(reg, nothing{}, nil, handlers.Continue, middleware.Retry{Attempts: 1, Logger: logger}, time.Minute, logger)
 			require.NoError(b, err)
 			instrument(d)
 			b.ReportAllocs()

@@ -149,7 +149,7 @@ func newLooks(errors *prometheus.CounterVec) *looks {
 		queueMessages:  newDesc("queue_messages", "Messages in a queue of RabbitMQ, ready to be delivered.", "queue"),
 		queueConsumers: newDesc("queue_consumers", "Consumers of a queue of RabbitMQ.", "queue"),
 		deadLetters: newDesc("dead_letters",
-			`Dead letters that rest in RabbitMQ's failed "queue" or in the "store", where it stops counting at 100000.`, "place"),
+			`Dead letters that wait in the table of the "store", where it stops counting at 100000, or are ready in RabbitMQ's "queue".`, "place"),
 		partUp:       newDesc("part_up", "1 if a part of the worker can work, as /readyz tells.", "part"),
 		connectionUp: newDesc("rabbitmq_connection_up", "1 if a connection to RabbitMQ stands and is not blocked.", "connection"),
 		connections:  newDesc("store_connections", "Connections to the store.", "pool", "state"),

@@ -29,7 +29,7 @@ import (
 // Label values for what is not one of the known.
 const (
 	otherType = "other"
-	noHandler = "none" // of a dead letter that reached no handler
+	noHandler = "none" // of a dead letter that reached no handler, or whose handler is not registered
 )
 
 // buckets are the upper bounds, in seconds, of all durations: from a fast statement to the handlers' timeout.
@@ -222,6 +222,9 @@ func (s sink) Put(ctx context.Context, m *message.Message, f deadletter.Failure)
 // of finds the metrics of a failure, whose handler is one of this worker's or none.
 func (s sink) of(m *message.Message, f deadletter.Failure) settledMetrics {
 	handler := cmp.Or(f.Handler, noHandler)
+	if _, registered := s.metrics.settled[settledKey{handler, otherType}]; !registered {
+		handler = noHandler // a replayed letter may be of a handler that is gone
+	}
 	if found, known := s.metrics.settled[settledKey{handler, m.Metadata.Get(bus.EventTypeKey)}]; known {
 		return found
 	}

@@ -131,6 +131,7 @@ func TestSinkCountsWhatIsSafe(t *testing.T) {
 	require.NoError(t, exhausted.Put(t.Context(), known, failed))
 	require.NoError(t, exhausted.Put(t.Context(), foreign, failed))
 	require.NoError(t, exhausted.Put(t.Context(), foreign, deadletter.Failure{}))
+	require.NoError(t, exhausted.Put(t.Context(), known, deadletter.Failure{Handler: "gone"}))
 	_, postpones2 := m.Sink(plainSink{}).(deadletter.Postponer)
 	require.False(t, postpones2)
 	away := errors.New("away")
@@ -142,6 +143,7 @@ func TestSinkCountsWhatIsSafe(t *testing.T) {
 		`worker_handler_dead_letters_total{event_type="PatientRegistered",handler="welcome-patient"} 1`,
 		`worker_handler_dead_letters_total{event_type="other",handler="welcome-patient"} 1`,
 		`worker_handler_dead_letters_total{event_type="other",handler="none"} 1`,
+		`worker_handler_dead_letters_total{event_type="PatientRegistered",handler="none"} 1`,
 	} {
 		require.Contains(t, text, line+"\n")
 	}

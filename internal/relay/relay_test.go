@@ -95,7 +95,7 @@ func start(t *testing.T, s backend, p *publisher) (r *relay.Relay, stop func(tim
 // backend is what a relay needs of a store.
 type backend interface {
 	storetest.Tailed
-	deadletter.Shelf
+	SQL() store.SQL
 }
 
 func startPatiently(t *testing.T, s backend, p *publisher, patience time.Duration) (r *relay.Relay, stop func(time.Duration)) {
@@ -105,7 +105,7 @@ func startPatiently(t *testing.T, s backend, p *publisher, patience time.Duratio
 	router, err := message.NewRouter(message.RouterConfig{CloseTimeout: patience}, watermill.NopLogger{})
 	require.NoError(t, err)
 	r = relay.New(tail, p, relay.Config{
-		Poll: 50 * time.Millisecond, Patience: patience, Refused: deadletter.NewShelfSink(s),
+		Poll: 50 * time.Millisecond, Patience: patience, Refused: deadletter.NewTable(s.SQL()),
 	}, slog.New(slog.DiscardHandler))
 	ended, end := context.WithCancel(context.WithoutCancel(t.Context()))
 	require.NoError(t, r.AddTo(ended, router))
@@ -244,11 +244,14 @@ func TestWhatTheBusRefusesRestsInTheStore(t *testing.T) {
 	require.Eventually(t, func() bool { return len(p.ids()) == 4 }, patience, tick)
 	stop(patience)
 	require.Equal(t, []string{ids[0], ids[1], ids[3], ids[4]}, p.ids())
-	letters, err := s.Letters(t.Context(), "", 10)
-	require.NoError(t, err)
-	require.Len(t, letters, 1)
-	require.Equal(t, ids[2], letters[0].Event.ID.String())
-	require.Equal(t, "refused by the bus: too large", letters[0].Reason)
+	n := 0
+	for l, err := range deadletter.NewTable(s.SQL()).List(t.Context(), deadletter.Filter{}) {
+		require.NoError(t, err)
+		n++
+		require.Equal(t, ids[2], l.Event.ID.String())
+		require.Equal(t, "refused by the bus: too large", l.Reason)
+	}
+	require.Equal(t, 1, n)
 }
 
 // A worker that cannot reach the bus lets another relay.

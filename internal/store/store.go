@@ -96,9 +96,6 @@ type Store interface {
 	// a lower version, the id of the first such.
 	Parked(ctx context.Context, e events.Event, handlers []string) (map[string]uuid.UUID, error)
 
-	// UnparkAll takes all notes away: the dead letters are no more.
-	UnparkAll(ctx context.Context) error
-
 	// PruneHandled forgets up to limit records that are older than age, the oldest first, and returns how many. An event
 	// that is delivered again after that is handled again.
 	PruneHandled(ctx context.Context, age time.Duration, limit int) (int, error)

@@ -23,10 +23,16 @@ const (
 	handled
 	// failing: it becomes a dead letter, and nothing follows.
 	failing
+	// mended: it becomes a dead letter, and one event follows from it when that is replayed, once or several times.
+	mended
 )
 
-// endless is more failures than there are attempts, replays included.
-const endless = 1_000_000_000
+// endless is more failures than there are attempts, replays included, and passing as many as a worker has tried at the
+// second time that it is delivered.
+const (
+	endless = 1_000_000_000
+	passing = attempts * 3 / 2
+)
 
 // author makes things up. Two of the same seed and name make up the same.
 type author struct {
@@ -110,6 +116,8 @@ func (a *author) next(s *stream, n int) (events.Event, fate) {
 			metadata["fail_times"], f = endless, failing
 		case 6:
 			data["name"], f = "", failing
+		case 7:
+			metadata["fail_times"], f = passing, mended
 		}
 	case s.aggregateType == "Patient":
 		e.Type = "PatientMoved"

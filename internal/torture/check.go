@@ -7,15 +7,14 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
-	amqp091 "github.com/rabbitmq/amqp091-go"
 
 	"github.com/healz/worker/internal/deadletter"
-	"github.com/healz/worker/internal/events"
 )
 
 // row is an event as the table has it.
@@ -34,52 +33,57 @@ const rowsSQL = `SELECT event_id, aggregate_id, aggregate_version, event_type, t
 // insufficientPrivilege is Postgres's code for a lack of rights.
 const insufficientPrivilege = "42501"
 
-// letters counts dead letters by the event they are of.
-type letters map[uuid.UUID]int
+// letter is a dead letter as the table has it.
+type letter struct {
+	// Event is the id of its event, or that of a message that is none.
+	Event               uuid.UUID
+	ID, Handler, Reason string
+	State               deadletter.State
+	Message             string // all of it but the body
+}
 
-// readLetters reads the dead letters that lie in their queue, and takes them out if it is to.
-func (r *rig) readLetters(take bool) (letters, error) {
-	found := letters{}
-	err := r.onBroker(func(channel *amqp091.Channel) error {
-		var last uint64
-		for {
-			d, ok, err := channel.Get(failedQueue, false)
-			if err != nil {
-				return err
-			}
-			if !ok {
-				break
-			}
-			last = d.DeliveryTag
-			id := idOf(d)
-			found[id]++
-			r.readLetter(id, d)
+// lettersSQL selects all dead letters.
+const lettersSQL = `SELECT coalesce(event_id, (raw ->> 'message_id')::uuid), id, handler, reason, state, coalesce(raw, headers, '{}')::text
+	FROM dead_letters`
+
+// letters are dead letters by the event they are of.
+type letters map[uuid.UUID][]letter
+
+// readLetters reads the dead letters in the table. What is still in their queue is not among them.
+func (r *rig) readLetters(ctx context.Context) (letters, error) {
+	var all []letter
+	err := r.waiting(ctx, func(ctx context.Context) error {
+		found, err := r.admin.Query(ctx, lettersSQL)
+		if err != nil {
+			return err
 		}
-		if take && last > 0 {
-			return channel.Ack(last, true)
-		}
-		return nil // those that were not acked go back when the channel ends
+		all, err = pgx.CollectRows(found, pgx.RowToStructByPos[letter])
+		return err
 	})
+	found := letters{}
+	for _, l := range all {
+		found[l.Event] = append(found[l.Event], l)
+		r.readLetter(l)
+	}
 	return found, err
 }
 
-func (r *rig) readLetter(id uuid.UUID, d amqp091.Delivery) {
-	reason, _ := d.Headers[deadletter.ReasonKey].(string)
-	if reason == "" {
-		r.blame("P5", "the dead letter of event %s has no reason", id)
+// readLetter blames what is wrong with a letter by itself, once.
+func (r *rig) readLetter(l letter) {
+	before, known := r.known[l.ID]
+	r.known[l.ID] = l
+	if known && before == l {
+		return
 	}
-	if strings.Contains(fmt.Sprint(d.Headers), r.planted) {
-		r.blame("P11", "a header of the dead letter of event %s tells what it must not", id)
+	if l.Reason == "" {
+		r.blame("P5", "the dead letter of event %s has no reason", l.Event)
 	}
-}
-
-// idOf is the id of the event in a delivery, or that of a message that is none.
-func idOf(d amqp091.Delivery) uuid.UUID {
-	e, _ := events.Parse(d.Body) // what cannot be read stays zero
-	if e.ID == uuid.Nil {
-		e.ID, _ = uuid.Parse(d.MessageId)
+	if strings.Contains(l.Message+l.Reason, r.planted) {
+		r.blame("P11", "a header of the dead letter of event %s tells what it must not", l.Event)
 	}
-	return e.ID
+	if known && (before.Event != l.Event || before.Handler != l.Handler) {
+		r.blame("P5", "dead letter %s was of event %s, and is of event %s", l.ID, before.Event, l.Event)
+	}
 }
 
 // verdict is what the traces say.
@@ -89,7 +93,8 @@ type verdict struct {
 	refused      int
 	delivered    int
 	duplicates   int
-	letters      int
+	letters      map[deadletter.State]int
+	unmended     int // events that a replay is to handle, and that were not handled yet or have a letter that says so
 	handledOrder int // events that were handled before an earlier one of their aggregate
 	lost         []string
 	doubled      []string
@@ -112,12 +117,15 @@ func (r *rig) judge(ctx context.Context) (verdict, error) {
 	if err != nil {
 		return verdict{}, fmt.Errorf("read the events: %w", err)
 	}
-	dead, err := r.readLetters(false)
+	dead, err := r.readLetters(ctx)
 	if err != nil {
 		return verdict{}, fmt.Errorf("read the dead letters: %w", err)
 	}
-	for id, n := range r.taken {
-		dead[id] += n
+	for id, before := range r.known {
+		if !slices.ContainsFunc(dead[before.Event], func(l letter) bool { return l.ID == id }) {
+			delete(r.known, id)
+			r.blame("P5", "dead letter %s of event %s is gone", id, before.Event)
+		}
 	}
 	return judge(rows, dead, r.ledger.all(), r.witness.testify()), nil
 }
@@ -125,6 +133,7 @@ func (r *rig) judge(ctx context.Context) (verdict, error) {
 func judge(rows []row, dead letters, written map[uuid.UUID]entry, seen testimony) verdict {
 	v := verdict{
 		appended: map[writer]int{}, delivered: len(seen.seen), duplicates: seen.duplicates, misordered: seen.misordered,
+		letters: map[deadletter.State]int{},
 	}
 	lose := func(format string, args ...any) { v.lost = append(v.lost, fmt.Sprintf(format, args...)) }
 	breach := func(promise, format string, args ...any) {
@@ -173,23 +182,38 @@ func judge(rows []row, dead letters, written map[uuid.UUID]entry, seen testimony
 		follow := followers[id]
 		switch e.fate {
 		case unhandled:
-			if len(follow) > 0 || dead[id] > 0 {
-				breach("P3", "event %s, which has no handler, has %d effects and %d dead letters", id, len(follow), dead[id])
+			if len(follow) > 0 || len(dead[id]) > 0 {
+				breach("P3", "event %s, which has no handler, has %d effects and %d dead letters", id, len(follow), len(dead[id]))
 			}
 		case handled:
 			if len(follow) == 0 {
-				lose("P5: event %s was not handled (dead letters: %d)", id, dead[id])
+				lose("P5: event %s was not handled (dead letters: %d)", id, len(dead[id]))
 			}
-			if dead[id] > 0 {
+			if len(dead[id]) > 0 {
 				breach("P5", "event %s became a dead letter, though its handler would have handled it", id)
 			}
 		case failing:
-			if dead[id] == 0 {
+			if len(dead[id]) == 0 {
 				lose("P5: event %s fails and is not among the dead letters", id)
+			}
+			for _, l := range dead[id] {
+				if l.State != deadletter.Waiting {
+					lose("P6: event %s fails, and its dead letter %s is %s", id, l.ID, l.State)
+				}
 			}
 			if len(follow) > 0 {
 				breach("P3", "event %s, whose handler fails, has effects", id)
 			}
+		case mended:
+			if len(follow) == 0 && len(dead[id]) == 0 {
+				lose("P5: event %s was not handled and is not among the dead letters", id)
+			}
+			if len(follow) == 0 || slices.ContainsFunc(dead[id], func(l letter) bool { return l.State != deadletter.Settled }) {
+				v.unmended++
+			}
+		}
+		if len(dead[id]) > 1 { // an event of the traffic has no more than one handler
+			breach("P5", "event %s has %d dead letters", id, len(dead[id]))
 		}
 		if len(follow) > 1 {
 			v.doubled = append(v.doubled, fmt.Sprintf("P3: event %s took effect %d times", id, len(follow)))
@@ -209,8 +233,10 @@ func judge(rows []row, dead letters, written map[uuid.UUID]entry, seen testimony
 			breach("P7", "an event has the cause %s, which nobody wrote", cause)
 		}
 	}
-	for id := range dead {
-		v.letters++
+	for id, all := range dead {
+		for _, l := range all {
+			v.letters[l.State]++
+		}
 		if _, was := written[id]; !was {
 			breach("P5", "there is a dead letter of event %s, which nobody wrote", id)
 		}
@@ -218,12 +244,12 @@ func judge(rows []row, dead letters, written map[uuid.UUID]entry, seen testimony
 	return v
 }
 
-// handledOutOfOrder counts the events that took effect before an earlier one of their aggregate did. It is no fault
-// where several workers take from one queue.
+// handledOutOfOrder counts the events that took effect before an earlier one of their aggregate did, but for those that a
+// replay is to handle. It is no fault where several workers take from one queue.
 func handledOutOfOrder(rows []row, stored map[uuid.UUID]row, written map[uuid.UUID]entry) int {
 	last, n := map[uuid.UUID]int{}, 0
 	for _, row := range rows {
-		if !row.Cause.Valid {
+		if !row.Cause.Valid || written[row.Cause.UUID].fate == mended {
 			continue
 		}
 		aggregate, version := written[row.Cause.UUID].event.AggregateID, written[row.Cause.UUID].event.AggregateVersion

@@ -7,6 +7,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
 
+	"github.com/healz/worker/internal/deadletter"
 	"github.com/healz/worker/internal/events"
 )
 
@@ -41,6 +42,10 @@ func written(event uuid.UUID, version int, f fate, w writer, o outcome) entry {
 	}
 }
 
+func letterOf(event uuid.UUID, state deadletter.State) []letter {
+	return []letter{{Event: event, ID: event.String(), State: state, Reason: "it failed"}}
+}
+
 func wellDone() *traces {
 	stored := func(event uuid.UUID, version int) row {
 		return row{Event: event, Aggregate: id(patient), Version: version, Tenant: id(tenant), Correlation: id(chain)}
@@ -49,7 +54,7 @@ func wellDone() *traces {
 	welcome.Aggregate, welcome.Cause = id(message), uuid.NullUUID{UUID: id(one), Valid: true}
 	return &traces{
 		rows: []row{stored(id(one), 1), welcome, stored(id(two), 2)},
-		dead: letters{id(two): 1},
+		dead: letters{id(two): letterOf(id(two), deadletter.Waiting)},
 		written: map[uuid.UUID]entry{
 			id(one): written(id(one), 1, handled, byStore, kept), id(two): written(id(two), 2, failing, bySQL, unknown),
 			id(three): written(id(three), 1, unhandled, byPublisher, kept), id(four): written(id(four), 3, handled, byCommand, refused),
@@ -81,14 +86,24 @@ func TestJudge(t *testing.T) {
 			tr.seen.seen[id(four)] = struct{}{}
 			tr.written[id(four)] = written(id(four), 3, unhandled, byCommand, refused)
 		}, rest: 1},
-		"a good event is a dead letter":     {harm: func(tr *traces) { tr.dead[id(one)] = 1 }, rest: 1},
-		"a dead letter of nobody's":         {harm: func(tr *traces) { tr.dead[uuid.New()] = 1 }, rest: 1},
-		"an unhandled one is a dead letter": {harm: func(tr *traces) { tr.dead[id(three)] = 1 }, rest: 1},
-		"a failing event has effects":       {harm: func(tr *traces) { tr.rows[1].Cause.UUID = id(two) }, lost: 1, rest: 1},
-		"a chain changes its tenant":        {harm: func(tr *traces) { tr.rows[1].Tenant = uuid.New() }, rest: 1},
-		"a chain changes its id":            {harm: func(tr *traces) { tr.rows[1].Correlation = uuid.New() }, rest: 1},
-		"a cause that there is not":         {harm: func(tr *traces) { tr.rows[1].Cause.UUID = uuid.New() }, lost: 1, rest: 1},
-		"an event of nobody's":              {harm: func(tr *traces) { tr.rows[1].Cause.Valid = false }, lost: 1, rest: 1},
+		"a good event is a dead letter": {harm: func(tr *traces) { tr.dead[id(one)] = letterOf(id(one), deadletter.Waiting) }, rest: 1},
+		"a dead letter of nobody's": {harm: func(tr *traces) {
+			tr.dead[id(four+100)] = letterOf(id(four+100), deadletter.Waiting)
+		}, rest: 1},
+		"an unhandled one is a dead letter": {harm: func(tr *traces) { tr.dead[id(three)] = letterOf(id(three), deadletter.Waiting) }, rest: 1},
+		"a dead letter is there twice": {harm: func(tr *traces) {
+			tr.dead[id(two)] = append(tr.dead[id(two)], tr.dead[id(two)]...)
+		}, rest: 1},
+		"a dead letter is not done with": {harm: func(tr *traces) { tr.dead[id(two)][0].State = deadletter.Replaying }, lost: 1},
+		"an event to be replayed is gone": {harm: func(tr *traces) {
+			tr.written[id(two)] = written(id(two), 2, mended, bySQL, unknown)
+			clear(tr.dead)
+		}, lost: 1},
+		"a failing event has effects": {harm: func(tr *traces) { tr.rows[1].Cause.UUID = id(two) }, lost: 1, rest: 1},
+		"a chain changes its tenant":  {harm: func(tr *traces) { tr.rows[1].Tenant = uuid.New() }, rest: 1},
+		"a chain changes its id":      {harm: func(tr *traces) { tr.rows[1].Correlation = uuid.New() }, rest: 1},
+		"a cause that there is not":   {harm: func(tr *traces) { tr.rows[1].Cause.UUID = uuid.New() }, lost: 1, rest: 1},
+		"an event of nobody's":        {harm: func(tr *traces) { tr.rows[1].Cause.Valid = false }, lost: 1, rest: 1},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -112,8 +127,40 @@ func TestJudgeCounts(t *testing.T) {
 	require.Equal(t, 1, v.refused)
 	require.Equal(t, 1, v.unknown)
 	require.Equal(t, 4, v.delivered)
-	require.Equal(t, 1, v.letters)
+	require.Equal(t, map[deadletter.State]int{deadletter.Waiting: 1}, v.letters)
+	require.Zero(t, v.unmended)
 	require.Zero(t, v.handledOrder)
+}
+
+func TestAReplayedEventIsHandledAndItsLetterSaysSo(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		state    deadletter.State
+		handled  bool
+		unmended int
+	}{
+		"all went well":          {deadletter.Settled, true, 0},
+		"it waits":               {deadletter.Waiting, false, 1},
+		"its letter still waits": {deadletter.Waiting, true, 1},
+		"its letter lies":        {deadletter.Settled, false, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			tr := wellDone()
+			tr.written[id(two)] = written(id(two), 2, mended, bySQL, kept)
+			tr.dead = letters{id(two): letterOf(id(two), test.state)}
+			if test.handled {
+				welcome := tr.rows[1]
+				welcome.Event, welcome.Cause.UUID = id(follower+100), id(two)
+				tr.rows = append(tr.rows, welcome)
+				tr.seen.seen[welcome.Event] = struct{}{}
+			}
+			v := judge(tr.rows, tr.dead, tr.written, tr.seen)
+			require.Empty(t, v.lost)
+			require.Empty(t, v.other)
+			require.Equal(t, test.unmended, v.unmended)
+		})
+	}
 }
 
 func TestHandledOutOfOrder(t *testing.T) {

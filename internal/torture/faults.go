@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -14,8 +15,13 @@ import (
 	"github.com/healz/worker/internal/testservers"
 )
 
-// quietLimit is how long the workers may take to finish all there is, when nothing is wrong and nothing new comes.
-const quietLimit = 90 * time.Second
+const (
+	// quietLimit is how long the workers may take to finish all there is, when nothing is wrong and nothing new comes.
+	quietLimit = 90 * time.Second
+	// gatheredLetters is how many events become dead letters behind a lock, and gatherLimit how long that may take.
+	gatheredLetters = 200
+	gatherLimit     = 30 * time.Second
+)
 
 // halfOpenToBroker is the kind after which a single worker may handle an aggregate's events out of order.
 const halfOpenToBroker = "half-open to the broker"
@@ -51,6 +57,7 @@ func faults() []fault {
 		{"Postgres out of connections", exhaustConnections},
 		{"dead-letter exchange deleted", deleteDeadLetterExchange},
 		{"replay killed half-way", killReplay},
+		{"harm while dead letters are ingested", harmIngestion},
 	}
 }
 
@@ -243,18 +250,33 @@ func whileQuiet(ctx context.Context, r *rig, do func() error) error {
 	return r.witness.bind()
 }
 
-// emptied tells whether nothing of the worker's queue is waiting or in hand.
+// emptied tells whether nothing of the worker's queue, and no dead letter that is not in the table yet, is waiting or in
+// hand.
 func (r *rig) emptied() bool {
-	counts, err := r.rabbit.Control("--quiet", "list_queues", "name", "messages")
-	if err != nil {
-		return false
-	}
-	for line := range strings.Lines(counts) {
-		if fields := strings.Fields(line); len(fields) == 2 && fields[0] == consumerQueue {
-			return fields[1] == "0"
+	counts := r.queued()
+	for _, queue := range []string{consumerQueue, failedQueue} {
+		if n, known := counts[queue]; !known || n > 0 {
+			return false
 		}
 	}
-	return false
+	return true
+}
+
+// queued counts what is waiting or in hand of each queue, as far as the broker tells.
+func (r *rig) queued() map[string]int {
+	lines, err := r.rabbit.Control("--quiet", "list_queues", "name", "messages")
+	if err != nil {
+		return nil
+	}
+	counts := map[string]int{}
+	for line := range strings.Lines(lines) {
+		if fields := strings.Fields(line); len(fields) == 2 {
+			if n, err := strconv.Atoi(fields[1]); err == nil {
+				counts[fields[0]] = n
+			}
+		}
+	}
+	return counts
 }
 
 // declared tells what is missing of the contract's topology.
@@ -283,16 +305,9 @@ func deleteQueue(ctx context.Context, r *rig, _ *author) error {
 	})
 }
 
-// deleteTopology deletes all that the contract names. The dead letters are read out before.
+// deleteTopology deletes all that the contract names.
 func deleteTopology(ctx context.Context, r *rig, _ *author) error {
 	return whileQuiet(ctx, r, func() error {
-		taken, err := r.readLetters(true)
-		if err != nil {
-			return err
-		}
-		for id, n := range taken {
-			r.taken[id] += n
-		}
 		return r.onBroker(func(channel *amqp091.Channel) error {
 			for _, name := range []string{exchange, deadLetterExchange} {
 				if err := channel.ExchangeDelete(name, false, false); err != nil {
@@ -363,16 +378,62 @@ func deleteDeadLetterExchange(ctx context.Context, r *rig, a *author) error {
 	return nil
 }
 
-// killReplay lets dead letters gather, and replays all again and again with a command that it kills. They all fail again.
+// harmIngestion kills the workers, or cuts their connections to the broker, or ends their sessions at the database, while
+// one of them takes dead letters into the table: these gather behind a lock on it, which is released just before.
+func harmIngestion(ctx context.Context, r *rig, a *author) error {
+	gathered := false
+	err := r.waiting(ctx, func(ctx context.Context) error {
+		return pgx.BeginFunc(ctx, r.admin, func(tx pgx.Tx) error {
+			if _, err := tx.Exec(ctx, "LOCK TABLE dead_letters IN SHARE ROW EXCLUSIVE MODE"); err != nil {
+				return err
+			}
+			if !gathered {
+				r.load.appendOnce(ctx, a.failures(gatheredLetters), true)
+			}
+			gathered = until(ctx, gatherLimit, 50*time.Millisecond, func(context.Context) bool {
+				return r.queued()[failedQueue] >= gatheredLetters/2
+			})
+			return nil
+		})
+	})
+	if err != nil {
+		return err
+	}
+	if !gathered && ctx.Err() == nil {
+		r.blame("P5", "of %d events that fail, not half were dead letters after %s", gatheredLetters, gatherLimit)
+	}
+	sleep(ctx, a.between(0, 30*time.Millisecond))
+	switch a.IntN(3) {
+	case 0:
+		for i := range r.fleet.size() {
+			r.fleet.kill(i)
+		}
+		for i := range r.fleet.size() {
+			if err := r.fleet.start(ctx, i); err != nil {
+				return err
+			}
+		}
+		return nil
+	case 1:
+		return cut(ctx, a, r.toRabbit)
+	default:
+		return r.terminate(ctx)
+	}
+}
+
+// killReplay lets dead letters gather, and replays all again and again with a command that it kills. Most fail again.
 func killReplay(ctx context.Context, r *rig, a *author) error {
 	for range 4 {
 		r.load.appendOnce(ctx, a.failures(50), true)
 	}
 	sleep(ctx, time.Second)
 	for range a.number(5, 10) {
-		bounded, cancel := context.WithTimeout(ctx, a.between(30*time.Millisecond, 300*time.Millisecond))
-		_ = r.load.worker(bounded, "dlq", "replay").Run() // killed or not, nothing is lost
+		bounded, cancel := context.WithTimeout(ctx, a.between(30*time.Millisecond, 600*time.Millisecond))
+		err := r.load.replay(bounded)
 		cancel()
+		if err != nil {
+			return err
+		}
 	}
 	return nil
 }

@@ -23,6 +23,8 @@ const (
 	graceMargin = 3 * time.Second
 	// startLimit is how long a worker may take from its start until it is ready.
 	startLimit = time.Minute
+	// attempts is how often a worker tries a handler.
+	attempts = 12
 	// longestLine is the longest line of a worker's log that is read.
 	longestLine = 1 << 20
 )
@@ -76,7 +78,7 @@ func (f *fleet) start(ctx context.Context, i int) error {
 		return fmt.Errorf("open the log of %s: %w", name, err)
 	}
 	c := exec.CommandContext(context.WithoutCancel(ctx), f.program, "run", "--http-addr=127.0.0.1:0", "--wait=10m", "--migrate=false",
-		"--chaos", "--retry-attempts=12", "--retry-initial=5ms", "--retry-max=50ms", "--grace-period="+grace.String(),
+		"--chaos", fmt.Sprintf("--retry-attempts=%d", attempts), "--retry-initial=5ms", "--retry-max=50ms", "--grace-period="+grace.String(),
 		"--relay-poll=500ms", "--database-conns=8", "--rabbitmq-heartbeat=5s")
 	c.Env, c.Dir = f.env, f.folder
 	c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // a Ctrl-C is the harness's to pass on

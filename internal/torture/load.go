@@ -225,6 +225,19 @@ func (l *load) worker(ctx context.Context, args ...string) *exec.Cmd {
 	return c
 }
 
+// usageCode is the exit code of a command that was called wrongly.
+const usageCode = 2
+
+// replay replays all dead letters, until ctx ends. Killed or not, nothing is lost; it is an error only if it was called
+// wrongly.
+func (l *load) replay(ctx context.Context) error {
+	c := l.worker(ctx, "dlq", "replay", "--all", "--max-failures=-1")
+	if err := c.Run(); c.ProcessState.ExitCode() == usageCode {
+		return fmt.Errorf("replay the dead letters: %w", err)
+	}
+	return nil
+}
+
 // idsOf reads the ids of the events that a command has printed; the last may be cut off.
 func idsOf(printed []byte) map[uuid.UUID]struct{} {
 	ids := map[uuid.UUID]struct{}{}

@@ -69,7 +69,14 @@ func (p *report) print(r *rig, v verdict) error {
 	line("outcome unknown", v.unknown)
 	line("events delivered", v.delivered)
 	line("duplicates on the wire", v.duplicates)
-	line("dead letters", v.letters)
+	all := 0
+	var states []string
+	for state, n := range v.letters {
+		states = append(states, fmt.Sprintf("%s %d", state, n))
+		all += n
+	}
+	slices.Sort(states)
+	line("dead letters", fmt.Sprintf("%d (%s)", all, strings.Join(states, ", ")))
 	line("effects doubled", len(v.doubled))
 	line("lost", len(v.lost))
 	line("out of order", len(v.misordered))

@@ -58,7 +58,7 @@ type rig struct {
 	ledger           *ledger
 	witness          *witness
 	load             *load
-	taken            letters // dead letters that were taken out of their queue before it was deleted
+	known            map[string]letter // the dead letters that were in the table, by their ids
 	probes           int
 
 	mu         sync.Mutex

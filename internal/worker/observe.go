@@ -63,9 +63,9 @@ func (o observed) write(
 }
 
 // sources are where the metrics look at the parts of an opened worker.
-func sources(w *Worker, backend Backend, conn *amqp.Connection) metrics.Sources {
+func sources(w *Worker, backend Backend, letters *deadletter.Table, conn *amqp.Connection) metrics.Sources {
 	s := metrics.Sources{
-		Backlog: w.parts.Tail.Backlog, Letters: backend.CountLetters, Pools: backend.Pools, Leads: w.relay.Leads,
+		Backlog: w.parts.Tail.Backlog, Letters: letters.Count, Pools: backend.Pools, Leads: w.relay.Leads,
 		Parts: func(ctx context.Context) map[string]bool {
 			up := map[string]bool{}
 			for part, err := range w.check(ctx) {

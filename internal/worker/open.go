@@ -62,7 +62,8 @@ func open(ctx context.Context, s Settings, o OpenOptions, closers *closers) (*Wo
 	closers.add(tail.Close)
 
 	parts := Parts{
-		Inbox: backend, Tail: tail, Shelf: backend, Handlers: &handlers.Registry{}, InboxRetention: s.InboxRetention,
+		Inbox: backend, Tail: tail, Letters: deadletter.NewTable(backend.SQL()), Handlers: &handlers.Registry{},
+		InboxRetention: s.InboxRetention, LetterRetention: s.DeadLetterRetention,
 		Metrics: o.Metrics, Tracer: o.Tracer, Destination: s.AMQP.Prefix,
 	}
 	o.Register(parts.Handlers, backend)
@@ -70,7 +71,7 @@ func open(ctx context.Context, s Settings, o OpenOptions, closers *closers) (*Wo
 	if s.AMQP.URL == "" {
 		b := inprocess.New(s.Tuning.Concurrency, o.Logger)
 		closers.add(b.Close)
-		parts.Bus, parts.Sink, parts.Embedded = embeddedBus{b}, deadletter.NewShelfSink(backend), true
+		parts.Bus, parts.Sink, parts.Embedded = embeddedBus{b}, parts.Letters, true
 	} else {
 		if conn, err = dial(ctx, s, o); err != nil {
 			return nil, err
@@ -78,11 +79,15 @@ func open(ctx context.Context, s Settings, o OpenOptions, closers *closers) (*Wo
 		closers.add(conn.Close)
 		publisher := amqp.NewPublisher(conn)
 		closers.add(publisher.Close)
-		parts.Bus, parts.Sink = broker{amqp.NewSubscriber(conn), publisher, conn}, amqp.NewFailedQueue(conn)
+		failed := amqp.NewFailedQueue(conn)
+		parts.Bus, parts.Sink, parts.Replays = broker{amqp.NewSubscriber(conn), publisher, conn}, failed, failed
+		if s.IngestDeadLetters {
+			parts.Ingester = amqp.NewIngester(conn, parts.Letters, o.Logger)
+		}
 	}
 	w, err := New(ctx, parts, s.Tuning, o.Logger)
 	if err == nil {
-		w.sources = sources(w, backend, conn)
+		w.sources = sources(w, backend, parts.Letters, conn)
 	}
 	return w, err
 }

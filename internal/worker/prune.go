@@ -8,7 +8,7 @@ import (
 )
 
 const (
-	// pruneInterval is how often the inbox is looked through for records that are too old.
+	// pruneInterval is how often a table is looked through for rows that are too old.
 	pruneInterval = time.Minute
 	// pruneBatch is how many are deleted in one transaction, and pruneBreak the wait until the next: some thousands a
 	// second, more than a worker adds, in transactions of milliseconds.
@@ -16,17 +16,18 @@ const (
 	pruneBreak = 50 * time.Millisecond
 )
 
-// prune prunes the inbox until ctx is done. Of several workers the one that relays does it.
-func (w *Worker) prune(ctx context.Context) {
+// prune prunes a table until ctx is done. Of several workers the one that relays does it. once deletes up to [pruneBatch]
+// rows, and returns how many.
+func (w *Worker) prune(ctx context.Context, table string, once func(context.Context) (int, error)) {
 	for {
 		wait := pruneInterval
 		switch state, _ := w.relay.Status(); state {
 		case relay.Starting:
 			wait = pruneBreak
 		case relay.Relaying, relay.Idle:
-			pruned, err := w.parts.Inbox.PruneHandled(ctx, w.parts.InboxRetention, pruneBatch)
+			pruned, err := once(ctx)
 			if err != nil && ctx.Err() == nil {
-				w.logger.WarnContext(ctx, "cannot prune the inbox, will try again", "error", err)
+				w.logger.WarnContext(ctx, "cannot prune a table, will try again", "table", table, "error", err)
 			}
 			if pruned == pruneBatch {
 				wait = pruneBreak
@@ -39,4 +40,12 @@ func (w *Worker) prune(ctx context.Context) {
 		case <-time.After(wait):
 		}
 	}
+}
+
+func (w *Worker) pruneInbox(ctx context.Context) (int, error) {
+	return w.parts.Inbox.PruneHandled(ctx, w.parts.InboxRetention, pruneBatch)
+}
+
+func (w *Worker) pruneLetters(ctx context.Context) (int, error) {
+	return w.parts.Letters.PurgeDecided(ctx, time.Now().Add(-w.parts.LetterRetention), pruneBatch)
 }

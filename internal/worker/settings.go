@@ -5,7 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"iter"
+	"log/slog"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -36,6 +36,10 @@ type Settings struct {
 	// InboxRetention is how long the store remembers who has handled what; 0 is for ever. An event that is delivered
 	// again after that is handled again.
 	InboxRetention time.Duration
+	// DeadLetterRetention is how long letters are kept that were archived, discarded or handled; 0 is for ever.
+	DeadLetterRetention time.Duration
+	// IngestDeadLetters lets the worker take the dead letters out of the broker's queue into the table.
+	IngestDeadLetters bool
 	// SQLitePath is the file of the embedded default.
 	SQLitePath string
 	// AMQP is the broker; without a URL the bus is inside the process.
@@ -47,9 +51,10 @@ type Settings struct {
 // DefaultSettings is the embedded default.
 func DefaultSettings() Settings {
 	return Settings{
-		MaxConns:       20,
-		InboxRetention: 30 * 24 * time.Hour,
-		SQLitePath:     "healz.db",
+		MaxConns:          20,
+		InboxRetention:    30 * 24 * time.Hour,
+		IngestDeadLetters: true,
+		SQLitePath:        "healz.db",
 		AMQP: amqp.Config{
 			Prefix: amqp.DefaultPrefix, Prefetch: amqp.DefaultPrefetch, Heartbeat: amqp.DefaultHeartbeat,
 			QueueType: amqp.ClassicQueues,
@@ -78,6 +83,7 @@ func (s Settings) Check() error {
 	problem(s.Embedded() && s.SQLitePath == "", "sqlite-path must not be empty")
 	problem(s.MaxConns < 2, "database-conns must be at least 2, but is %d", s.MaxConns)
 	problem(s.InboxRetention < 0, "inbox-retention must not be negative, but is %s", s.InboxRetention)
+	problem(s.DeadLetterRetention < 0, "dead-letter-retention must not be negative, but is %s", s.DeadLetterRetention)
 	problem(s.AMQP.Prefetch < s.Tuning.Concurrency || s.AMQP.Prefetch > maxPrefetch,
 		"prefetch must be from the concurrency (%d) to %d, but is %d", s.Tuning.Concurrency, maxPrefetch, s.AMQP.Prefetch)
 	problem(s.AMQP.Prefix == "", "rabbitmq-prefix must not be empty")
@@ -111,8 +117,6 @@ const maxPrefetch = 65535
 // Backend is a store with all that belongs to it.
 type Backend interface {
 	store.Store
-	deadletter.Shelf
-	deadletter.ArchiveTable
 	handlers.Tried
 
 	// Migrate brings the schema up to date; nothing happens when it is.
@@ -123,8 +127,8 @@ type Backend interface {
 	MigrationStatus(ctx context.Context) ([]migrations.Status, error)
 	// Tail opens the relay's side of the store.
 	Tail(ctx context.Context, c store.TailConfig) (*store.Tail, error)
-	// CountLetters counts the letters on the shelf, up to [store.MaxCount].
-	CountLetters(ctx context.Context) (int, error)
+	// SQL is the database, for tables of others, as that of the dead letters.
+	SQL() store.SQL
 	// Pools is the state of the store's connections.
 	Pools() []store.Pool
 }
@@ -200,73 +204,44 @@ func (s Settings) OpenPublisher(ctx context.Context) (bus.BatchPublisher, func()
 	return p, func() error { return errors.Join(p.Close(), conn.Close()) }, nil
 }
 
-// OpenDeadLetters opens the dead letters where the settings have them: on the broker, or else in the store.
-func (s Settings) OpenDeadLetters(ctx context.Context) (deadletter.Queue, func() error, error) {
-	if s.AMQP.URL == "" {
-		b, err := s.OpenExisting(ctx)
-		if err != nil {
-			return nil, nil, err
-		}
-		return deadletter.NewShelfQueue(b), b.Close, nil
-	}
-	conn, err := amqp.Dial(ctx, s.AMQP)
+// OpenDeadLetters opens the table of dead letters.
+func (s Settings) OpenDeadLetters(ctx context.Context) (*deadletter.Table, func() error, error) {
+	b, err := s.OpenExisting(ctx)
 	if err != nil {
 		return nil, nil, err
 	}
-	return brokersLetters{amqp.NewFailedQueue(conn), s}, conn.Close, nil
+	return deadletter.NewTable(b.SQL()), b.Close, nil
 }
 
-// brokersLetters are the dead letters of a broker, behind which events may be parked in the store.
-type brokersLetters struct {
-	*amqp.FailedQueue
-	settings Settings
-}
-
-// Replay looks up in the store what was handled, if there is a store.
-func (l brokersLetters) Replay(
-	ctx context.Context, f deadletter.Filter, o deadletter.ReplayOptions,
-) iter.Seq2[deadletter.Progress, error] {
-	return func(yield func(deadletter.Progress, error) bool) {
-		if o.Inbox == nil && l.hasStore() {
-			b, err := l.settings.OpenStore(ctx)
-			if err == nil {
-				defer b.Close() // it was only read
-				err = b.Ping(ctx)
-			}
-			if err != nil && !errors.Is(err, store.ErrNoSchema) {
-				yield(deadletter.Progress{}, fmt.Errorf("open the store, to follow the replay: %w", err))
-				return
-			}
-			if err == nil {
-				o.Inbox = b
-			}
-		}
-		l.FailedQueue.Replay(ctx, f, o)(yield)
+// QueuedDeadLetters is how many dead letters lie in the broker's queue and not in the table yet; 0 without a broker.
+func (s Settings) QueuedDeadLetters(ctx context.Context) (n int, err error) {
+	err = s.withIngester(ctx, nil, func(i *amqp.Ingester) error {
+		n, err = i.Waiting(ctx)
+		return err
+	})
+	if errors.Is(err, ErrNoBroker) {
+		return 0, nil
 	}
+	return n, err
 }
 
-// hasStore tells whether there is a store: none shall be made.
-func (l brokersLetters) hasStore() bool {
-	_, err := os.Stat(l.settings.SQLitePath)
-	return !l.settings.Embedded() || !errors.Is(err, fs.ErrNotExist)
+// IngestQueued takes the dead letters that lie in the broker's queue into the table, and returns how many. It is
+// [ErrNoBroker] if none is set.
+func (s Settings) IngestQueued(ctx context.Context, table *deadletter.Table) (n int, err error) {
+	err = s.withIngester(ctx, table, func(i *amqp.Ingester) error {
+		n, err = i.Drain(ctx)
+		return err
+	})
+	return n, err
 }
 
-// Purge destroys all letters, and lets nothing wait behind them any longer.
-func (l brokersLetters) Purge(ctx context.Context) (int, error) {
-	n, err := l.FailedQueue.Purge(ctx)
-	if err != nil || !l.hasStore() {
-		return n, err
+func (s Settings) withIngester(ctx context.Context, table *deadletter.Table, do func(*amqp.Ingester) error) error {
+	if s.AMQP.URL == "" {
+		return ErrNoBroker
 	}
-	if err := l.unpark(ctx); err != nil && !errors.Is(err, store.ErrNoSchema) {
-		return n, fmt.Errorf("%d dead letters were purged, but in the store events are still parked behind them: %w", n, err)
-	}
-	return n, nil
-}
-
-func (l brokersLetters) unpark(ctx context.Context) error {
-	b, err := l.settings.OpenStore(ctx)
+	conn, err := amqp.Dial(ctx, s.AMQP)
 	if err != nil {
 		return err
 	}
-	return errors.Join(b.UnparkAll(ctx), b.Close())
+	return errors.Join(do(amqp.NewIngester(conn, table, slog.New(slog.DiscardHandler))), conn.Close())
 }

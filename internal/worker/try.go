@@ -12,8 +12,8 @@ import (
 	"github.com/healz/worker/internal/handlers"
 )
 
-// maxTried bounds the bodies of the letters that are tried at once, in bytes: those of one aggregate may lie anywhere in
-// the queue, so all are held.
+// maxTried bounds the bodies of the letters that are tried at once, in bytes: those of one aggregate may lie anywhere
+// among the others, so all are held.
 const maxTried = 256 << 20
 
 // TryOptions are what [Settings.TryDeadLetters] needs besides the settings.
@@ -43,15 +43,15 @@ func (s Settings) TryDeadLetters(ctx context.Context, f deadletter.Filter, o Try
 func (s Settings) tryDeadLetters(
 	ctx context.Context, f deadletter.Filter, o TryOptions, yield func(handlers.Outcome) bool,
 ) (err error) {
-	letters, err := s.readDeadLetters(ctx, f)
-	if err != nil {
-		return err
-	}
 	b, err := s.OpenExisting(ctx)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, b.Close()) }()
+	letters, err := readDeadLetters(ctx, deadletter.NewTable(b.SQL()), f)
+	if err != nil {
+		return err
+	}
 	trials, err := handlers.NewTrials(b, o.Register, handlers.TrialConfig{
 		HandlerTimeout: s.Tuning.HandlerTimeout, MaxMessage: s.Tuning.MaxMessage, AllHandlers: o.AllHandlers,
 	}, o.Logger)
@@ -69,15 +69,10 @@ func (s Settings) tryDeadLetters(
 	return nil
 }
 
-// readDeadLetters reads letters and lets go of their queue.
-func (s Settings) readDeadLetters(ctx context.Context, f deadletter.Filter) (letters []deadletter.Letter, err error) {
-	q, closeQueue, err := s.OpenDeadLetters(ctx)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { err = errors.Join(err, closeQueue()) }()
+// readDeadLetters reads letters with their bodies.
+func readDeadLetters(ctx context.Context, table *deadletter.Table, f deadletter.Filter) (letters []deadletter.Letter, err error) {
 	size := 0
-	for l, err := range q.List(ctx, f) {
+	for l, err := range table.Read(ctx, f) {
 		if err != nil {
 			return nil, err
 		}

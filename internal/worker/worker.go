@@ -51,6 +51,9 @@ type Inbox interface {
 	Ping(ctx context.Context) error
 }
 
+// Ingester takes dead letters from a broker into the table until ctx is done.
+type Ingester interface{ Run(ctx context.Context) }
+
 // Parts are what a worker is made of. The caller opens them and closes them after [Worker.Run].
 type Parts struct {
 	Inbox    Inbox
@@ -60,10 +63,14 @@ type Parts struct {
 	Handlers *handlers.Registry
 	// InboxRetention is how long the inbox keeps its records; 0 is for ever.
 	InboxRetention time.Duration
-	// Shelf is where the dead letters lie that no broker keeps.
-	Shelf deadletter.Shelf
-	// Embedded tells that the bus is inside the process: its batches are in hand until they are handled, and this worker
-	// replays what is on the shelf.
+	// Letters is the table of dead letters, and Replays puts those on the bus that are replayed: the bus itself if it is
+	// nil. Ingester takes dead letters from a broker into the table; nil is none.
+	Letters  *deadletter.Table
+	Replays  deadletter.Publisher
+	Ingester Ingester
+	// LetterRetention is how long letters are kept that were archived, discarded or handled; 0 is for ever.
+	LetterRetention time.Duration
+	// Embedded tells that the bus is inside the process: its batches are in hand until they are handled.
 	Embedded bool
 	// Metrics and Tracer may be nil. Destination is what the bus is called in traces.
 	Metrics     *metrics.Metrics
@@ -77,7 +84,7 @@ type Worker struct {
 	tuning   Tuning
 	logger   *slog.Logger
 	relay    *relay.Relay
-	replayer *deadletter.Replayer // nil with a broker, which replays by itself
+	replayer *deadletter.Replayer
 	dispatch *handlers.Dispatcher
 	counts   middleware.Counts
 	sources  metrics.Sources
@@ -100,7 +107,7 @@ func New(ctx context.Context, parts Parts, tuning Tuning, logger *slog.Logger) (
 	}
 	w.ended, w.end = context.WithCancel(context.WithoutCancel(ctx))
 	w.parts.Sink = counted(parts.Sink, parts.Metrics)
-	refused := counted(deadletter.NewShelfSink(parts.Shelf), parts.Metrics)
+	refused := counted(parts.Letters, parts.Metrics)
 	config := relay.Config{Poll: tuning.RelayPoll, Patience: relayPatience, Refused: refused}
 	var publisher bus.BatchPublisher = parts.Bus
 	if parts.Tracer != nil {
@@ -108,14 +115,18 @@ func New(ctx context.Context, parts Parts, tuning Tuning, logger *slog.Logger) (
 	}
 	if parts.Embedded {
 		config.Patience = embeddedPatience
-		w.replayer = deadletter.NewReplayer(parts.Shelf, publisher, func() bool { return w.relay.Leads() }, logger)
 	}
+	replays := parts.Replays
+	if replays == nil {
+		replays = deadletter.BusPublisher{BatchPublisher: publisher}
+	}
+	w.replayer = deadletter.NewReplayer(parts.Letters, replays, func() bool { return w.relay.Leads() }, logger)
 	if parts.Metrics != nil {
 		publisher = parts.Metrics.Publisher(publisher)
 	}
 	w.relay = relay.New(parts.Tail, publisher, config, logger)
 	var err error
-	w.dispatch, err = handlers.NewDispatcher(parts.Handlers, parts.Inbox, tuning.AfterDeadLetter, middleware.Retry{
+	w.dispatch, err = handlers.NewDispatcher(parts.Handlers, parts.Inbox, parts.Letters, tuning.AfterDeadLetter, middleware.Retry{
 		Attempts: tuning.RetryAttempts, Initial: tuning.RetryInitial, Max: tuning.RetryMax,
 		Lifetime: w.lifetime(), Logger: logger,
 	}, tuning.HandlerTimeout, logger)
@@ -161,11 +172,15 @@ func (w *Worker) Run(ctx context.Context) error {
 	}
 	side, stopSide := context.WithCancel(running)
 	defer stopSide()
-	if w.replayer != nil {
-		background.Go(func() { w.replayer.Run(side) })
+	background.Go(func() { w.replayer.Run(side) })
+	if w.parts.Ingester != nil {
+		background.Go(func() { w.parts.Ingester.Run(side) })
 	}
 	if w.parts.InboxRetention > 0 {
-		background.Go(func() { w.prune(side) })
+		background.Go(func() { w.prune(side, "handled", w.pruneInbox) })
+	}
+	if w.parts.LetterRetention > 0 {
+		background.Go(func() { w.prune(side, "dead_letters", w.pruneLetters) })
 	}
 	if w.parts.Metrics != nil {
 		background.Go(func() { w.parts.Metrics.Look(side, w.sources) })

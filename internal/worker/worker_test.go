@@ -65,7 +65,7 @@ type site struct {
 	t       *testing.T
 	witness *witness
 	channel *amqp091.Channel
-	letters deadletter.Queue
+	letters *deadletter.Table
 	log     *syncBuffer
 }
 
@@ -127,10 +127,10 @@ func publisher(t *testing.T, settings worker.Settings) *site {
 	s.channel, err = conn.Channel()
 	require.NoError(t, err)
 	require.NoError(t, s.channel.Confirm(false))
-	queue, closeQueue, err := settings.OpenDeadLetters(t.Context())
+	table, closeTable, err := settings.OpenDeadLetters(t.Context())
 	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, closeQueue()) })
-	s.letters = queue
+	t.Cleanup(func() { require.NoError(t, closeTable()) })
+	s.letters = table
 	return s
 }
 
@@ -145,10 +145,18 @@ func (s *site) publish(body []byte, headers amqp091.Table) {
 	require.True(s.t, ok)
 }
 
+// count is how many letters wait.
+func (s *site) count() int {
+	s.t.Helper()
+	n, err := s.letters.Count(s.t.Context())
+	require.NoError(s.t, err)
+	return n
+}
+
 func (s *site) all() []deadletter.Letter {
 	s.t.Helper()
 	var all []deadletter.Letter
-	for l, err := range s.letters.List(s.t.Context(), deadletter.Filter{}) {
+	for l, err := range s.letters.Read(s.t.Context(), deadletter.Filter{}) {
 		require.NoError(s.t, err)
 		all = append(all, l)
 	}
@@ -253,7 +261,7 @@ func TestBadMessages(t *testing.T) {
 	for name, id := range neighbours {
 		require.Eventually(t, func() bool { _, seen := s.witness.data(id); return seen }, patience, tick, "neighbour of %s", name)
 	}
-	require.Eventually(t, func() bool { return len(s.all()) == len(bad) }, patience, 10*tick)
+	require.Eventually(t, func() bool { return s.count() == len(bad) }, patience, 10*tick)
 	for _, l := range s.all() {
 		name, _ := l.Headers["case"].(string)
 		test, known := bad[name]
@@ -331,7 +339,7 @@ func TestLargestMessage(t *testing.T) {
 	s.publish(beyond, amqp091.Table{"aggregate_id": uuid.NewString()})
 	s.publish(within, nil)
 	require.Eventually(t, func() bool { return s.witness.count() == 1 }, patience, tick)
-	require.Eventually(t, func() bool { return len(s.all()) == 1 }, patience, 10*tick)
+	require.Eventually(t, func() bool { return s.count() == 1 }, patience, 10*tick)
 	letter := s.all()[0]
 	require.Equal(t, fmt.Sprintf("the body has %d bytes, over the %d of the largest message", len(beyond), len(within)), letter.Reason)
 	require.True(t, bytes.Equal(beyond, letter.Body))
@@ -352,7 +360,7 @@ func TestTheSameIDWithAnotherBody(t *testing.T) {
 	b, err = json.Marshal(first)
 	require.NoError(t, err)
 	s.publish(b, nil)
-	require.Eventually(t, func() bool { return len(s.all()) == 1 }, patience, 10*tick)
+	require.Eventually(t, func() bool { return s.count() == 1 }, patience, 10*tick)
 	require.Contains(t, s.all()[0].Reason, "with other contents")
 	data, _ := s.witness.data(id)
 	require.Contains(t, string(data), secret)
@@ -391,7 +399,7 @@ func TestRetryLater(t *testing.T) {
 	})
 	began := time.Now()
 	s.publish(body(nil), nil)
-	require.Eventually(t, func() bool { return len(s.all()) == 2 }, patience, tick)
+	require.Eventually(t, func() bool { return s.count() == 2 }, patience, tick)
 	require.GreaterOrEqual(t, time.Since(began), 320*time.Millisecond)
 	letters := map[string]deadletter.Letter{}
 	for _, l := range s.all() {

@@ -11,5 +11,4 @@ GRANT SELECT, INSERT, DELETE ON handled TO :"worker";
 GRANT SELECT, INSERT, DELETE ON parked TO :"worker";
 GRANT SELECT, INSERT, UPDATE ON relay_position TO :"worker";
 GRANT SELECT, INSERT, UPDATE, DELETE ON dead_letters TO :"worker";
-GRANT SELECT, INSERT, UPDATE ON archived_letters TO :"worker";
 GRANT SELECT ON worker_migrations TO :"worker";

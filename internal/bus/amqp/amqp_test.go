@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/ThreeDotsLabs/watermill"
+	wamqp "github.com/ThreeDotsLabs/watermill-amqp/v3/pkg/amqp"
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/google/uuid"
 	amqp091 "github.com/rabbitmq/amqp091-go"
@@ -146,3 +148,12 @@ func kill(tb testing.TB, amqpURL, prefix string) {
 		return killed > 0
 	}, patience, 50*time.Millisecond)
 }
+
+// nothing is a topology of which nothing is declared.
+type nothing struct{}
+
+func (nothing) BuildTopology(*amqp091.Channel, wamqp.BuildTopologyParams, wamqp.Config, watermill.LoggerAdapter) error {
+	return nil
+}
+
+func (nothing) ExchangeDeclare(*amqp091.Channel, string, wamqp.Config) error { return nil }

@@ -4,12 +4,10 @@ import (
 	"testing"
 
 	"github.com/ThreeDotsLabs/watermill/message"
-	"github.com/google/uuid"
 	amqp091 "github.com/rabbitmq/amqp091-go"
 	"github.com/stretchr/testify/require"
 
 	"github.com/healz/worker/internal/bus/amqp"
-	"github.com/healz/worker/internal/deadletter"
 	"github.com/healz/worker/internal/testservers"
 )
 
@@ -100,15 +98,11 @@ func BenchmarkConsume(b *testing.B) {
 	})
 }
 
-func BenchmarkListDeadLetters(b *testing.B) {
+func BenchmarkIngestDeadLetters(b *testing.B) {
 	c := dial(b, amqp.Config{URL: testservers.RabbitMQ(b)})
-	q := amqp.NewFailedQueue(c)
-	for range b.N {
-		require.NoError(b, q.Put(b.Context(), event(uuid.New(), 1), failure()))
-	}
+	table := newTable(b)
+	fill(b, c, b.N)
 	b.ResetTimer()
-	for _, err := range q.List(b.Context(), deadletter.Filter{}) {
-		require.NoError(b, err)
-	}
+	require.Equal(b, b.N, takeIn(b, c, table))
 	perSecond(b)
 }

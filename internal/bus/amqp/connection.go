@@ -231,6 +231,16 @@ func (c *Connection) Close() error {
 	return nil
 }
 
+// whileOpen is a context that ends with the Connection, too.
+func (c *Connection) whileOpen(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(ctx)
+	stop := context.AfterFunc(c.life, cancel)
+	return ctx, func() {
+		stop()
+		cancel()
+	}
+}
+
 // spawn runs a task that Close waits for, unless it is too late for that.
 func (c *Connection) spawn(task func()) bool {
 	c.mu.Lock()

@@ -3,11 +3,8 @@ package amqp
 import (
 	"cmp"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
-	"iter"
 	"maps"
 	"strconv"
 	"time"
@@ -22,8 +19,6 @@ import (
 
 // Headers of a dead letter besides those of package deadletter. All are strings, so that Watermill's tools read them.
 const (
-	letterIDKey    = "dead_letter_id"
-	sourceQueueKey = "source_queue"
 	// expirationKey keeps the message's expiration, by which the letter would vanish from the failed queue.
 	expirationKey = "dead_letter_expiration"
 
@@ -37,7 +32,7 @@ const (
 func isLetterKey(key string) bool {
 	switch key {
 	case deadletter.ReasonKey, deadletter.HandlerKey, deadletter.TopicKey, deadletter.AttemptsKey,
-		deadletter.FirstFailedKey, deadletter.LastFailedKey, letterIDKey, sourceQueueKey, expirationKey,
+		deadletter.FirstFailedKey, deadletter.LastFailedKey, deadletter.IDKey, deadletter.SourceKey, expirationKey,
 		postponedCountKey, postponedAttemptsKey, postponedFirstFailedKey, postponedDeathsKey:
 		return true
 	default:
@@ -47,22 +42,15 @@ func isLetterKey(key string) bool {
 
 const letterTime = "2006-01-02T15:04:05.000Z"
 
-// FailedQueue is the contract's queue of dead letters. Besides those that [FailedQueue.Put] put there it takes those of
-// the broker, rejected, expired or crowded out of a queue, and of any program. It is safe for concurrent use.
-//
-// List, Replay, Take and Purge see the letters that lie there when they begin, over a connection of their own. While they
-// run the broker shows them to nobody else, and another of them waits a while and then fails with [deadletter.ErrBusy].
-// When they end, also by death, it puts back what is left, in its old order; only a quorum queue does not keep that over
-// the death of a process.
+// FailedQueue is the contract's queue of dead letters as a sink. Besides what [FailedQueue.Put] puts there it takes the
+// messages that the broker dead-letters, as they were rejected, expired or crowded out of a queue, and those of any other
+// program. An [Ingester] takes them out. It is safe for concurrent use.
 type FailedQueue struct {
 	conn      *Connection
 	publisher *Publisher
 }
 
-var (
-	_ deadletter.Queue     = (*FailedQueue)(nil)
-	_ deadletter.Postponer = (*FailedQueue)(nil)
-)
+var _ deadletter.Postponer = (*FailedQueue)(nil)
 
 // NewFailedQueue returns the failed queue of a Connection.
 func NewFailedQueue(c *Connection) *FailedQueue {
@@ -88,8 +76,8 @@ func (q *FailedQueue) Put(ctx context.Context, m *message.Message, f deadletter.
 			p.Headers[key] = value
 		}
 	}
-	set(letterIDKey, ulid.Make().String())
-	set(sourceQueueKey, source)
+	set(deadletter.IDKey, ulid.Make().String())
+	set(deadletter.SourceKey, source)
 	set(expirationKey, p.Expiration)
 	set(deadletter.ReasonKey, deadletter.CutReason(f.Reason))
 	set(deadletter.HandlerKey, f.Handler)
@@ -138,115 +126,8 @@ func (q *FailedQueue) prepare(p *amqp091.Publishing) error {
 	return checkSize(*p)
 }
 
-// List yields the letters that f chooses, oldest first.
-func (q *FailedQueue) List(ctx context.Context, f deadletter.Filter) iter.Seq2[deadletter.Letter, error] {
-	return func(yield func(deadletter.Letter, error) bool) {
-		stopped := false
-		err := q.look(ctx, func(r *reading) error {
-			return r.each(ctx, f, func(l letter) (bool, error) {
-				var err error
-				if l.Raw, err = rawOf(l.delivery); err == nil {
-					stopped = !yield(l.Letter, nil)
-				}
-				return !stopped, err
-			})
-		})
-		if err != nil && !stopped {
-			yield(deadletter.Letter{}, fmt.Errorf("list dead letters: %w", err))
-		}
-	}
-}
-
-// Bounds of what [FailedQueue.Take] gives away at a time.
-const (
-	takeLetters = 200
-	takeBytes   = 8 << 20
-)
-
-// Take takes the letters that f chooses out of the queue, once keep has returned nil for them.
-func (q *FailedQueue) Take(
-	ctx context.Context, f deadletter.Filter, keep func(context.Context, []deadletter.Letter) error,
-) (taken int, err error) {
-	var batch []letter
-	bytes := 0
-	take := func() error {
-		if len(batch) == 0 {
-			return nil
-		}
-		letters := make([]deadletter.Letter, len(batch))
-		for i, l := range batch {
-			letters[i] = l.Letter
-		}
-		if err := keep(ctx, letters); err != nil {
-			return err
-		}
-		for _, l := range batch {
-			if err := l.ack(); err != nil {
-				return fmt.Errorf("letter %s is kept elsewhere, but not removed: %w", l.ID, err)
-			}
-		}
-		taken += len(batch)
-		batch, bytes = nil, 0
-		return nil
-	}
-	err = q.look(ctx, func(r *reading) error {
-		return r.take(ctx, f, func(l letter) (bool, error) {
-			var err error
-			if l.Raw, err = rawOf(l.delivery); err != nil {
-				return false, err
-			}
-			batch, bytes = append(batch, l), bytes+len(l.Body)
-			if len(batch) == takeLetters || bytes >= takeBytes {
-				err = take()
-			}
-			return true, err
-		}, take)
-	})
-	if err != nil {
-		return taken, fmt.Errorf("take dead letters: %w", err)
-	}
-	return taken, nil
-}
-
-// Return publishes letters to the queue, as they were when they were listed.
-func (q *FailedQueue) Return(ctx context.Context, letters []deadletter.Letter) ([]string, error) {
-	list, ids := make([]amqp091.Publishing, len(letters)), make([]string, len(letters))
-	for i, l := range letters {
-		var err error
-		if list[i], ids[i], err = returned(l); err == nil {
-			err = q.prepare(&list[i])
-		}
-		if err != nil {
-			return nil, fmt.Errorf("return dead letter %s: %w", l.ID, err)
-		}
-	}
-	err := q.publisher.publish(ctx, len(list), func(i int) (outgoing, error) {
-		return outgoing{exchange: q.conn.names.deadLetterExchange, key: failedKey, eventType: list[i].Type, message: list[i]}, nil
-	})
-	if err != nil {
-		return nil, fmt.Errorf("return dead letters: %w", err)
-	}
-	return ids, nil
-}
-
-// returned is the message of a letter that was listed, with its body and history of now.
-func returned(l deadletter.Letter) (p amqp091.Publishing, id string, err error) {
-	if l.Raw == nil {
-		return p, "", deadletter.ErrForeign
-	}
-	d, err := deliveryOf(l.Raw, l.Body)
-	if err != nil {
-		return p, "", err
-	}
-	p = publishingOf(d)
-	if history := l.History.Header(); history != "" {
-		p.Headers[deadletter.HistoryKey] = history
-	}
-	return p, letterID(d), nil
-}
-
-// home is the queue to which a message of some queue returns. A partition that is no more is not consumed any more.
-func (q *FailedQueue) home(source string) string {
+// returnQueue is the queue to which a message of some queue returns. A partition that is no more is not consumed any more.
+func (q *FailedQueue) returnQueue(source string) string {
 	n := q.conn.names
 	if i, ok := n.partitionOf(source); source == "" || ok && i >= q.conn.config.Partitions {
 		return n.consumerQueue
@@ -254,27 +135,10 @@ func (q *FailedQueue) home(source string) string {
 	return source
 }
 
-// Purge destroys all letters and returns how many.
-func (q *FailedQueue) Purge(ctx context.Context) (n int, err error) {
-	err = q.look(ctx, func(r *reading) error {
-		channel, err := r.channel()
-		if err != nil {
-			return err
-		}
-		defer r.session.bound()()
-		n, err = channel.QueuePurge(r.queue, false)
-		return err
-	})
-	if err != nil {
-		return 0, fmt.Errorf("purge dead letters: %w", err)
-	}
-	return n, nil
-}
-
 // letterOf reads a letter, whoever wrote it.
 func letterOf(d amqp091.Delivery) deadletter.Letter {
 	l := deadletter.Letter{
-		Type: d.Type, Source: text(d.Headers, sourceQueueKey), Headers: withoutLetterKeys(d.Headers), Body: d.Body,
+		Type: d.Type, Source: text(d.Headers, deadletter.SourceKey), Headers: withoutLetterKeys(d.Headers), Body: d.Body,
 	}
 	l.Failure, l.Source = failureOf(d, l.Source)
 	return deadletter.Complete(l)
@@ -305,16 +169,6 @@ func failureOf(d amqp091.Delivery, source string) (deadletter.Failure, string) {
 		}
 	}
 	return f, source
-}
-
-func letterID(d amqp091.Delivery) string {
-	if id := cmp.Or(text(d.Headers, letterIDKey), d.MessageId); id != "" {
-		return id
-	}
-	h := sha256.New()
-	_, _ = fmt.Fprintf(h, "%q %q %d ", d.Exchange, d.RoutingKey, d.Timestamp.Unix()) // a hash never fails
-	_, _ = h.Write(d.Body)
-	return hex.EncodeToString(h.Sum(nil)[:16])
 }
 
 func withoutLetterKeys(headers amqp091.Table) amqp091.Table {

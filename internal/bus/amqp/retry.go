@@ -91,7 +91,7 @@ func (q *FailedQueue) Postpone(ctx context.Context, m *message.Message, f deadle
 		p.Headers[bus.ReplayHandlerKey] = f.Handler
 	}
 	p.Expiration = ""
-	err = q.send(ctx, q.conn.names.retryQueue(wait), q.home(source), p)
+	err = q.send(ctx, q.conn.names.retryQueue(wait), q.returnQueue(source), p)
 	if errors.Is(err, ErrTooLarge) { // its own headers leave no room for ours
 		return 0, nil
 	}

@@ -81,6 +81,9 @@ func ContractConfig(url, prefix string) wamqp.Config {
 	}
 }
 
+// FailedQueue is the name of the queue of dead letters.
+func (c Config) FailedQueue() string { return namesOf(c.Prefix).failedQueue }
+
 // Topology declares the contract's exchanges, queues and bindings, and those that the other fields add to them.
 // Declaring what is there, by whomever, changes nothing; if it is there with other properties the error is a
 // *[TopologyError]. An exchange is left to be declared before what depends on it.
@@ -185,7 +188,7 @@ func (t Topology) partitionArguments(own amqp091.Table) amqp091.Table {
 // said: the contract does not.
 //
 // What returns to a quorum queue without a limit goes to its end, and with the broker's own limit is dead-lettered when
-// it has returned often, as it does each time that dead letters are listed or a worker stops.
+// it has returned often, as it does each time that a worker stops.
 func (t Topology) arguments(own amqp091.Table) amqp091.Table {
 	all := amqp091.Table{}
 	maps.Copy(all, own)

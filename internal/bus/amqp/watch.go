@@ -28,13 +28,22 @@ type QueueDepth struct {
 // Depths looks at the queues of [Connection.Topics], those of [Config.RetryLater] and the failed queue, the last of all.
 // It waits for no longer than ctx lives. A queue that is not there is an error.
 func (c *Connection) Depths(ctx context.Context) ([]QueueDepth, error) {
+	queues := c.Topics()
+	for _, wait := range c.config.RetryLater {
+		queues = append(queues, c.names.retryQueue(wait))
+	}
+	return c.inspect(ctx, append(queues, c.names.failedQueue)...)
+}
+
+// inspect is Depths of some queues.
+func (c *Connection) inspect(ctx context.Context, queues ...string) ([]QueueDepth, error) {
 	type answer struct {
 		depths []QueueDepth
 		err    error
 	}
 	answers := make(chan answer, 1)
 	if !c.spawn(func() {
-		depths, err := c.depths(ctx)
+		depths, err := c.depths(ctx, queues)
 		answers <- answer{depths, err}
 	}) {
 		return nil, fmt.Errorf("look at the queues: %w", ErrClosed)
@@ -47,11 +56,7 @@ func (c *Connection) Depths(ctx context.Context) ([]QueueDepth, error) {
 	}
 }
 
-func (c *Connection) depths(ctx context.Context) ([]QueueDepth, error) {
-	queues := c.Topics()
-	for _, wait := range c.config.RetryLater {
-		queues = append(queues, c.names.retryQueue(wait))
-	}
+func (c *Connection) depths(ctx context.Context, queues []string) ([]QueueDepth, error) {
 	link := c.publishing
 	if link.ready() != nil && !c.window.full() { // a broker that blocks publishers still answers consumers
 		link = c.consuming
@@ -66,8 +71,8 @@ func (c *Connection) depths(ctx context.Context) ([]QueueDepth, error) {
 		return nil, fmt.Errorf("look at the queues: open channel: %w", classify(err))
 	}
 	defer channel.Close()
-	var depths []QueueDepth
-	for _, name := range append(queues, c.names.failedQueue) {
+	depths := make([]QueueDepth, 0, len(queues))
+	for _, name := range queues {
 		q, err := channel.QueueDeclarePassive(name, true, false, false, false, nil)
 		if err != nil {
 			return nil, fmt.Errorf("look at queue %q: %w", name, classify(err))

@@ -17,22 +17,23 @@ import (
 	"github.com/healz/worker/internal/testservers"
 )
 
-// heapBytes is what the heap has, garbage included.
-func heapBytes() int {
-	sample := []metrics.Sample{{Name: "/memory/classes/heap/objects:bytes"}}
-	metrics.Read(sample)
-	return int(sample[0].Value.Uint64())
-}
+// peakOfHeap measures how much the heap grows, garbage included, at its peak, until it is told to end.
+func peakOfHeap() (end func() int) { return peakOf("/memory/classes/heap/objects:bytes") }
 
-// peakOfHeap measures how much the heap grows, at its peak, until it is told to end.
-func peakOfHeap() (end func() int) {
+// peakOf is the same of one of the runtime's metrics.
+func peakOf(metric string) (end func() int) {
+	read := func() int {
+		sample := []metrics.Sample{{Name: metric}}
+		metrics.Read(sample)
+		return int(sample[0].Value.Uint64())
+	}
 	runtime.GC()
-	began, peak := heapBytes(), 0
+	began, peak := read(), 0
 	stop, done := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(done)
 		for {
-			peak = max(peak, heapBytes()-began)
+			peak = max(peak, read()-began)
 			select {
 			case <-stop:
 				return

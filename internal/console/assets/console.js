@@ -17,9 +17,9 @@ for (const live of document.querySelectorAll("[data-live]")) {
     const renewed = template.content.querySelector("[data-live]");
     if (!renewed) return;
     const badge = document.getElementById("badge");
-    if (badge && renewed.dataset.letters >= 0) {
+    if (badge) {
       badge.textContent = renewed.dataset.letters;
-      badge.hidden = renewed.dataset.letters === "0";
+      badge.hidden = !renewed.dataset.letters;
     }
     const focused = [...live.querySelectorAll("a, button, input")].indexOf(document.activeElement);
     live.replaceChildren(...renewed.childNodes);

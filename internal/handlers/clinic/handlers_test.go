@@ -121,7 +121,7 @@ func TestRegister(t *testing.T) {
 			t.Parallel()
 			reg := &handlers.Registry{}
 			Register(reg, &eventstest.Streams{}, failOnDemand)
-			_, err := handlers.NewDispatcher(reg, nil, handlers.Continue, middleware.Retry{}, time.Second, slog.New(slog.DiscardHandler))
+			_, err := handlers.NewDispatcher(reg, nil, nil, handlers.Continue, middleware.Retry{}, time.Second, slog.New(slog.DiscardHandler))
 			require.NoError(t, err)
 		})
 	}

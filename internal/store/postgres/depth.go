@@ -9,12 +9,8 @@ import (
 	"github.com/healz/worker/internal/store"
 )
 
-var (
-	//go:embed statements/backlog.sql
-	backlogSQL string
-	//go:embed statements/count_letters.sql
-	countLettersSQL string
-)
+//go:embed statements/backlog.sql
+var backlogSQL string
 
 // backlog looks at what the tail has before it; see [store.Tail].
 func (s *Store) backlog(ctx context.Context, c store.TailConfig) (store.Backlog, error) {
@@ -32,12 +28,6 @@ func (s *Store) backlog(ctx context.Context, c store.TailConfig) (store.Backlog,
 // onlyOwn makes a statement pass over the rows of other programs.
 func onlyOwn(statement string) string {
 	return strings.ReplaceAll(statement, "true /* or own */", "own")
-}
-
-// CountLetters counts the letters on the shelf, up to [store.MaxCount].
-func (s *Store) CountLetters(ctx context.Context) (n int, err error) {
-	err = s.pool.QueryRow(ctx, countLettersSQL, store.MaxCount).Scan(&n)
-	return n, fault(ctx, "count the dead letters", err)
 }
 
 // Pools is the state of the connections that the store's calls share.

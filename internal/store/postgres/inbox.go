@@ -231,12 +231,6 @@ func parked(ctx context.Context, q querier, e events.Event, handlers []string) (
 	return firsts, fault(ctx, doing, err)
 }
 
-// UnparkAll takes all notes of parked events away; see [store.Store].
-func (s *Store) UnparkAll(ctx context.Context) error {
-	_, err := s.pool.Exec(ctx, "DELETE FROM parked")
-	return fault(ctx, "unpark all events", err)
-}
-
 // PruneHandled forgets records that are older than age; see [store.Store].
 func (s *Store) PruneHandled(ctx context.Context, age time.Duration, limit int) (int, error) {
 	var pruned int

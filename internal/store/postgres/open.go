@@ -15,7 +15,6 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/jackc/pgx/v5/stdlib"
 
-	"github.com/healz/worker/internal/deadletter"
 	"github.com/healz/worker/internal/store"
 	"github.com/healz/worker/migrations"
 )
@@ -36,9 +35,10 @@ type Options struct {
 	MaxConns int
 }
 
-// Store is an event store, and a shelf of dead letters, in one schema of a Postgres database.
+// Store is an event store in one schema of a Postgres database.
 type Store struct {
 	pool *pgxpool.Pool
+	db   *sql.DB // over the pool
 	// config is what connections outside the pool begin from.
 	config      *pgx.ConnConfig
 	migrationDB *sql.DB
@@ -49,10 +49,7 @@ type Store struct {
 	lookups lane[*lookup]
 }
 
-var (
-	_ store.Store      = (*Store)(nil)
-	_ deadletter.Shelf = (*Store)(nil)
-)
+var _ store.Store = (*Store)(nil)
 
 // Open connects to a database, given as a URL or as libpq's keywords and values. It makes no tables: that is
 // [Store.Migrate]. The error wraps [store.ErrUnavailable] when the server cannot be reached, and never tells the
@@ -79,6 +76,7 @@ func Open(ctx context.Context, url string, o Options) (*Store, error) {
 	if s.pool, err = pgxpool.NewWithConfig(ctx, config); err != nil {
 		return nil, fault(ctx, "open Postgres", err)
 	}
+	s.db = stdlib.OpenDBFromPool(s.pool)
 	if err := s.pool.Ping(ctx); err != nil {
 		return nil, errors.Join(fault(ctx, "open Postgres", err), s.Close())
 	}
@@ -126,8 +124,9 @@ func (c impatientConn) Write(b []byte) (int, error) {
 
 // Close waits for the calls under way and closes the connections.
 func (s *Store) Close() error {
+	err := s.db.Close()
 	s.pool.Close()
-	return s.migrationDB.Close()
+	return errors.Join(err, s.migrationDB.Close())
 }
 
 //go:embed statements/ping.sql

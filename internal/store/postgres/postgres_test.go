@@ -5,7 +5,6 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/healz/worker/internal/deadletter"
 	"github.com/healz/worker/internal/events"
 	"github.com/healz/worker/internal/store"
 	"github.com/healz/worker/internal/store/postgres"
@@ -20,22 +19,6 @@ func TestStore(t *testing.T) {
 	storetest.Run(t, func(t *testing.T) store.Store {
 		t.Helper()
 		return openUnclosed(t, migrated(t))
-	})
-}
-
-func TestShelf(t *testing.T) {
-	t.Parallel()
-	storetest.RunShelf(t, func(t *testing.T) deadletter.Shelf {
-		t.Helper()
-		return open(t, migrated(t))
-	})
-}
-
-func TestArchive(t *testing.T) {
-	t.Parallel()
-	storetest.RunArchive(t, func(t *testing.T) storetest.Archived {
-		t.Helper()
-		return open(t, migrated(t))
 	})
 }
 

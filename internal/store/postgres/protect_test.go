@@ -2,10 +2,16 @@ package postgres_test
 
 import (
 	"context"
+	"io"
+	"log/slog"
 	"net/url"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -80,7 +86,6 @@ func TestLeastPrivilege(t *testing.T) {
 	require.NoError(t, s.Park(t.Context(), "other", first))
 	_, err = s.Parked(t.Context(), first, []string{"other"})
 	require.NoError(t, err)
-	require.NoError(t, s.UnparkAll(t.Context()))
 	pruned, err := s.PruneHandled(t.Context(), 0, 10)
 	require.NoError(t, err)
 	require.Equal(t, 1, pruned)
@@ -89,8 +94,7 @@ func TestLeastPrivilege(t *testing.T) {
 	page, err := s.ByType(t.Context(), first.Type, store.Query{})
 	require.NoError(t, err)
 	require.Len(t, page.Events, 2)
-	useShelf(t, s)
-	useArchive(t, s)
+	useLetters(t, deadletter.NewTable(s.SQL()))
 	require.NoError(t, s.Try(t.Context(), func(ctx context.Context, trial store.Trial) error {
 		return trial.AppendMany(ctx, stream.Take(1))
 	}))
@@ -102,34 +106,93 @@ func TestLeastPrivilege(t *testing.T) {
 	}
 	for _, change := range []string{
 		"DROP TABLE events", "ALTER TABLE events DISABLE TRIGGER ALL", "DROP TRIGGER events_append_only ON events",
-		"UPDATE handled SET handled_at = now()", "TRUNCATE handled", "DELETE FROM archived_letters", "SET session_replication_role = replica",
+		"UPDATE handled SET handled_at = now()", "TRUNCATE handled", "TRUNCATE dead_letters", "SET session_replication_role = replica",
 	} {
 		_, err := conn.Exec(t.Context(), change)
 		requireInsufficientPrivilege(t, err)
 	}
 }
 
-func useShelf(t *testing.T, s deadletter.Shelf) {
+// useLetters does all that a table of dead letters can do.
+func useLetters(t *testing.T, table *deadletter.Table) {
 	t.Helper()
-	_, err := s.AddLetter(t.Context(), deadletter.Letter{Body: []byte("{}")})
+	ctx := t.Context()
+	body, err := storetest.NewStream().Next().MarshalJSON()
 	require.NoError(t, err)
-	letters, err := s.Letters(t.Context(), "", 1)
+	event := deadletter.Arrival{Letter: deadletter.Complete(deadletter.Letter{Body: body, Failure: deadletter.Failure{Handler: "h", Reason: "r"}})}
+	plain := deadletter.Arrival{Letter: deadletter.Complete(deadletter.Letter{Body: []byte("x")}), Redelivered: true}
+	require.NoError(t, table.Ingest(ctx, []deadletter.Arrival{event, plain}))
+	require.NoError(t, table.Acked(ctx, []deadletter.Arrival{event, plain}))
+	event.ID, event.LastFailed, event.Reason = "1", time.Now().Add(time.Minute), "again"
+	require.NoError(t, table.Ingest(ctx, []deadletter.Arrival{event}))
+	require.NoError(t, table.Put(ctx, message.NewMessage("1", []byte("y")), deadletter.Failure{Reason: "r"}))
+	var letters []deadletter.Letter
+	for l, err := range table.Read(ctx, deadletter.Filter{}) {
+		require.NoError(t, err)
+		letters = append(letters, l)
+	}
+	require.Len(t, letters, 3)
+	of := func(l deadletter.Letter) deadletter.Filter { return deadletter.Filter{IDs: []string{l.ID}} }
+	for _, call := range []func() error{
+		func() error { _, err := table.Find(ctx, letters[0].ID); return err },
+		func() error { _, err := table.Count(ctx); return err },
+		func() error { _, err := table.Groups(ctx, deadletter.Filter{}); return err },
+		func() error { _, err := table.Failed(ctx, []uuid.UUID{uuid.New()}); return err },
+		func() error {
+			_, err := table.PutAside(ctx, of(letters[0]), deadletter.Discarded, deadletter.Decision{})
+			return err
+		},
+		func() error {
+			_, err := table.Restore(ctx, deadletter.Filter{States: []deadletter.State{deadletter.Discarded}}, "ana")
+			return err
+		},
+		func() error {
+			_, err := table.Edit(ctx, letters[2].ID, func(body []byte, _ func([]byte) error) ([]byte, error) {
+				return deadletter.Patch(body, []byte(`{"event_data":{"x":1}}`))
+			}, deadletter.Decision{By: "ana"})
+			return err
+		},
+		func() error { return table.Settled(ctx, letters[2].ID, "r", []string{"h"}, true) },
+	} {
+		require.NoError(t, call())
+	}
+	replaying, stop := context.WithCancel(ctx)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		deadletter.NewReplayer(table, taker{}, func() bool { return true }, slog.New(slog.DiscardHandler)).Run(replaying)
+	}()
+	var last deadletter.Progress
+	for p, err := range table.Replay(ctx, of(letters[0]), deadletter.ReplayOptions{Handler: "renamed"}) {
+		require.NoError(t, err)
+		last = p
+	}
+	stop()
+	<-ended
+	require.Equal(t, 1, last.Sent)
+	file, err := os.Create(filepath.Join(t.TempDir(), "letters"))
 	require.NoError(t, err)
-	_, err = s.RequestReplay(t.Context(), []string{letters[0].ID}, deadletter.ReplayRequest{ReplayID: "r"})
+	defer file.Close()
+	n, err := table.ExportAndRemove(ctx, of(letters[1]), file)
 	require.NoError(t, err)
-	require.NoError(t, s.RemoveLetter(t.Context(), letters[0].ID))
-	_, err = s.PurgeLetters(t.Context())
+	require.Equal(t, 1, n)
+	_, err = file.Seek(0, io.SeekStart)
 	require.NoError(t, err)
+	counts, err := table.Import(ctx, file, true)
+	require.NoError(t, err)
+	require.Equal(t, deadletter.ImportCounts{Lines: 1, Imported: 1}, counts)
+	_, err = table.PurgeWaiting(ctx)
+	require.NoError(t, err)
+	n, err = table.PurgeDecided(ctx, time.Now().Add(time.Hour), 10)
+	require.NoError(t, err)
+	require.Equal(t, 2, n, "what was edited and what was handled")
 }
 
-func useArchive(t *testing.T, a deadletter.ArchiveTable) {
-	t.Helper()
-	ids, err := a.AddArchived(t.Context(), []deadletter.ArchivedLetter{{Disposition: deadletter.Discarded}})
-	require.NoError(t, err)
-	_, err = a.ArchivedLetters(t.Context(), "", 1)
-	require.NoError(t, err)
-	require.NoError(t, a.BeginRestore(t.Context(), ids, "ana"))
-	require.NoError(t, a.EndRestore(t.Context(), ids))
+// taker is a bus that takes all.
+type taker struct{}
+
+func (taker) PublishLetters(_ context.Context, letters []deadletter.Release) ([]deadletter.Sending, error) {
+	return make([]deadletter.Sending, len(letters)), nil
 }
 
 func dropRole(t *testing.T, owner, role string) {

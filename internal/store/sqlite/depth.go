@@ -14,7 +14,6 @@ const (
 			SELECT id, created_at FROM events
 			WHERE id > coalesce((SELECT event FROM relay_position), 0) AND (own = 1 OR NOT ?) ORDER BY id LIMIT ?
 		)`
-	countLetters = `SELECT count(*) FROM (SELECT 1 FROM dead_letters LIMIT ?)`
 )
 
 // backlog looks at what the tail has before it. See [store.Tail].
@@ -26,12 +25,6 @@ func (s *Store) backlog(ctx context.Context, c store.TailConfig) (store.Backlog,
 		b.Age = max(0, time.Since(time.UnixMicro(first)))
 	}
 	return b, translate("look at the relay's backlog", err)
-}
-
-// CountLetters counts the letters on the shelf, up to [store.MaxCount].
-func (s *Store) CountLetters(ctx context.Context) (n int, err error) {
-	err = s.readers.QueryRowContext(ctx, countLetters, store.MaxCount).Scan(&n)
-	return n, translate("count the dead letters", err)
 }
 
 // Pools is the state of the connections that read and of the one that writes.

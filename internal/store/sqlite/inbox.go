@@ -28,8 +28,7 @@ const (
 		ON CONFLICT DO NOTHING`
 	selectParked = `SELECT event_id FROM parked WHERE aggregate_id = ? AND handler = ? AND aggregate_version < ?
 		ORDER BY aggregate_version LIMIT 1`
-	deleteParked    = `DELETE FROM parked WHERE event_id = ? AND handler = ?`
-	deleteAllParked = `DELETE FROM parked`
+	deleteParked = `DELETE FROM parked WHERE event_id = ? AND handler = ?`
 )
 
 // Handled returns the names of the handlers that have handled e. See [store.Store].
@@ -155,12 +154,6 @@ func parked(ctx context.Context, q querier, e events.Event, handlers []string) (
 		firsts[handler] = first
 	}
 	return firsts, nil
-}
-
-// UnparkAll takes all notes of parked events away. See [store.Store].
-func (s *Store) UnparkAll(ctx context.Context) error {
-	_, err := s.exec(ctx, "unpark all events", deleteAllParked)
-	return err
 }
 
 // PruneHandled forgets records that are older than age. See [store.Store].

@@ -183,7 +183,6 @@ func TestReadsFollowIndexes(t *testing.T) {
 			"SEARCH events USING COVERING INDEX idx_events_aggregate (aggregate_type=? AND aggregate_id=?)",
 		},
 		"handled": {selectHandled, []any{id}, "SEARCH handled USING PRIMARY KEY (event_id=?)"},
-		"replays": {selectRequested, []any{1}, "SCAN dead_letters USING INDEX idx_dead_letters_replay_turn"},
 	} {
 		rows, err := db.QueryContext(t.Context(), "EXPLAIN QUERY PLAN "+test.query, test.args...)
 		require.NoError(t, err, name)

@@ -8,15 +8,11 @@ import (
 
 	sqlite3 "modernc.org/sqlite/lib"
 
-	"github.com/healz/worker/internal/deadletter"
 	"github.com/healz/worker/internal/store"
 	"github.com/healz/worker/migrations"
 )
 
-var (
-	_ store.Store      = (*Store)(nil)
-	_ deadletter.Shelf = (*Store)(nil)
-)
+var _ store.Store = (*Store)(nil)
 
 // Store is the event store in one SQLite file. It is safe for concurrent use, by several processes too.
 type Store struct {
@@ -74,4 +70,12 @@ func (s *Store) exec(ctx context.Context, doing, query string, args ...any) (cha
 		return err
 	})
 	return changed, err
+}
+
+// SQL is the database. Writes take their turn among those of all processes.
+func (s *Store) SQL() store.SQL {
+	return store.SQL{
+		Dialect: store.SQLite, DB: s.readers, Write: s.write,
+		Fault: func(_ context.Context, doing string, err error) error { return translate(doing, err) },
+	}
 }

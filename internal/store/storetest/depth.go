@@ -7,7 +7,6 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/healz/worker/internal/deadletter"
 	"github.com/healz/worker/internal/events"
 	"github.com/healz/worker/internal/store"
 )
@@ -15,8 +14,6 @@ import (
 // Measured is a store that tells how much waits in it.
 type Measured interface {
 	Tailed
-	deadletter.Shelf
-	CountLetters(ctx context.Context) (int, error)
 	Pools() []store.Pool
 }
 
@@ -57,17 +54,6 @@ func RunDepth(t *testing.T, open func(t *testing.T) (s Measured, insert func(t *
 		cancel()
 		_, err = all.Backlog(ctx)
 		require.ErrorIs(t, err, context.Canceled)
-	})
-	t.Run("letters", func(t *testing.T) {
-		t.Parallel()
-		s, _ := open(t)
-		for want := range 3 {
-			n, err := s.CountLetters(t.Context())
-			require.NoError(t, err)
-			require.Equal(t, want, n)
-			_, err = s.AddLetter(t.Context(), letter(t))
-			require.NoError(t, err)
-		}
 	})
 	t.Run("pools", func(t *testing.T) {
 		t.Parallel()

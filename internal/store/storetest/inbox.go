@@ -223,8 +223,6 @@ func parks(t *testing.T, s store.Store) {
 	requireParked(t, s, e[2], map[string]uuid.UUID{"one": e[1].ID})
 	require.NoError(t, s.Record(t.Context(), "one", e[1], nil))
 	requireParked(t, s, e[4], map[string]uuid.UUID{"one": e[3].ID, "other": e[2].ID})
-	require.NoError(t, s.UnparkAll(t.Context()))
-	requireParked(t, s, e[4], none)
 }
 
 func parksNoHandled(t *testing.T, s store.Store) {

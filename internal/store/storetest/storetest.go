@@ -1,5 +1,5 @@
-// Package storetest is the conformance suite of the event stores: each promise of [store.Store], [deadletter.Shelf] and
-// [store.Tail] as a test. A store's own tests run it and add what only that store can be asked.
+// Package storetest is the conformance suite of the event stores: each promise of [store.Store] and [store.Tail] as a
+// test. A store's own tests run it and add what only that store can be asked.
 package storetest
 
 import (

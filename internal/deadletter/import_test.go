@@ -1,0 +1,204 @@
+package deadletter_test
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/healz/worker/internal/deadletter"
+	"github.com/healz/worker/internal/store/storetest"
+)
+
+// memoryFile is a file that keeps what was synced; its Sync fails if broken is set.
+type memoryFile struct {
+	bytes.Buffer
+
+	broken error
+}
+
+func (f *memoryFile) Sync() error { return f.broken }
+
+func exported(t *testing.T, table *deadletter.Table, f deadletter.Filter) string {
+	t.Helper()
+	var file memoryFile
+	n, err := table.Export(t.Context(), f, &file)
+	require.NoError(t, err)
+	require.Equal(t, n, strings.Count(file.String(), "\n"))
+	return file.String()
+}
+
+func imported(t *testing.T, table *deadletter.Table, file string, again bool) deadletter.ImportCounts {
+	t.Helper()
+	counts, err := table.Import(t.Context(), strings.NewReader(file), again)
+	require.NoError(t, err)
+	return counts
+}
+
+// wholes are all letters with their messages.
+func wholes(t *testing.T, table *deadletter.Table, f deadletter.Filter) []deadletter.Letter {
+	t.Helper()
+	var letters []deadletter.Letter
+	for l, err := range table.Read(t.Context(), f) {
+		require.NoError(t, err)
+		letters = append(letters, l)
+	}
+	return letters
+}
+
+// variety puts letters of every kind into the table.
+func variety(t *testing.T, table *deadletter.Table) {
+	t.Helper()
+	a := letterOf(t, storetest.NewStream(), "h", "no 7")
+	a.Raw = json.RawMessage(`{"message_id":"m","headers":["a","\u0000b","n",{"long":9007199254740993}]}`)
+	b := letterOf(t, storetest.NewStream(), "ü", "\xff")
+	b.LastFailed = b.LastFailed.Add(time.Microsecond)
+	ingest(t, table, a, b, plain("\xff\x00"), plain(""), plain("twin"), plain("twin"))
+	foreign := plain("of another program")
+	foreign.ID = "17"
+	ingest(t, table, foreign)
+	ingest(t, table, failedAgain(find(t, table, b.Event.ID.String()), "01JZ0000000000000000000000", deadletter.ToHandler, "ü", "again"))
+}
+
+func TestExportAndImport(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, b backend, table *deadletter.Table) {
+		t.Helper()
+		variety(t, table)
+		want := wholes(t, table, deadletter.Filter{})
+		file := exported(t, table, deadletter.Filter{})
+		require.Len(t, want, 7)
+		require.Equal(t, deadletter.ImportCounts{Lines: 7}, imported(t, table, file, false), "all are there")
+		require.Equal(t, deadletter.ImportCounts{Lines: 7}, imported(t, table, file, true), "all wait")
+
+		var removed memoryFile
+		n, err := table.ExportAndRemove(t.Context(), deadletter.Filter{}, &removed)
+		require.NoError(t, err)
+		require.Equal(t, 7, n)
+		require.Equal(t, file, removed.String())
+		require.Empty(t, everything(t, table))
+		require.Equal(t, deadletter.ImportCounts{Lines: 7, Imported: 7}, imported(t, table, strings.TrimSuffix(file, "\n"), false))
+		require.Equal(t, deadletter.ImportCounts{Lines: 7}, imported(t, table, file, false), "twice adds nothing")
+		got := wholes(t, table, deadletter.Filter{})
+		require.Len(t, got, 7)
+		for i := range want {
+			if want[i].ID == "17" { // may be another letter's elsewhere
+				want[i].ID = got[i].ID
+			}
+		}
+		require.Equal(t, want, got)
+
+		write(t, b, "UPDATE dead_letters SET state = 'archived', decided_by = 'ana', decided_at = last_failed_at")
+		require.Equal(t, deadletter.ImportCounts{Lines: 7}, imported(t, table, file, false), "they are known")
+		require.Equal(t, deadletter.ImportCounts{Lines: 7, Imported: 7}, imported(t, table, file, true))
+		require.Len(t, all(t, table, deadletter.Filter{}), 7)
+	})
+}
+
+// What was exported and edited afterwards comes back as the file has it.
+func TestImportAgainOfALetterThatWasEdited(t *testing.T) {
+	t.Parallel()
+	for _, originalIsThere := range []bool{true, false} {
+		t.Run(fmt.Sprint(originalIsThere), func(t *testing.T) {
+			t.Parallel()
+			onBoth(t, func(t *testing.T, b backend, table *deadletter.Table) {
+				t.Helper()
+				ingest(t, table, letterOf(t, storetest.NewStream(), "h", "r"))
+				was := only(t, table)
+				file := exported(t, table, deadletter.Filter{})
+				done, err := table.Edit(t.Context(), was.ID, merge(`{"event_data":{"x":1}}`), deadletter.Decision{By: "ana"})
+				require.NoError(t, err)
+				require.NoError(t, table.Settled(t.Context(), was.ID, done.ReplayID, []string{"h"}, true))
+				if !originalIsThere {
+					write(t, b, "DELETE FROM dead_letters WHERE state = 'edited'")
+				}
+
+				require.Equal(t, deadletter.ImportCounts{Lines: 1, Imported: 1}, imported(t, table, file, true))
+
+				waiting := wholes(t, table, deadletter.Filter{})
+				require.Len(t, waiting, 1)
+				require.Equal(t, was.Body, waiting[0].Body)
+				require.Equal(t, was.Failure, waiting[0].Failure)
+				require.Empty(t, waiting[0].History)
+				require.Equal(t, "imported again", waiting[0].Decided.Reason)
+			})
+		})
+	}
+}
+
+// A file of an earlier version names messages that are alike by one id.
+func TestImportOfTwins(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, _ backend, table *deadletter.Table) {
+		t.Helper()
+		line, err := deadletter.Letter{ID: "a1b2c3", Body: []byte("x")}.Encode()
+		require.NoError(t, err)
+		file := string(line) + "\n" + string(line) + "\r\n"
+		require.Equal(t, deadletter.ImportCounts{Lines: 2, Imported: 2}, imported(t, table, file, false))
+		require.Equal(t, deadletter.ImportCounts{Lines: 2}, imported(t, table, file, false))
+		require.Len(t, everything(t, table), 2)
+	})
+}
+
+func TestImportRefusesBadLines(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, _ backend, table *deadletter.Table) {
+		t.Helper()
+		good, err := deadletter.Letter{ID: "1", Body: []byte("x")}.Encode()
+		require.NoError(t, err)
+		for name, bad := range map[string]string{
+			"no JSON": "secret", "no letter": `["secret"]`, "no id": `{"body_base64":"c2VjcmV0"}`, "two": string(good) + string(good),
+			"blank": "", "cut off": string(good[:len(good)-3]), "no base64": `{"id":"1","body_base64":"secret!"}`,
+		} {
+			counts, err := table.Import(t.Context(), strings.NewReader(string(good)+"\n"+bad+"\n"+string(good)+"\n"), false)
+			var line *deadletter.LineError
+			require.ErrorAs(t, err, &line, name)
+			require.Equal(t, 2, line.Line)
+			require.NotContains(t, err.Error(), "secret")
+			require.Zero(t, counts)
+			require.Empty(t, everything(t, table), name)
+		}
+		require.Equal(t, deadletter.ImportCounts{}, imported(t, table, "", false))
+		raw := "{\"id\":\"2\",\"message\":{\"message_id\":\"\xff\"},\"reason\":\"a\\u0000\xff\",\"body_base64\":null}\n"
+		require.Equal(t, deadletter.ImportCounts{Lines: 1, Imported: 1}, imported(t, table, raw, false))
+	})
+}
+
+func TestImportOfManyAndOfLargeLetters(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, _ backend, table *deadletter.Table) {
+		t.Helper()
+		many(t, table, deadletter.PageRows+1)
+		for i := range 3 {
+			a := plain(fmt.Sprint(i) + string(make([]byte, deadletter.PageBytes*2/3)))
+			a.ID = fmt.Sprint("large", i)
+			ingest(t, table, a)
+		}
+		var file memoryFile
+		n, err := table.ExportAndRemove(t.Context(), deadletter.Filter{}, &file)
+		require.NoError(t, err)
+		require.Equal(t, deadletter.PageRows+4, n)
+		require.Equal(t, deadletter.ImportCounts{Lines: n, Imported: n}, imported(t, table, file.String(), false))
+		require.Len(t, all(t, table, deadletter.Filter{}), n)
+	})
+}
+
+func TestExportAndRemoveKeepsWhatIsNotSafe(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, _ backend, table *deadletter.Table) {
+		t.Helper()
+		many(t, table, 3)
+		full := errors.New("the disk is full")
+		n, err := table.ExportAndRemove(t.Context(), deadletter.Filter{}, &memoryFile{broken: full})
+		require.ErrorIs(t, err, full)
+		require.Zero(t, n)
+		require.Len(t, everything(t, table), 3)
+		_, err = table.Export(t.Context(), deadletter.Filter{}, &memoryFile{broken: full})
+		require.ErrorIs(t, err, full)
+	})
+}

@@ -1,0 +1,228 @@
+package deadletter
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+
+	"github.com/healz/worker/internal/bus"
+)
+
+const (
+	// pollInterval is how often a worker looks for letters that are released.
+	pollInterval = 100 * time.Millisecond
+	// outcomeTimeout is after how long a letter waits again of which nothing was heard since it was sent.
+	outcomeTimeout = 15 * time.Minute
+	// sweepInterval is how often it is looked for such letters.
+	sweepInterval = time.Minute
+)
+
+// Release is a letter with its message, which a replay has released.
+type Release struct {
+	Letter
+	ReplayID string
+	To       Destination
+}
+
+// ReplayHeaders are the headers that the letter's message gets for the replay; see [Letter.ReplayHeaders].
+func (r Release) ReplayHeaders() map[string]string {
+	return r.Letter.ReplayHeaders(r.ReplayID, r.To, time.Now())
+}
+
+// Sending is what became of a released letter.
+type Sending struct {
+	// Problem says why it could not be sent, and never will be as it is; nil if the bus has it.
+	Problem error
+	// Elsewhere is the queue to which it was sent, if that is another service's, of which no outcome will be known.
+	Elsewhere string
+}
+
+// Publisher puts the messages of released letters on a bus.
+type Publisher interface {
+	// PublishLetters publishes messages in order, and returns what became of each once the bus has them. After an error
+	// it is not known which were published, and all are published again.
+	PublishLetters(ctx context.Context, letters []Release) ([]Sending, error)
+}
+
+// Replayer sends the letters that replays release, while a worker runs.
+type Replayer struct {
+	table     *Table
+	publisher Publisher
+	leads     func() bool
+	logger    *slog.Logger
+}
+
+// NewReplayer returns a replayer from a table to a bus. leads tells whether this worker is the one among several that
+// replays: two would both send a letter.
+func NewReplayer(table *Table, publisher Publisher, leads func() bool, logger *slog.Logger) *Replayer {
+	return &Replayer{table: table, publisher: publisher, leads: leads, logger: logger}
+}
+
+// Run sends released letters until ctx is done. When that fails it tries again later.
+func (r *Replayer) Run(ctx context.Context) {
+	ticker := time.NewTicker(pollInterval)
+	defer ticker.Stop()
+	var swept time.Time
+	for {
+		var err error
+		if r.leads() {
+			if time.Since(swept) > sweepInterval {
+				swept = time.Now()
+				err = r.table.giveUp(ctx, time.Now())
+			}
+			err = errors.Join(err, r.sendAll(ctx))
+		}
+		if err != nil && ctx.Err() == nil {
+			r.logger.WarnContext(ctx, "cannot replay dead letters, will try again", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+	}
+}
+
+// sendAll sends the letters that are released now.
+func (r *Replayer) sendAll(ctx context.Context) error {
+	for ctx.Err() == nil && r.leads() {
+		letters, seqs, err := r.table.releases(ctx)
+		if err != nil || len(letters) == 0 {
+			return err
+		}
+		sendings, err := r.publisher.PublishLetters(ctx, letters)
+		if err != nil {
+			return fmt.Errorf("replay dead letters: %w", err)
+		}
+		if err := r.table.sent(context.WithoutCancel(ctx), letters, seqs, sendings); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+const selectReleases = "SELECT " + lightColumns + ", release, release_to FROM dead_letters WHERE state = 'replaying' AND sent_at IS NULL " +
+	"ORDER BY released_at, turn LIMIT ?"
+
+// releases reads the letters that are to be sent next, in their order.
+func (t *Table) releases(ctx context.Context) ([]Release, []int64, error) {
+	const doing = "read the released dead letters"
+	var page []releasedRow
+	err := t.query(ctx, t.db.DB, selectReleases, []any{pageRows},
+		func(rows *sql.Rows) error {
+			var r releasedRow
+			err := r.scan(rows, &r.release, &r.to)
+			page = append(page, r)
+			return err
+		})
+	if err != nil || len(page) == 0 {
+		return nil, nil, t.db.Fault(ctx, doing, err)
+	}
+	some := make([]row, len(page))
+	for i, r := range page {
+		some[i] = r.row
+	}
+	n := withinBytes(some)
+	whole, err := t.whole(ctx, some[:n])
+	if err != nil {
+		return nil, nil, t.db.Fault(ctx, doing, err)
+	}
+	var letters []Release
+	var seqs []int64
+	for _, l := range whole {
+		at := slices.IndexFunc(page, func(r releasedRow) bool { return r.ID == l.ID })
+		letters = append(letters, Release{Letter: l, ReplayID: page[at].release, To: page[at].to})
+		seqs = append(seqs, page[at].seq)
+	}
+	return letters, seqs, nil
+}
+
+// sent notes what became of letters that were sent.
+func (t *Table) sent(ctx context.Context, letters []Release, seqs []int64, sendings []Sending) error {
+	now := t.dialect.at(time.Now())
+	return t.db.Write(ctx, "note the sent dead letters", func(ctx context.Context, tx *sql.Tx) error {
+		const unsent = "state = 'replaying' AND sent_at IS NULL"
+		if err := t.lock(ctx, tx, seqs, unsent); err != nil {
+			return err
+		}
+		const mine = " WHERE " + unsent + " AND "
+		var safe []int64
+		for i, s := range sendings {
+			var err error
+			switch {
+			case s.Problem != nil:
+				_, err = t.exec(ctx, tx, "UPDATE dead_letters SET state = 'waiting', problem = ?"+mine+"seq = ?",
+					text(CutReason(s.Problem.Error())), seqs[i])
+			case s.Elsewhere != "":
+				_, err = t.exec(ctx, tx, "UPDATE dead_letters SET state = 'handled', sent_at = ?, decided_at = ?, decided_by = ?, "+
+					"decided_reason = ?"+mine+"seq = ?", now, now, "replay "+letters[i].ReplayID,
+					text("sent to queue "+s.Elsewhere+", which this worker does not consume"), seqs[i])
+			default:
+				safe = append(safe, seqs[i])
+			}
+			if err != nil {
+				return err
+			}
+		}
+		_, err := t.exec(ctx, tx, "UPDATE dead_letters SET sent_at = ?"+mine+t.dialect.in("seq"), now, list(t.dialect, safe))
+		return err
+	})
+}
+
+// giveUp lets letters wait again of which nothing was heard for long since they were sent. If one is handled after all,
+// it is marked then.
+func (t *Table) giveUp(ctx context.Context, now time.Time) error {
+	before := t.dialect.at(now.Add(-outcomeTimeout))
+	_, err := t.write(ctx, "give up on replayed dead letters", "UPDATE dead_letters SET state = 'waiting', problem = ? WHERE seq IN ("+
+		"SELECT seq FROM dead_letters WHERE state = 'replaying' AND released_at < ? AND sent_at < ? ORDER BY seq"+t.dialect.forUpdate()+")",
+		"no outcome for "+outcomeTimeout.String(), before, before)
+	return err
+}
+
+// Settled notes what a replayed message has come to, once the inbox has it: by which handlers it was handled, and whether
+// it has reached all that it was for. It is called for messages that carry [ReplayOfKey] before they are acked.
+func (t *Table) Settled(ctx context.Context, letterID, replayID string, handlers []string, reached bool) error {
+	condition := t.dialect.in("handler")
+	if reached { // a letter of no handler is done once its message has been handed on
+		condition = "(" + condition + " OR handler = '')"
+	}
+	_, err := t.write(ctx, "note a handled dead letter", "UPDATE dead_letters SET state = 'handled', decided_by = ?, "+
+		"decided_reason = '', decided_at = ?, release = ? WHERE id = ? AND state IN ('waiting', 'replaying') AND "+condition,
+		text("replay "+replayID), t.dialect.at(time.Now()), text(replayID), text(letterID), list(t.dialect, handlers))
+	return err
+}
+
+// BusPublisher is the [Publisher] over a bus that carries nothing but texts as headers.
+type BusPublisher struct{ bus.BatchPublisher }
+
+// PublishLetters implements [Publisher].
+func (p BusPublisher) PublishLetters(ctx context.Context, letters []Release) ([]Sending, error) {
+	messages := make([]*message.Message, len(letters))
+	for i, l := range letters {
+		messages[i] = l.Message()
+	}
+	return make([]Sending, len(letters)), p.PublishBatch(ctx, messages)
+}
+
+// Message is the message that the letter was, with the headers of the replay.
+func (r Release) Message() *message.Message {
+	m := bus.NewMessage(r.Body)
+	for key, value := range r.Headers {
+		if text, ok := value.(string); ok {
+			m.Metadata.Set(key, text)
+		}
+	}
+	if r.To == ToBus {
+		delete(m.Metadata, bus.ReplayHandlerKey)
+	}
+	for key, value := range r.ReplayHeaders() {
+		m.Metadata.Set(key, value)
+	}
+	return m
+}

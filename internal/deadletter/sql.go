@@ -1,0 +1,208 @@
+package deadletter
+
+import (
+	"context"
+	"database/sql"
+	"database/sql/driver"
+	"encoding/json"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/google/uuid"
+
+	"github.com/healz/worker/internal/store"
+)
+
+// dialect is what the two databases write differently.
+type dialect store.Dialect
+
+// bind gives the placeholders of a statement, each a question mark, the form that the database knows.
+func (d dialect) bind(statement string) string {
+	if store.Dialect(d) == store.SQLite {
+		return statement
+	}
+	var out strings.Builder
+	n := 0
+	for part := range strings.SplitSeq(statement, "?") {
+		if n > 0 {
+			out.WriteString("$" + strconv.Itoa(n))
+		}
+		out.WriteString(part)
+		n++
+	}
+	return out.String()
+}
+
+// at is a time as an argument; the zero time is NULL.
+func (d dialect) at(t time.Time) any {
+	switch {
+	case t.IsZero():
+		return nil
+	case store.Dialect(d) == store.SQLite:
+		return t.UnixMicro()
+	default:
+		return t
+	}
+}
+
+// in is the condition that a column of texts or numbers is in the list which is its argument.
+func (d dialect) in(column string) string {
+	if store.Dialect(d) == store.SQLite {
+		return column + " IN (SELECT value FROM json_each(?))"
+	}
+	return column + " = ANY(?)"
+}
+
+// inIDs is the same of a column of UUIDs. The list has texts.
+func (d dialect) inIDs(column string) string {
+	if store.Dialect(d) == store.SQLite {
+		return d.in(column)
+	}
+	return column + " = ANY(?::text[]::uuid[])"
+}
+
+// list is a list as an argument.
+func list[T any](d dialect, values []T) any {
+	if store.Dialect(d) == store.Postgres {
+		return values
+	}
+	if len(values) == 0 {
+		return "[]"
+	}
+	encoded, err := json.Marshal(values)
+	if err != nil { // numbers and texts can be encoded
+		panic(err)
+	}
+	return string(encoded)
+}
+
+// rows is the list of texts which is its argument, as a table of that name with one column, value.
+func (d dialect) rows(name string) string {
+	if store.Dialect(d) == store.SQLite {
+		return "json_each(?) AS " + name
+	}
+	return "unnest(?::text[]) AS " + name + " (value)"
+}
+
+// place is the place of a value in the list which is its argument.
+func (d dialect) place(column string) string {
+	if store.Dialect(d) == store.SQLite {
+		return "(SELECT key FROM json_each(?) WHERE value = " + column + ")"
+	}
+	return "array_position(?::bigint[], " + column + ")"
+}
+
+// skipLocked passes over the rows that another transaction has in hand. SQLite has one writer.
+func (d dialect) skipLocked() string {
+	if store.Dialect(d) == store.SQLite {
+		return ""
+	}
+	return " FOR UPDATE SKIP LOCKED"
+}
+
+// forUpdate waits for the transactions that have the rows in hand.
+func (d dialect) forUpdate() string {
+	if store.Dialect(d) == store.SQLite {
+		return ""
+	}
+	return " FOR UPDATE"
+}
+
+// ownPlans lets the statements of a transaction be planned for what the table has now. A plan that was made while it was
+// almost empty, and kept, reads all of it for each batch of letters.
+func (d dialect) ownPlans() string {
+	if store.Dialect(d) == store.SQLite {
+		return ""
+	}
+	return "SET LOCAL plan_cache_mode = force_custom_plan"
+}
+
+// moment reads a time of either database.
+type moment struct{ time.Time }
+
+// Scan implements [sql.Scanner].
+func (m *moment) Scan(value any) error {
+	switch value := value.(type) {
+	case nil:
+		m.Time = time.Time{}
+	case time.Time:
+		m.Time = value.UTC()
+	case int64:
+		m.Time = time.UnixMicro(value).UTC()
+	default:
+		return fmt.Errorf("a time is a %T", value)
+	}
+	return nil
+}
+
+// identifier is a UUID as a column, NULL if it is nil.
+type identifier struct{ *uuid.UUID }
+
+// Value implements [driver.Valuer].
+func (i identifier) Value() (driver.Value, error) {
+	if *i.UUID == uuid.Nil {
+		return nil, nil
+	}
+	return i.String(), nil
+}
+
+// Scan implements [sql.Scanner].
+func (i identifier) Scan(value any) error {
+	var read uuid.NullUUID
+	if err := read.Scan(value); err != nil {
+		return err
+	}
+	*i.UUID = read.UUID
+	return nil
+}
+
+// text is a text that both databases take: Postgres takes neither a NUL nor what is not UTF-8.
+func text(s string) string {
+	const replacement = string(utf8.RuneError)
+	return strings.ReplaceAll(strings.ToValidUTF8(s, replacement), "\x00", replacement)
+}
+
+// queryer is a database or a transaction.
+type queryer interface {
+	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
+	ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error)
+}
+
+// query calls scan with each row of what a statement returns.
+func (t *Table) query(
+	ctx context.Context, q queryer, statement string, args []any, scan func(rows *sql.Rows) error,
+) error {
+	rows, err := q.QueryContext(ctx, t.dialect.bind(statement), args...)
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		if err := scan(rows); err != nil {
+			return err
+		}
+	}
+	return rows.Err()
+}
+
+// exec runs a statement and returns how many rows it changed.
+func (t *Table) exec(ctx context.Context, q queryer, statement string, args ...any) (int, error) {
+	result, err := q.ExecContext(ctx, t.dialect.bind(statement), args...)
+	if err != nil {
+		return 0, err
+	}
+	n, err := result.RowsAffected()
+	return int(n), err
+}
+
+// write runs one statement in a transaction of its own, and returns how many rows it changed.
+func (t *Table) write(ctx context.Context, doing, statement string, args ...any) (n int, err error) {
+	err = t.db.Write(ctx, doing, func(ctx context.Context, tx *sql.Tx) error {
+		n, err = t.exec(ctx, tx, statement, args...)
+		return err
+	})
+	return n, err
+}

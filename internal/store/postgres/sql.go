@@ -1,0 +1,33 @@
+package postgres
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+
+	"github.com/healz/worker/internal/store"
+)
+
+// SQL is the database, over the connections that the store's calls share.
+func (s *Store) SQL() store.SQL {
+	return store.SQL{Dialect: store.Postgres, DB: s.db, Write: s.writeSQL, Fault: fault}
+}
+
+func (s *Store) writeSQL(ctx context.Context, doing string, work func(ctx context.Context, tx *sql.Tx) error) error {
+	tx, err := s.db.BeginTx(ctx, nil)
+	if err != nil {
+		return fault(ctx, doing, err)
+	}
+	if err := work(ctx, tx); err != nil {
+		return errors.Join(fault(ctx, doing, err), ended(tx.Rollback()))
+	}
+	return writeFault(ctx, doing, tx.Commit())
+}
+
+// ended is the error of a rollback, if the transaction is not over already.
+func ended(err error) error {
+	if errors.Is(err, sql.ErrTxDone) {
+		return nil
+	}
+	return err
+}

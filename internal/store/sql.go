@@ -1,0 +1,29 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+)
+
+// Dialect is the SQL that a database understands.
+type Dialect string
+
+// Dialects.
+const (
+	Postgres Dialect = "postgres"
+	SQLite   Dialect = "sqlite"
+)
+
+// SQL is a store's database, for packages that keep tables of their own beside the events. It is safe for concurrent
+// use, and valid until the store is closed.
+type SQL struct {
+	Dialect Dialect
+	// DB is for reading only.
+	DB *sql.DB
+	// Write runs work in a transaction, and commits it if work returns nil. work closes the rows of one statement before
+	// it begins the next. doing says what is being done, for the error.
+	Write func(ctx context.Context, doing string, work func(ctx context.Context, tx *sql.Tx) error) error
+	// Fault wraps an error of DB with what was being done and with [ErrUnavailable] or [ErrNoSchema], where that is what
+	// it means. Errors of Write are wrapped already.
+	Fault func(ctx context.Context, doing string, err error) error
+}
