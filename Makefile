@@ -38,12 +38,12 @@ lint: $(GOLANGCI_LINT) ## Check style and the mistakes that can be seen in the s
 
 .PHONY: bench
 bench: build ## Measure the worker beside the raw clients and stock Watermill; BENCH=-growth adds a table of ten million
-	@$(GO) build -o bin/bench ./internal/bench/cmd/bench
+	@$(GO) build -o bin/bench ./internal/test/bench/cmd/bench
 	bin/bench -into=docs $(BENCH)
 
 .PHONY: bench-quick
 bench-quick: build
-	@$(GO) build -o bin/bench ./internal/bench/cmd/bench
+	@$(GO) build -o bin/bench ./internal/test/bench/cmd/bench
 	bin/bench -quick
 
 .PHONY: gobench
@@ -58,7 +58,7 @@ fuzz: ## Fuzz the decoding of events, each target for FUZZTIME
 
 .PHONY: torture
 torture: build ## Harm workers and servers under traffic for DURATION, by SEED, and check that nothing is lost or doubled
-	@$(GO) build -o bin/torture ./internal/torture/cmd/torture
+	@$(GO) build -o bin/torture ./internal/test/torture/cmd/torture
 	bin/torture -duration=$(DURATION) -workers=$(WORKERS) $(if $(SEED),-seed=$(SEED))
 
 .PHONY: demo
@@ -77,7 +77,7 @@ tidy: ## Bring go.mod and go.sum in line with the source
 
 .PHONY: bin/with-servers
 bin/with-servers:
-	@$(GO) build -o $@ ./internal/testservers/cmd/with-servers
+	@$(GO) build -o $@ ./internal/test/testservers/cmd/with-servers
 
 .PHONY: lint-tool
 lint-tool: $(GOLANGCI_LINT)

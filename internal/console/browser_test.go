@@ -28,11 +28,11 @@ import (
 	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
 
+	"github.com/healz/worker/examples/clinic"
 	"github.com/healz/worker/internal/console"
 	"github.com/healz/worker/internal/deadletter"
 	"github.com/healz/worker/internal/events"
-	"github.com/healz/worker/internal/handlers/clinic"
-	"github.com/healz/worker/internal/testservers"
+	"github.com/healz/worker/internal/test/testservers"
 )
 
 // patience is how long a test waits for what must come.

@@ -24,10 +24,10 @@ import (
 	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
 
+	"github.com/healz/worker/examples/clinic"
 	"github.com/healz/worker/internal/console"
 	"github.com/healz/worker/internal/deadletter"
 	"github.com/healz/worker/internal/events"
-	"github.com/healz/worker/internal/handlers/clinic"
 	"github.com/healz/worker/internal/store/sqlite"
 	"github.com/healz/worker/internal/worker"
 )

@@ -14,7 +14,7 @@ import (
 	"github.com/healz/worker/internal/store/postgres"
 	"github.com/healz/worker/internal/store/sqlite"
 	"github.com/healz/worker/internal/store/storetest"
-	"github.com/healz/worker/internal/testservers"
+	"github.com/healz/worker/internal/test/testservers"
 )
 
 func TestMain(m *testing.M) { testservers.Main(m) }

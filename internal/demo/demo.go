@@ -16,10 +16,10 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/healz/worker/examples/clinic"
 	"github.com/healz/worker/internal/deadletter"
 	"github.com/healz/worker/internal/events"
 	"github.com/healz/worker/internal/handlers"
-	"github.com/healz/worker/internal/handlers/clinic"
 	"github.com/healz/worker/internal/handlers/register"
 	"github.com/healz/worker/internal/store"
 	"github.com/healz/worker/internal/worker"

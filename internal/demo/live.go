@@ -12,9 +12,9 @@ import (
 	"github.com/google/uuid"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/healz/worker/examples/clinic"
 	"github.com/healz/worker/internal/deadletter"
 	"github.com/healz/worker/internal/events"
-	"github.com/healz/worker/internal/handlers/clinic"
 	"github.com/healz/worker/internal/worker"
 )
 

@@ -8,8 +8,8 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/healz/worker/examples/clinic"
 	"github.com/healz/worker/internal/events"
-	"github.com/healz/worker/internal/handlers/clinic"
 	"github.com/healz/worker/internal/store"
 	"github.com/healz/worker/internal/worker"
 )

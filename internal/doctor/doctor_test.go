@@ -16,7 +16,7 @@ import (
 	"github.com/healz/worker/internal/deadletter"
 	"github.com/healz/worker/internal/doctor"
 	"github.com/healz/worker/internal/events"
-	"github.com/healz/worker/internal/testservers"
+	"github.com/healz/worker/internal/test/testservers"
 	"github.com/healz/worker/internal/worker"
 )
 

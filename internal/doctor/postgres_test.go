@@ -16,7 +16,7 @@ import (
 
 	"github.com/healz/worker/internal/doctor"
 	"github.com/healz/worker/internal/store"
-	"github.com/healz/worker/internal/testservers"
+	"github.com/healz/worker/internal/test/testservers"
 	"github.com/healz/worker/internal/worker"
 )
 

@@ -9,7 +9,7 @@ import (
 
 	"github.com/healz/worker/internal/bus/amqp"
 	"github.com/healz/worker/internal/doctor"
-	"github.com/healz/worker/internal/testservers"
+	"github.com/healz/worker/internal/test/testservers"
 	"github.com/healz/worker/internal/worker"
 )
 

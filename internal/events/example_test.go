@@ -8,7 +8,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/healz/worker/internal/events"
-	"github.com/healz/worker/internal/eventstest"
+	"github.com/healz/worker/internal/events/eventstest"
 )
 
 // Bed is an aggregate: it embeds the root, refuses what must not happen, and says how events change its state.

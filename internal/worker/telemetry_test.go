@@ -22,7 +22,7 @@ import (
 	"github.com/healz/worker/internal/handlers"
 	"github.com/healz/worker/internal/metrics"
 	"github.com/healz/worker/internal/store"
-	"github.com/healz/worker/internal/testservers"
+	"github.com/healz/worker/internal/test/testservers"
 	"github.com/healz/worker/internal/tracing"
 	"github.com/healz/worker/internal/worker"
 )

@@ -14,7 +14,7 @@ import (
 	"github.com/healz/worker/internal/bus"
 	"github.com/healz/worker/internal/bus/amqp"
 	"github.com/healz/worker/internal/deadletter"
-	"github.com/healz/worker/internal/testservers"
+	"github.com/healz/worker/internal/test/testservers"
 )
 
 // partitionable is a vhost on a broker that can hash consistently. Where the tests are given one that cannot, the test

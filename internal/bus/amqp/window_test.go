@@ -14,7 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/healz/worker/internal/bus/amqp"
-	"github.com/healz/worker/internal/testservers"
+	"github.com/healz/worker/internal/test/testservers"
 )
 
 // peakOfHeap measures how much the heap grows, garbage included, at its peak, until it is told to end.

@@ -2,9 +2,9 @@
 package register
 
 import (
+	"github.com/healz/worker/examples/clinic"
 	"github.com/healz/worker/internal/events"
 	"github.com/healz/worker/internal/handlers"
-	"github.com/healz/worker/internal/handlers/clinic"
 )
 
 // Options are what registrations depend on.

@@ -14,7 +14,7 @@ import (
 
 	"github.com/healz/worker/internal/events"
 	"github.com/healz/worker/internal/store/storetest"
-	"github.com/healz/worker/internal/testservers"
+	"github.com/healz/worker/internal/test/testservers"
 )
 
 // contractSQL makes the contract's table with the contract's indexes, and the least inbox there can be.

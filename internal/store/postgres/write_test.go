@@ -9,7 +9,7 @@ import (
 
 	"github.com/healz/worker/internal/events"
 	"github.com/healz/worker/internal/store/storetest"
-	"github.com/healz/worker/internal/testservers"
+	"github.com/healz/worker/internal/test/testservers"
 )
 
 // However few units there are, the server soon keeps one plan: to make another takes longer than to write one of them.

@@ -12,7 +12,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	amqp091 "github.com/rabbitmq/amqp091-go"
 
-	"github.com/healz/worker/internal/testservers"
+	"github.com/healz/worker/internal/test/testservers"
 )
 
 const (

@@ -7,9 +7,9 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/healz/worker/examples/clinic"
 	"github.com/healz/worker/internal/events"
-	"github.com/healz/worker/internal/eventstest"
-	"github.com/healz/worker/internal/handlers/clinic"
+	"github.com/healz/worker/internal/events/eventstest"
 )
 
 func ExampleAggregate() {

@@ -13,7 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/healz/worker/internal/events"
-	"github.com/healz/worker/internal/eventstest"
+	"github.com/healz/worker/internal/events/eventstest"
 	"github.com/healz/worker/internal/handlers"
 	"github.com/healz/worker/internal/middleware"
 )

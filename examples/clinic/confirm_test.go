@@ -8,7 +8,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/healz/worker/internal/events"
-	"github.com/healz/worker/internal/eventstest"
+	"github.com/healz/worker/internal/events/eventstest"
 )
 
 func TestConfirmAppointment(t *testing.T) {

@@ -12,10 +12,10 @@ import (
 	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
 
+	"github.com/healz/worker/examples/clinic"
 	"github.com/healz/worker/internal/events"
-	"github.com/healz/worker/internal/eventstest"
+	"github.com/healz/worker/internal/events/eventstest"
 	"github.com/healz/worker/internal/handlers"
-	"github.com/healz/worker/internal/handlers/clinic"
 )
 
 // fakeTB records how a test has failed.

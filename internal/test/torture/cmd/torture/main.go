@@ -13,8 +13,8 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/healz/worker/internal/testservers"
-	"github.com/healz/worker/internal/torture"
+	"github.com/healz/worker/internal/test/testservers"
+	"github.com/healz/worker/internal/test/torture"
 )
 
 func main() {

@@ -9,9 +9,9 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/healz/worker/examples/clinic"
 	"github.com/healz/worker/internal/events"
-	"github.com/healz/worker/internal/eventstest"
-	"github.com/healz/worker/internal/handlers/clinic"
+	"github.com/healz/worker/internal/events/eventstest"
 	"github.com/healz/worker/internal/store"
 	"github.com/healz/worker/internal/store/sqlite"
 )

@@ -11,8 +11,8 @@ import (
 	"regexp"
 	"syscall"
 
-	"github.com/healz/worker/internal/bench"
-	"github.com/healz/worker/internal/testservers"
+	"github.com/healz/worker/internal/test/bench"
+	"github.com/healz/worker/internal/test/testservers"
 )
 
 func main() {

@@ -1,7 +1,7 @@
 // Command with-servers runs a command with a private Postgres and a private RabbitMQ, which it names in the command's
 // environment and stops when the command ends:
 //
-//	go run ./internal/testservers/cmd/with-servers -- go test ./...
+//	go run ./internal/test/testservers/cmd/with-servers -- go test ./...
 package main
 
 import (
@@ -11,7 +11,7 @@ import (
 	"os/signal"
 	"syscall"
 
-	"github.com/healz/worker/internal/testservers"
+	"github.com/healz/worker/internal/test/testservers"
 )
 
 func main() {

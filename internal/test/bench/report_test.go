@@ -11,7 +11,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/healz/worker/internal/bench"
+	"github.com/healz/worker/internal/test/bench"
 )
 
 func result() *bench.Result {

@@ -12,7 +12,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 	"github.com/stretchr/testify/require"
 
-	"github.com/healz/worker/internal/testservers"
+	"github.com/healz/worker/internal/test/testservers"
 )
 
 const silence = 500 * time.Millisecond

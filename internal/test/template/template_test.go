@@ -63,7 +63,7 @@ func TestAdopterAddsHandler(t *testing.T) {
 // copyRepository copies what the repository holds, with the changes that are not committed yet.
 func copyRepository(t *testing.T, tree string) {
 	t.Helper()
-	root := filepath.Join("..", "..")
+	root := filepath.Join("..", "..", "..")
 	listed := run(t, root, "", "git", "ls-files", "-z", "--cached", "--others", "--exclude-standard")
 	for _, name := range strings.FieldsFunc(listed, func(r rune) bool { return r == 0 }) {
 		content, err := os.ReadFile(filepath.Join(root, name))
@@ -84,7 +84,7 @@ func addHandler(t *testing.T, tree string) {
 		os.DirFS(filepath.Join("testdata", "invoicing"))))
 
 	const (
-		otherImport = "\t\"" + upstream + "/internal/handlers/clinic\"\n"
+		otherImport = "\t\"" + upstream + "/examples/clinic\"\n"
 		otherLine   = "\tclinic.Register(reg, o.Streams, o.Chaos)\n"
 	)
 	list := filepath.Join(tree, "internal", "handlers", "register", "register.go")
