@@ -252,7 +252,7 @@ func TestWhatWasSeenLongAgoIsAbsent(t *testing.T) {
 	})
 }
 
-// Each metric that the dashboard, the alerts and the README name is one that a worker has.
+// Each metric that the dashboard, the alerts and the documentation name is one that a worker has.
 func TestTheMetricsThatAreNamedExist(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -269,7 +269,7 @@ func TestTheMetricsThatAreNamedExist(t *testing.T) {
 			}
 		}
 		for _, file := range []string{
-			"README.md", "deploy/grafana/worker.json", "deploy/prometheus/alerts.yaml", "deploy/prometheus/alerts_test.yaml",
+			"docs/operations.md", "deploy/grafana/worker.json", "deploy/prometheus/alerts.yaml", "deploy/prometheus/alerts_test.yaml",
 		} {
 			text, err := os.ReadFile(filepath.Join("..", "..", file))
 			require.NoError(t, err)
