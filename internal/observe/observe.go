@@ -98,7 +98,7 @@ type All []Observer
 func (a All) Append(ctx context.Context, o Operation, batch []events.Event) (context.Context, []events.Event, func(error)) {
 	ends := make([]func(error), len(a))
 	for i, each := range a {
-		ctx, batch, ends[i] = each.Append(ctx, o, batch)
+		ctx, batch, ends[i] = each.Append(ctx, o, batch) //nolint:fatcontext // each observer adds to the context of the one before
 	}
 	return ctx, batch, join(ends)
 }
@@ -116,7 +116,7 @@ func (a All) Publish(ctx context.Context, batch []*message.Message) func(error) 
 func (a All) Receive(ctx context.Context, m *message.Message) (context.Context, func(Outcome)) {
 	ends := make([]func(Outcome), len(a))
 	for i, each := range a {
-		ctx, ends[i] = each.Receive(ctx, m)
+		ctx, ends[i] = each.Receive(ctx, m) //nolint:fatcontext // as above
 	}
 	return ctx, join(ends)
 }
@@ -125,7 +125,7 @@ func (a All) Receive(ctx context.Context, m *message.Message) (context.Context, 
 func (a All) Attempt(ctx context.Context, handler string, e events.Event, attempt int) (context.Context, func(error)) {
 	ends := make([]func(error), len(a))
 	for i, each := range a {
-		ctx, ends[i] = each.Attempt(ctx, handler, e, attempt)
+		ctx, ends[i] = each.Attempt(ctx, handler, e, attempt) //nolint:fatcontext // as above
 	}
 	return ctx, join(ends)
 }
