@@ -12,6 +12,7 @@ import (
 	"github.com/healz/worker/internal/bus"
 	"github.com/healz/worker/internal/events"
 	"github.com/healz/worker/internal/intake"
+	"github.com/healz/worker/internal/observe"
 	"github.com/healz/worker/internal/tracing"
 	"github.com/healz/worker/internal/worker"
 )
@@ -45,7 +46,7 @@ that fails ends it, those before it stay. What was appended is printed.`,
 					}
 				}
 				return withTracer(c.Context(), *s, stderrLogger(c), func(t *tracing.Tracer) error {
-					return printTaken(c, *f, intake.Append(c.Context(), worker.Traced(b, t), in, batch))
+					return printTaken(c, *f, intake.Append(c.Context(), worker.Observed(b, observers(t)), in, batch))
 				})
 			})
 		})
@@ -76,10 +77,8 @@ the store knows it. What was published is printed.`,
 			}
 			defer func() { err = errors.Join(err, closeBus()) }()
 			return withTracer(c.Context(), *s, stderrLogger(c), func(t *tracing.Tracer) error {
-				if t != nil {
-					publisher = t.Publisher(publisher, s.AMQP.Prefix)
-				}
-				return printTaken(c, *f, intake.Publish(c.Context(), bus.New(publisher), in, batch))
+				observed := observe.Publisher{Next: publisher, Observer: observers(t)}
+				return printTaken(c, *f, intake.Publish(c.Context(), bus.New(observed), in, batch))
 			})
 		})
 	}

@@ -193,7 +193,7 @@ func runWorker(
 		all(reg, register.Options{Streams: streams, Chaos: f.chaos})
 	}
 	w, closeParts, err := worker.Open(ctx, s, worker.OpenOptions{
-		Register: registerAll, Migrate: f.migrate, Wait: f.wait, Logger: logger, Metrics: measures, Tracer: t,
+		Register: registerAll, Migrate: f.migrate, Wait: f.wait, Logger: logger, Metrics: measures, Observers: observers(t),
 	})
 	if err != nil {
 		return ended(ctx, err)

@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/healz/worker/internal/observe"
 	"github.com/healz/worker/internal/tracing"
 	"github.com/healz/worker/internal/worker"
 )
@@ -20,7 +21,7 @@ const flushTimeout = 5 * time.Second
 // withTracer calls do with the tracer that OpenTelemetry's variables ask for, nil if they ask for none, and sends what is
 // left at the end.
 func withTracer(ctx context.Context, s worker.Settings, logger *slog.Logger, do func(*tracing.Tracer) error) error {
-	t, stop, err := tracing.Start(ctx, version(), s.MessagingSystem(), os.Getenv, logger)
+	t, stop, err := tracing.Start(ctx, version(), s.MessagingSystem(), s.AMQP.Prefix, os.Getenv, logger)
 	if errors.Is(err, tracing.ErrSetting) {
 		return usageError{err}
 	}
@@ -34,6 +35,14 @@ func withTracer(ctx context.Context, s worker.Settings, logger *slog.Logger, do 
 		logger.WarnContext(ctx, "the last traces could not be sent", "error", lost)
 	}
 	return err
+}
+
+// observers are the tracer, if there is one.
+func observers(t *tracing.Tracer) observe.All {
+	if t == nil {
+		return nil
+	}
+	return observe.All{t}
 }
 
 // stderrLogger is the log of a command that is over in a moment.

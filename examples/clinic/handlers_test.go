@@ -15,7 +15,6 @@ import (
 	"github.com/healz/worker/internal/events"
 	"github.com/healz/worker/internal/events/eventstest"
 	"github.com/healz/worker/internal/handlers"
-	"github.com/healz/worker/internal/middleware"
 )
 
 func TestWelcomePatient(t *testing.T) {
@@ -121,7 +120,7 @@ func TestRegister(t *testing.T) {
 			t.Parallel()
 			reg := &handlers.Registry{}
 			Register(reg, &eventstest.Streams{}, failOnDemand)
-			_, err := handlers.NewDispatcher(reg, nil, nil, handlers.Continue, middleware.Retry{}, time.Second, slog.New(slog.DiscardHandler))
+			_, err := handlers.NewDispatcher(reg, handlers.Config{Logger: slog.New(slog.DiscardHandler)})
 			require.NoError(t, err)
 		})
 	}

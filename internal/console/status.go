@@ -5,7 +5,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/healz/worker/internal/middleware"
+	"github.com/healz/worker/internal/observe"
 	"github.com/healz/worker/internal/worker"
 )
 
@@ -38,14 +38,14 @@ func StatusOf(h worker.Health, metrics map[string]float64) Status {
 		}
 		return math.NaN()
 	}
-	dead := float64(h.Events[middleware.DeadLettered])
-	handled := float64(h.Events[middleware.Handled] + h.Events[middleware.Unhandled])
+	dead := float64(h.Events[observe.DeadLettered])
+	handled := float64(h.Events[observe.Handled] + h.Events[observe.Unhandled])
 	return Status{
 		Ready: h.Ready, Parts: h.Parts, Lag: value("relay_lag_events"), LagSeconds: value("relay_lag_seconds"),
 		Queued: value("queue_messages"), Letters: value("dead_letters"),
 		Totals: Totals{
 			Appended: math.NaN(), Relayed: value("relay_events_total"),
-			Received: handled + dead + float64(h.Events[middleware.Postponed]), Handled: handled,
+			Received: handled + dead + float64(h.Events[observe.Postponed]), Handled: handled,
 			Failed: value("handler_failures_total"), DeadLettered: dead,
 		},
 	}

@@ -1,6 +1,7 @@
 package handlers
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -9,7 +10,6 @@ import (
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
-	wmiddleware "github.com/ThreeDotsLabs/watermill/message/router/middleware"
 	"github.com/cenkalti/backoff/v5"
 	"github.com/google/uuid"
 
@@ -17,6 +17,7 @@ import (
 	"github.com/healz/worker/internal/deadletter"
 	"github.com/healz/worker/internal/events"
 	"github.com/healz/worker/internal/middleware"
+	"github.com/healz/worker/internal/observe"
 	"github.com/healz/worker/internal/store"
 )
 
@@ -55,97 +56,82 @@ const (
 	Park AfterDeadLetter = "park"
 )
 
+// Config is how a [Dispatcher] works.
+type Config struct {
+	Inbox   Inbox
+	Letters Replayed
+	After   AfterDeadLetter
+	// Retry holds for each handler, and Timeout for each of its attempts.
+	Retry   middleware.Retry
+	Timeout time.Duration
+	// MaxMessage is the most bytes of a message; a larger one is not parsed.
+	MaxMessage int
+	Observer   observe.Observer
+	Logger     *slog.Logger
+}
+
 // Dispatcher hands each message to the handlers registered for its event type. It is safe for concurrent use.
 type Dispatcher struct {
-	inbox   Inbox
-	letters Replayed
-	runners []*runner
-	after   AfterDeadLetter
-	retry   middleware.Retry
-	logger  *slog.Logger
-	trace   Trace // may be nil
+	Config
+
+	handlers []handler
 }
 
-// runner is a handler with its middleware around it.
-type runner struct {
-	handler
-	run     message.HandlerFunc
-	logger  *slog.Logger
-	watcher Watcher // may be nil
+// NewDispatcher returns the dispatcher of the handlers in reg. The error names all that is wrong with the registrations.
+func NewDispatcher(reg *Registry, c Config) (*Dispatcher, error) {
+	all, err := reg.checked(c.Logger)
+	return &Dispatcher{Config: c, handlers: all}, err
 }
 
-// NewDispatcher returns the dispatcher of the handlers in reg. retry and timeout, which is that of one attempt, hold for
-// each of them. The error names all that is wrong with the registrations.
-func NewDispatcher(
-	reg *Registry, inbox Inbox, letters Replayed, after AfterDeadLetter, retry middleware.Retry, timeout time.Duration, logger *slog.Logger,
-) (*Dispatcher, error) {
-	if len(reg.problems) > 0 {
-		return nil, fmt.Errorf("register handlers: %w", errors.Join(reg.problems...))
-	}
-	d := &Dispatcher{inbox: inbox, letters: letters, after: after, retry: retry, logger: logger}
-	for _, h := range reg.handlers {
-		retry.Logger = logger.With("handler", h.name)
-		r := &runner{handler: h, logger: retry.Logger}
-		r.run = retry.Middleware(d.watched(r, redact(r.logger, wmiddleware.Recoverer(d.attempt(h, timeout)))))
-		d.runners = append(d.runners, r)
-	}
-	return d, nil
-}
-
-// Handle runs the handlers of the event in m, one after another, passing over those that have handled it before. The
-// error is a *[deadletter.FailedError] with the handlers that failed for good, or [middleware.ErrStopping].
+// Handle runs the handlers of the event in m, one after another, except those that have handled it before. An error that
+// wraps [store.ErrUnavailable] comes before any handler has run, and [middleware.ErrStopping] when the worker stops: m can
+// be handled again. Any other is permanent: a *[deadletter.FailedError] with the handlers that failed for good, or the
+// reason why m can reach no handler.
 func (d *Dispatcher) Handle(m *message.Message) error {
 	ctx := m.Context()
+	if len(m.Payload) > d.MaxMessage {
+		return Permanent(fmt.Errorf("the body has %d bytes, over the %d of the largest message", len(m.Payload), d.MaxMessage))
+	}
 	e, err := events.Parse(m.Payload)
 	if err != nil {
-		return failedBefore(err)
+		return Permanent(err)
 	}
 	only := m.Metadata.Get(bus.ReplayHandlerKey)
-	chosen := d.choose(e, only)
+	chosen, names := choose(d.handlers, e, only)
 	if len(chosen) == 0 && only != "" {
-		return &deadletter.FailedError{Failures: []deadletter.Failure{failureOf(only, notRegistered(only, e.Type))}}
+		return Permanent(&deadletter.FailedError{Failures: []deadletter.Failure{middleware.FailureOf(only, notRegistered(only, e.Type))}})
 	}
 	if len(chosen) == 0 {
-		middleware.SetOutcome(ctx, middleware.Unhandled)
+		middleware.SetOutcome(ctx, observe.Unhandled)
 		return d.settled(ctx, m, nil)
 	}
-	handled, err := d.handled(ctx, e)
-	if errors.Is(err, middleware.ErrStopping) {
-		return err
+	handled, err := d.Inbox.Handled(ctx, e)
+	var parked map[string]uuid.UUID
+	if err == nil && d.After == Park {
+		parked, err = d.Inbox.Parked(ctx, e, names)
 	}
 	if err != nil {
-		return failedBefore(err)
-	}
-	parked, err := d.parked(ctx, e, chosen)
-	if err != nil {
-		return err
+		return faultOfInbox(ctx, err)
 	}
 
 	var failed deadletter.FailedError
 	var done []string
-	ctx = events.NewContext(ctx, e)
-	for _, r := range chosen {
-		if slices.Contains(handled, r.name) {
-			r.suppressed(ctx, e)
-			done = append(done, r.name)
+	for _, h := range chosen {
+		failure, failing := deadletter.Failure{}, false
+		if slices.Contains(handled, h.name) {
+			d.duplicate(events.NewContext(ctx, e), h, e)
+		} else if first, waits := parked[h.name]; waits {
+			failure, failing = parkedBehind(h.name, first), true
+		} else if err := d.try(events.NewContext(ctx, e), h, e); errors.Is(err, middleware.ErrStopping) {
+			return err
+		} else if err != nil {
+			failure, failing = middleware.FailureOf(h.name, err), true
+		}
+		if !failing {
+			done = append(done, h.name)
 			continue
 		}
-		var failure deadletter.Failure
-		if first, waits := parked[r.name]; waits {
-			failure = parkedBehind(r.name, first)
-		} else {
-			m.SetContext(ctx)
-			_, err := r.run(m)
-			if errors.Is(err, middleware.ErrStopping) {
-				return err
-			}
-			if err == nil {
-				done = append(done, r.name)
-				continue
-			}
-			failure = failureOf(r.name, err)
-		}
-		if err := d.park(ctx, r.name, e); err != nil {
+		if err := d.park(ctx, h.name, e); err != nil {
 			return err
 		}
 		failed.Failures = append(failed.Failures, failure)
@@ -154,9 +140,59 @@ func (d *Dispatcher) Handle(m *message.Message) error {
 		return err
 	}
 	if len(failed.Failures) > 0 {
-		return &failed
+		return Permanent(&failed)
 	}
 	return nil
+}
+
+// choose returns the handlers for e and their names, or only the one of them that a replay is for.
+func choose(all []handler, e events.Event, only string) (chosen []handler, names []string) {
+	for _, h := range all {
+		if h.isFor(e.Type, only) {
+			chosen, names = append(chosen, h), append(names, h.name)
+		}
+	}
+	return chosen, names
+}
+
+// try gives a handler its attempts. The error is an *[middleware.ExhaustedError] or wraps [middleware.ErrStopping].
+func (d *Dispatcher) try(ctx context.Context, h handler, e events.Event) error {
+	retry := d.Retry
+	retry.Logger = h.logger
+	return retry.Do(ctx, func(attempt int) error {
+		ctx, end := d.Observer.Attempt(ctx, h.name, e, attempt)
+		began, duplicate := time.Now(), false
+		err := h.attempt(d.Inbox.Attempt(ctx), e, d.Timeout, func(ctx context.Context, followUps []events.Event) error {
+			return d.persist(ctx, func(ctx context.Context) error {
+				err := d.Inbox.Record(ctx, h.name, e, followUps)
+				duplicate = errors.Is(err, store.ErrHandled)
+				if duplicate {
+					return nil
+				}
+				return err
+			})
+		})
+		switch {
+		case duplicate:
+			end(observe.ErrDuplicate)
+			d.duplicate(ctx, h, e)
+		case errors.Is(err, middleware.ErrStopping):
+			end(observe.ErrInterrupted)
+		default:
+			end(err)
+		}
+		if err == nil && !duplicate {
+			h.logger.LogAttrs(ctx, slog.LevelInfo, "event", slog.Int("attempt", attempt),
+				slog.String("outcome", string(observe.Handled)), slog.Duration("took", time.Since(began).Round(time.Microsecond)))
+		}
+		return err
+	})
+}
+
+// duplicate reports that a handler has handled e before.
+func (d *Dispatcher) duplicate(ctx context.Context, h handler, e events.Event) {
+	d.Observer.Duplicate(h.name, e)
+	h.logger.LogAttrs(ctx, slog.LevelInfo, "event", slog.String("outcome", "duplicate"))
 }
 
 // settled notes which handlers have handled a message that a replay has sent, before the message is acked. The error is
@@ -167,108 +203,33 @@ func (d *Dispatcher) settled(ctx context.Context, m *message.Message, done []str
 		return nil
 	}
 	replayID := m.Metadata.Get(deadletter.ReplayIDKey)
-	return d.retry.Do(ctx, func() error { return faultOfInbox(ctx, d.letters.Settled(ctx, letterID, replayID, done, true)) })
-}
-
-// choose returns the handlers for e, or only the one of them that a replay is for.
-func (d *Dispatcher) choose(e events.Event, only string) []*runner {
-	var chosen []*runner
-	for _, r := range d.runners {
-		if r.isFor(e.Type, only) {
-			chosen = append(chosen, r)
-		}
-	}
-	return chosen
-}
-
-// handled asks the inbox, for as long as it does not answer: that is not the event's fault, as a contradiction is.
-func (d *Dispatcher) handled(ctx context.Context, e events.Event) (names []string, err error) {
-	err = d.retry.Do(ctx, func() error {
-		names, err = d.inbox.Handled(ctx, e)
-		return faultOfInbox(ctx, err)
-	})
-	return names, err
-}
-
-// parked asks behind which parked events the handlers' e has to wait. The error is [middleware.ErrStopping].
-func (d *Dispatcher) parked(ctx context.Context, e events.Event, chosen []*runner) (first map[string]uuid.UUID, err error) {
-	if d.after != Park {
-		return nil, nil
-	}
-	names := make([]string, len(chosen))
-	for i, r := range chosen {
-		names[i] = r.name
-	}
-	err = d.retry.Do(ctx, func() error {
-		first, err = d.inbox.Parked(ctx, e, names)
-		return faultOfInbox(ctx, err)
-	})
-	return first, err
+	return d.persist(ctx, func(ctx context.Context) error { return d.Letters.Settled(ctx, letterID, replayID, done, true) })
 }
 
 // park notes that e is about to become a dead letter, so that no later event of its aggregate gets past it. The note
 // comes first: without its letter, after a crash, e is delivered again, and handled or parked anew. The error is
 // [middleware.ErrStopping].
 func (d *Dispatcher) park(ctx context.Context, handler string, e events.Event) error {
-	if d.after != Park {
+	if d.After != Park {
 		return nil
 	}
-	return d.retry.Do(ctx, func() error { return faultOfInbox(ctx, d.inbox.Park(ctx, handler, e)) })
+	return d.persist(ctx, func(ctx context.Context) error { return d.Inbox.Park(ctx, handler, e) })
 }
 
-// attempt is one run of a handler, and then the record of what follows. The timeout is the handler's alone: a store that
-// does not answer is not its failure.
-func (d *Dispatcher) attempt(h handler, timeout time.Duration) message.HandlerFunc {
-	return func(m *message.Message) ([]*message.Message, error) {
-		ctx := d.inbox.Attempt(m.Context())
-		e, _ := events.FromContext(ctx) // Handle has put it there
-		followUps, err := h.run(ctx, e, timeout)
-		if err != nil {
-			return nil, err
-		}
-		return nil, d.record(ctx, h.name, e, followUps)
-	}
-}
-
-// run calls the handler, and checks what follows.
-func (h handler) run(ctx context.Context, e events.Event, timeout time.Duration) ([]events.Event, error) {
-	calling, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
-	followUps, err := h.call(calling, e)
-	if errors.Is(err, context.DeadlineExceeded) && calling.Err() != nil {
-		return nil, fmt.Errorf("timed out after %s: %w", timeout, err)
-	}
-	if err != nil {
-		return nil, err
-	}
-	if err := checkFollowUps(e, followUps); err != nil {
-		return nil, Permanent(err)
-	}
-	return followUps, nil
-}
-
-// record records what follows, for as long as the inbox does not answer: the handler, whose part is done, is not run
-// again for that.
-func (d *Dispatcher) record(ctx context.Context, handler string, e events.Event, followUps []events.Event) error {
+// persist writes what handlers have come to. An outage of the store is waited out here: the handlers, whose part is done,
+// must not run again for that.
+func (d *Dispatcher) persist(ctx context.Context, write func(context.Context) error) error {
 	var answer error
-	err := d.retry.Do(ctx, func() error {
-		recording, cancel := context.WithTimeout(ctx, recordTimeout)
+	err := d.Retry.Do(ctx, func(int) error {
+		bounded, cancel := context.WithTimeout(ctx, recordTimeout)
 		defer cancel()
-		err := d.inbox.Record(recording, handler, e, followUps)
-		if errors.Is(err, store.ErrHandled) {
-			answer = errDuplicate
-			return nil
-		}
-		answer = faultOfInbox(ctx, err)
+		answer = faultOfInbox(ctx, write(bounded))
 		if errors.Is(answer, store.ErrUnavailable) && !IsPermanent(answer) {
 			return answer
 		}
 		return nil
 	})
-	if err != nil {
-		return err
-	}
-	return answer
+	return cmp.Or(err, answer)
 }
 
 // faultOfInbox tells the errors of the store that an event or a handler is to blame for from all others, such as those of
@@ -292,35 +253,10 @@ func faultOfInbox(ctx context.Context, err error) error {
 	return fmt.Errorf("%w: %w", store.ErrUnavailable, err)
 }
 
-// checkFollowUps refuses events that would mix tenants or break the chain of causes.
-func checkFollowUps(cause events.Event, followUps []events.Event) error {
-	for _, f := range followUps {
-		var field string
-		switch {
-		case f.TenantID != cause.TenantID:
-			field = "tenant_id"
-		case f.CorrelationID != cause.CorrelationID:
-			field = "correlation_id"
-		case !f.CausationID.Valid || f.CausationID.UUID != cause.ID:
-			field = "causation_id"
-		default:
-			continue
-		}
-		return fmt.Errorf("follow-up event %s has another %s than its cause: make it with events.Follow or events.CausedBy",
-			f.Type, field)
-	}
-	return nil
-}
-
 // notRegistered is the error of a letter of a handler that this worker has not, and says what to do.
 func notRegistered(handler, eventType string) error {
 	return fmt.Errorf("handler %q is not registered for %s: if it has another name now, replay the letter with --to NAME; "+
 		"if nobody is to handle it, discard it", handler, eventType)
-}
-
-// failedBefore is the failure of a message that reached no handler.
-func failedBefore(err error) error {
-	return &deadletter.FailedError{Failures: []deadletter.Failure{failureOf("", err)}}
 }
 
 // parkedBehind is the failure of an event that waits in the dead letters.
@@ -330,16 +266,4 @@ func parkedBehind(handler string, first uuid.UUID) deadletter.Failure {
 		Reason:  fmt.Sprintf("parked behind event %s of its aggregate: replay them in order", first),
 		Handler: handler, FirstFailed: now, LastFailed: now,
 	}
-}
-
-func failureOf(handler string, err error) deadletter.Failure {
-	now := time.Now().UTC()
-	f := deadletter.Failure{Handler: handler, Attempts: 1, FirstFailed: now, LastFailed: now}
-	if exhausted, ok := errors.AsType[*middleware.ExhaustedError](err); ok {
-		f.Attempts, f.FirstFailed, f.LastFailed = exhausted.Attempts, exhausted.FirstFailed, exhausted.LastFailed
-		err = exhausted.Err
-		f.MayPass = !IsPermanent(err)
-	}
-	f.Reason = deadletter.CutReason(err.Error())
-	return f
 }

@@ -22,6 +22,7 @@ import (
 	"github.com/healz/worker/internal/events"
 	"github.com/healz/worker/internal/handlers"
 	"github.com/healz/worker/internal/middleware"
+	"github.com/healz/worker/internal/observe"
 	"github.com/healz/worker/internal/store"
 	"github.com/healz/worker/internal/store/sqlite"
 )
@@ -81,14 +82,20 @@ func (f *faultyLetters) Settled(ctx context.Context, letterID, replayID string, 
 	return f.Table.Settled(ctx, letterID, replayID, handlers, reached)
 }
 
-// bench is a dispatcher on a real store, with its log.
+// bench is a dispatcher on a real store, behind the router's Retry, with its log.
 type bench struct {
-	t       *testing.T
-	path    string
-	store   *faulty
-	letters *faultyLetters
-	log     *bytes.Buffer
-	*handlers.Dispatcher
+	t         *testing.T
+	path      string
+	store     *faulty
+	letters   *faultyLetters
+	log       *bytes.Buffer
+	observers observe.All // one, which a test may replace
+	handle    message.HandlerFunc
+}
+
+func (b *bench) Handle(m *message.Message) error {
+	_, err := b.handle(m)
+	return err
 }
 
 func newBench(t *testing.T, register func(*handlers.Registry)) *bench {
@@ -110,9 +117,14 @@ func newBenchAfter(t *testing.T, after handlers.AfterDeadLetter, register func(*
 	logger := slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	retry := middleware.Retry{Attempts: 3, Initial: time.Millisecond, Max: 2 * time.Millisecond, Logger: logger}
 	letters := &faultyLetters{Table: deadletter.NewTable(opened.SQL())}
-	d, err := handlers.NewDispatcher(reg, s, letters, after, retry, 50*time.Millisecond, logger)
+	b := &bench{t: t, path: path, store: s, letters: letters, log: log, observers: observe.All{observe.None{}}}
+	d, err := handlers.NewDispatcher(reg, handlers.Config{
+		Inbox: s, Letters: letters, After: after, Retry: retry, Timeout: 50 * time.Millisecond, MaxMessage: 1 << 20,
+		Observer: b.observers, Logger: logger,
+	})
 	require.NoError(t, err)
-	return &bench{t: t, path: path, store: s, letters: letters, log: log, Dispatcher: d}
+	b.handle = retry.Middleware(func(m *message.Message) ([]*message.Message, error) { return nil, d.Handle(m) })
+	return b
 }
 
 func newEvent(t *testing.T, data events.Data) events.Event {
@@ -157,9 +169,9 @@ func (b *bench) followUps(e events.Event) []string {
 
 func failures(t *testing.T, err error) []deadletter.Failure {
 	t.Helper()
-	failed, ok := errors.AsType[*deadletter.FailedError](err)
-	require.True(t, ok, "%v", err)
-	return failed.Failures
+	require.Error(t, err)
+	require.NotErrorIs(t, err, middleware.ErrStopping)
+	return middleware.FailuresOf(err)
 }
 
 func welcome(_ context.Context, e events.Event, _ registered) ([]events.Event, error) {
@@ -432,7 +444,7 @@ func TestRegistrationsAreChecked(t *testing.T) {
 	handlers.OnAll(reg, "nil-for-all", nil)
 	handlers.On(reg, "Registered", "twice", welcome)
 	handlers.On(reg, "Other", "twice", welcome)
-	_, err := handlers.NewDispatcher(reg, nil, nil, handlers.Continue, middleware.Retry{}, time.Second, slog.New(slog.DiscardHandler))
+	_, err := handlers.NewDispatcher(reg, handlers.Config{Logger: slog.New(slog.DiscardHandler)})
 	for _, want := range []string{
 		"a handler has no name", `"nameless-type": an event type is missing`, `"no-types": an event type is missing`,
 		`"nil": its function is nil`, `"nil-for-all": its function is nil`, `"twice": the name is registered twice`,

@@ -17,6 +17,7 @@ import (
 	"github.com/healz/worker/internal/events"
 	"github.com/healz/worker/internal/handlers"
 	"github.com/healz/worker/internal/middleware"
+	"github.com/healz/worker/internal/observe"
 	"github.com/healz/worker/internal/store/sqlite"
 )
 
@@ -78,7 +79,10 @@ func dispatch(reg *handlers.Registry, list ...events.Data) error {
 	}
 	defer closeStore()
 	logger := slog.New(slog.DiscardHandler)
-	d, err := handlers.NewDispatcher(reg, s, nil, handlers.Continue, middleware.Retry{Attempts: 1, Logger: logger}, time.Second, logger)
+	d, err := handlers.NewDispatcher(reg, handlers.Config{
+		Inbox: s, Retry: middleware.Retry{Attempts: 1, Logger: logger}, Timeout: time.Second, MaxMessage: 1 << 20,
+		Observer: observe.None{}, Logger: logger,
+	})
 	if err != nil {
 		return err
 	}

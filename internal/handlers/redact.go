@@ -4,9 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"log/slog"
 	"math"
 	"regexp"
 	"slices"
@@ -14,9 +12,6 @@ import (
 	"strings"
 	"unicode"
 	"unicode/utf8"
-
-	"github.com/ThreeDotsLabs/watermill/message"
-	wmiddleware "github.com/ThreeDotsLabs/watermill/message/router/middleware"
 
 	"github.com/healz/worker/internal/events"
 )
@@ -35,24 +30,10 @@ type redactedError struct {
 func (e *redactedError) Error() string { return e.text }
 func (e *redactedError) Unwrap() error { return e.err }
 
-// redact is the middleware that makes the errors of a handler fit for logs, headers and the eyes of operators: values of
-// event_data and metadata that a handler's error quotes are replaced by the names of their fields. The stack of a panic
-// goes to the log and not into the error.
-func redact(logger *slog.Logger, next message.HandlerFunc) message.HandlerFunc {
-	return func(m *message.Message) ([]*message.Message, error) {
-		ctx := m.Context()
-		produced, err := next(m)
-		if err == nil {
-			return produced, nil
-		}
-		e, _ := events.FromContext(ctx)
-		text := err.Error()
-		if panicked, ok := errors.AsType[wmiddleware.RecoveredPanicError](err); ok {
-			text = fmt.Sprintf("panic: %v", panicked.V)
-			logger.ErrorContext(ctx, "handler panicked", "stack", panicked.Stacktrace)
-		}
-		return nil, &redactedError{text: withoutValues(text, e), err: err}
-	}
+// redact makes the error of a handler fit for logs, headers and the eyes of operators: values of event_data and metadata
+// that it quotes are replaced by the names of their fields.
+func redact(err error, e events.Event) error {
+	return &redactedError{text: withoutValues(err.Error(), e), err: err}
 }
 
 // withoutValues replaces what text quotes of e's data and metadata by the name of its field: ‹name›. It finds whole values

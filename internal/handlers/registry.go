@@ -28,6 +28,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 
 	"github.com/cenkalti/backoff/v5"
@@ -52,6 +53,27 @@ func (reg *Registry) Names() []string {
 	return names
 }
 
+// EventTypes returns by handler the event types it is for; nil is all.
+func (reg *Registry) EventTypes() map[string][]string {
+	types := map[string][]string{}
+	for _, h := range reg.handlers {
+		types[h.name] = h.types
+	}
+	return types
+}
+
+// checked returns the handlers, each with its logger. The error names all that is wrong with the registrations.
+func (reg *Registry) checked(logger *slog.Logger) ([]handler, error) {
+	if len(reg.problems) > 0 {
+		return nil, fmt.Errorf("register handlers: %w", errors.Join(reg.problems...))
+	}
+	all := slices.Clone(reg.handlers)
+	for i := range all {
+		all[i].logger = logger.With("handler", all[i].name)
+	}
+	return all, nil
+}
+
 // handler is a registration without its data type.
 type handler struct {
 	name string
@@ -59,6 +81,7 @@ type handler struct {
 	types   []string
 	call    func(context.Context, events.Event) ([]events.Event, error)
 	options []Option
+	logger  *slog.Logger
 }
 
 // isFor tells whether the handler is for events of a type, and the one that is wanted; "" wants all.

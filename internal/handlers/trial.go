@@ -11,8 +11,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/ThreeDotsLabs/watermill/message"
-	wmiddleware "github.com/ThreeDotsLabs/watermill/message/router/middleware"
 	"github.com/google/uuid"
 
 	"github.com/healz/worker/internal/deadletter"
@@ -65,7 +63,6 @@ type Trials struct {
 	stage    *stage
 	handlers []handler
 	config   TrialConfig
-	logger   *slog.Logger
 }
 
 // NewTrials returns the trials of the handlers that register registers; streams is for those that load aggregates. The
@@ -73,14 +70,12 @@ type Trials struct {
 func NewTrials(
 	s Tried, register func(reg *Registry, streams events.Streams), c TrialConfig, logger *slog.Logger,
 ) (*Trials, error) {
-	t := &Trials{store: s, stage: &stage{}, config: c, logger: logger}
+	t := &Trials{store: s, stage: &stage{}, config: c}
 	reg := &Registry{}
 	register(reg, t.stage)
-	if len(reg.problems) > 0 {
-		return nil, fmt.Errorf("register handlers: %w", errors.Join(reg.problems...))
-	}
-	t.handlers = reg.handlers
-	return t, nil
+	var err error
+	t.handlers, err = reg.checked(logger)
+	return t, err
 }
 
 // Try tries letters, and yields the outcome of each: aggregate by aggregate, and in the order in which the letters are
@@ -169,13 +164,7 @@ func (t *trial) try(ctx context.Context, l deadletter.Letter) (Outcome, error) {
 	if t.config.AllHandlers {
 		wanted = ""
 	}
-	var chosen []handler
-	var names []string
-	for _, h := range t.handlers {
-		if h.isFor(e.Type, wanted) {
-			chosen, names = append(chosen, h), append(names, h.name)
-		}
-	}
+	chosen, names := choose(t.handlers, e, wanted)
 	switch {
 	case len(chosen) == 0 && wanted != "":
 		return Outcome{l, WouldFail, notRegistered(wanted, e.Type).Error()}, nil
@@ -240,30 +229,22 @@ func (t *trial) tryHandler(ctx context.Context, h handler, e events.Event) (Verd
 	}
 }
 
-// run is one run of a handler with the record of it, as [Dispatcher.attempt] is, but that nothing is waited out.
+// run is an attempt as that of a [Dispatcher], but that no outage is waited out.
 func (t *trial) run(ctx context.Context, h handler, e events.Event) error {
-	attempt := func(m *message.Message) ([]*message.Message, error) { //nolint:contextcheck // it is in the message
-		ctx, cancel := t.bound(t.Attempt(m.Context()))
-		defer cancel()
-		followUps, err := h.run(ctx, e, t.config.HandlerTimeout)
-		if err != nil {
-			return nil, err
-		}
+	ctx, cancel := t.bound(t.Attempt(events.NewContext(ctx, e)))
+	defer cancel()
+	return h.attempt(ctx, e, t.config.HandlerTimeout, func(ctx context.Context, followUps []events.Event) error {
 		if t.deadline.IsZero() {
 			t.deadline = time.Now().Add(store.TrialLimit)
 		}
-		ctx, cancelRecord := t.bound(ctx)
-		defer cancelRecord()
-		err = t.Record(ctx, h.name, e, followUps)
+		ctx, cancel := t.bound(ctx)
+		defer cancel()
+		err := t.Record(ctx, h.name, e, followUps)
 		if errors.Is(err, store.ErrHandled) {
-			err = nil
+			return nil
 		}
-		return nil, faultOfInbox(ctx, err)
-	}
-	m := message.NewMessage(e.ID.String(), nil)
-	m.SetContext(events.NewContext(ctx, e))
-	_, err := redact(t.logger.With("handler", h.name), wmiddleware.Recoverer(attempt))(m) //nolint:contextcheck // it is in the message
-	return err
+		return faultOfInbox(ctx, err)
+	})
 }
 
 // bound lets nobody wait for longer than the trial's limit.

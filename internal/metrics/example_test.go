@@ -1,20 +1,22 @@
 package metrics_test
 
 import (
+	"context"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"strings"
-	"time"
 
+	"github.com/healz/worker/internal/events"
 	"github.com/healz/worker/internal/metrics"
 )
 
-// A dispatcher gets the watcher of each handler from Watch, and tells it of each attempt; Handler is what Prometheus asks.
+// Metrics are told of the handlers first, and then of each attempt; Handler serves Prometheus.
 func Example() {
 	m := metrics.New("v1.2.3")
-	welcome := m.Watch("welcome-patient", []string{"PatientRegistered"}, false)
-	welcome.Tried("PatientRegistered", 1, 3*time.Millisecond, nil)
+	m.Handlers(map[string][]string{"welcome-patient": {"PatientRegistered"}})
+	_, end := m.Attempt(context.Background(), "welcome-patient", events.Event{Type: "PatientRegistered"}, 1)
+	end(nil)
 
 	scraped := httptest.NewRecorder()
 	m.Handler().ServeHTTP(scraped, httptest.NewRequest(http.MethodGet, "/metrics", nil))

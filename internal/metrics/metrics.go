@@ -1,15 +1,16 @@
-// Package metrics counts and measures what a worker does, for Prometheus. It fills the hooks that the other packages
-// define for it, so that none of them knows of Prometheus, and wraps the parts that need no hook.
+// Package metrics counts and measures what a worker does, for Prometheus. [Metrics] is an [observe.Observer], and polls
+// the servers for what only they know.
 //
 // No label is an id of a tenant, an aggregate or a person. An event type is a label only if a handler is registered for
-// it, as a foreign message can say anything there: all others are "other". What only a server can tell is looked at in
-// the background: a scrape never waits for a server, and what could not be looked at lately is absent.
+// it, as a foreign message can say anything there: all others are "other". Servers are polled in the background: a scrape
+// never waits for a server, and what could not be polled lately is absent.
 package metrics
 
 import (
 	"cmp"
 	"context"
 	"errors"
+	"maps"
 	"net/http"
 	"runtime"
 	"slices"
@@ -21,9 +22,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/healz/worker/internal/bus"
-	"github.com/healz/worker/internal/deadletter"
 	"github.com/healz/worker/internal/events"
-	"github.com/healz/worker/internal/handlers"
+	"github.com/healz/worker/internal/observe"
 )
 
 // Label values for what is not one of the known.
@@ -38,26 +38,37 @@ func buckets() []float64 {
 }
 
 // Metrics are the metrics of one worker, in a registry of their own. All methods are safe for concurrent use, but
-// [Metrics.Watch], which comes before the others.
+// [Metrics.Handlers], which comes before the others.
 type Metrics struct {
+	observe.None
+
 	registry *prometheus.Registry
 
 	handled, failures, retries, duplicates, deadLettered, postponed *prometheus.CounterVec
 	duration                                                        *prometheus.HistogramVec
 
-	store     map[string]storeMetrics // by operation
+	store     map[observe.Operation]storeMetrics
 	published prometheus.Counter
 	unsent    prometheus.Counter
 	confirm   prometheus.Histogram
 	lost      *prometheus.CounterVec
-	looks     *looks
+	polls     *polls
 
-	settled map[settledKey]settledMetrics
+	byHandler map[series]handlerMetrics
+}
+
+// series is a handler and an event type, as labels.
+type series struct{ handler, eventType string }
+
+// handlerMetrics are those of a series.
+type handlerMetrics struct {
+	handled, failures, retries, duplicates, deadLettered, postponed prometheus.Counter
+	duration                                                        prometheus.Observer
 }
 
 // New returns the metrics of a worker of the given version.
 func New(version string) *Metrics {
-	m := &Metrics{registry: prometheus.NewRegistry(), settled: map[settledKey]settledMetrics{}}
+	m := &Metrics{registry: prometheus.NewRegistry(), byHandler: map[series]handlerMetrics{}}
 	byHandler := []string{"handler", "event_type"}
 	m.handled = m.counters("handler_handled_total", "Events that a handler has handled.", byHandler...)
 	m.failures = m.counters("handler_failures_total", "Attempts of a handler that failed.", byHandler...)
@@ -81,17 +92,17 @@ func New(version string) *Metrics {
 	for _, connection := range []string{"publish", "consume"} {
 		m.lost.WithLabelValues(connection)
 	}
-	m.settle(noHandler, otherType)
+	m.failedSeries(noHandler, otherType)
 	m.store = m.storeMetrics()
-	m.looks = newLooks(m.counters("look_errors_total",
-		"Looks at a server for its metrics that failed; what they would have told is absent.", "at"))
+	m.polls = newPolls(m.counters("look_errors_total",
+		"Polls of a server for its metrics that failed; what they would have told is absent.", "at"))
 	build := prometheus.NewGauge(prometheus.GaugeOpts{
 		Name: "worker_build_info", Help: "Always 1; the labels say what runs.",
 		ConstLabels: prometheus.Labels{"version": version, "go_version": runtime.Version()},
 	})
 	build.Set(1)
 	m.registry.MustRegister(
-		m.duration, m.confirm, m.looks, build,
+		m.duration, m.confirm, m.polls, build,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	)
 	return m
@@ -109,139 +120,99 @@ func (m *Metrics) Handler() http.Handler {
 	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{ErrorHandling: promhttp.ContinueOnError})
 }
 
-// handlerMetrics are those of a handler and an event type.
-type handlerMetrics struct {
-	handled, failures, retries, duplicates prometheus.Counter
-	duration                               prometheus.Observer
-}
-
-type settledKey struct{ handler, eventType string }
-
-type settledMetrics struct{ deadLettered, postponed prometheus.Counter }
-
-// handlerWatcher is the [handlers.Watcher] of a handler: its metrics by event type.
-type handlerWatcher map[string]handlerMetrics
-
-// Watch makes the watcher of a handler, see [handlers.Dispatcher.Watch].
-func (m *Metrics) Watch(handler string, eventTypes []string, others bool) handlers.Watcher {
-	if others {
-		eventTypes = append(slices.Clone(eventTypes), otherType)
-	}
-	w := handlerWatcher{}
-	for _, t := range eventTypes {
-		w[t] = handlerMetrics{
-			handled:    m.handled.WithLabelValues(handler, t),
-			failures:   m.failures.WithLabelValues(handler, t),
-			retries:    m.retries.WithLabelValues(handler, t),
-			duplicates: m.duplicates.WithLabelValues(handler, t),
-			duration:   m.duration.WithLabelValues(handler, t),
+// Handlers makes the metrics of all handlers, given the event types of each; nil is all types. So each is there, as 0,
+// before it is first counted.
+func (m *Metrics) Handlers(eventTypes map[string][]string) {
+	known := slices.Concat(slices.Collect(maps.Values(eventTypes))...)
+	for handler, types := range eventTypes {
+		if types == nil {
+			types = append(slices.Clone(known), otherType)
 		}
-		m.settle(handler, t)
-		m.settle(noHandler, t)
+		for _, t := range types {
+			m.failedSeries(noHandler, t)
+			of := m.failedSeries(handler, t)
+			of.handled = m.handled.WithLabelValues(handler, t)
+			of.failures = m.failures.WithLabelValues(handler, t)
+			of.retries = m.retries.WithLabelValues(handler, t)
+			of.duplicates = m.duplicates.WithLabelValues(handler, t)
+			of.duration = m.duration.WithLabelValues(handler, t)
+			m.byHandler[series{handler, t}] = of
+		}
+		if _, has := m.byHandler[series{handler, otherType}]; !has {
+			m.failedSeries(handler, otherType) // a message's header may name another type than its event
+		}
 	}
-	m.settle(handler, otherType) // a message's header may name another type than its event
-	return w
 }
 
-func (m *Metrics) settle(handler, eventType string) {
-	m.settled[settledKey{handler, eventType}] = settledMetrics{
+// failedSeries makes the metrics of failed messages.
+func (m *Metrics) failedSeries(handler, eventType string) handlerMetrics {
+	of := handlerMetrics{
 		deadLettered: m.deadLettered.WithLabelValues(handler, eventType),
 		postponed:    m.postponed.WithLabelValues(handler, eventType),
 	}
+	m.byHandler[series{handler, eventType}] = of
+	return of
 }
 
-func (w handlerWatcher) of(eventType string) handlerMetrics {
-	if metrics, known := w[eventType]; known {
-		return metrics
-	}
-	return w[otherType]
-}
-
-// Tried implements [handlers.Watcher].
-func (w handlerWatcher) Tried(eventType string, attempt int, took time.Duration, err error) {
-	metrics := w.of(eventType)
-	metrics.duration.Observe(took.Seconds())
-	if attempt > 1 {
-		metrics.retries.Inc()
-	}
-	if err != nil {
-		metrics.failures.Inc()
-		return
-	}
-	metrics.handled.Inc()
-}
-
-// Suppressed implements [handlers.Watcher].
-func (w handlerWatcher) Suppressed(eventType string) { w.of(eventType).duplicates.Inc() }
-
-// Confirmed implements amqp's Watcher.
-func (m *Metrics) Confirmed(took time.Duration) { m.confirm.Observe(took.Seconds()) }
-
-// ConnectionLost implements amqp's Watcher.
-func (m *Metrics) ConnectionLost(connection string) { m.lost.WithLabelValues(connection).Inc() }
-
-// Publisher counts what the relay publishes through next.
-func (m *Metrics) Publisher(next bus.BatchPublisher) bus.BatchPublisher { return publisher{m, next} }
-
-type publisher struct {
-	metrics *Metrics
-	next    bus.BatchPublisher
-}
-
-func (p publisher) PublishBatch(ctx context.Context, batch []*message.Message) error {
-	err := p.next.PublishBatch(ctx, batch)
-	if err != nil {
-		p.metrics.unsent.Inc()
-	} else {
-		p.metrics.published.Add(float64(len(batch)))
-	}
-	return err
-}
-
-// Sink counts what next makes a dead letter or postpones.
-func (m *Metrics) Sink(next deadletter.Sink) deadletter.Sink {
-	if postponer, ok := next.(deadletter.Postponer); ok {
-		return countedPostponer{sink{m, next}, postponer}
-	}
-	return sink{m, next}
-}
-
-type sink struct {
-	metrics *Metrics
-	next    deadletter.Sink
-}
-
-func (s sink) Put(ctx context.Context, m *message.Message, f deadletter.Failure) error {
-	err := s.next.Put(ctx, m, f)
-	if err == nil {
-		s.of(m, f).deadLettered.Inc()
-	}
-	return err
-}
-
-// of finds the metrics of a failure, whose handler is one of this worker's or none.
-func (s sink) of(m *message.Message, f deadletter.Failure) settledMetrics {
-	handler := cmp.Or(f.Handler, noHandler)
-	if _, registered := s.metrics.settled[settledKey{handler, otherType}]; !registered {
+// of returns the metrics of a handler and an event type, which may be ones that are not registered.
+func (m *Metrics) of(handler, eventType string) handlerMetrics {
+	if _, registered := m.byHandler[series{handler, otherType}]; !registered {
 		handler = noHandler // a replayed letter may be of a handler that is gone
 	}
-	if found, known := s.metrics.settled[settledKey{handler, m.Metadata.Get(bus.EventTypeKey)}]; known {
-		return found
+	if of, known := m.byHandler[series{handler, eventType}]; known {
+		return of
 	}
-	return s.metrics.settled[settledKey{handler, otherType}]
+	return m.byHandler[series{handler, otherType}]
 }
 
-type countedPostponer struct {
-	sink
-	next deadletter.Postponer
+// Attempt implements [observe.Observer].
+func (m *Metrics) Attempt(ctx context.Context, handler string, e events.Event, attempt int) (context.Context, func(error)) {
+	began := time.Now()
+	return ctx, func(err error) {
+		if errors.Is(err, observe.ErrDuplicate) || errors.Is(err, observe.ErrInterrupted) {
+			return
+		}
+		of := m.of(handler, e.Type)
+		of.duration.Observe(time.Since(began).Seconds())
+		if attempt > 1 {
+			of.retries.Inc()
+		}
+		if err != nil {
+			of.failures.Inc()
+		} else {
+			of.handled.Inc()
+		}
+	}
 }
 
-func (s countedPostponer) Postpone(ctx context.Context, m *message.Message, f deadletter.Failure) (time.Duration, error) {
-	wait, err := s.next.Postpone(ctx, m, f)
-	if err == nil && wait > 0 {
-		s.of(m, f).postponed.Inc()
+// Duplicate implements [observe.Observer].
+func (m *Metrics) Duplicate(handler string, e events.Event) { m.of(handler, e.Type).duplicates.Inc() }
+
+// Failed implements [observe.Observer].
+func (m *Metrics) Failed(failed *message.Message, handler string, wait time.Duration) {
+	of := m.of(cmp.Or(handler, noHandler), failed.Metadata.Get(bus.EventTypeKey))
+	if wait > 0 {
+		of.postponed.Inc()
+	} else {
+		of.deadLettered.Inc()
 	}
-	return wait, err
+}
+
+// Confirmed implements [observe.Observer].
+func (m *Metrics) Confirmed(took time.Duration) { m.confirm.Observe(took.Seconds()) }
+
+// ConnectionLost implements [observe.Observer].
+func (m *Metrics) ConnectionLost(connection string) { m.lost.WithLabelValues(connection).Inc() }
+
+// Publish implements [observe.Observer].
+func (m *Metrics) Publish(_ context.Context, batch []*message.Message) func(error) {
+	return func(err error) {
+		if err != nil {
+			m.unsent.Inc()
+		} else {
+			m.published.Add(float64(len(batch)))
+		}
+	}
 }
 
 // storeMetrics are those of an operation of the store.
@@ -250,31 +221,28 @@ type storeMetrics struct {
 	conflicts prometheus.Counter
 }
 
-// The operations of the store that are measured.
-const (
-	Append = "append"
-	Record = "record"
-)
-
-func (m *Metrics) storeMetrics() map[string]storeMetrics {
+func (m *Metrics) storeMetrics() map[observe.Operation]storeMetrics {
 	durations := prometheus.NewHistogramVec(prometheus.HistogramOpts{
 		Name: "worker_store_duration_seconds", Buckets: buckets(),
 		Help: "Duration of an append, or of the record of a handled event with what follows from it.",
 	}, []string{"operation"})
 	m.registry.MustRegister(durations)
 	conflicts := m.counters("store_conflicts_total", "Appends and records that met a version that was taken already.", "operation")
-	operations := map[string]storeMetrics{}
-	for _, o := range []string{Append, Record} {
-		operations[o] = storeMetrics{durations.WithLabelValues(o), conflicts.WithLabelValues(o)}
+	operations := map[observe.Operation]storeMetrics{}
+	for _, o := range []observe.Operation{observe.Append, observe.Record} {
+		operations[o] = storeMetrics{durations.WithLabelValues(string(o)), conflicts.WithLabelValues(string(o))}
 	}
 	return operations
 }
 
-// Stored tells how long an [Append] or a [Record] took, and its error.
-func (m *Metrics) Stored(operation string, took time.Duration, err error) {
-	metrics := m.store[operation]
-	metrics.duration.Observe(took.Seconds())
-	if errors.Is(err, events.ErrConflict) {
-		metrics.conflicts.Inc()
+// Append implements [observe.Observer].
+func (m *Metrics) Append(ctx context.Context, o observe.Operation, batch []events.Event) (context.Context, []events.Event, func(error)) {
+	began := time.Now()
+	return ctx, batch, func(err error) {
+		of := m.store[o]
+		of.duration.Observe(time.Since(began).Seconds())
+		if errors.Is(err, events.ErrConflict) {
+			of.conflicts.Inc()
+		}
 	}
 }

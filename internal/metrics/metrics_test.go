@@ -21,9 +21,9 @@ import (
 
 	"github.com/healz/worker/internal/bus"
 	"github.com/healz/worker/internal/bus/amqp"
-	"github.com/healz/worker/internal/deadletter"
 	"github.com/healz/worker/internal/events"
 	"github.com/healz/worker/internal/metrics"
+	"github.com/healz/worker/internal/observe"
 	"github.com/healz/worker/internal/store"
 )
 
@@ -55,24 +55,12 @@ func samples() metrics.Sources {
 	}
 }
 
-// look lets m look at the sources once.
-func look(ctx context.Context, m *metrics.Metrics, s metrics.Sources) {
+// poll lets m poll the sources once.
+func poll(ctx context.Context, m *metrics.Metrics, s metrics.Sources) {
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
-	m.Look(ctx, s)
+	m.Poll(ctx, s)
 }
-
-type sink struct{ wait time.Duration }
-
-func (sink) Put(context.Context, *message.Message, deadletter.Failure) error { return nil }
-
-func (s sink) Postpone(context.Context, *message.Message, deadletter.Failure) (time.Duration, error) {
-	return s.wait, nil
-}
-
-type plainSink struct{ err error }
-
-func (s plainSink) Put(context.Context, *message.Message, deadletter.Failure) error { return s.err }
 
 func messageOf(eventType string) *message.Message {
 	m := message.NewMessage("id", nil)
@@ -84,8 +72,8 @@ func TestMetricsKeepToPrometheusRules(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		m := metrics.New("v1")
-		m.Watch("welcome-patient", []string{"PatientRegistered"}, false)
-		look(t.Context(), m, samples())
+		m.Handlers(map[string][]string{"welcome-patient": {"PatientRegistered"}})
+		poll(t.Context(), m, samples())
 		problems, err := promlint.New(strings.NewReader(scrape(t, m))).Lint()
 		require.NoError(t, err)
 		require.Empty(t, problems)
@@ -95,18 +83,24 @@ func TestMetricsKeepToPrometheusRules(t *testing.T) {
 func TestHandlersAreCountedByTypesThatAreKnown(t *testing.T) {
 	t.Parallel()
 	m := metrics.New("v1")
-	w := m.Watch("witness", []string{"PatientRegistered"}, true)
-	w.Tried("PatientRegistered", 1, time.Second, errors.New("no"))
-	w.Tried("PatientRegistered", 2, time.Second, nil)
-	w.Suppressed("PatientRegistered")
-	w.Tried("Ana Kovačević", 1, time.Second, nil)
+	m.Handlers(map[string][]string{"witness": nil, "welcome-patient": {"PatientRegistered"}})
+	attempt := func(eventType string, attempt int, err error) {
+		_, end := m.Attempt(t.Context(), "witness", events.Event{Type: eventType}, attempt)
+		end(err)
+	}
+	attempt("PatientRegistered", 1, errors.New("no"))
+	attempt("PatientRegistered", 2, nil)
+	attempt("PatientRegistered", 1, observe.ErrDuplicate)
+	attempt("PatientRegistered", 1, observe.ErrInterrupted)
+	m.Duplicate("witness", events.Event{Type: "PatientRegistered"})
+	attempt("Ana Kovačević", 1, nil)
 	text := scrape(t, m)
 	for _, line := range []string{
 		`worker_handler_handled_total{event_type="PatientRegistered",handler="witness"} 1`,
 		`worker_handler_failures_total{event_type="PatientRegistered",handler="witness"} 1`,
 		`worker_handler_retries_total{event_type="PatientRegistered",handler="witness"} 1`,
 		`worker_handler_duplicates_total{event_type="PatientRegistered",handler="witness"} 1`,
-		`worker_handler_duration_seconds_sum{event_type="PatientRegistered",handler="witness"} 2`,
+		`worker_handler_duration_seconds_count{event_type="PatientRegistered",handler="witness"} 2`,
 		`worker_handler_handled_total{event_type="other",handler="witness"} 1`,
 	} {
 		require.Contains(t, text, line+"\n")
@@ -114,28 +108,16 @@ func TestHandlersAreCountedByTypesThatAreKnown(t *testing.T) {
 	require.NotContains(t, text, "Kova")
 }
 
-func TestSinkCountsWhatIsSafe(t *testing.T) {
+func TestFailedMessagesAreCounted(t *testing.T) {
 	t.Parallel()
 	m := metrics.New("v1")
-	m.Watch("welcome-patient", []string{"PatientRegistered"}, false)
+	m.Handlers(map[string][]string{"welcome-patient": {"PatientRegistered"}})
 	known, foreign := messageOf("PatientRegistered"), messageOf("Ana Kovačević")
-	failed := deadletter.Failure{Handler: "welcome-patient"}
-
-	postpones := m.Sink(sink{wait: time.Second}).(deadletter.Postponer)
-	wait, err := postpones.Postpone(t.Context(), known, failed)
-	require.NoError(t, err)
-	require.Equal(t, time.Second, wait)
-	exhausted := m.Sink(sink{}).(deadletter.Postponer)
-	_, err = exhausted.Postpone(t.Context(), known, failed)
-	require.NoError(t, err)
-	require.NoError(t, exhausted.Put(t.Context(), known, failed))
-	require.NoError(t, exhausted.Put(t.Context(), foreign, failed))
-	require.NoError(t, exhausted.Put(t.Context(), foreign, deadletter.Failure{}))
-	require.NoError(t, exhausted.Put(t.Context(), known, deadletter.Failure{Handler: "gone"}))
-	_, postpones2 := m.Sink(plainSink{}).(deadletter.Postponer)
-	require.False(t, postpones2)
-	away := errors.New("away")
-	require.ErrorIs(t, m.Sink(plainSink{away}).Put(t.Context(), known, failed), away)
+	m.Failed(known, "welcome-patient", time.Second)
+	m.Failed(known, "welcome-patient", 0)
+	m.Failed(foreign, "welcome-patient", 0)
+	m.Failed(foreign, "", 0)
+	m.Failed(known, "gone", 0)
 
 	text := scrape(t, m)
 	for _, line := range []string{
@@ -150,20 +132,20 @@ func TestSinkCountsWhatIsSafe(t *testing.T) {
 	require.NotContains(t, text, "Kova")
 }
 
-type publisher struct{ err error }
-
-func (p publisher) PublishBatch(context.Context, []*message.Message) error { return p.err }
-
 func TestStoreAndBusAreMeasured(t *testing.T) {
 	t.Parallel()
 	m := metrics.New("v1")
-	m.Stored(metrics.Append, time.Second, nil)
-	m.Stored(metrics.Record, time.Second, fmt.Errorf("version 3: %w", events.ErrConflict))
+	for operation, err := range map[observe.Operation]error{
+		observe.Append: nil, observe.Record: fmt.Errorf("version 3: %w", events.ErrConflict),
+	} {
+		_, _, end := m.Append(t.Context(), operation, nil)
+		end(err)
+	}
 	m.Confirmed(time.Second)
 	m.ConnectionLost("publish")
 	batch := []*message.Message{messageOf("a"), messageOf("b")}
-	require.NoError(t, m.Publisher(publisher{}).PublishBatch(t.Context(), batch))
-	require.Error(t, m.Publisher(publisher{errors.New("away")}).PublishBatch(t.Context(), batch))
+	m.Publish(t.Context(), batch)(nil)
+	m.Publish(t.Context(), batch)(errors.New("unavailable"))
 	text := scrape(t, m)
 	for _, line := range []string{
 		`worker_store_duration_seconds_count{operation="append"} 1`,
@@ -178,12 +160,12 @@ func TestStoreAndBusAreMeasured(t *testing.T) {
 	}
 }
 
-func TestLooksAreShown(t *testing.T) {
+func TestPollsAreShown(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		m := metrics.New("v1")
-		require.NotContains(t, scrape(t, m), "worker_relay_lag", "before the first look")
-		look(t.Context(), m, samples())
+		require.NotContains(t, scrape(t, m), "worker_relay_lag", "before the first poll")
+		poll(t.Context(), m, samples())
 		text := scrape(t, m)
 		for _, line := range []string{
 			`worker_relay_lag_events 7`, `worker_relay_lag_seconds 1.5`, `worker_relay_leads 1`,
@@ -201,9 +183,9 @@ func TestLooksAreShown(t *testing.T) {
 	})
 }
 
-func TestWhatCannotBeLookedAtIsAbsent(t *testing.T) {
+func TestWhatCannotBePolledIsAbsent(t *testing.T) {
 	t.Parallel()
-	for name, see := range map[string]func(ctx context.Context) error{
+	for name, answer := range map[string]func(ctx context.Context) error{
 		"an error":  func(context.Context) error { return errors.New("away") },
 		"no answer": func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() },
 	} {
@@ -215,13 +197,13 @@ func TestWhatCannotBeLookedAtIsAbsent(t *testing.T) {
 				backlog := s.Backlog
 				s.Backlog = func(ctx context.Context) (store.Backlog, error) {
 					if ill.Load() {
-						return store.Backlog{}, see(ctx)
+						return store.Backlog{}, answer(ctx)
 					}
 					return backlog(ctx)
 				}
 				ctx, cancel := context.WithCancel(t.Context())
 				done := make(chan struct{})
-				go func() { defer close(done); m.Look(ctx, s) }()
+				go func() { defer close(done); m.Poll(ctx, s) }()
 				synctest.Wait()
 				require.Contains(t, scrape(t, m), "worker_relay_lag_events 7\n")
 
@@ -246,7 +228,7 @@ func TestWhatWasSeenLongAgoIsAbsent(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		m := metrics.New("v1")
-		look(t.Context(), m, samples())
+		poll(t.Context(), m, samples())
 		<-time.After(time.Minute)
 		require.NotContains(t, scrape(t, m), "worker_relay_lag")
 	})
@@ -257,8 +239,8 @@ func TestTheMetricsThatAreNamedExist(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		m := metrics.New("v1")
-		m.Watch("welcome-patient", []string{"PatientRegistered"}, false)
-		look(t.Context(), m, samples())
+		m.Handlers(map[string][]string{"welcome-patient": {"PatientRegistered"}})
+		poll(t.Context(), m, samples())
 		exist := map[string]bool{}
 		for _, line := range strings.Split(scrape(t, m), "\n") {
 			name, _, _ := strings.Cut(line, " ")
@@ -282,11 +264,13 @@ func TestTheMetricsThatAreNamedExist(t *testing.T) {
 	})
 }
 
-// What is added to each try of a handler.
-func BenchmarkTried(b *testing.B) {
-	w := metrics.New("v1").Watch("welcome-patient", []string{"PatientRegistered"}, false)
+// What is added to each attempt of a handler.
+func BenchmarkAttempt(b *testing.B) {
+	m := metrics.New("v1")
+	m.Handlers(map[string][]string{"welcome-patient": {"PatientRegistered"}})
 	b.ReportAllocs()
 	for b.Loop() {
-		w.Tried("PatientRegistered", 1, time.Millisecond, nil)
+		_, end := m.Attempt(b.Context(), "welcome-patient", events.Event{Type: "PatientRegistered"}, 1)
+		end(nil)
 	}
 }

@@ -2,7 +2,6 @@ package middleware
 
 import (
 	"context"
-	"log/slog"
 
 	"github.com/ThreeDotsLabs/watermill/message"
 
@@ -22,32 +21,8 @@ func Correlation(next message.HandlerFunc) message.HandlerFunc {
 	}
 }
 
-// CorrelationID is the correlation id of the message in hand, "" if there is none.
+// CorrelationID is the correlation id of the message in flight, "" if there is none.
 func CorrelationID(ctx context.Context) string {
 	id, _ := ctx.Value(correlationKey{}).(string)
 	return id
-}
-
-// LogCorrelation adds the correlation id of the message in hand, and what its handlers log the event, to each log line
-// that is written on its behalf.
-func LogCorrelation(next slog.Handler) slog.Handler { return correlatedLog{next} }
-
-type correlatedLog struct{ slog.Handler }
-
-func (h correlatedLog) Handle(ctx context.Context, r slog.Record) error {
-	if id := CorrelationID(ctx); id != "" {
-		r.AddAttrs(slog.String("correlation_id", id))
-	}
-	if e, ok := events.FromContext(ctx); ok {
-		r.AddAttrs(slog.String("event_id", e.ID.String()), slog.String("event_type", e.Type))
-	}
-	return h.Handler.Handle(ctx, r)
-}
-
-func (h correlatedLog) WithAttrs(attrs []slog.Attr) slog.Handler {
-	return correlatedLog{h.Handler.WithAttrs(attrs)}
-}
-
-func (h correlatedLog) WithGroup(name string) slog.Handler {
-	return correlatedLog{h.Handler.WithGroup(name)}
 }

@@ -1,20 +1,11 @@
-// Package middleware is what a message passes through on its way to the handlers, one middleware a file.
+// Package middleware has the router middlewares through which each message passes to the handlers. Outermost first:
 //
-// Around the whole message, outermost first, as the worker puts them:
+//	Correlation the correlation id goes into the context, and so into every log line
+//	Deliver     the message gets a context that lives as long as the worker's grace period, and its outcome is reported
+//	PoisonQueue what failed for good is postponed or becomes a dead letter; only then is the message acked
+//	Retry       what fails before a handler runs is tried again, without limit while the store is unavailable
+//	Recoverer   (Watermill's) a panic outside the handlers is an error
 //
-//	Detach      the router's shutdown must not cancel what is in hand
-//	Correlation the correlation id is known from here on, in every log line too
-//	Observe     one count per outcome, and a log line if no handler was reached
-//	Receive     (package tracing's, if traces are sent) the span of the message
-//	DeadLetter  what failed for good is postponed or goes to the dead letters, and only then is the message acked
-//	MaxSize     what is too large is not looked into
-//	Recoverer   (Watermill's) a panic is an error
-//
-// and around each handler that the message is for:
-//
-//	Retry       tries again, unless the error is permanent or the worker stops
-//	Recoverer   (Watermill's) a panicking handler has failed, no more
-//
-// The timeout of an attempt is no middleware: package handlers sets it on the context of the handler alone, so that it does
-// not bound the store's record of what follows.
+// The dispatcher (package handlers) tries each handler of the message by itself, with the same [Retry]: a handler that
+// fails neither stops the others nor makes them run again.
 package middleware

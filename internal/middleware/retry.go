@@ -13,7 +13,7 @@ import (
 	"github.com/healz/worker/internal/store"
 )
 
-// Retry tries a handler again when it fails, with exponentially growing, jittered waits between the attempts.
+// Retry tries again what fails, with exponentially growing, jittered waits between the attempts.
 //
 // An error marked with [backoff.Permanent] is not tried again. An error that wraps [store.ErrUnavailable] is not the
 // event's fault: it is tried again for as long as the outage lasts and does not count as an attempt. When the worker
@@ -21,7 +21,7 @@ import (
 //
 // Watermill's own Retry knows none of these three, and does not tell when it first failed and how often it tried.
 type Retry struct {
-	// Attempts is how often a handler is tried at the most; at least 1.
+	// Attempts is how often something is tried at most; at least 1.
 	Attempts int
 	// Initial is the first wait, Max the longest. Each wait is about twice the one before.
 	Initial, Max time.Duration
@@ -44,36 +44,24 @@ func (e *ExhaustedError) Error() string {
 
 func (e *ExhaustedError) Unwrap() error { return e.Err }
 
-// Middleware is the Retry as a Watermill middleware. The error is an *[ExhaustedError] or wraps [ErrStopping].
+// Middleware is the Retry as a middleware of the router. The error is an *[ExhaustedError] or wraps [ErrStopping].
 func (r Retry) Middleware(next message.HandlerFunc) message.HandlerFunc {
 	return func(m *message.Message) (produced []*message.Message, err error) {
-		ctx := m.Context()
-		attempt := 0
-		err = r.Do(ctx, func() error {
-			attempt++
-			m.SetContext(context.WithValue(ctx, attemptKey{}, attempt)) // one that timed out has left a cancelled context
+		err = r.Do(m.Context(), func(int) error {
 			produced, err = next(m)
 			return err
 		})
-		m.SetContext(ctx)
 		return produced, err
 	}
 }
 
-type attemptKey struct{}
-
-// Attempt is which attempt of a [Retry] this is, from 1; those that an outage of the store ended count too. 0 outside.
-func Attempt(ctx context.Context) int {
-	attempt, _ := ctx.Value(attemptKey{}).(int)
-	return attempt
-}
-
-// Do is the Retry around any operation. The error is an *[ExhaustedError] or wraps [ErrStopping].
-func (r Retry) Do(ctx context.Context, operation func() error) error {
+// Do is the Retry around any operation, which is told its attempt, from 1; attempts that an outage ended count too. The
+// error is an *[ExhaustedError] or wraps [ErrStopping].
+func (r Retry) Do(ctx context.Context, operation func(attempt int) error) error {
 	var failed ExhaustedError
 	waits, outageWaits := r.newWaits(), r.newWaits()
-	for {
-		err := operation()
+	for attempt := 1; ; attempt++ {
+		err := operation(attempt)
 		if err == nil {
 			return nil
 		}

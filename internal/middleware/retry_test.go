@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"testing"
 	"time"
 
@@ -12,6 +13,7 @@ import (
 	"github.com/cenkalti/backoff/v5"
 	"github.com/stretchr/testify/require"
 
+	"github.com/healz/worker/internal/deadletter"
 	"github.com/healz/worker/internal/middleware"
 	"github.com/healz/worker/internal/store"
 )
@@ -19,8 +21,8 @@ import (
 var errTransient = errors.New("the printer is out of paper")
 
 // failing returns an operation that returns the errors one after another, then nil, and counts its calls.
-func failing(calls *int, errs ...error) func() error {
-	return func() error {
+func failing(calls *int, errs ...error) func(int) error {
+	return func(int) error {
 		*calls++
 		if *calls <= len(errs) {
 			return errs[*calls-1]
@@ -81,7 +83,7 @@ func TestRetryEndsItsWaitWhenTheWorkerStops(t *testing.T) {
 	r := newRetry(5)
 	r.Initial, r.Max = time.Hour, time.Hour
 	r.Lifetime.Stopping = stopping
-	err := r.Do(t.Context(), func() error {
+	err := r.Do(t.Context(), func(int) error {
 		close(stopping) // a second call would panic
 		return errTransient
 	})
@@ -92,13 +94,13 @@ func TestRetryEndsItsWaitWhenTheWorkerStops(t *testing.T) {
 func TestRetryTakesAStopWithinForNoFailure(t *testing.T) {
 	t.Parallel()
 	stop := fmt.Errorf("record: %w", middleware.ErrStopping)
-	require.Equal(t, stop, newRetry(1).Do(t.Context(), func() error { return stop }))
+	require.Equal(t, stop, newRetry(1).Do(t.Context(), func(int) error { return stop }))
 }
 
 func TestRetryTakesACancelledMessageForNoFailure(t *testing.T) {
 	t.Parallel()
 	ctx, cancel := context.WithCancel(t.Context())
-	err := newRetry(5).Do(ctx, func() error {
+	err := newRetry(5).Do(ctx, func(int) error {
 		cancel()
 		return fmt.Errorf("query: %w", ctx.Err())
 	})
@@ -107,24 +109,32 @@ func TestRetryTakesACancelledMessageForNoFailure(t *testing.T) {
 	require.False(t, exhausted)
 }
 
-// An attempt that timed out leaves a cancelled context on the message; the next one must not start with it.
-func TestRetryGivesEachAttemptAFreshContext(t *testing.T) {
+func TestRetryMiddleware(t *testing.T) {
 	t.Parallel()
-	m := message.NewMessage("1", nil)
-	m.SetContext(t.Context())
-	calls := 0
-	_, err := newRetry(3).Middleware(func(m *message.Message) ([]*message.Message, error) {
-		calls++
-		require.NoError(t, m.Context().Err())
-		ctx, cancel := context.WithCancel(m.Context())
-		m.SetContext(ctx)
-		cancel()
-		if calls < 3 {
-			return nil, errTransient
-		}
-		return nil, nil
-	})(m)
-	require.NoError(t, err)
-	require.Equal(t, 3, calls)
-	require.NoError(t, m.Context().Err())
+	failed := backoff.Permanent(&deadletter.FailedError{Failures: []deadletter.Failure{{Handler: "h", Reason: "no"}}})
+	for name, test := range map[string]struct {
+		errs  []error
+		calls int
+		want  []deadletter.Failure
+	}{
+		"an outage, then success":               {slices.Repeat([]error{store.ErrUnavailable}, 5), 6, nil},
+		"handlers have had their attempts":      {[]error{failed}, 1, []deadletter.Failure{{Handler: "h", Reason: "no"}}},
+		"an outage, then handlers have failed":  {[]error{store.ErrUnavailable, failed}, 2, []deadletter.Failure{{Handler: "h", Reason: "no"}}},
+		"an error outside of handlers may pass": {[]error{errTransient}, 2, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			m := message.NewMessage("1", nil)
+			m.SetContext(t.Context())
+			calls := 0
+			operation := failing(&calls, test.errs...)
+			_, err := newRetry(3).Middleware(func(*message.Message) ([]*message.Message, error) { return nil, operation(0) })(m)
+			require.Equal(t, test.calls, calls)
+			if test.want == nil {
+				require.NoError(t, err)
+			} else {
+				require.Equal(t, test.want, middleware.FailuresOf(err))
+			}
+		})
+	}
 }

@@ -15,6 +15,7 @@ import (
 
 	"github.com/healz/worker/internal/bus"
 	"github.com/healz/worker/internal/deadletter"
+	"github.com/healz/worker/internal/observe"
 	"github.com/healz/worker/internal/rawjson"
 	"github.com/healz/worker/internal/store"
 )
@@ -78,7 +79,8 @@ type Config struct {
 	// whichever worker comes first tries it again: one that cannot reach the bus does not keep others from relaying.
 	Patience time.Duration
 	// Refused takes the events that the bus will never take; the others of their batch are published.
-	Refused deadletter.Sink
+	Refused  deadletter.Sink
+	Observer observe.Observer
 }
 
 // New returns a relay from tail to publisher.
@@ -163,6 +165,7 @@ func (r *Relay) publishBatch(ctx context.Context, batch []*message.Message) erro
 		if err != nil {
 			return fmt.Errorf("keep event %s, which the bus refuses: %w", m.UUID, err)
 		}
+		r.config.Observer.Failed(m, "", 0)
 		r.logger.ErrorContext(ctx, "the bus refuses an event: it rests in the store's dead letters", "event_id", m.UUID, "error", refused)
 		batch = slices.Delete(slices.Clone(batch), refused.Index, refused.Index+1)
 	}

@@ -15,6 +15,7 @@ import (
 
 	"github.com/healz/worker/internal/bus"
 	"github.com/healz/worker/internal/deadletter"
+	"github.com/healz/worker/internal/observe"
 	"github.com/healz/worker/internal/relay"
 	"github.com/healz/worker/internal/store"
 	"github.com/healz/worker/internal/store/postgres"
@@ -105,7 +106,8 @@ func startPatiently(t *testing.T, s backend, p *publisher, patience time.Duratio
 	router, err := message.NewRouter(message.RouterConfig{CloseTimeout: patience}, watermill.NopLogger{})
 	require.NoError(t, err)
 	r = relay.New(tail, p, relay.Config{
-		Poll: 50 * time.Millisecond, Patience: patience, Refused: deadletter.NewTable(s.SQL()),
+		Observer: observe.None{},
+		Poll:     50 * time.Millisecond, Patience: patience, Refused: deadletter.NewTable(s.SQL()),
 	}, slog.New(slog.DiscardHandler))
 	ended, end := context.WithCancel(context.WithoutCancel(t.Context()))
 	require.NoError(t, r.AddTo(ended, router))

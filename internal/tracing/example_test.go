@@ -9,22 +9,23 @@ import (
 	"go.opentelemetry.io/otel/sdk/trace/tracetest"
 
 	"github.com/healz/worker/internal/events"
+	"github.com/healz/worker/internal/observe"
 	"github.com/healz/worker/internal/tracing"
 )
 
 // What a handler lets follow is appended below its span, whose trace the event's metadata name.
 func Example() {
 	spans := tracetest.NewInMemoryExporter()
-	tracer := tracing.New(sdktrace.NewTracerProvider(sdktrace.WithSyncer(spans)), "rabbitmq")
+	tracer := tracing.New(sdktrace.NewTracerProvider(sdktrace.WithSyncer(spans)), "rabbitmq", "healz.events")
 	cause, err := events.New(events.Origin{TenantID: uuid.New()}, "Patient", uuid.New(), 1, data{"Ana"})
 	if err != nil {
 		fmt.Println(err)
 		return
 	}
-	appending, appended, endAppend := tracer.Append(context.Background(), []events.Event{cause})
+	appending, appended, endAppend := tracer.Append(context.Background(), observe.Append, []events.Event{cause})
 	endAppend(nil)
 
-	_, endHandle := tracer.Handle(appending, "welcome-patient", appended[0], 1)
+	_, endHandle := tracer.Attempt(appending, "welcome-patient", appended[0], 1)
 	endHandle(nil)
 	for _, s := range spans.GetSpans() {
 		fmt.Println(s.Name, len(s.Links))

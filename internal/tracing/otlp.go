@@ -23,7 +23,7 @@ var ErrSetting = errors.New("OpenTelemetry")
 // off, and the Tracer nil, unless OTEL_TRACES_EXPORTER is otlp or an OTLP endpoint is set. stop sends what is left, for
 // as long as its context lives. What cannot be sent is dropped, and logged.
 func Start(
-	ctx context.Context, version, system string, getenv func(string) string, logger *slog.Logger,
+	ctx context.Context, version, system, destination string, getenv func(string) string, logger *slog.Logger,
 ) (t *Tracer, stop func(context.Context) error, err error) {
 	stop = func(context.Context) error { return nil }
 	exporter, err := newExporter(ctx, getenv)
@@ -40,7 +40,7 @@ func Start(
 		logger.WarnContext(ctx, "cannot send traces", "error", err)
 	}))
 	provider := sdktrace.NewTracerProvider(sdktrace.WithBatcher(exporter), sdktrace.WithResource(described))
-	return New(provider, system), provider.Shutdown, nil
+	return New(provider, system, destination), provider.Shutdown, nil
 }
 
 // newExporter is nil if traces are off.

@@ -15,6 +15,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/healz/worker/internal/events"
+	"github.com/healz/worker/internal/observe"
 	"github.com/healz/worker/internal/tracing"
 )
 
@@ -39,7 +40,7 @@ func TestTracesAreOffUnlessTheyAreAskedFor(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			getenv := func(name string) string { return test.environment[name] }
-			tracer, stop, err := tracing.Start(t.Context(), "v1", "rabbitmq", getenv, slog.New(slog.DiscardHandler))
+			tracer, stop, err := tracing.Start(t.Context(), "v1", "rabbitmq", "healz.events", getenv, slog.New(slog.DiscardHandler))
 			require.ErrorIs(t, err, test.err)
 			require.Equal(t, test.on, tracer != nil)
 			require.NoError(t, stop(t.Context()))
@@ -70,10 +71,10 @@ func TestSpansReachAReceiver(t *testing.T) {
 		t.Setenv(name, value)
 	}
 	getenv := func(name string) string { return environment[name] }
-	tracer, stop, err := tracing.Start(t.Context(), "v1", "rabbitmq", getenv, slog.New(slog.DiscardHandler))
+	tracer, stop, err := tracing.Start(t.Context(), "v1", "rabbitmq", "healz.events", getenv, slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
 	e := event(t, "")
-	_, marked, end := tracer.Append(t.Context(), []events.Event{e})
+	_, marked, end := tracer.Append(t.Context(), observe.Append, []events.Event{e})
 	end(errors.New("away"))
 	require.NoError(t, stop(t.Context()))
 

@@ -4,7 +4,7 @@
 //	append                      by a command, or below a handler; its context goes into the event's metadata
 //	└── publish                 by the relay; its context goes into the message's headers
 //	    └── receive
-//	        └── handle          one a try of a handler, with a link to the append of its event
+//	        └── handle          one an attempt of a handler, with a link to the append of its event
 //	            └── append      of what follows
 //
 // The context travels as W3C's traceparent, which services that know nothing of the worker may set in either place. One
@@ -34,6 +34,7 @@ import (
 	"github.com/healz/worker/internal/deadletter"
 	"github.com/healz/worker/internal/events"
 	"github.com/healz/worker/internal/middleware"
+	"github.com/healz/worker/internal/observe"
 )
 
 // Attributes of spans, besides OpenTelemetry's own for messaging.
@@ -47,24 +48,33 @@ const (
 	outcomeKey       = attribute.Key("worker.outcome")
 )
 
-// Tracer makes the spans of a worker. It is safe for concurrent use.
+// maxParsed is the most bytes of a message's body that are parsed for a traceparent.
+const maxParsed = 1 << 20
+
+// Tracer makes the spans of a worker: it is an [observe.Observer]. It is safe for concurrent use.
 type Tracer struct {
-	tracer trace.Tracer
-	system attribute.KeyValue
+	observe.None
+
+	tracer      trace.Tracer
+	system      attribute.KeyValue
+	destination string
 }
 
-// New returns a Tracer over a provider, of a worker on the given messaging system: "rabbitmq" or "in_process".
-func New(p trace.TracerProvider, system string) *Tracer {
+// New returns a Tracer over a provider, of a worker that publishes to a destination of a messaging system: "rabbitmq" or
+// "in_process".
+func New(p trace.TracerProvider, system, destination string) *Tracer {
 	return &Tracer{
-		tracer: p.Tracer("github.com/healz/worker", trace.WithSchemaURL(semconv.SchemaURL)),
-		system: semconv.MessagingSystemKey.String(system),
+		tracer:      p.Tracer("github.com/healz/worker", trace.WithSchemaURL(semconv.SchemaURL)),
+		system:      semconv.MessagingSystemKey.String(system),
+		destination: destination,
 	}
 }
 
 // Append begins the span of an append: one for each chain of causes in the batch, below the span in ctx or else the one
-// that an event of the chain names. The events that it returns are to be appended instead: their metadata name the span,
-// where they named none. The append runs with the returned context; its error goes to end.
-func (t *Tracer) Append(ctx context.Context, batch []events.Event) (traced context.Context, marked []events.Event, end func(error)) {
+// that an event of the chain names. The metadata of the events that it returns name the span, where they named none.
+func (t *Tracer) Append(
+	ctx context.Context, _ observe.Operation, batch []events.Event,
+) (traced context.Context, marked []events.Event, end func(error)) {
 	chains := map[uuid.UUID]context.Context{}
 	var spans []trace.Span
 	traced, marked = ctx, make([]events.Event, len(batch))
@@ -98,75 +108,56 @@ func (t *Tracer) Append(ctx context.Context, batch []events.Event) (traced conte
 
 var errNotAppended = errors.New("not appended")
 
-// Publisher publishes to destination through next, with a span for each message below the one that the message, or its
-// event, names. The span's context goes into the message.
-func (t *Tracer) Publisher(next bus.BatchPublisher, destination string) bus.BatchPublisher {
-	return publisher{tracer: t, next: next, destination: destination}
-}
-
-type publisher struct {
-	tracer      *Tracer
-	next        bus.BatchPublisher
-	destination string
-}
-
-func (p publisher) PublishBatch(ctx context.Context, batch []*message.Message) error {
+// Publish begins a span for each message below the one that the message, or its event, names. The span's context goes
+// into the message.
+func (t *Tracer) Publish(ctx context.Context, batch []*message.Message) func(error) {
 	spans := make([]trace.Span, len(batch))
 	for i, m := range batch {
 		var published context.Context
-		published, spans[i] = p.tracer.tracer.Start(extract(ctx, m), "publish "+p.destination,
+		published, spans[i] = t.tracer.Start(extract(ctx, m), "publish "+t.destination,
 			trace.WithSpanKind(trace.SpanKindProducer),
-			trace.WithAttributes(append(describeMessage(m), p.tracer.system,
+			trace.WithAttributes(append(describeMessage(m), t.system,
 				semconv.MessagingOperationTypeSend, semconv.MessagingOperationName("publish"),
-				semconv.MessagingDestinationName(p.destination), semconv.MessagingMessageBodySize(len(m.Payload)))...))
+				semconv.MessagingDestinationName(t.destination), semconv.MessagingMessageBodySize(len(m.Payload)))...))
 		propagation.TraceContext{}.Inject(published, propagation.MapCarrier(m.Metadata))
 	}
-	err := p.next.PublishBatch(ctx, batch)
-	finish(spans, err)
-	return err
+	return func(err error) { finish(spans, err) }
 }
 
-// Receive is the middleware that makes the span of a message, below the one that it, or its event, names. It looks into
-// bodies of up to maxBytes. It stands inside [middleware.Observe], of which it takes the outcome.
-func (t *Tracer) Receive(maxBytes int) message.HandlerMiddleware {
-	return func(next message.HandlerFunc) message.HandlerFunc {
-		return func(m *message.Message) ([]*message.Message, error) {
-			parent := extract(m.Context(), m)
-			if !trace.SpanContextFromContext(parent).IsValid() && len(m.Payload) <= maxBytes {
-				parent = trace.ContextWithRemoteSpanContext(parent, parse(parent, bus.Traceparent(m.Payload)))
-			}
-			topic := message.SubscribeTopicFromCtx(m.Context())
-			ctx, span := t.tracer.Start(parent, "receive "+topic, trace.WithSpanKind(trace.SpanKindConsumer),
-				trace.WithAttributes(append(describeMessage(m), t.system,
-					semconv.MessagingOperationTypeProcess, semconv.MessagingOperationName("receive"),
-					semconv.MessagingDestinationName(topic), semconv.MessagingMessageBodySize(len(m.Payload)))...))
-			defer span.End()
-			m.SetContext(ctx)
-			produced, err := next(m)
-			outcome := middleware.OutcomeOf(ctx)
-			if err != nil {
-				outcome = middleware.GivenBack
-			}
-			span.SetAttributes(outcomeKey.String(string(outcome)))
-			if outcome != middleware.Handled && outcome != middleware.Unhandled {
-				span.SetStatus(codes.Error, string(outcome))
-			}
-			return produced, err
+// Receive begins the span of a message, below the one that it, or its event, names.
+func (t *Tracer) Receive(ctx context.Context, m *message.Message) (context.Context, func(observe.Outcome)) {
+	parent := extract(ctx, m)
+	if !trace.SpanContextFromContext(parent).IsValid() && len(m.Payload) <= maxParsed {
+		parent = trace.ContextWithRemoteSpanContext(parent, parse(parent, bus.Traceparent(m.Payload)))
+	}
+	topic := message.SubscribeTopicFromCtx(ctx)
+	ctx, span := t.tracer.Start(parent, "receive "+topic, trace.WithSpanKind(trace.SpanKindConsumer),
+		trace.WithAttributes(append(describeMessage(m), t.system,
+			semconv.MessagingOperationTypeProcess, semconv.MessagingOperationName("receive"),
+			semconv.MessagingDestinationName(topic), semconv.MessagingMessageBodySize(len(m.Payload)))...))
+	return ctx, func(outcome observe.Outcome) {
+		span.SetAttributes(outcomeKey.String(string(outcome)))
+		if outcome != observe.Handled && outcome != observe.Unhandled {
+			span.SetStatus(codes.Error, string(outcome))
 		}
+		span.End()
 	}
 }
 
-// Handle begins the span of a try of a handler; see [handlers.Trace]. It links to the append of the event.
-//
-// [handlers.Trace]: https://pkg.go.dev/github.com/healz/worker/internal/handlers#Trace
-func (t *Tracer) Handle(ctx context.Context, handler string, e events.Event, attempt int) (context.Context, func(error)) {
+// Attempt begins the span of an attempt of a handler. It links to the append of the event.
+func (t *Tracer) Attempt(ctx context.Context, handler string, e events.Event, attempt int) (context.Context, func(error)) {
 	options := []trace.SpanStartOption{trace.WithAttributes(append(describe(e),
 		handlerKey.String(handler), attemptKey.Int(attempt))...)}
 	if source := parse(ctx, traceparentIn(e.Metadata)); source.IsValid() {
 		options = append(options, trace.WithLinks(trace.Link{SpanContext: source}))
 	}
 	ctx, span := t.tracer.Start(ctx, "handle "+handler, options...)
-	return ctx, func(err error) { finish([]trace.Span{span}, err) }
+	return ctx, func(err error) {
+		if errors.Is(err, observe.ErrDuplicate) {
+			err = nil
+		}
+		finish([]trace.Span{span}, err)
+	}
 }
 
 // finish ends spans with their common error, whose text must be fit for operators.
@@ -179,23 +170,14 @@ func finish(spans []trace.Span, err error) {
 	}
 }
 
-// LogHandler adds the ids of the trace and the span in hand to each log line.
-func LogHandler(next slog.Handler) slog.Handler { return logHandler{next} }
-
-type logHandler struct{ slog.Handler }
-
-func (h logHandler) Handle(ctx context.Context, r slog.Record) error {
-	if span := trace.SpanContextFromContext(ctx); span.IsValid() {
-		r.AddAttrs(slog.String("trace_id", span.TraceID().String()), slog.String("span_id", span.SpanID().String()))
+// LogAttrs are the ids of the trace and the span in ctx, for a log line; none if there is no span.
+func LogAttrs(ctx context.Context) []slog.Attr {
+	span := trace.SpanContextFromContext(ctx)
+	if !span.IsValid() {
+		return nil
 	}
-	return h.Handler.Handle(ctx, r)
+	return []slog.Attr{slog.String("trace_id", span.TraceID().String()), slog.String("span_id", span.SpanID().String())}
 }
-
-func (h logHandler) WithAttrs(attrs []slog.Attr) slog.Handler {
-	return logHandler{h.Handler.WithAttrs(attrs)}
-}
-
-func (h logHandler) WithGroup(name string) slog.Handler { return logHandler{h.Handler.WithGroup(name)} }
 
 // extract returns ctx with the span that the headers of m name as its parent, or as it is if they name none.
 func extract(ctx context.Context, m *message.Message) context.Context {

@@ -1,7 +1,6 @@
 package tracing_test
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"log/slog"
@@ -19,7 +18,7 @@ import (
 
 	"github.com/healz/worker/internal/bus"
 	"github.com/healz/worker/internal/events"
-	"github.com/healz/worker/internal/middleware"
+	"github.com/healz/worker/internal/observe"
 	"github.com/healz/worker/internal/tracing"
 )
 
@@ -34,7 +33,7 @@ func recorder(t *testing.T, options ...sdktrace.TracerProviderOption) (*tracing.
 	t.Helper()
 	spans := tracetest.NewInMemoryExporter()
 	p := sdktrace.NewTracerProvider(append(options, sdktrace.WithSyncer(spans))...)
-	return tracing.New(p, "rabbitmq"), spans
+	return tracing.New(p, "rabbitmq", "healz.events"), spans
 }
 
 type data struct {
@@ -80,7 +79,7 @@ func TestAppendMarksTheEventsOfEachChain(t *testing.T) {
 	first, second, other := event(t, ""), event(t, `{ "source" : "import", "n": 1.10 }`), event(t, "{ }")
 	second.CorrelationID = first.CorrelationID
 	batch := []events.Event{first, second, other}
-	_, marked, end := tracer.Append(t.Context(), batch)
+	_, marked, end := tracer.Append(t.Context(), observe.Append, batch)
 	end(nil)
 
 	require.Empty(t, batch[0].Metadata, "the caller's events are left alone")
@@ -99,7 +98,7 @@ func TestAppendKeepsATraceparentAndGoesOnWithIt(t *testing.T) {
 	t.Parallel()
 	tracer, spans := recorder(t)
 	e := event(t, `{"traceparent":"`+foreign+`"}`)
-	_, marked, end := tracer.Append(t.Context(), []events.Event{e})
+	_, marked, end := tracer.Append(t.Context(), observe.Append, []events.Event{e})
 	end(errors.New("away"))
 	require.Equal(t, []events.Event{e}, marked)
 	span := spans.GetSpans()[0]
@@ -119,19 +118,17 @@ func TestBadTraceparentsAreIgnored(t *testing.T) {
 			t.Parallel()
 			tracer, spans := recorder(t)
 			e := event(t, `{"traceparent":`+value+`}`)
-			_, marked, end := tracer.Append(t.Context(), []events.Event{e})
+			_, marked, end := tracer.Append(t.Context(), observe.Append, []events.Event{e})
 			end(nil)
 			require.Equal(t, []events.Event{e}, marked)
 
 			body, err := e.MarshalJSON()
 			require.NoError(t, err)
 			m := bus.NewMessage(body)
-			_, err = tracer.Receive(1 << 20)(func(m *message.Message) ([]*message.Message, error) {
-				_, end := tracer.Handle(m.Context(), "h", e, 1)
-				end(nil)
-				return nil, nil
-			})(m)
-			require.NoError(t, err)
+			ctx, received := tracer.Receive(t.Context(), m)
+			_, end = tracer.Attempt(ctx, "h", e, 1)
+			end(nil)
+			received(observe.Handled)
 			got := spans.GetSpans()
 			require.Len(t, got, 3)
 			require.False(t, got[0].Parent.IsValid())
@@ -141,63 +138,47 @@ func TestBadTraceparentsAreIgnored(t *testing.T) {
 	}
 }
 
-type publisher func(context.Context, []*message.Message) error
-
-func (p publisher) PublishBatch(ctx context.Context, batch []*message.Message) error {
-	return p(ctx, batch)
-}
-
 // TestOneTrace follows an event by hand over all stations.
 func TestOneTrace(t *testing.T) {
 	t.Parallel()
 	tracer, spans := recorder(t)
-	_, marked, end := tracer.Append(t.Context(), []events.Event{event(t, "")})
+	_, marked, end := tracer.Append(t.Context(), observe.Append, []events.Event{event(t, "")})
 	end(nil)
 	body, err := marked[0].MarshalJSON()
 	require.NoError(t, err)
 
-	var delivered *message.Message
-	require.NoError(t, tracer.Publisher(publisher(func(_ context.Context, batch []*message.Message) error {
-		delivered = batch[0].Copy()
-		return nil
-	}), "healz.events").PublishBatch(t.Context(), []*message.Message{bus.NewMessage(body)}))
+	m := bus.NewMessage(body)
+	tracer.Publish(t.Context(), []*message.Message{m})(nil)
 
-	counts := &middleware.Counts{}
-	handle := middleware.Observe(slog.New(slog.DiscardHandler), counts)(tracer.Receive(1 << 20)(
-		func(m *message.Message) ([]*message.Message, error) {
-			ctx, end := tracer.Handle(m.Context(), "welcome-patient", marked[0], 2)
-			_, _, endAppend := tracer.Append(ctx, []events.Event{event(t, "")})
-			endAppend(nil)
-			end(errors.New("no"))
-			middleware.SetOutcome(m.Context(), middleware.DeadLettered)
-			return nil, nil
-		}))
-	delivered.SetContext(t.Context())
-	_, err = handle(delivered)
-	require.NoError(t, err)
+	ctx, received := tracer.Receive(t.Context(), m.Copy())
+	ctx, handled := tracer.Attempt(ctx, "welcome-patient", marked[0], 2)
+	_, _, followed := tracer.Append(ctx, observe.Record, []events.Event{event(t, "")})
+	followed(nil)
+	handled(errors.New("no"))
+	received(observe.DeadLettered)
 
 	got := spans.GetSpans()
 	require.Len(t, got, 5)
-	appended, published, followed, handled, received := got[0], got[1], got[2], got[3], got[4]
+	first, publish, follow, handle, receive := got[0], got[1], got[2], got[3], got[4]
 	for _, s := range got {
-		require.Equal(t, appended.SpanContext.TraceID(), s.SpanContext.TraceID(), s.Name)
+		require.Equal(t, first.SpanContext.TraceID(), s.SpanContext.TraceID(), s.Name)
 	}
-	require.False(t, appended.Parent.IsValid())
+	require.False(t, first.Parent.IsValid())
 	for _, link := range [][2]tracetest.SpanStub{
-		{appended, published}, {published, received}, {received, handled}, {handled, followed},
+		{first, publish}, {publish, receive}, {receive, handle}, {handle, follow},
 	} {
 		require.Equal(t, link[0].SpanContext.SpanID(), link[1].Parent.SpanID(), link[1].Name)
 	}
-	require.Equal(t, appended.SpanContext.SpanID(), handled.Links[0].SpanContext.SpanID())
+	require.Equal(t, first.SpanContext.SpanID(), handle.Links[0].SpanContext.SpanID())
 	require.Equal(t, []string{"append events", "publish healz.events", "append events", "handle welcome-patient"},
-		[]string{appended.Name, published.Name, followed.Name, handled.Name})
+		[]string{first.Name, publish.Name, follow.Name, handle.Name})
 	require.Equal(t, []trace.SpanKind{trace.SpanKindProducer, trace.SpanKindProducer, trace.SpanKindInternal, trace.SpanKindConsumer},
-		[]trace.SpanKind{appended.SpanKind, published.SpanKind, handled.SpanKind, received.SpanKind})
-	require.Equal(t, "dead_lettered", attributes(received)["worker.outcome"])
-	require.Equal(t, "2", attributes(handled)["worker.attempt"])
-	require.Equal(t, marked[0].ID.String(), attributes(published)["messaging.message.id"])
-	require.Equal(t, marked[0].CorrelationID.String(), attributes(received)["messaging.message.conversation_id"])
-	require.Equal(t, codes.Error, handled.Status.Code)
+		[]trace.SpanKind{first.SpanKind, publish.SpanKind, handle.SpanKind, receive.SpanKind})
+	require.Equal(t, "dead_lettered", attributes(receive)["worker.outcome"])
+	require.Equal(t, "2", attributes(handle)["worker.attempt"])
+	require.Equal(t, marked[0].ID.String(), attributes(publish)["messaging.message.id"])
+	require.Equal(t, marked[0].CorrelationID.String(), attributes(receive)["messaging.message.conversation_id"])
+	require.Equal(t, codes.Error, handle.Status.Code)
 	for _, s := range got {
 		text, err := json.Marshal(s.Attributes)
 		require.NoError(t, err)
@@ -211,16 +192,15 @@ func TestReceiveHonoursTheHeaderAndElseTheBody(t *testing.T) {
 	const other = "00-11111111111111111111111111111111-2222222222222222-01"
 	for name, test := range map[string]struct {
 		header, body string
-		limit        int
 		want         string
 	}{
-		"header":                  {other, body, 1 << 10, "2222222222222222"},
-		"body":                    {"", body, 1 << 10, foreignSpan},
-		"bad header":              {"garbage", body, 1 << 10, foreignSpan},
-		"too large to be read":    {"", body, 10, "0000000000000000"},
-		"neither":                 {"", `{}`, 1 << 10, "0000000000000000"},
-		"not JSON":                {"", `}`, 1 << 10, "0000000000000000"},
-		"metadata of other shape": {"", `{"metadata":[1]}`, 1 << 10, "0000000000000000"},
+		"header":                  {other, body, "2222222222222222"},
+		"body":                    {"", body, foreignSpan},
+		"bad header":              {"garbage", body, foreignSpan},
+		"too large to be parsed":  {"", body + strings.Repeat(" ", 1<<20), "0000000000000000"},
+		"neither":                 {"", `{}`, "0000000000000000"},
+		"not JSON":                {"", `}`, "0000000000000000"},
+		"metadata of other shape": {"", `{"metadata":[1]}`, "0000000000000000"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -229,8 +209,8 @@ func TestReceiveHonoursTheHeaderAndElseTheBody(t *testing.T) {
 			if test.header != "" {
 				m.Metadata.Set(bus.TraceparentKey, test.header)
 			}
-			_, err := tracer.Receive(test.limit)(func(*message.Message) ([]*message.Message, error) { return nil, nil })(m)
-			require.NoError(t, err)
+			_, end := tracer.Receive(t.Context(), m)
+			end(observe.Handled)
 			require.Equal(t, test.want, spans.GetSpans()[0].Parent.SpanID().String())
 		})
 	}
@@ -242,8 +222,8 @@ func TestWhatAMessageSaysOfItselfIsShownOnlyIfItIsAName(t *testing.T) {
 	m := message.NewMessage("Ana Kovačević", nil)
 	m.Metadata.Set(bus.EventTypeKey, "Ana Kovačević")
 	m.Metadata.Set(bus.CorrelationIDKey, "Ana Kovačević")
-	_, err := tracer.Receive(1)(func(*message.Message) ([]*message.Message, error) { return nil, errors.New("no") })(m)
-	require.Error(t, err)
+	_, end := tracer.Receive(t.Context(), m)
+	end(observe.GivenBack)
 	span := spans.GetSpans()[0]
 	require.Equal(t, "given_back", attributes(span)["worker.outcome"])
 	text, err := json.Marshal(span.Attributes)
@@ -257,25 +237,21 @@ func TestAnUnsampledTraceStaysUnsampled(t *testing.T) {
 	unsampled := strings.TrimSuffix(foreign, "01") + "00"
 	m := message.NewMessage("id", nil)
 	m.Metadata.Set(bus.TraceparentKey, unsampled)
-	_, err := tracer.Receive(1)(func(m *message.Message) ([]*message.Message, error) {
-		_, marked, end := tracer.Append(m.Context(), []events.Event{event(t, "")})
-		end(nil)
-		require.Regexp(t, "^00-"+foreignTrace+"-[0-9a-f]{16}-00$", traceparentOf(t, marked[0]))
-		return nil, nil
-	})(m)
-	require.NoError(t, err)
+	ctx, received := tracer.Receive(t.Context(), m)
+	_, marked, end := tracer.Append(ctx, observe.Append, []events.Event{event(t, "")})
+	end(nil)
+	received(observe.Handled)
+	require.Regexp(t, "^00-"+foreignTrace+"-[0-9a-f]{16}-00$", traceparentOf(t, marked[0]))
 	require.Empty(t, spans.GetSpans())
 }
 
-func TestLogLinesNameTheSpan(t *testing.T) {
+func TestLogAttrsNameTheSpan(t *testing.T) {
 	t.Parallel()
 	tracer, _ := recorder(t)
-	var log strings.Builder
-	logger := slog.New(tracing.LogHandler(slog.NewTextHandler(&log, nil))).With("handler", "h").WithGroup("g")
-	logger.InfoContext(t.Context(), "without")
-	require.NotContains(t, log.String(), "trace_id")
-	ctx, end := tracer.Handle(t.Context(), "h", event(t, ""), 1)
+	require.Empty(t, tracing.LogAttrs(t.Context()))
+	ctx, end := tracer.Attempt(t.Context(), "h", event(t, ""), 1)
 	defer end(nil)
-	logger.InfoContext(ctx, "with")
-	require.Contains(t, log.String(), "trace_id="+trace.SpanContextFromContext(ctx).TraceID().String())
+	span := trace.SpanContextFromContext(ctx)
+	require.Equal(t, []slog.Attr{slog.String("trace_id", span.TraceID().String()), slog.String("span_id", span.SpanID().String())},
+		tracing.LogAttrs(ctx))
 }

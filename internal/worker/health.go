@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/healz/worker/internal/middleware"
+	"github.com/healz/worker/internal/observe"
 	"github.com/healz/worker/internal/relay"
 )
 
@@ -21,7 +21,7 @@ type Health struct {
 	// Parts says for each of consumer, store, bus and relay "ok", or what is wrong.
 	Parts map[string]string `json:"parts"`
 	// Events counts the messages since the start, by outcome.
-	Events map[middleware.Outcome]int64 `json:"events"`
+	Events map[observe.Outcome]int64 `json:"events"`
 }
 
 // Health looks at each part. The worker is ready when it can consume, relay (or another worker does) and reach its store.

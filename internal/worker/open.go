@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
@@ -16,8 +17,8 @@ import (
 	"github.com/healz/worker/internal/events"
 	"github.com/healz/worker/internal/handlers"
 	"github.com/healz/worker/internal/metrics"
+	"github.com/healz/worker/internal/observe"
 	"github.com/healz/worker/internal/store"
-	"github.com/healz/worker/internal/tracing"
 )
 
 // maxWaitInterval is the longest wait between two looks whether a server is up.
@@ -32,9 +33,9 @@ type OpenOptions struct {
 	// Wait is how long to wait for servers that are not up yet.
 	Wait   time.Duration
 	Logger *slog.Logger
-	// Metrics measure the worker, and Tracer traces the events on their way; nil is neither.
-	Metrics *metrics.Metrics
-	Tracer  *tracing.Tracer
+	// Metrics measure the worker; nil measures nothing. Observers are told what the worker does, besides the metrics.
+	Metrics   *metrics.Metrics
+	Observers observe.All
 }
 
 // Open opens all that a worker needs and assembles it. The returned function closes it again, after [Worker.Run]. An
@@ -54,7 +55,11 @@ func open(ctx context.Context, s Settings, o OpenOptions, closers *closers) (*Wo
 		return nil, err
 	}
 	closers.add(backend.Close)
-	backend = observe(backend, o.Metrics, o.Tracer)
+	observers := slices.Clone(o.Observers)
+	if o.Metrics != nil {
+		observers = append(observers, o.Metrics)
+	}
+	backend = Observed(backend, observers)
 	tail, err := backend.Tail(ctx, s.Relay)
 	if err != nil {
 		return nil, fmt.Errorf("open the tail of the store: %w", err)
@@ -64,7 +69,7 @@ func open(ctx context.Context, s Settings, o OpenOptions, closers *closers) (*Wo
 	parts := Parts{
 		Inbox: backend, Tail: tail, Letters: deadletter.NewTable(backend.SQL()), Handlers: &handlers.Registry{},
 		InboxRetention: s.InboxRetention, LetterRetention: s.DeadLetterRetention,
-		Metrics: o.Metrics, Tracer: o.Tracer, Destination: s.AMQP.Prefix,
+		Metrics: o.Metrics, Observers: observers,
 	}
 	o.Register(parts.Handlers, backend)
 	var conn *amqp.Connection

@@ -21,6 +21,7 @@ import (
 	"github.com/healz/worker/internal/events"
 	"github.com/healz/worker/internal/handlers"
 	"github.com/healz/worker/internal/metrics"
+	"github.com/healz/worker/internal/observe"
 	"github.com/healz/worker/internal/store"
 	"github.com/healz/worker/internal/test/testservers"
 	"github.com/healz/worker/internal/tracing"
@@ -30,7 +31,7 @@ import (
 // tracer is a tracer with the spans that it has ended.
 func tracer() (*tracing.Tracer, *tracetest.InMemoryExporter) {
 	spans := tracetest.NewInMemoryExporter()
-	return tracing.New(sdktrace.NewTracerProvider(sdktrace.WithSyncer(spans)), "rabbitmq"), spans
+	return tracing.New(sdktrace.NewTracerProvider(sdktrace.WithSyncer(spans)), "rabbitmq", "healz.events"), spans
 }
 
 type registered struct {
@@ -57,14 +58,18 @@ func chain(reg *handlers.Registry, _ events.Streams) {
 		func(context.Context, events.Event, requested) ([]events.Event, error) { return nil, nil })
 }
 
-// observe runs a worker until the test ends.
-func observe(
+// runObserved runs a worker until the test ends.
+func runObserved(
 	t *testing.T, settings worker.Settings, register func(*handlers.Registry, events.Streams), m *metrics.Metrics, tr *tracing.Tracer,
 ) *syncBuffer {
 	t.Helper()
 	log := &syncBuffer{}
+	var observers observe.All
+	if tr != nil {
+		observers = append(observers, tr)
+	}
 	w, closeParts, err := worker.Open(t.Context(), settings, worker.OpenOptions{
-		Register: register, Migrate: true, Metrics: m, Tracer: tr, Logger: slog.New(slog.NewTextHandler(log, nil)),
+		Register: register, Migrate: true, Metrics: m, Observers: observers, Logger: slog.New(slog.NewTextHandler(log, nil)),
 	})
 	require.NoError(t, err)
 	ctx, stop := context.WithCancel(context.WithoutCancel(t.Context()))
@@ -106,7 +111,7 @@ func TestAChainOfCausesIsOneTrace(t *testing.T) {
 			t.Parallel()
 			s := settings()
 			workers, spans := tracer()
-			log := observe(t, s, chain, nil, workers)
+			log := runObserved(t, s, chain, nil, workers)
 
 			command, commandSpans := tracer() // another process
 			backend, err := s.OpenStore(t.Context())
@@ -114,7 +119,7 @@ func TestAChainOfCausesIsOneTrace(t *testing.T) {
 			defer func() { require.NoError(t, backend.Close()) }()
 			e, err := events.New(events.Origin{TenantID: uuid.New()}, "Patient", uuid.New(), 1, registered{secret})
 			require.NoError(t, err)
-			require.NoError(t, worker.Traced(backend, command).Append(t.Context(), e))
+			require.NoError(t, worker.Observed(backend, observe.All{command}).Append(t.Context(), e))
 
 			stations := []string{"publish", "receive", "handle welcome-patient", "append", "publish", "receive", "handle send-message"}
 			require.Eventually(t, func() bool {
@@ -165,7 +170,7 @@ func TestAForeignTraceparentIsHonoured(t *testing.T) {
 	traceparent := func(span string) string { return "00-" + traceID + "-" + span + "-01" }
 	s := sites(t)["on servers"]()
 	workers, spans := tracer()
-	observe(t, s, func(reg *handlers.Registry, _ events.Streams) {
+	runObserved(t, s, func(reg *handlers.Registry, _ events.Streams) {
 		handlers.OnAll(reg, "witness", func(context.Context, events.Event, json.RawMessage) ([]events.Event, error) { return nil, nil })
 	}, nil, workers)
 	client := publisher(t, s)
@@ -196,7 +201,7 @@ func TestMetrics(t *testing.T) {
 			s := settings()
 			s.Tuning.RetryInitial, s.Tuning.RetryAttempts = 1, 2
 			m := metrics.New("v1")
-			log := observe(t, s, func(reg *handlers.Registry, streams events.Streams) {
+			log := runObserved(t, s, func(reg *handlers.Registry, streams events.Streams) {
 				chain(reg, streams)
 				handlers.On(reg, "PatientRegistered", "fail",
 					func(context.Context, events.Event, registered) ([]events.Event, error) { return nil, errors.New("no") })

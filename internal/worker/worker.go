@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -19,9 +20,9 @@ import (
 	"github.com/healz/worker/internal/handlers"
 	"github.com/healz/worker/internal/metrics"
 	"github.com/healz/worker/internal/middleware"
+	"github.com/healz/worker/internal/observe"
 	"github.com/healz/worker/internal/relay"
 	"github.com/healz/worker/internal/store"
-	"github.com/healz/worker/internal/tracing"
 )
 
 const (
@@ -72,22 +73,23 @@ type Parts struct {
 	LetterRetention time.Duration
 	// Embedded tells that the bus is inside the process: its batches are in hand until they are handled.
 	Embedded bool
-	// Metrics and Tracer may be nil. Destination is what the bus is called in traces.
-	Metrics     *metrics.Metrics
-	Tracer      *tracing.Tracer
-	Destination string
+	// Observers are told what the worker does. Metrics may be nil; they are one of the observers, too.
+	Observers observe.All
+	Metrics   *metrics.Metrics
 }
 
 // Worker consumes events and relays those of the store. A worker runs once.
 type Worker struct {
-	parts    Parts
-	tuning   Tuning
-	logger   *slog.Logger
-	relay    *relay.Relay
-	replayer *deadletter.Replayer
-	dispatch *handlers.Dispatcher
-	counts   middleware.Counts
-	sources  metrics.Sources
+	parts     Parts
+	tuning    Tuning
+	logger    *slog.Logger
+	routerLog *slog.Logger // quiet while the worker stops
+	relay     *relay.Relay
+	replayer  *deadletter.Replayer
+	dispatch  *handlers.Dispatcher
+	observer  observe.Observer
+	counts    observe.Counts
+	sources   metrics.Sources
 
 	stopping chan struct{}
 	ended    context.Context //nolint:containedctx // the end of the grace period, which cancels what still runs
@@ -100,46 +102,41 @@ type Worker struct {
 
 // New assembles a worker. It fails with all that is wrong with the handlers' registrations.
 func New(ctx context.Context, parts Parts, tuning Tuning, logger *slog.Logger) (*Worker, error) {
-	logger = tracedLog(slog.New(middleware.LogCorrelation(logger.Handler())), parts.Tracer)
+	base := logger.Handler()
+	logger = slog.New(contextLog{Handler: base})
 	w := &Worker{
 		parts: parts, tuning: tuning, logger: logger, stopping: make(chan struct{}),
 		consumer: errors.New("not started"),
 	}
+	w.routerLog = slog.New(contextLog{base, w.stopping})
 	w.ended, w.end = context.WithCancel(context.WithoutCancel(ctx))
-	w.parts.Sink = counted(parts.Sink, parts.Metrics)
-	refused := counted(parts.Letters, parts.Metrics)
-	config := relay.Config{Poll: tuning.RelayPoll, Patience: relayPatience, Refused: refused}
-	var publisher bus.BatchPublisher = parts.Bus
-	if parts.Tracer != nil {
-		publisher = parts.Tracer.Publisher(publisher, parts.Destination)
+	w.observer = append(slices.Clone(parts.Observers), &w.counts)
+	if parts.Metrics != nil {
+		parts.Metrics.Handlers(parts.Handlers.EventTypes())
 	}
+	config := relay.Config{Poll: tuning.RelayPoll, Patience: relayPatience, Refused: parts.Letters, Observer: w.observer}
 	if parts.Embedded {
 		config.Patience = embeddedPatience
 	}
 	replays := parts.Replays
 	if replays == nil {
-		replays = deadletter.BusPublisher{BatchPublisher: publisher}
+		replays = deadletter.BusPublisher{BatchPublisher: parts.Bus}
 	}
 	w.replayer = deadletter.NewReplayer(parts.Letters, replays, func() bool { return w.relay.Leads() }, logger)
-	if parts.Metrics != nil {
-		publisher = parts.Metrics.Publisher(publisher)
-	}
-	w.relay = relay.New(parts.Tail, publisher, config, logger)
+	w.relay = relay.New(parts.Tail, observe.Publisher{Next: parts.Bus, Observer: w.observer}, config, logger)
 	var err error
-	w.dispatch, err = handlers.NewDispatcher(parts.Handlers, parts.Inbox, parts.Letters, tuning.AfterDeadLetter, middleware.Retry{
-		Attempts: tuning.RetryAttempts, Initial: tuning.RetryInitial, Max: tuning.RetryMax,
-		Lifetime: w.lifetime(), Logger: logger,
-	}, tuning.HandlerTimeout, logger)
-	if err != nil {
-		return nil, err
+	w.dispatch, err = handlers.NewDispatcher(parts.Handlers, handlers.Config{
+		Inbox: parts.Inbox, Letters: parts.Letters, After: tuning.AfterDeadLetter, Retry: w.retry(),
+		Timeout: tuning.HandlerTimeout, MaxMessage: tuning.MaxMessage, Observer: w.observer, Logger: logger,
+	})
+	return w, err
+}
+
+func (w *Worker) retry() middleware.Retry {
+	return middleware.Retry{
+		Attempts: w.tuning.RetryAttempts, Initial: w.tuning.RetryInitial, Max: w.tuning.RetryMax,
+		Lifetime: w.lifetime(), Logger: w.logger,
 	}
-	if parts.Metrics != nil {
-		w.dispatch.Watch(parts.Metrics.Watch)
-	}
-	if parts.Tracer != nil {
-		w.dispatch.Trace(parts.Tracer.Handle)
-	}
-	return w, nil
 }
 
 func (w *Worker) lifetime() middleware.Lifetime {
@@ -183,7 +180,7 @@ func (w *Worker) Run(ctx context.Context) error {
 		background.Go(func() { w.prune(side, "dead_letters", w.pruneLetters) })
 	}
 	if w.parts.Metrics != nil {
-		background.Go(func() { w.parts.Metrics.Look(side, w.sources) })
+		background.Go(func() { w.parts.Metrics.Poll(side, w.sources) })
 	}
 	w.logger.InfoContext(ctx, "worker is running", "concurrency", w.tuning.Concurrency)
 
@@ -198,22 +195,16 @@ func (w *Worker) Run(ctx context.Context) error {
 	return err
 }
 
-// addConsumers gives each topic of the bus to the dispatcher, with the middleware around it.
+// addConsumers gives each topic of the bus to the dispatcher, with the middlewares around it.
 func (w *Worker) addConsumers(router *message.Router) []*message.Handler {
 	var consumers []*message.Handler
 	for i, topic := range w.parts.Bus.Topics() {
 		h := router.AddConsumerHandler(fmt.Sprintf("consumer-%d", i), topic, w.parts.Bus, w.dispatch.Handle)
 		h.AddMiddleware(
-			middleware.Detach(w.lifetime()),
 			middleware.Correlation,
-			middleware.Observe(w.logger, &w.counts),
-		)
-		if w.parts.Tracer != nil {
-			h.AddMiddleware(w.parts.Tracer.Receive(w.tuning.MaxMessage))
-		}
-		h.AddMiddleware(
-			middleware.DeadLetter(w.parts.Sink, w.lifetime(), w.logger),
-			middleware.MaxSize(w.tuning.MaxMessage),
+			middleware.Deliver(w.lifetime(), w.observer, w.logger),
+			middleware.PoisonQueue(w.parts.Sink, w.lifetime(), w.observer, w.logger),
+			w.retry().Middleware,
 			wmiddleware.Recoverer,
 		)
 		consumers = append(consumers, h)
@@ -270,35 +261,10 @@ func (w *Worker) setConsumer(err error) {
 	w.consumer = err
 }
 
-// routerLogger keeps the router's chatter to the debug level, and while the worker stops its errors too: it takes the
-// end of its handlers for one.
+// routerLogger logs the router's lines at the debug level, and while the worker stops its errors too: it takes the end of
+// its handlers for one.
 func (w *Worker) routerLogger() watermill.LoggerAdapter {
-	logger := slog.New(calm{w.logger.Handler(), w.stopping})
-	return watermill.NewSlogLoggerWithLevelMapping(logger, map[slog.Level]slog.Level{
+	return watermill.NewSlogLoggerWithLevelMapping(w.routerLog, map[slog.Level]slog.Level{
 		slog.LevelInfo: slog.LevelDebug, slog.LevelDebug: watermill.LevelTrace,
 	})
 }
-
-// calm is a log in which nothing is worse than debug while the worker stops.
-type calm struct {
-	slog.Handler
-	stopping <-chan struct{}
-}
-
-func (c calm) Handle(ctx context.Context, r slog.Record) error {
-	select {
-	case <-c.stopping:
-		if !c.Enabled(ctx, slog.LevelDebug) {
-			return nil
-		}
-		r.Level = slog.LevelDebug
-	default:
-	}
-	return c.Handler.Handle(ctx, r)
-}
-
-func (c calm) WithAttrs(attrs []slog.Attr) slog.Handler {
-	return calm{c.Handler.WithAttrs(attrs), c.stopping}
-}
-
-func (c calm) WithGroup(name string) slog.Handler { return calm{c.Handler.WithGroup(name), c.stopping} }

@@ -16,6 +16,7 @@ import (
 
 	"github.com/healz/worker/internal/bus"
 	"github.com/healz/worker/internal/deadletter"
+	"github.com/healz/worker/internal/observe"
 	"github.com/healz/worker/internal/relay"
 	"github.com/healz/worker/internal/store"
 	"github.com/healz/worker/internal/worker"
@@ -92,7 +93,8 @@ func (s *stage) ownRelay(ctx context.Context, settings worker.Settings, backend 
 			return spent{}, err
 		}
 		r := relay.New(tail, counted, relay.Config{
-			Poll: settings.Tuning.RelayPoll, Patience: relayPatience, Refused: deadletter.NewTable(backend.SQL()),
+			Observer: observe.None{},
+			Poll:     settings.Tuning.RelayPoll, Patience: relayPatience, Refused: deadletter.NewTable(backend.SQL()),
 		}, logger())
 		stop := spending()
 		if err := r.AddTo(ctx, router); err != nil {

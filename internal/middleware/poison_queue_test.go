@@ -14,6 +14,7 @@ import (
 
 	"github.com/healz/worker/internal/deadletter"
 	"github.com/healz/worker/internal/middleware"
+	"github.com/healz/worker/internal/observe"
 )
 
 // sink fails as often as it is told to, which a real one cannot be made to do at a given moment.
@@ -36,11 +37,12 @@ func (s *sink) Put(_ context.Context, _ *message.Message, f deadletter.Failure) 
 }
 
 // through sends a message through the middleware to a handler that returns err.
-func through(t *testing.T, s deadletter.Sink, l middleware.Lifetime, err error) (map[middleware.Outcome]int64, error) {
+func through(t *testing.T, s deadletter.Sink, l middleware.Lifetime, err error) (map[observe.Outcome]int64, error) {
 	t.Helper()
-	var counts middleware.Counts
+	var counts observe.Counts
 	logger := slog.New(slog.DiscardHandler)
-	handle := middleware.Observe(logger, &counts)(middleware.DeadLetter(s, l, logger)(
+	l.Ended = t.Context()
+	handle := middleware.Deliver(l, &counts, logger)(middleware.PoisonQueue(s, l, &counts, logger)(
 		func(*message.Message) ([]*message.Message, error) { return nil, err }))
 	m := message.NewMessage("1", nil)
 	m.SetContext(t.Context())
@@ -75,10 +77,10 @@ func TestPostpone(t *testing.T) {
 	for _, test := range []struct {
 		failures       []deadletter.Failure
 		postponed, put int
-		outcome        middleware.Outcome
+		outcome        observe.Outcome
 	}{
-		{[]deadletter.Failure{passing}, 1, 0, middleware.Postponed},
-		{[]deadletter.Failure{passing, lasting}, 1, 2, middleware.DeadLettered},
+		{[]deadletter.Failure{passing}, 1, 0, observe.Postponed},
+		{[]deadletter.Failure{passing, lasting}, 1, 2, observe.DeadLettered},
 	} {
 		counts, err := through(t, p, middleware.Lifetime{}, &deadletter.FailedError{Failures: test.failures})
 		require.NoError(t, err)
@@ -88,32 +90,23 @@ func TestPostpone(t *testing.T) {
 	}
 }
 
-func TestMaxSize(t *testing.T) {
-	t.Parallel()
-	handle := middleware.MaxSize(3)(func(*message.Message) ([]*message.Message, error) { return nil, nil })
-	_, err := handle(message.NewMessage("1", []byte("abc")))
-	require.NoError(t, err)
-	_, err = handle(message.NewMessage("1", []byte("abcd")))
-	require.EqualError(t, err, "the body has 4 bytes, over the 3 of the largest message")
-}
-
-func TestDeadLetter(t *testing.T) {
+func TestPoisonQueue(t *testing.T) {
 	t.Parallel()
 	two := &deadletter.FailedError{Failures: []deadletter.Failure{{Handler: "a", Reason: "x"}, {Handler: "b", Reason: "y"}}}
 	for name, test := range map[string]struct {
 		err      error
 		failures int
 		want     []string
-		outcome  middleware.Outcome
+		outcome  observe.Outcome
 	}{
-		"success":                    {nil, 0, nil, middleware.Handled},
-		"one letter a handler":       {two, 0, []string{"a: x", "b: y"}, middleware.DeadLettered},
-		"wrapped":                    {fmt.Errorf("dispatch: %w", two), 0, []string{"a: x", "b: y"}, middleware.DeadLettered},
-		"the sink fails at first":    {two, 2, []string{"a: x", "b: y"}, middleware.DeadLettered},
-		"an error of nobody":         {errors.New("odd"), 0, []string{": odd"}, middleware.DeadLettered},
-		"a very long reason":         {errors.New(strings.Repeat("ä", 4000)), 0, []string{": " + deadletter.CutReason(strings.Repeat("ä", 4000))}, middleware.DeadLettered},
-		"stopping is not a failure":  {middleware.ErrStopping, 0, nil, middleware.GivenBack},
-		"stopping, with its reasons": {fmt.Errorf("%w: %w", middleware.ErrStopping, two), 0, nil, middleware.GivenBack},
+		"success":                    {nil, 0, nil, observe.Handled},
+		"one letter a handler":       {two, 0, []string{"a: x", "b: y"}, observe.DeadLettered},
+		"wrapped":                    {fmt.Errorf("dispatch: %w", two), 0, []string{"a: x", "b: y"}, observe.DeadLettered},
+		"the sink fails at first":    {two, 2, []string{"a: x", "b: y"}, observe.DeadLettered},
+		"an error of nobody":         {errors.New("odd"), 0, []string{": odd"}, observe.DeadLettered},
+		"a very long reason":         {errors.New(strings.Repeat("ä", 4000)), 0, []string{": " + deadletter.CutReason(strings.Repeat("ä", 4000))}, observe.DeadLettered},
+		"stopping is not a failure":  {middleware.ErrStopping, 0, nil, observe.GivenBack},
+		"stopping, with its reasons": {fmt.Errorf("%w: %w", middleware.ErrStopping, two), 0, nil, observe.GivenBack},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -126,7 +119,7 @@ func TestDeadLetter(t *testing.T) {
 			}
 			require.Equal(t, test.want, got)
 			require.Equal(t, int64(1), counts[test.outcome], "%v", counts)
-			if test.outcome == middleware.GivenBack {
+			if test.outcome == observe.GivenBack {
 				require.ErrorIs(t, err, middleware.ErrStopping)
 			} else {
 				require.NoError(t, err, "the message is acked")
@@ -136,12 +129,12 @@ func TestDeadLetter(t *testing.T) {
 }
 
 // What cannot be dead-lettered is never acked: when the worker stops meanwhile, the message is given back.
-func TestDeadLetterKeepsTheMessageWhileTheSinkFails(t *testing.T) {
+func TestPoisonQueueKeepsTheMessageWhileTheSinkFails(t *testing.T) {
 	t.Parallel()
 	stopping := make(chan struct{})
 	s := &sink{failures: 1 << 30, failed: func() { close(stopping) }}
 	counts, err := through(t, s, middleware.Lifetime{Stopping: stopping}, errors.New("odd"))
 	require.ErrorIs(t, err, middleware.ErrStopping)
 	require.Empty(t, s.put)
-	require.Equal(t, int64(1), counts[middleware.GivenBack])
+	require.Equal(t, int64(1), counts[observe.GivenBack])
 }

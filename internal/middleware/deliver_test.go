@@ -2,23 +2,29 @@ package middleware_test
 
 import (
 	"context"
+	"log/slog"
 	"testing"
 
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/stretchr/testify/require"
 
 	"github.com/healz/worker/internal/middleware"
+	"github.com/healz/worker/internal/observe"
 )
 
 type key struct{}
 
-func TestDetach(t *testing.T) {
+func deliver(l middleware.Lifetime) message.HandlerMiddleware {
+	return middleware.Deliver(l, observe.None{}, slog.New(slog.DiscardHandler))
+}
+
+func TestDeliver(t *testing.T) {
 	t.Parallel()
 	ended, end := context.WithCancel(t.Context())
 	subscription, cancel := context.WithCancel(context.WithValue(t.Context(), key{}, "kept"))
 	m := message.NewMessage("1", nil)
 	m.SetContext(subscription)
-	_, err := middleware.Detach(middleware.Lifetime{Ended: ended})(func(m *message.Message) ([]*message.Message, error) {
+	_, err := deliver(middleware.Lifetime{Ended: ended})(func(m *message.Message) ([]*message.Message, error) {
 		cancel()
 		require.NoError(t, m.Context().Err(), "the subscription's end is not the message's")
 		require.Equal(t, "kept", m.Context().Value(key{}))
@@ -30,12 +36,12 @@ func TestDetach(t *testing.T) {
 	require.NoError(t, err)
 }
 
-func TestDetachGivesBackWhatArrivesTooLate(t *testing.T) {
+func TestDeliverGivesBackWhatArrivesTooLate(t *testing.T) {
 	t.Parallel()
 	stopping := make(chan struct{})
 	close(stopping)
 	m := message.NewMessage("1", nil)
-	_, err := middleware.Detach(middleware.Lifetime{Stopping: stopping, Ended: t.Context()})(
+	_, err := deliver(middleware.Lifetime{Stopping: stopping, Ended: t.Context()})(
 		func(*message.Message) ([]*message.Message, error) {
 			require.Fail(t, "handled after the stop")
 			return nil, nil

@@ -18,34 +18,32 @@ import (
 	"github.com/healz/worker/internal/handlers"
 	"github.com/healz/worker/internal/metrics"
 	"github.com/healz/worker/internal/middleware"
+	"github.com/healz/worker/internal/observe"
 	"github.com/healz/worker/internal/store"
 	"github.com/healz/worker/internal/tracing"
 )
 
-// told keeps what watchers and traces are told, in order.
-type told struct{ lines []string }
+// told keeps what an observer is told, in order.
+type told struct {
+	observe.None
+
+	lines []string
+}
 
 func (l *told) add(format string, args ...any) {
 	l.lines = append(l.lines, fmt.Sprintf(format, args...))
 }
 
-type watcher struct {
-	told    *told
-	handler string
-}
-
-func (w watcher) Tried(eventType string, attempt int, took time.Duration, err error) {
-	if took <= 0 {
-		w.told.add("no time was taken")
-	}
-	w.told.add("%s tried %s %d: %v", w.handler, eventType, attempt, err)
-}
-
-func (w watcher) Suppressed(eventType string) { w.told.add("%s spared %s", w.handler, eventType) }
-
 type tracedKey struct{}
 
-func TestWatchersAndTracesAreTold(t *testing.T) {
+func (l *told) Attempt(ctx context.Context, handler string, e events.Event, attempt int) (context.Context, func(error)) {
+	l.add("%s begins %s %d", handler, e.Type, attempt)
+	return context.WithValue(ctx, tracedKey{}, "traced"), func(err error) { l.add("%s ends: %v", handler, err) }
+}
+
+func (l *told) Duplicate(handler string, e events.Event) { l.add("%s spared %s", handler, e.Type) }
+
+func TestTheObserverIsTold(t *testing.T) {
 	t.Parallel()
 	l := &told{}
 	var errs []error
@@ -61,24 +59,15 @@ func TestWatchersAndTracesAreTold(t *testing.T) {
 		})
 		handlers.OnAll(reg, "audit", func(context.Context, events.Event, json.RawMessage) ([]events.Event, error) { return nil, nil })
 	})
-	registrations := &told{}
-	b.Watch(func(handler string, eventTypes []string, others bool) handlers.Watcher {
-		registrations.add("%s %v %v", handler, eventTypes, others)
-		return watcher{l, handler}
-	})
-	b.Trace(func(ctx context.Context, handler string, e events.Event, attempt int) (context.Context, func(error)) {
-		l.add("%s begins %s %d", handler, e.Type, attempt)
-		return context.WithValue(ctx, tracedKey{}, "traced"), func(err error) { l.add("%s ends: %v", handler, err) }
-	})
-	require.Equal(t, []string{"welcome [Registered] false", "audit [Registered] true"}, registrations.lines)
+	b.observers[0] = l
 
 	e := newEvent(t, registered{"Ana"})
 	errs = []error{errors.New("no place for Ana")}
 	require.NoError(t, b.deliver(e))
 	require.Equal(t, []string{
-		"welcome begins Registered 1", "handle as traced", "welcome ends: no place for ‹name›", "welcome tried Registered 1: no place for ‹name›",
-		"welcome begins Registered 2", "handle as traced", "welcome ends: <nil>", "welcome tried Registered 2: <nil>",
-		"audit begins Registered 1", "audit ends: <nil>", "audit tried Registered 1: <nil>",
+		"welcome begins Registered 1", "handle as traced", "welcome ends: no place for ‹name›",
+		"welcome begins Registered 2", "handle as traced", "welcome ends: <nil>",
+		"audit begins Registered 1", "audit ends: <nil>",
 	}, l.lines)
 	require.Contains(t, b.log.String(), "msg=event handler=welcome attempt=2 outcome=handled")
 
@@ -91,13 +80,13 @@ func TestWatchersAndTracesAreTold(t *testing.T) {
 	b.store.record = []error{fmt.Errorf("meanwhile: %w", store.ErrHandled)}
 	require.NoError(t, b.replay(newEvent(t, registered{"Ana"}), "welcome"))
 	require.Equal(t, []string{
-		"welcome begins Registered 1", "handle as traced", "welcome ends: <nil>", "welcome spared Registered",
+		"welcome begins Registered 1", "handle as traced", "welcome ends: " + observe.ErrDuplicate.Error(), "welcome spared Registered",
 	}, l.lines, "another delivery was first")
 
 	l.lines = nil
 	errs = []error{fmt.Errorf("not that of the inbox: %w", store.ErrHandled), nil}
 	require.NoError(t, b.replay(newEvent(t, registered{"Ana"}), "welcome"))
-	require.Contains(t, l.lines, "welcome tried Registered 2: <nil>", "a handler cannot pass its event off as handled")
+	require.Contains(t, l.lines, "welcome begins Registered 2", "a handler cannot pass its event off as handled")
 }
 
 // nothing is an inbox that keeps nothing.
@@ -115,21 +104,26 @@ func BenchmarkHandle(b *testing.B) {
 	require.NoError(b, err)
 	body, err := json.Marshal(e)
 	require.NoError(b, err)
-	sampled := tracing.New(sdktrace.NewTracerProvider(), "rabbitmq")
-	unsampled := tracing.New(sdktrace.NewTracerProvider(sdktrace.WithSampler(sdktrace.NeverSample())), "rabbitmq")
-	for name, instrument := range map[string]func(*handlers.Dispatcher){
-		"neither":                     func(*handlers.Dispatcher) {},
-		"metrics":                     func(d *handlers.Dispatcher) { d.Watch(metrics.New("v1").Watch) },
-		"traces":                      func(d *handlers.Dispatcher) { d.Trace(sampled.Handle) },
-		"traces that are not sampled": func(d *handlers.Dispatcher) { d.Trace(unsampled.Handle) },
+	sampled := tracing.New(sdktrace.NewTracerProvider(), "rabbitmq", "healz.events")
+	unsampled := tracing.New(sdktrace.NewTracerProvider(sdktrace.WithSampler(sdktrace.NeverSample())), "rabbitmq", "healz.events")
+	measured := metrics.New("v1")
+	measured.Handlers(map[string][]string{"welcome": {"Registered"}})
+	for name, observer := range map[string]observe.Observer{
+		"nothing":                     observe.None{},
+		"metrics":                     measured,
+		"traces":                      sampled,
+		"traces that are not sampled": unsampled,
+		"metrics and traces":          observe.All{sampled, measured},
 	} {
 		b.Run(name, func(b *testing.B) {
 			reg := &handlers.Registry{}
 			handlers.On(reg, "Registered", "welcome", func(context.Context, events.Event, registered) ([]events.Event, error) { return nil, nil })
 			logger := slog.New(slog.DiscardHandler)
-			d, err := handlers.NewDispatcher(reg, nothing{}, nil, handlers.Continue, middleware.Retry{Attempts: 1, Logger: logger}, time.Minute, logger)
+			d, err := handlers.NewDispatcher(reg, handlers.Config{
+				Inbox: nothing{}, Retry: middleware.Retry{Attempts: 1, Logger: logger}, Timeout: time.Minute, MaxMessage: 1 << 20,
+				Observer: observer, Logger: logger,
+			})
 			require.NoError(b, err)
-			instrument(d)
 			b.ReportAllocs()
 			for b.Loop() {
 				m := bus.NewMessage(body)

@@ -13,15 +13,15 @@ import (
 )
 
 const (
-	// lookInterval is how often servers are looked at.
-	lookInterval = 5 * time.Second
-	// lookTimeout bounds a look.
-	lookTimeout = 4 * time.Second
-	// lookAge is how old what a look has told may become; older, it is absent.
-	lookAge = 3 * lookInterval
+	// pollInterval is how often servers are polled.
+	pollInterval = 5 * time.Second
+	// pollTimeout bounds a poll.
+	pollTimeout = 4 * time.Second
+	// maxAge is the age from which on the result of a poll is absent.
+	maxAge = 3 * pollInterval
 )
 
-// Sources are where metrics are looked at that nobody tells of. Each may be nil.
+// Sources are polled for the metrics that no call of an observer tells. Each may be nil.
 type Sources struct {
 	// Backlog is what the relay has before it.
 	Backlog func(context.Context) (store.Backlog, error)
@@ -40,55 +40,55 @@ type Sources struct {
 	Outcomes    func() map[string]int64
 }
 
-// Look looks at the sources until ctx is done, and shows them.
-func (m *Metrics) Look(ctx context.Context, s Sources) {
-	l := m.looks
-	l.mu.Lock()
-	l.sources = s
-	l.mu.Unlock()
-	var looking sync.WaitGroup
-	each := func(at string, look func(context.Context) ([]prometheus.Metric, error)) {
-		looking.Go(func() { l.repeat(ctx, at, look) })
+// Poll polls the sources until ctx is done.
+func (m *Metrics) Poll(ctx context.Context, s Sources) {
+	p := m.polls
+	p.mu.Lock()
+	p.sources = s
+	p.mu.Unlock()
+	var polling sync.WaitGroup
+	each := func(at string, poll func(context.Context) ([]prometheus.Metric, error)) {
+		polling.Go(func() { p.repeat(ctx, at, poll) })
 	}
 	if s.Backlog != nil {
 		each("backlog", func(ctx context.Context) ([]prometheus.Metric, error) {
 			b, err := s.Backlog(ctx)
 			return []prometheus.Metric{
-				l.relayLag.gauge(float64(b.Events)), l.relayLagSeconds.gauge(b.Age.Seconds()),
+				p.relayLag.gauge(float64(b.Events)), p.relayLagSeconds.gauge(b.Age.Seconds()),
 			}, err
 		})
 	}
 	if s.Letters != nil {
 		each("store", func(ctx context.Context) ([]prometheus.Metric, error) {
 			n, err := s.Letters(ctx)
-			return []prometheus.Metric{l.deadLetters.gauge(float64(n), "store")}, err
+			return []prometheus.Metric{p.deadLetters.gauge(float64(n), "store")}, err
 		})
 	}
 	if s.Queues != nil {
-		each("queues", func(ctx context.Context) ([]prometheus.Metric, error) { return l.queues(s.Queues(ctx)) })
+		each("queues", func(ctx context.Context) ([]prometheus.Metric, error) { return p.queues(s.Queues(ctx)) })
 	}
 	if s.Parts != nil {
 		each("parts", func(ctx context.Context) ([]prometheus.Metric, error) {
-			return l.up(l.partUp, s.Parts(ctx)), nil
+			return p.up(p.partUp, s.Parts(ctx)), nil
 		})
 	}
-	looking.Wait()
+	polling.Wait()
 }
 
-func (l *looks) queues(depths []amqp.QueueDepth, err error) ([]prometheus.Metric, error) {
+func (p *polls) queues(depths []amqp.QueueDepth, err error) ([]prometheus.Metric, error) {
 	if err != nil {
 		return nil, err
 	}
 	failed := len(depths) - 1
-	list := []prometheus.Metric{l.deadLetters.gauge(float64(depths[failed].Messages), "queue")}
+	list := []prometheus.Metric{p.deadLetters.gauge(float64(depths[failed].Messages), "queue")}
 	for _, d := range depths[:failed] {
-		list = append(list, l.queueMessages.gauge(float64(d.Messages), d.Queue),
-			l.queueConsumers.gauge(float64(d.Consumers), d.Queue))
+		list = append(list, p.queueMessages.gauge(float64(d.Messages), d.Queue),
+			p.queueConsumers.gauge(float64(d.Consumers), d.Queue))
 	}
 	return list, nil
 }
 
-func (l *looks) up(d desc, parts map[string]bool) []prometheus.Metric {
+func (p *polls) up(d desc, parts map[string]bool) []prometheus.Metric {
 	var list []prometheus.Metric
 	for part, up := range parts {
 		list = append(list, d.gauge(number(up), part))
@@ -118,8 +118,8 @@ func (d desc) counter(v float64, labels ...string) prometheus.Metric {
 	return prometheus.MustNewConstMetric(d.Desc, prometheus.CounterValue, v, labels...)
 }
 
-// looks collects what was looked at.
-type looks struct {
+// polls collects the results of the polls.
+type polls struct {
 	errors *prometheus.CounterVec
 
 	relayLag, relayLagSeconds, relayLeads       desc
@@ -130,18 +130,18 @@ type looks struct {
 
 	mu      sync.Mutex
 	sources Sources
-	seen    map[string]look
+	seen    map[string]polled
 }
 
-// look is what a look has told, and when.
-type look struct {
+// polled is the result of a poll, and its time.
+type polled struct {
 	at      time.Time
 	metrics []prometheus.Metric
 }
 
-func newLooks(errors *prometheus.CounterVec) *looks {
-	return &looks{
-		errors: errors, seen: map[string]look{},
+func newPolls(errors *prometheus.CounterVec) *polls {
+	return &polls{
+		errors: errors, seen: map[string]polled{},
 		relayLag: newDesc("relay_lag_events", "Events that are not on the bus yet; it stops counting at 100000."),
 		relayLagSeconds: newDesc("relay_lag_seconds",
 			"Age, by its created_at, of the first event that is not on the bus yet; 0 if all are."),
@@ -161,14 +161,14 @@ func newLooks(errors *prometheus.CounterVec) *looks {
 	}
 }
 
-// repeat looks until ctx is done.
-func (l *looks) repeat(ctx context.Context, at string, see func(context.Context) ([]prometheus.Metric, error)) {
-	failed := l.errors.WithLabelValues(at)
-	ticker := time.NewTicker(lookInterval)
+// repeat polls until ctx is done.
+func (p *polls) repeat(ctx context.Context, at string, poll func(context.Context) ([]prometheus.Metric, error)) {
+	failed := p.errors.WithLabelValues(at)
+	ticker := time.NewTicker(pollInterval)
 	defer ticker.Stop()
 	for {
-		bounded, cancel := context.WithTimeout(ctx, lookTimeout)
-		metrics, err := see(bounded)
+		bounded, cancel := context.WithTimeout(ctx, pollTimeout)
+		metrics, err := poll(bounded)
 		cancel()
 		if err != nil {
 			metrics = nil
@@ -176,9 +176,9 @@ func (l *looks) repeat(ctx context.Context, at string, see func(context.Context)
 				failed.Inc()
 			}
 		}
-		l.mu.Lock()
-		l.seen[at] = look{time.Now(), metrics}
-		l.mu.Unlock()
+		p.mu.Lock()
+		p.seen[at] = polled{time.Now(), metrics}
+		p.mu.Unlock()
 		select {
 		case <-ticker.C:
 		case <-ctx.Done():
@@ -188,48 +188,48 @@ func (l *looks) repeat(ctx context.Context, at string, see func(context.Context)
 }
 
 // Describe implements [prometheus.Collector].
-func (l *looks) Describe(ch chan<- *prometheus.Desc) {
+func (p *polls) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []desc{
-		l.relayLag, l.relayLagSeconds, l.relayLeads, l.queueMessages, l.queueConsumers, l.deadLetters, l.partUp,
-		l.connectionUp, l.connections, l.maxConnections, l.waits, l.waiting, l.messages,
+		p.relayLag, p.relayLagSeconds, p.relayLeads, p.queueMessages, p.queueConsumers, p.deadLetters, p.partUp,
+		p.connectionUp, p.connections, p.maxConnections, p.waits, p.waiting, p.messages,
 	} {
 		ch <- d.Desc
 	}
 }
 
 // Collect implements [prometheus.Collector].
-func (l *looks) Collect(ch chan<- prometheus.Metric) {
-	l.mu.Lock()
-	s, seen := l.sources, maps.Clone(l.seen)
-	l.mu.Unlock()
-	for _, look := range seen {
-		if time.Since(look.at) > lookAge {
+func (p *polls) Collect(ch chan<- prometheus.Metric) {
+	p.mu.Lock()
+	s, seen := p.sources, maps.Clone(p.seen)
+	p.mu.Unlock()
+	for _, result := range seen {
+		if time.Since(result.at) > maxAge {
 			continue
 		}
-		for _, m := range look.metrics {
+		for _, m := range result.metrics {
 			ch <- m
 		}
 	}
 	if s.Connections != nil {
-		for _, m := range l.up(l.connectionUp, s.Connections()) {
+		for _, m := range p.up(p.connectionUp, s.Connections()) {
 			ch <- m
 		}
 	}
 	if s.Pools != nil {
-		for _, p := range s.Pools() {
-			ch <- l.connections.gauge(float64(p.InUse), p.Name, "in_use")
-			ch <- l.connections.gauge(float64(p.Idle), p.Name, "idle")
-			ch <- l.maxConnections.gauge(float64(p.Max), p.Name)
-			ch <- l.waits.counter(float64(p.Waits), p.Name)
-			ch <- l.waiting.counter(p.Waited.Seconds(), p.Name)
+		for _, pool := range s.Pools() {
+			ch <- p.connections.gauge(float64(pool.InUse), pool.Name, "in_use")
+			ch <- p.connections.gauge(float64(pool.Idle), pool.Name, "idle")
+			ch <- p.maxConnections.gauge(float64(pool.Max), pool.Name)
+			ch <- p.waits.counter(float64(pool.Waits), pool.Name)
+			ch <- p.waiting.counter(pool.Waited.Seconds(), pool.Name)
 		}
 	}
 	if s.Leads != nil {
-		ch <- l.relayLeads.gauge(number(s.Leads()))
+		ch <- p.relayLeads.gauge(number(s.Leads()))
 	}
 	if s.Outcomes != nil {
 		for outcome, n := range s.Outcomes() {
-			ch <- l.messages.counter(float64(n), outcome)
+			ch <- p.messages.counter(float64(n), outcome)
 		}
 	}
 }
