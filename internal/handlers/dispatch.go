@@ -232,8 +232,8 @@ func (d *Dispatcher) persist(ctx context.Context, write func(context.Context) er
 	return cmp.Or(err, answer)
 }
 
-// faultOfInbox tells the errors of the store that an event or a handler is to blame for from all others, such as those of
-// a database that is away, refuses the password, or lacks its tables. Of the others no event may become a dead letter:
+// faultOfInbox separates the errors of the store that an event or a handler causes from all others, such as those of a
+// database that is unavailable, refuses the password, or has no tables. By the others no event may become a dead letter:
 // they count as an outage, which is waited out. Repeating a record of unknown outcome is safe.
 func faultOfInbox(ctx context.Context, err error) error {
 	_, invalid := errors.AsType[*events.InvalidError](err)

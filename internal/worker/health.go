@@ -10,12 +10,12 @@ import (
 	"github.com/healz/worker/internal/relay"
 )
 
-// checkTimeout bounds the wait for the store's answer.
+// checkTimeout is the longest wait for the answer of the store.
 const checkTimeout = 2 * time.Second
 
 var errNoAnswer = fmt.Errorf("the store has not answered within %s", checkTimeout)
 
-// Health is what the worker says of itself.
+// Health is the state of a worker.
 type Health struct {
 	Ready bool `json:"ready"`
 	// Parts says for each of consumer, store, bus and relay "ok", or what is wrong.
@@ -24,7 +24,7 @@ type Health struct {
 	Events map[observe.Outcome]int64 `json:"events"`
 }
 
-// Health looks at each part. The worker is ready when it can consume, relay (or another worker does) and reach its store.
+// Health checks each part. The worker is ready when it can consume, relay (or another worker does) and reach its store.
 func (w *Worker) Health(ctx context.Context) Health {
 	h := Health{Ready: true, Parts: map[string]string{}, Events: w.counts.Map()}
 	for part, err := range w.check(ctx) {
@@ -39,7 +39,7 @@ func (w *Worker) Health(ctx context.Context) Health {
 	return h
 }
 
-// check says of each part what keeps it from its work.
+// check returns the error of each part, nil if it works.
 func (w *Worker) check(ctx context.Context) map[string]error {
 	state, relayErr := w.relay.Status()
 	if state == relay.Starting && relayErr == nil {
@@ -49,40 +49,40 @@ func (w *Worker) check(ctx context.Context) map[string]error {
 	consumer := w.consumer
 	w.mu.Unlock()
 	return map[string]error{
-		"consumer": consumer, "store": w.lookAtStore(ctx), "bus": w.parts.Bus.Ready(), "relay": relayErr,
+		"consumer": consumer, "store": w.pingStore(ctx), "bus": w.parts.Bus.Ready(), "relay": relayErr,
 	}
 }
 
-// look is a ping of the store that is under way.
-type look struct {
+// ping is a ping of the store that has no answer yet.
+type ping struct {
 	done chan struct{}
 	err  error
 }
 
-// lookAtStore pings the store, once at a time however many ask. It does not wait for a ping that takes too long: of a
-// server that is frozen even the end of the attempt takes its time. Closing the store waits for it.
-func (w *Worker) lookAtStore(ctx context.Context) error {
+// pingStore pings the store, one ping at a time however many callers wait for it. It returns before a ping that takes too
+// long has ended: with a frozen server even the cancellation takes time. Closing the store waits for the ping.
+func (w *Worker) pingStore(ctx context.Context) error {
 	w.mu.Lock()
-	l := w.look
-	if l == nil {
-		l = &look{done: make(chan struct{})}
-		w.look = l
+	p := w.ping
+	if p == nil {
+		p = &ping{done: make(chan struct{})}
+		w.ping = p
 		go func() {
 			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), checkTimeout)
 			defer cancel()
-			l.err = w.parts.Inbox.Ping(ctx)
+			p.err = w.parts.Inbox.Ping(ctx)
 			w.mu.Lock()
 			defer w.mu.Unlock()
-			w.look = nil
-			close(l.done)
+			w.ping = nil
+			close(p.done)
 		}()
 	}
 	w.mu.Unlock()
 	timer := time.NewTimer(checkTimeout)
 	defer timer.Stop()
 	select {
-	case <-l.done:
-		return l.err
+	case <-p.done:
+		return p.err
 	case <-timer.C:
 		return errNoAnswer
 	case <-ctx.Done():

@@ -37,7 +37,7 @@ func (o observed) Record(ctx context.Context, handler string, e events.Event, fo
 	return err
 }
 
-// sources are where the metrics look at the parts of an opened worker.
+// sources are what the metrics poll of an opened worker.
 func sources(w *Worker, backend Backend, letters *deadletter.Table, conn *amqp.Connection) metrics.Sources {
 	s := metrics.Sources{
 		Backlog: w.parts.Tail.Backlog, Letters: letters.Count, Pools: backend.Pools, Leads: w.relay.Leads,

@@ -21,7 +21,7 @@ import (
 	"github.com/healz/worker/internal/store"
 )
 
-// maxWaitInterval is the longest wait between two looks whether a server is up.
+// maxWaitInterval is the longest backoff while a server is not up.
 const maxWaitInterval = 2 * time.Second
 
 // OpenOptions are what [Open] needs besides the settings.

@@ -8,9 +8,9 @@ import (
 )
 
 const (
-	// pruneInterval is how often a table is looked through for rows that are too old.
+	// pruneInterval is how often old rows are deleted.
 	pruneInterval = time.Minute
-	// pruneBatch is how many are deleted in one transaction, and pruneBreak the wait until the next: some thousands a
+	// pruneBatch is how many rows are deleted in one transaction, and pruneBreak the wait until the next: some thousands per
 	// second, more than a worker adds, in transactions of milliseconds.
 	pruneBatch = 500
 	pruneBreak = 50 * time.Millisecond

@@ -12,8 +12,8 @@ import (
 	"github.com/healz/worker/internal/handlers"
 )
 
-// maxTried bounds the bodies of the letters that are tried at once, in bytes: those of one aggregate may lie anywhere
-// among the others, so all are held.
+// maxTried is the most bytes of the bodies of one dry run. All are in memory, as letters of one aggregate may be anywhere
+// among the others.
 const maxTried = 256 << 20
 
 // TryOptions are what [Settings.TryDeadLetters] needs besides the settings.
@@ -79,7 +79,7 @@ func readDeadLetters(ctx context.Context, table *deadletter.Table, f deadletter.
 		if size += len(l.Body); size > maxTried {
 			return nil, fmt.Errorf("the dead letters have more than %d MiB: choose fewer of them", maxTried>>20)
 		}
-		l.Raw, l.Headers, l.Event.Data, l.Event.Metadata = nil, nil, nil, nil // a trial reads the body
+		l.Raw, l.Headers, l.Event.Data, l.Event.Metadata = nil, nil, nil, nil // a dry run reads the body
 		letters = append(letters, l)
 	}
 	return letters, nil

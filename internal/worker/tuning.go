@@ -9,27 +9,27 @@ import (
 	"github.com/healz/worker/internal/handlers"
 )
 
-// Tuning is how a worker works; [DefaultTuning] is fit for production.
+// Tuning is how a worker works. [DefaultTuning] is fit for production.
 type Tuning struct {
 	// Concurrency is how many events are handled at once; those of one aggregate never are.
 	Concurrency int
-	// MaxMessage is the most bytes of an event's JSON; a larger one is a dead letter, unread.
+	// MaxMessage is the most bytes of an event's JSON; a larger one becomes a dead letter and is not parsed.
 	MaxMessage int
-	// RetryAttempts is how often a handler is tried before its event becomes a dead letter; the first try counts.
+	// RetryAttempts is how many attempts a handler has before its event becomes a dead letter; the first counts.
 	RetryAttempts int
-	// RetryInitial and RetryMax are the first and the longest wait between two tries.
+	// RetryInitial and RetryMax are the first and the longest wait between two attempts.
 	RetryInitial, RetryMax time.Duration
-	// AfterDeadLetter is the fate of the events that follow a dead letter in its aggregate.
+	// AfterDeadLetter says what happens to the events that follow a dead letter in its aggregate.
 	AfterDeadLetter handlers.AfterDeadLetter
-	// HandlerTimeout bounds one try of one handler.
+	// HandlerTimeout bounds one attempt of one handler.
 	HandlerTimeout time.Duration
-	// GracePeriod is how long a stop waits for what is in hand.
+	// GracePeriod is how long a stop waits for messages in flight.
 	GracePeriod time.Duration
-	// RelayPoll is how often the relay looks for events that it was not woken for.
+	// RelayPoll is how often the relay polls for events that no notification told of.
 	RelayPoll time.Duration
 }
 
-// DefaultTuning is what holds where nothing is said.
+// DefaultTuning returns the defaults.
 func DefaultTuning() Tuning {
 	return Tuning{
 		Concurrency:     amqp.DefaultConcurrency,

@@ -1,5 +1,5 @@
-// Package worker is the assembly: store, relay, bus, router and handlers, started in their order, watched, and stopped
-// in the reverse one.
+// Package worker assembles store, relay, bus, router and handlers. It starts them in their order, checks their health, and
+// stops them in the reverse order.
 package worker
 
 import (
@@ -26,12 +26,12 @@ import (
 )
 
 const (
-	// relayPatience is how long a batch for the broker may be in hand.
+	// relayPatience is how long a batch for the broker may be in flight.
 	relayPatience = 15 * time.Second
-	// embeddedPatience is the same for the bus inside the process, where it is the time of all the batch's handlers,
-	// retries and outages included: it is there only because watermill-sql demands a bound.
+	// embeddedPatience is the same for the in-process bus, where it includes all handlers of the batch with their retries
+	// and outages: it is there only because watermill-sql demands a limit.
 	embeddedPatience = 24 * time.Hour
-	// closeTimeout bounds the router's own close, at which nothing is in hand any more but what ignores its context.
+	// closeTimeout bounds the router's own close, when only handlers that ignore their context still run.
 	closeTimeout = time.Second
 )
 
@@ -39,9 +39,9 @@ const (
 type Bus interface {
 	bus.BatchPublisher
 	message.Subscriber
-	// Topics are what to subscribe to, once each, to get every event once.
+	// Topics are to be subscribed to, once each, to get every event once.
 	Topics() []string
-	// Ready says why the bus cannot carry events at the moment, nil when it can.
+	// Ready is nil if the bus can carry events at the moment.
 	Ready() error
 }
 
@@ -71,7 +71,7 @@ type Parts struct {
 	Ingester Ingester
 	// LetterRetention is how long letters are kept that were archived, discarded or handled; 0 is for ever.
 	LetterRetention time.Duration
-	// Embedded tells that the bus is inside the process: its batches are in hand until they are handled.
+	// Embedded tells that the bus is inside the process: its batches are in flight until they are handled.
 	Embedded bool
 	// Observers are told what the worker does. Metrics may be nil; they are one of the observers, too.
 	Observers observe.All
@@ -97,7 +97,7 @@ type Worker struct {
 
 	mu       sync.Mutex
 	consumer error
-	look     *look // the ping of the store that is under way, if there is one
+	ping      *ping // the ping that has no answer yet, if there is one
 }
 
 // New assembles a worker. It fails with all that is wrong with the handlers' registrations.
@@ -143,8 +143,8 @@ func (w *Worker) lifetime() middleware.Lifetime {
 	return middleware.Lifetime{Stopping: w.stopping, Ended: w.ended}
 }
 
-// Run works until ctx is done, then stops: it takes on nothing more, lets what is in hand finish for as long as the
-// grace period, gives back the rest, and returns nil. An error says why the worker cannot work at all.
+// Run works until ctx is done. Then it stops: it begins no new message, lets those in flight finish for up to the grace
+// period, gives back the others, and returns nil. An error tells why the worker cannot work at all.
 func (w *Worker) Run(ctx context.Context) error {
 	defer w.end()
 	router, err := message.NewRouter(message.RouterConfig{CloseTimeout: closeTimeout}, w.routerLogger())
@@ -222,8 +222,8 @@ func (w *Worker) startRelay(ctx context.Context, router *message.Router) error {
 	return nil
 }
 
-// stop ends what runs, in the order that loses and doubles nothing: no new batch from the store, no new message from
-// the bus, and only when both are done with what they have in hand the router itself, whose own shutdown is not graceful.
+// stop stops the parts in the order in which nothing is lost or doubled: no new batch from the store, no new message from
+// the bus, and the router itself only when nothing is in flight, as its own shutdown is not graceful.
 func (w *Worker) stop(router *message.Router, consumers []*message.Handler, stopSide func()) error {
 	w.setConsumer(errors.New("stopping"))
 	close(w.stopping)
@@ -246,7 +246,7 @@ func (w *Worker) stop(router *message.Router, consumers []*message.Handler, stop
 	}
 	stops.Wait()
 	if w.ended.Err() != nil {
-		w.logger.Warn("the grace period is over: what is in hand is cancelled and given back")
+		w.logger.Warn("the grace period is over: messages in flight are cancelled and given back")
 	}
 	w.end()
 	if err := router.Close(); err != nil {
