@@ -97,7 +97,7 @@ type Worker struct {
 
 	mu       sync.Mutex
 	consumer error
-	ping      *ping // the ping that has no answer yet, if there is one
+	ping     *ping // the ping that has no answer yet, if there is one
 }
 
 // New assembles a worker. It fails with all that is wrong with the handlers' registrations.
