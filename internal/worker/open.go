@@ -74,7 +74,7 @@ func open(ctx context.Context, s Settings, o OpenOptions, closers *closers) (*Wo
 	o.Register(parts.Handlers, backend)
 	var conn *amqp.Connection
 	if s.AMQP.URL == "" {
-		b := inprocess.New(s.Tuning.Concurrency, o.Logger)
+		b := inprocess.New(s.Tuning.Concurrency)
 		closers.add(b.Close)
 		parts.Bus, parts.Sink, parts.Embedded = embeddedBus{b}, parts.Letters, true
 	} else {

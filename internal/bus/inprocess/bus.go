@@ -1,9 +1,7 @@
-// Package inprocess is the bus of the embedded default: events go from the relay to the handlers of the same process,
-// over Watermill's gochannel.
+// Package inprocess is the bus of the embedded default: events go from the relay to the handlers of the same process.
 //
-// Nothing is kept in it. That nothing is lost is up to the publisher, which asks again for whatever was not
-// acknowledged: the relay's position moves only once [Bus.PublishBatch] has returned nil, and that it does only when
-// handlers have acknowledged every message.
+// It stores nothing. The publisher publishes again what was not acked: the relay's position moves only once
+// [Bus.PublishBatch] has returned nil, which it does only when every message was acked.
 package inprocess
 
 import (
@@ -11,15 +9,12 @@ import (
 	"errors"
 	"fmt"
 	"hash/maphash"
-	"log/slog"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
-	"github.com/ThreeDotsLabs/watermill"
 	"github.com/ThreeDotsLabs/watermill/message"
-	"github.com/ThreeDotsLabs/watermill/pubsub/gochannel"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/healz/worker/internal/bus"
 )
@@ -27,58 +22,61 @@ import (
 var (
 	// ErrClosed says that the bus has been closed, or was while it published.
 	ErrClosed = errors.New("the in-process bus is closed")
-	// ErrNoSubscriber says that a message was not acknowledged, as its lane has no subscriber, or lost it.
+	// ErrNoSubscriber says that a message was not acked because its queue has no subscriber, or no longer has one.
 	ErrNoSubscriber = errors.New("no subscriber acknowledged the message")
 )
 
-// A message that was nacked comes again after the first of these delays, then after twice as long, up to the last.
+// A nacked message is delivered again after the first of these delays, then after twice as long, up to the last.
 const (
 	firstRedelivery = 10 * time.Millisecond
 	lastRedelivery  = 2 * time.Second
 )
 
-// Bus carries messages over a number of lanes. The messages of one aggregate share a lane, which delivers one at a
-// time: they are handled in order, while the lanes run in parallel. All methods are safe for concurrent use.
+// Bus carries messages over a number of queues. The messages of one aggregate share a queue, which delivers one at a
+// time: they are handled in order, while the queues run in parallel. All methods are safe for concurrent use.
 //
-// A handler must not wait for a publication to its own lane, which would wait for the handler.
+// A handler must not wait for a publication to its own queue, which would wait for the handler.
 type Bus struct {
-	topics []string
-	seed   maphash.Seed
-	logger watermill.LoggerAdapter
+	topics  []string
+	seed    maphash.Seed
+	closing chan struct{}
 
 	mu      sync.Mutex
 	closed  bool
-	closing chan struct{}
+	queues  map[string]*queue
 	running sync.WaitGroup
-	// channels has one for each topic: over a shared one, a message in hand on any topic would hold up the beginning
-	// and the end of subscriptions on all of them, and with these every other publication.
-	channels map[string]*gochannel.GoChannel
 }
 
-// New returns a bus of that many lanes, at least one: as many messages are handled at a time.
-func New(lanes int, logger *slog.Logger) *Bus {
-	topics := make([]string, max(1, lanes))
+// queue holds nothing: a publisher waits until a subscriber takes its message.
+type queue struct {
+	deliveries  chan delivery
+	subscribers int
+	deserted    chan struct{} // closed while there is no subscriber
+}
+
+type delivery struct {
+	publisher context.Context //nolint:containedctx // ends when the publisher no longer waits
+	message   *message.Message
+	outcome   chan error // has room for one
+}
+
+// New returns a bus of that many queues, at least one: as many messages are handled at a time.
+func New(queues int) *Bus {
+	topics := make([]string, max(1, queues))
 	for i := range topics {
-		topics[i] = fmt.Sprintf("lane-%d", i)
+		topics[i] = fmt.Sprintf("queue-%d", i)
 	}
-	return &Bus{
-		topics:   topics,
-		seed:     maphash.MakeSeed(),
-		logger:   watermill.NewSlogLoggerWithLevelMapping(logger, map[slog.Level]slog.Level{slog.LevelInfo: slog.LevelDebug}),
-		closing:  make(chan struct{}),
-		channels: make(map[string]*gochannel.GoChannel),
-	}
+	return &Bus{topics: topics, seed: maphash.MakeSeed(), closing: make(chan struct{}), queues: map[string]*queue{}}
 }
 
-// Topics are the topics of the lanes. Each needs one subscriber before anything is published.
+// Topics are the names of the queues. Each needs a subscriber before anything is published.
 func (b *Bus) Topics() []string { return b.topics }
 
-// PublishBatch hands the messages to their lanes, those of an aggregate ([bus.AggregateIDKey]; a message without one
-// goes by its UUID) in the order of the batch, and returns nil when a subscriber has acknowledged every one. A message
-// is handed over when the one before it in its lane was acknowledged, and not otherwise.
+// PublishBatch publishes messages, those of an aggregate ([bus.AggregateIDKey]; a message without one goes by its UUID)
+// in the order of the batch, each after the one before it in its queue was acked. It returns nil when all are acked.
 //
-// The error is, or wraps, [ErrClosed], [ErrNoSubscriber] or that of ctx. What was not handed over by then never will
-// be; a message that is in a handler's hands stays there.
+// The error is, or wraps, [ErrClosed], [ErrNoSubscriber] or that of ctx. What was not delivered by then never will be; a
+// message that a handler works on is not taken from it.
 func (b *Bus) PublishBatch(ctx context.Context, batch []*message.Message) error {
 	parts := make(map[string][]*message.Message, len(b.topics))
 	for _, m := range batch {
@@ -93,183 +91,165 @@ func (b *Bus) topic(m *message.Message) string {
 	if key == "" {
 		key = m.UUID
 	}
-	lane := maphash.String(b.seed, strings.ToLower(key)) % uint64(len(b.topics)) // a UUID may be in either case
-	return b.topics[lane]
+	// A UUID may be in upper or lower case.
+	return b.topics[maphash.String(b.seed, strings.ToLower(key))%uint64(len(b.topics))]
 }
 
-// publish publishes to all topics at once and waits for the first error, or for all of them.
+// publish publishes to all topics at once, and gives up at the first error.
 func (b *Bus) publish(ctx context.Context, parts map[string][]*message.Message) error {
-	if !b.enter() {
+	b.mu.Lock()
+	if b.closed {
+		b.mu.Unlock()
 		return ErrClosed
 	}
+	b.running.Add(1)
+	b.mu.Unlock()
 	defer b.running.Done()
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	done := make(chan error, len(parts))
+	group, ctx := errgroup.WithContext(ctx)
 	for topic, part := range parts {
-		b.running.Go(func() { done <- b.publishInOrder(ctx, topic, part) })
-	}
-	for range parts {
-		select {
-		case err := <-done:
-			if err != nil {
-				return err
+		group.Go(func() error {
+			for _, m := range part {
+				if err := b.publishOne(ctx, topic, m); err != nil {
+					return fmt.Errorf("publish in process: message %s: %w", m.UUID, err)
+				}
 			}
-		case <-ctx.Done():
-			return fmt.Errorf("publish in process: %w", context.Cause(ctx))
-		}
+			return nil
+		})
 	}
-	return nil
+	return group.Wait()
 }
 
-func (b *Bus) publishInOrder(ctx context.Context, topic string, part []*message.Message) error {
-	for _, m := range part {
-		if err := b.publishOne(ctx, topic, m); err != nil {
-			return fmt.Errorf("publish in process: message %s: %w", m.UUID, err)
-		}
-	}
-	return nil
-}
-
-// publishOne does not return before the message has left the subscriber's hands, or the bus is closing.
 func (b *Bus) publishOne(ctx context.Context, topic string, m *message.Message) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	var acked atomic.Bool
-	tracked := message.NewMessageWithContext(context.WithValue(ctx, ackedKey{}, &acked), m.UUID, m.Payload)
-	tracked.Metadata = m.Metadata // gochannel copies it
-	channel, err := b.channel(topic)
-	if err != nil {
-		return err
-	}
-	err = channel.Publish(topic, tracked)
-	switch {
-	case acked.Load():
-		return nil
-	case b.isClosed():
-		return ErrClosed
-	case ctx.Err() != nil:
+	b.mu.Lock()
+	q := b.queue(topic)
+	deserted := q.deserted
+	b.mu.Unlock()
+	d := delivery{publisher: ctx, message: m, outcome: make(chan error, 1)}
+	select {
+	case q.deliveries <- d:
+	case <-deserted:
+		return ErrNoSubscriber
+	case <-ctx.Done():
 		return context.Cause(ctx)
-	case err != nil:
-		return err
+	case <-b.closing:
+		return ErrClosed
 	}
-	return ErrNoSubscriber
+	select {
+	case err := <-d.outcome:
+		return err
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-b.closing:
+		return ErrClosed
+	}
 }
 
-// ackedKey is where a message's context carries, from publishOne to deliver, the *atomic.Bool that records its
-// acknowledgement. gochannel itself does not tell whether there was one.
-type ackedKey struct{}
+// queue returns the queue of a topic, a new one at the first call. The caller holds the mutex.
+func (b *Bus) queue(topic string) *queue {
+	q := b.queues[topic]
+	if q == nil {
+		q = &queue{deliveries: make(chan delivery), deserted: make(chan struct{})}
+		close(q.deserted)
+		b.queues[topic] = q
+	}
+	return q
+}
 
-// Subscribe returns the channel on which the messages of a topic arrive, each when the one before it was acked. One
-// that is nacked arrives again, after a delay that grows.
+// Subscribe returns the channel on which the messages of a topic arrive, each after the one before it was acked. A
+// nacked one arrives again, after a delay that grows.
 //
-// When ctx ends, the channel is closed as soon as the message in hand is acked or nacked; when the bus closes, at once.
-// A topic is meant for one subscriber at a time: several would all get each message, and have to ack it.
+// When ctx ends, the channel is closed as soon as the message in flight is acked or nacked; when the bus closes, at
+// once. Several subscribers of a topic share its messages.
 func (b *Bus) Subscribe(ctx context.Context, topic string) (<-chan *message.Message, error) {
-	if !b.enter() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closed {
 		return nil, ErrClosed
 	}
-	// The subscription outlives ctx by the message in hand.
-	subscription, unsubscribe := context.WithCancel(context.WithoutCancel(ctx))
-	in, err := b.subscribe(subscription, topic)
-	if err != nil {
-		unsubscribe()
-		b.running.Done()
-		return nil, fmt.Errorf("subscribe to %s: %w", topic, err)
+	q := b.queue(topic)
+	if q.subscribers++; q.subscribers == 1 {
+		q.deserted = make(chan struct{})
 	}
 	out := make(chan *message.Message)
-	go func() {
-		defer b.running.Done()
+	b.running.Go(func() {
 		defer close(out)
-		defer unsubscribe()
+		defer b.unsubscribe(q)
 		for {
 			select {
+			case d := <-q.deliveries:
+				d.outcome <- b.deliver(ctx, d, out)
 			case <-ctx.Done():
 				return
-			case m, open := <-in:
-				if !open {
-					return
-				}
-				b.deliver(ctx, m, out)
+			case <-b.closing:
+				return
 			}
 		}
-	}()
+	})
 	return out, nil
 }
 
-func (b *Bus) subscribe(ctx context.Context, topic string) (<-chan *message.Message, error) {
-	channel, err := b.channel(topic)
-	if err != nil {
-		return nil, err
+func (b *Bus) unsubscribe(q *queue) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if q.subscribers--; q.subscribers == 0 {
+		close(q.deserted)
 	}
-	return channel.Subscribe(ctx, topic)
 }
 
-// deliver offers m until it is acked, its publisher no longer waits, or the subscriber is gone; then it lets the
-// publisher go on.
-func (b *Bus) deliver(ctx context.Context, m *message.Message, out chan<- *message.Message) {
-	defer m.Ack()
+// errNacked says that a message is to be delivered again.
+var errNacked = errors.New("nacked")
+
+// deliver delivers a message again and again until it is acked, or its publisher or the subscriber is gone.
+func (b *Bus) deliver(ctx context.Context, d delivery, out chan<- *message.Message) error {
 	for delay := firstRedelivery; ; delay = min(2*delay, lastRedelivery) {
-		switch b.offer(ctx, m, out) {
-		case acked:
-			m.Context().Value(ackedKey{}).(*atomic.Bool).Store(true)
-			return
-		case withdrawn:
-			return
-		case nacked:
+		if err := b.deliverOnce(ctx, d, out); !errors.Is(err, errNacked) {
+			return err
 		}
 		select {
 		case <-time.After(delay):
-		case <-m.Context().Done():
-			return
+		case <-d.publisher.Done():
 		case <-ctx.Done():
-			return
 		case <-b.closing:
-			return
+			return ErrClosed
 		}
 	}
 }
 
-type outcome int
-
-const (
-	acked outcome = iota
-	nacked
-	withdrawn
-)
-
-// offer gives the subscriber a copy of m and waits for its answer.
-func (b *Bus) offer(ctx context.Context, m *message.Message, out chan<- *message.Message) outcome {
-	published := m.Context()
+func (b *Bus) deliverOnce(ctx context.Context, d delivery, out chan<- *message.Message) error {
+	if ctx.Err() != nil {
+		return ErrNoSubscriber
+	}
+	if d.publisher.Err() != nil {
+		return context.Cause(d.publisher)
+	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	if ctx.Err() != nil || published.Err() != nil {
-		return withdrawn
-	}
-	offered := m.Copy()
-	offered.SetContext(ctx)
+	m := d.message.Copy()
+	m.SetContext(ctx)
 	select {
-	case out <- offered:
-	case <-published.Done():
-		return withdrawn
+	case out <- m:
+	case <-d.publisher.Done():
+		return context.Cause(d.publisher)
 	case <-ctx.Done():
-		return withdrawn
+		return ErrNoSubscriber
 	case <-b.closing:
-		return withdrawn
+		return ErrClosed
 	}
 	select {
-	case <-offered.Acked():
-		return acked
-	case <-offered.Nacked():
-		return nacked
+	case <-m.Acked():
+		return nil
+	case <-m.Nacked():
+		return errNacked
 	case <-b.closing:
-		return withdrawn
+		return ErrClosed
 	}
 }
 
-// Close ends all subscriptions and publications, and returns when they have ended. It does not wait for handlers:
-// what they have in hand counts as not acknowledged.
+// Close ends all subscriptions and publications, and returns when they have ended. It does not wait for handlers: the
+// messages that they work on count as not acked.
 func (b *Bus) Close() error {
 	b.mu.Lock()
 	if !b.closed {
@@ -277,43 +257,6 @@ func (b *Bus) Close() error {
 		close(b.closing)
 	}
 	b.mu.Unlock()
-	var errs []error
-	for _, channel := range b.channels { // no more are added
-		errs = append(errs, channel.Close())
-	}
 	b.running.Wait()
-	return errors.Join(errs...)
-}
-
-// channel returns the channel of a topic, a new one when it is asked for first.
-func (b *Bus) channel(topic string) (*gochannel.GoChannel, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.closed {
-		return nil, ErrClosed
-	}
-	channel, exists := b.channels[topic]
-	if !exists {
-		channel = gochannel.NewGoChannel(
-			gochannel.Config{BlockPublishUntilSubscriberAck: true, PreserveContext: true}, b.logger)
-		b.channels[topic] = channel
-	}
-	return channel, nil
-}
-
-// enter counts the caller among those that Close waits for, unless the bus has closed.
-func (b *Bus) enter() bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.closed {
-		return false
-	}
-	b.running.Add(1)
-	return true
-}
-
-func (b *Bus) isClosed() bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.closed
+	return nil
 }

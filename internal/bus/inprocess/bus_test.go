@@ -3,7 +3,6 @@ package inprocess_test
 import (
 	"context"
 	"fmt"
-	"log/slog"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -19,9 +18,9 @@ import (
 // The tests run in bubbles of testing/synctest: time stands still until everybody waits, and a goroutine that
 // outlives Close fails the test.
 
-func newBus(t *testing.T, lanes int) *inprocess.Bus {
+func newBus(t *testing.T, queues int) *inprocess.Bus {
 	t.Helper()
-	b := inprocess.New(lanes, slog.New(slog.DiscardHandler))
+	b := inprocess.New(queues)
 	t.Cleanup(func() { require.NoError(t, b.Close()) })
 	return b
 }
@@ -57,11 +56,11 @@ func requirePending[T any](t *testing.T, c <-chan T, what string) {
 	}
 }
 
-func TestEveryAggregateInOrderAndLanesInParallel(t *testing.T) {
+func TestEveryAggregateInOrderAndQueuesInParallel(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		const lanes, aggregates, versions = 4, 40, 10
-		b := newBus(t, lanes)
+		const queues, aggregates, versions = 4, 40, 10
+		b := newBus(t, queues)
 		var mu sync.Mutex
 		seen := map[string][]string{}
 		var busy, most int
@@ -97,7 +96,7 @@ func TestEveryAggregateInOrderAndLanesInParallel(t *testing.T) {
 		require.NoError(t, b.PublishBatch(t.Context(), batch))
 
 		require.Equal(t, want, seen)
-		require.Equal(t, lanes, most, "handlers at work at once")
+		require.Equal(t, queues, most, "handlers at work at once")
 		require.NoError(t, b.Close())
 		handlers.Wait()
 	})
@@ -152,7 +151,7 @@ func TestOneAggregateHasOneLane(t *testing.T) {
 func TestPublishBatchIsAnErrorUnlessAllIsAcked(t *testing.T) {
 	t.Parallel()
 	tests := map[string]struct {
-		// disturb does what keeps the first of two messages of a lane from being acked.
+		// disturb does what keeps the first of two messages of a queue from being acked.
 		disturb func(t *testing.T, b *inprocess.Bus, stopPublisher, stopSubscriber func(), inHand *message.Message)
 		want    error
 	}{
@@ -253,7 +252,7 @@ func TestOneLaneFailingEndsTheBatch(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		b := newBus(t, 2)
-		messages := subscribe(t.Context(), t, b, b.Topics()[0]) // nobody listens to the other lane
+		messages := subscribe(t.Context(), t, b, b.Topics()[0]) // nobody listens to the other queue
 		var batch []*message.Message
 		for i := range 100 {
 			batch = append(batch, message.NewMessage(fmt.Sprint(i), nil))
@@ -403,9 +402,9 @@ func TestRouter(t *testing.T) {
 }
 
 func BenchmarkPublishBatch(b *testing.B) {
-	for _, lanes := range []int{1, 8} {
-		b.Run(fmt.Sprintf("lanes=%d", lanes), func(b *testing.B) {
-			p := inprocess.New(lanes, slog.New(slog.DiscardHandler))
+	for _, queues := range []int{1, 8} {
+		b.Run(fmt.Sprintf("queues=%d", queues), func(b *testing.B) {
+			p := inprocess.New(queues)
 			for _, topic := range p.Topics() {
 				messages, err := p.Subscribe(b.Context(), topic)
 				require.NoError(b, err)

@@ -3,7 +3,6 @@ package inprocess_test
 import (
 	"context"
 	"fmt"
-	"log/slog"
 
 	"github.com/ThreeDotsLabs/watermill/message"
 
@@ -15,9 +14,9 @@ func Example() {
 	ctx, stop := context.WithCancel(context.Background())
 	defer stop()
 
-	lanes := inprocess.New(4, slog.New(slog.DiscardHandler))
-	for _, topic := range lanes.Topics() {
-		messages, err := lanes.Subscribe(ctx, topic)
+	queues := inprocess.New(4)
+	for _, topic := range queues.Topics() {
+		messages, err := queues.Subscribe(ctx, topic)
 		if err != nil {
 			fmt.Println(err)
 			return
@@ -30,12 +29,12 @@ func Example() {
 		}()
 	}
 
-	err := lanes.PublishBatch(ctx, []*message.Message{
+	err := queues.PublishBatch(ctx, []*message.Message{
 		bus.NewMessage([]byte(`{"event_type": "PatientRegistered", "aggregate_id": "0198c9ab-0000-7000-8000-000000000001"}`)),
 		bus.NewMessage([]byte(`{"event_type": "PatientMoved", "aggregate_id": "0198c9ab-0000-7000-8000-000000000001"}`)),
 	})
 	fmt.Println("published", err)
-	fmt.Println("closed", lanes.Close())
+	fmt.Println("closed", queues.Close())
 
 	// Output:
 	// handled PatientRegistered

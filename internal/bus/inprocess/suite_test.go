@@ -3,7 +3,6 @@ package inprocess
 import (
 	"context"
 	"errors"
-	"log/slog"
 	"sync"
 	"testing"
 	"time"
@@ -43,10 +42,10 @@ func TestUniversalSuite(t *testing.T) {
 	}
 }
 
-// TestLanesDoNotHoldUpEachOther has a message in hand on one lane while subscriptions of another end and begin.
-func TestLanesDoNotHoldUpEachOther(t *testing.T) {
+// TestQueuesDoNotHoldUpEachOther has a message in hand on one queue while subscriptions of another end and begin.
+func TestQueuesDoNotHoldUpEachOther(t *testing.T) {
 	t.Parallel()
-	b := New(2, slog.New(slog.DiscardHandler))
+	b := New(2)
 	publish := func(topic string) <-chan error {
 		done := make(chan error, 1)
 		go func() {
@@ -90,7 +89,7 @@ type outbox struct {
 
 func newOutbox(t *testing.T) (message.Publisher, message.Subscriber) {
 	t.Helper()
-	b := New(1, slog.New(slog.DiscardHandler))
+	b := New(1)
 	o := &outbox{bus: b, queues: map[string]chan *message.Message{}}
 	o.closing, o.close = context.WithCancel(context.WithoutCancel(t.Context()))
 	t.Cleanup(func() {
