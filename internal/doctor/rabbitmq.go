@@ -25,7 +25,7 @@ func rabbitMQChecks(s worker.Settings) []Check {
 }
 
 func (d rabbitMQDoctor) reach(ctx context.Context) ([]Finding, error) {
-	survey, err := amqp.Look(ctx, d.settings.AMQP)
+	survey, err := amqp.Inspect(ctx, d.settings.AMQP)
 	if err != nil {
 		return []Finding{wrongly(oneLine(err), adviceOnRabbitMQ(err))}, nil
 	}
@@ -46,7 +46,7 @@ func adviceOnRabbitMQ(err error) string {
 }
 
 func (d rabbitMQDoctor) topology(ctx context.Context) ([]Finding, error) {
-	survey, err := amqp.Look(ctx, d.settings.AMQP)
+	survey, err := amqp.Inspect(ctx, d.settings.AMQP)
 	if err != nil {
 		return nil, err
 	}
@@ -84,7 +84,7 @@ func adviceOnPart(p amqp.Part) string {
 }
 
 func (d rabbitMQDoctor) queues(ctx context.Context) ([]Finding, error) {
-	survey, err := amqp.Look(ctx, d.settings.AMQP)
+	survey, err := amqp.Inspect(ctx, d.settings.AMQP)
 	if err != nil {
 		return nil, err
 	}

@@ -10,8 +10,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/ThreeDotsLabs/watermill"
-	wamqp "github.com/ThreeDotsLabs/watermill-amqp/v3/pkg/amqp"
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/google/uuid"
 	amqp091 "github.com/rabbitmq/amqp091-go"
@@ -71,6 +69,12 @@ func event(aggregate uuid.UUID, version int) *message.Message {
 	return bus.NewMessage(fmt.Appendf(nil,
 		`{"event_id":%q,"event_type":"Tested","aggregate_id":%q,"aggregate_version":%d,"correlation_id":%q,"created_at":%q}`,
 		uuid.New(), aggregate, version, uuid.New(), "2026-01-02T03:04:05.678Z"))
+}
+
+// publish publishes messages, and returns when they are confirmed.
+func publish(tb testing.TB, publisher *amqp.Publisher, messages ...*message.Message) {
+	tb.Helper()
+	require.NoError(tb, publisher.PublishBatch(tb.Context(), messages))
 }
 
 func versionOf(tb testing.TB, m *message.Message) (aggregate uuid.UUID, version int) {
@@ -148,12 +152,3 @@ func kill(tb testing.TB, amqpURL, prefix string) {
 		return killed > 0
 	}, patience, 50*time.Millisecond)
 }
-
-// nothing is a topology of which nothing is declared.
-type nothing struct{}
-
-func (nothing) BuildTopology(*amqp091.Channel, wamqp.BuildTopologyParams, wamqp.Config, watermill.LoggerAdapter) error {
-	return nil
-}
-
-func (nothing) ExchangeDeclare(*amqp091.Channel, string, wamqp.Config) error { return nil }

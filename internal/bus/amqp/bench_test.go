@@ -34,11 +34,10 @@ func BenchmarkPublish(b *testing.B) {
 		ch := raw(b, url)
 		require.NoError(b, ch.Confirm(false))
 		confirms := ch.NotifyPublish(make(chan amqp091.Confirmation, 1000))
-		marshaler := amqp.Marshaler{}
 		b.ResetTimer()
 		inFlight := 0
 		for _, m := range batch {
-			p, err := marshaler.Marshal(m)
+			p, err := amqp.Marshal(m)
 			require.NoError(b, err)
 			if inFlight++; inFlight > 1000 {
 				<-confirms

@@ -1,3 +1,8 @@
+// Package amqp is the bus on RabbitMQ: the contract's topology, a publisher that waits for confirms, a subscriber that
+// keeps the order of each aggregate, and the queue of dead letters.
+//
+// Connection, publisher and subscriber are not watermill-amqp's: there, a reconnect is a data race and leaks a slot of the
+// channel pool, confirms are awaited one by one without a timeout, and one delivery at a time is in flight.
 package amqp
 
 import (
@@ -8,12 +13,11 @@ import (
 	"log/slog"
 	"math"
 	"net"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
 
-	wamqp "github.com/ThreeDotsLabs/watermill-amqp/v3/pkg/amqp"
-	"github.com/cenkalti/backoff/v5"
 	amqp091 "github.com/rabbitmq/amqp091-go"
 )
 
@@ -23,7 +27,7 @@ const (
 	DefaultHeartbeat       = time.Minute
 	DefaultConcurrency     = 32
 	DefaultPrefetch        = 256
-	DefaultMaxMessage      = 16 << 20 // as much as RabbitMQ 4 takes by default
+	DefaultMaxMessage      = 16 << 20 // RabbitMQ 4's own limit
 	DefaultResponseTimeout = 30 * time.Second
 	DefaultDrainTimeout    = 30 * time.Second
 )
@@ -31,9 +35,9 @@ const (
 const (
 	// connectTimeout bounds a connection attempt, from the first packet to the declared topology.
 	connectTimeout = 15 * time.Second
-	// closeTimeout bounds the farewell.
+	// closeTimeout bounds the closing handshake.
 	closeTimeout = 2 * time.Second
-	// maxReconnectWait bounds the wait between two attempts to reconnect.
+	// maxReconnectWait bounds the backoff between two attempts to reconnect.
 	maxReconnectWait = 5 * time.Second
 )
 
@@ -47,37 +51,36 @@ const (
 type Config struct {
 	// URL is amqp[s]://user:password@host:port/vhost; reserved characters are percent-encoded.
 	URL string
-	// Prefix is the name of the exchange, of which the other names are made; [DefaultPrefix] if empty.
+	// Prefix is the name of the exchange, from which the other names are made; [DefaultPrefix] if empty.
 	Prefix string
 	// Name is what the broker shows for the connections; [DefaultName] if empty.
 	Name string
-	// Prefetch is how many deliveries the broker sends ahead to a subscription; [DefaultPrefetch] if 0. Once the
-	// bodies of all subscriptions have 64 MiB, no more are read until some are handled.
+	// Prefetch is how many unacked deliveries a subscription may have; [DefaultPrefetch] if 0. Once the bodies of all
+	// subscriptions exceed 64 MiB, no more are read until some are acked.
 	Prefetch int
-	// MaxMessage is the most bytes of a body that is looked into; [DefaultMaxMessage] if 0. What is larger is handed
-	// out with its headers alone.
+	// MaxMessage is the most bytes of a body that is parsed for what the headers lack; [DefaultMaxMessage] if 0.
 	MaxMessage int
-	// Concurrency is how many deliveries of a subscription, or of all that [Connection.Topics] are for, are handled at
-	// once; [DefaultConcurrency] if 0. Those of one aggregate are always handled one after another; with 1, all are.
+	// Concurrency is how many messages of a Subscriber's queue, or of all queues of [Connection.Topics], are in flight
+	// at once; [DefaultConcurrency] if 0. Those of one aggregate are always handled one after another; with 1, all are.
 	Concurrency int
-	// Heartbeat is after how much silence either side takes the other for dead; [DefaultHeartbeat] if 0. The URL may
+	// Heartbeat is after how much silence either side considers the other dead; [DefaultHeartbeat] if 0. The URL may
 	// set another.
 	Heartbeat time.Duration
 	// ResponseTimeout is how long an answer to a request, or the next confirm of what is published, may take until the
-	// peer is taken for dead and connected to again, unless the broker says that it blocks; [DefaultResponseTimeout] if 0.
+	// connection is replaced, unless the broker says that it blocks; [DefaultResponseTimeout] if 0.
 	ResponseTimeout time.Duration
-	// DrainTimeout is how long a subscription that ends waits for the messages in hand; [DefaultDrainTimeout] if 0.
+	// DrainTimeout is how long a subscription that ends waits for the messages in flight; [DefaultDrainTimeout] if 0.
 	DrainTimeout time.Duration
-	// Partitions is over how many queues the events are spread by their aggregates, so that several workers share them
-	// and still handle each aggregate in order; 0: the contract's one queue. All that use the prefix must agree on it.
+	// Partitions is the number of queues over which events are spread by their aggregates, so that several workers share
+	// them and still handle each aggregate in order; 0: the contract's one queue. All that use the prefix must agree on it.
 	Partitions int
-	// LeavePartitions lets a Connection without partitions do away with those that the broker has, instead of failing.
-	// What lies in their queues is consumed before all else; it stays set until they are empty.
+	// LeavePartitions makes a Connection without partitions remove those that the broker has, instead of failing. What
+	// their queues hold is consumed before all else; it stays set until they are empty.
 	LeavePartitions bool
 	// QueueType is [ClassicQueues] or [QuorumQueues], of all queues; [ClassicQueues], the contract's, if empty.
 	QueueType string
-	// RetryLater are the waits after which a message whose handler has failed is handled again, one after another,
-	// before it becomes a dead letter; none if empty. Meanwhile the later events of its aggregate go on.
+	// RetryLater are the delays after which a message whose handler has failed is handled again, one after another,
+	// before it becomes a dead letter; none if empty. Meanwhile the later events of its aggregate are handled.
 	RetryLater []time.Duration
 	// Logger may be nil.
 	Logger *slog.Logger
@@ -85,129 +88,127 @@ type Config struct {
 	Watcher Watcher
 }
 
+// Watcher observes the connections. Its methods are called for each message, by many goroutines: they must be quick.
+type Watcher interface {
+	// Confirmed reports the time from publishing a message to its confirm.
+	Confirmed(took time.Duration)
+	// ConnectionLost reports that the connection to "publish" or the one to "consume" was lost.
+	ConnectionLost(connection string)
+}
+
+type noWatcher struct{}
+
+func (noWatcher) Confirmed(time.Duration) {}
+func (noWatcher) ConnectionLost(string)   {}
+
 func (c Config) withDefaults() Config {
-	if c.Prefix == "" {
-		c.Prefix = DefaultPrefix
-	}
-	if c.Name == "" {
-		c.Name = DefaultName
-	}
-	if c.Prefetch == 0 {
-		c.Prefetch = DefaultPrefetch
-	}
-	if c.MaxMessage == 0 {
-		c.MaxMessage = DefaultMaxMessage
-	}
-	if c.Concurrency == 0 {
-		c.Concurrency = DefaultConcurrency
-	}
-	if c.Heartbeat == 0 {
-		c.Heartbeat = DefaultHeartbeat
-	}
-	if c.ResponseTimeout == 0 {
-		c.ResponseTimeout = DefaultResponseTimeout
-	}
-	if c.DrainTimeout == 0 {
-		c.DrainTimeout = DefaultDrainTimeout
-	}
-	if c.QueueType == "" {
-		c.QueueType = ClassicQueues
-	}
-	if c.Logger == nil {
-		c.Logger = slog.New(slog.DiscardHandler)
-	}
+	c.Prefix = cmp.Or(c.Prefix, DefaultPrefix)
+	c.Name = cmp.Or(c.Name, DefaultName)
+	c.Prefetch = cmp.Or(c.Prefetch, DefaultPrefetch)
+	c.MaxMessage = cmp.Or(c.MaxMessage, DefaultMaxMessage)
+	c.Concurrency = cmp.Or(c.Concurrency, DefaultConcurrency)
+	c.Heartbeat = cmp.Or(c.Heartbeat, DefaultHeartbeat)
+	c.ResponseTimeout = cmp.Or(c.ResponseTimeout, DefaultResponseTimeout)
+	c.DrainTimeout = cmp.Or(c.DrainTimeout, DefaultDrainTimeout)
+	c.QueueType = cmp.Or(c.QueueType, ClassicQueues)
+	c.Logger = cmp.Or(c.Logger, slog.New(slog.DiscardHandler))
 	if c.Watcher == nil {
-		c.Watcher = nobody{}
+		c.Watcher = noWatcher{}
 	}
 	return c
 }
 
-// Connection is a standing connection to a broker: two in truth, so that a broker that holds publishers back does not
-// hold back the acks. When one is lost it is made again, for as long as it takes, and so is the topology. All methods
-// are safe for concurrent use.
+// FailedQueue is the name of the queue of dead letters.
+func (c Config) FailedQueue() string { return namesOf(c.Prefix).failedQueue }
+
+// Connection is a lasting connection to a broker. It consists of two, so that a broker that blocks publishers does not
+// block acks. A lost one is replaced, with the topology, for as long as that takes. All methods are safe for concurrent
+// use.
 type Connection struct {
-	config  Config
-	uri     amqp091.URI
-	routing wamqp.Config
-	names   names
-	// leftovers are the queues to be emptied before the others are consumed: what lies in them is older.
+	topology
+	config   Config
+	uri      amqp091.URI
+	declares bool // declares the topology; tests may not
+	// leftovers are the queues to be emptied before the others are consumed: what they hold is older.
 	leftovers []string
 
 	publishing, consuming *link
-	window                *window
+	received              *byteLimit
 	life                  context.Context // ends with Close
 	end                   context.CancelFunc
 
-	mu     sync.Mutex // guards closed against a task that is just about to start
+	mu     sync.Mutex // guards closed against a task that is about to start
 	closed bool
 	tasks  sync.WaitGroup
 }
 
 // Dial connects to the broker and declares the contract's topology. It tries once. The error wraps [ErrUnavailable]
-// when the broker is not up (yet); else trying again is of no use: it wraps [ErrRefused], or is a *[TopologyError], or
-// says that the URL is no good. It never contains the password.
+// when the broker is not up (yet); else trying again is useless: it wraps [ErrRefused], or is a *[TopologyError], or
+// says that the URL is invalid. It never contains the password.
 //
 // ctx bounds the connecting, not the connection, which lives until Close.
 func Dial(ctx context.Context, c Config) (*Connection, error) {
-	c = c.withDefaults()
-	routing := ContractConfig(c.URL, c.Prefix)
-	routing.Marshaler = Marshaler{MaxBytes: c.MaxMessage}
-	routing.TopologyBuilder = Topology{
-		Prefix: c.Prefix, Partitions: c.Partitions, LeavePartitions: c.LeavePartitions,
-		QueueType: c.QueueType, RetryLater: c.RetryLater,
+	conn, err := newConnection(ctx, c)
+	if err != nil {
+		return nil, err
 	}
-	return dial(ctx, c, routing)
+	if err := conn.dial(ctx); err != nil {
+		return nil, err
+	}
+	return conn, nil
 }
 
 var errURL = errors.New("the RabbitMQ URL is not amqp[s]://user:password@host:port/vhost with reserved characters " +
 	"percent-encoded")
 
-func dial(ctx context.Context, c Config, routing wamqp.Config) (*Connection, error) {
+// newConnection checks the settings.
+func newConnection(ctx context.Context, c Config) (*Connection, error) {
+	c = c.withDefaults()
 	uri, err := amqp091.ParseURI(c.URL)
-	if err != nil { // its text may quote the password
+	switch {
+	case err != nil: // its text may quote the password
 		return nil, errURL
-	}
-	if c.Prefetch < 1 || c.Prefetch > math.MaxUint16 || c.Concurrency < 1 {
+	case c.Prefetch < 1 || c.Prefetch > math.MaxUint16 || c.Concurrency < 1:
 		return nil, fmt.Errorf("prefetch %d and concurrency %d must be at least 1, and prefetch at most %d",
 			c.Prefetch, c.Concurrency, math.MaxUint16)
-	}
-	if c.Partitions < 0 || c.Partitions > MaxPartitions {
+	case c.Partitions < 0 || c.Partitions > MaxPartitions:
 		return nil, fmt.Errorf("partitions must be from 0 to %d, but are %d", MaxPartitions, c.Partitions)
 	}
-	conn := &Connection{config: c, uri: uri, routing: routing, names: namesOf(c.Prefix), window: newWindow()}
+	conn := &Connection{topology: c.topology(), config: c, uri: uri, declares: true, received: newByteLimit()}
+	conn.publishing = &link{conn: conn, purpose: "publish", changed: make(chan struct{})}
+	conn.consuming = &link{conn: conn, purpose: "consume", received: conn.received, changed: make(chan struct{})}
 	conn.life, conn.end = context.WithCancel(context.WithoutCancel(ctx))
-	for _, l := range []struct {
-		link    **link
-		purpose string
-		window  *window
-	}{{&conn.publishing, "publish", nil}, {&conn.consuming, "consume", conn.window}} {
-		session, err := conn.connect(ctx, l.purpose, l.window)
-		if err != nil {
-			_ = conn.Close() // never fails
-			return nil, err
-		}
-		*l.link = newLink(conn, l.purpose, l.window, session)
-		if l.link == &conn.consuming { // before the link is run, which may find the session lost and drop it
-			conn.leftovers, err = session.leftovers(c, conn.names)
-		}
-		conn.spawn((*l.link).run)
-		if err != nil {
-			_ = conn.Close() // never fails
-			return nil, fmt.Errorf("look for partitions: %w", classify(err))
-		}
-	}
 	return conn, nil
+}
+
+// dial connects, or closes the Connection.
+func (c *Connection) dial(ctx context.Context) error {
+	for _, l := range []*link{c.publishing, c.consuming} {
+		s, err := c.connect(ctx, l.purpose, l.received)
+		if err == nil && l == c.consuming {
+			if c.leftovers, err = c.findLeftovers(s); err != nil {
+				s.close()
+				err = fmt.Errorf("find partitions: %w", classify(err))
+			}
+		}
+		if err != nil {
+			return errors.Join(err, c.Close())
+		}
+		l.current = s
+		c.spawn(l.run)
+	}
+	return nil
 }
 
 // Topics are what to subscribe to, once each, to get every event. With partitions, the contract's queue is among them:
 // replays of older letters go there.
 func (c *Connection) Topics() []string {
-	topics := []string{c.names.consumerQueue}
-	for i := range c.config.Partitions {
-		topics = append(topics, c.names.partition(i))
+	topics := []string{c.consumerQueue}
+	for i := range c.partitions {
+		topics = append(topics, c.partition(i))
 	}
 	for _, queue := range c.leftovers {
-		if queue != c.names.consumerQueue {
+		if queue != c.consumerQueue {
 			topics = append(topics, queue)
 		}
 	}
@@ -220,8 +221,76 @@ func (c *Connection) Ready() error {
 	return errors.Join(c.publishing.ready(), c.consuming.ready())
 }
 
-// Close ends the connections. Publishers and subscribers are closed before. Deliveries still in hand go back to their
-// queue.
+// Up tells whether the connections to "publish" and to "consume" are open and not blocked.
+func (c *Connection) Up() map[string]bool {
+	return map[string]bool{
+		c.publishing.purpose: c.publishing.ready() == nil,
+		c.consuming.purpose:  c.consuming.ready() == nil,
+	}
+}
+
+// QueueDepth is how many messages of a queue are ready to be delivered, and how many consumers it has.
+type QueueDepth struct {
+	Queue               string
+	Messages, Consumers int
+}
+
+// Depths are those of the queues of [Connection.Topics], of [Config.RetryLater], and last of the failed queue. It ends
+// with ctx at the latest. A queue that does not exist is an error.
+func (c *Connection) Depths(ctx context.Context) ([]QueueDepth, error) {
+	queues := c.Topics()
+	for _, wait := range c.retryLater {
+		queues = append(queues, c.retryQueue(wait))
+	}
+	return c.inspect(ctx, append(queues, c.failedQueue)...)
+}
+
+// inspect is Depths of some queues.
+func (c *Connection) inspect(ctx context.Context, queues ...string) (depths []QueueDepth, err error) {
+	answered := make(chan struct{})
+	var found []QueueDepth
+	var problem error
+	if !c.spawn(func() { // a request may hang until its timeout
+		defer close(answered)
+		found, problem = c.depths(ctx, queues)
+	}) {
+		return nil, fmt.Errorf("inspect the queues: %w", ErrClosed)
+	}
+	select {
+	case <-answered:
+		return found, problem
+	case <-ctx.Done():
+		return nil, fmt.Errorf("inspect the queues: %w", context.Cause(ctx))
+	}
+}
+
+func (c *Connection) depths(ctx context.Context, queues []string) ([]QueueDepth, error) {
+	link := c.publishing
+	if link.ready() != nil && !c.received.full() { // a broker that blocks publishers still answers consumers
+		link = c.consuming
+	}
+	session, err := link.session(ctx, nil)
+	if err != nil {
+		return nil, fmt.Errorf("inspect the queues: %w", err)
+	}
+	defer session.bound()()
+	channel, err := session.conn.Channel()
+	if err != nil {
+		return nil, fmt.Errorf("inspect the queues: open channel: %w", classify(err))
+	}
+	defer channel.Close()
+	depths := make([]QueueDepth, 0, len(queues))
+	for _, name := range queues {
+		q, err := channel.QueueDeclarePassive(name, true, false, false, false, nil)
+		if err != nil {
+			return nil, fmt.Errorf("inspect queue %q: %w", name, classify(err))
+		}
+		depths = append(depths, QueueDepth{Queue: name, Messages: q.Messages, Consumers: q.Consumers})
+	}
+	return depths, nil
+}
+
+// Close ends the connections. Publishers and subscribers are to be closed before. Unacked deliveries are requeued.
 func (c *Connection) Close() error {
 	c.mu.Lock()
 	c.closed = true
@@ -241,7 +310,7 @@ func (c *Connection) whileOpen(ctx context.Context) (context.Context, context.Ca
 	}
 }
 
-// spawn runs a task that Close waits for, unless it is too late for that.
+// spawn runs a task that Close waits for. It reports false, and does nothing, if the Connection is closed.
 func (c *Connection) spawn(task func()) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -251,19 +320,18 @@ func (c *Connection) spawn(task func()) bool {
 	return !c.closed
 }
 
-// connect makes one connection and declares the topology on it. It is read through the window, if there is one.
-func (c *Connection) connect(ctx context.Context, purpose string, w *window) (*session, error) {
+// connect makes one connection and declares the topology on it. What is received counts towards the limit, if not nil.
+func (c *Connection) connect(ctx context.Context, purpose string, received *byteLimit) (*session, error) {
 	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
 	defer cancel()
-	s := &session{responseTimeout: c.config.ResponseTimeout, window: w}
-	release := context.AfterFunc(ctx, func() { s.kill() })
-	defer release()
+	s := &session{responseTimeout: c.config.ResponseTimeout, received: received}
+	defer context.AfterFunc(ctx, s.kill)()
 
 	properties := amqp091.NewConnectionProperties()
 	properties.SetClientConnectionName(c.config.Name + " " + purpose)
 	err := s.dial(ctx, c.config.URL, amqp091.Config{Heartbeat: c.config.Heartbeat, Properties: properties})
-	if err == nil {
-		if err = s.declare(c.routing); err != nil {
+	if err == nil && c.declares {
+		if err = s.declare(c.topology); err != nil {
 			s.close()
 		}
 	}
@@ -275,14 +343,14 @@ func (c *Connection) connect(ctx context.Context, purpose string, w *window) (*s
 	default:
 		err = classify(err)
 	}
-	return nil, fmt.Errorf("connect to RabbitMQ at %s, vhost %q: %w", net.JoinHostPort(c.uri.Host, fmt.Sprint(c.uri.Port)),
-		c.uri.Vhost, err)
+	return nil, fmt.Errorf("connect to RabbitMQ at %s, vhost %q: %w",
+		net.JoinHostPort(c.uri.Host, strconv.Itoa(c.uri.Port)), c.uri.Vhost, err)
 }
 
 // session is one connection while it lasts.
 type session struct {
 	responseTimeout time.Duration
-	window          *window // may be nil
+	received        *byteLimit // may be nil
 
 	conn    *amqp091.Connection
 	socket  atomic.Pointer[net.Conn]
@@ -296,10 +364,10 @@ func (s *session) dial(ctx context.Context, url string, config amqp091.Config) e
 			return nil, err
 		}
 		s.socket.Store(&socket)
-		deadline, _ := ctx.Deadline() // the library lifts it after the handshake
+		deadline, _ := ctx.Deadline() // the library removes it after the handshake
 		err = socket.SetDeadline(deadline)
-		if s.window != nil {
-			return windowedConn{socket, s.window}, err
+		if s.received != nil {
+			return limitedConn{socket, s.received}, err
 		}
 		return socket, err
 	}
@@ -311,62 +379,59 @@ func (s *session) dial(ctx context.Context, url string, config amqp091.Config) e
 	return err
 }
 
-// declare declares the topology that is there for all topics, if there is such.
-func (s *session) declare(routing wamqp.Config) error {
-	if routing.Queue.GenerateName("") == "" {
-		return nil
-	}
-	channel, err := s.open(routing, "")
+// declare declares the topology.
+func (s *session) declare(t topology) error {
+	channel, err := s.open(t, t.consumerQueue)
 	if err != nil {
 		return err
 	}
 	return channel.Close()
 }
 
-// open opens a channel and declares on it what a topic needs.
-func (s *session) open(routing wamqp.Config, topic string) (*amqp091.Channel, error) {
+// open opens a channel and declares on it what a queue needs.
+func (s *session) open(t topology, queue string) (*amqp091.Channel, error) {
 	channel, err := s.conn.Channel()
 	if err != nil {
 		return nil, fmt.Errorf("open channel: %w", err)
 	}
-	return channel, build(channel, routing, topic)
+	return channel, t.declare(channel, queue)
 }
 
 // kill cuts the connection, which ends whatever waits for the peer.
 func (s *session) kill() {
 	if socket := s.socket.Load(); socket != nil {
-		_ = (*socket).Close() // it may be closed already, which is what is wanted
+		_ = (*socket).Close() // it may be closed already
 	}
 }
 
-// bound cuts the connection unless release is called in time: no request waits for a dead peer for long. A broker that
-// blocks is not dead; it answers when it unblocks.
+// bound cuts the connection unless release is called in time, so that no request waits long for a dead peer. A broker
+// that blocks is not dead; it answers when it unblocks.
 func (s *session) bound() (release func()) {
 	timer := time.AfterFunc(s.responseTimeout, func() {
 		if s.blocked.Load() == nil {
 			s.kill()
 		}
 	})
-	if s.window == nil {
+	if s.received == nil {
 		return func() { timer.Stop() }
 	}
-	lowered := s.window.lift()
+	resume := s.received.suspend()
 	return func() {
 		timer.Stop()
-		lowered()
+		resume()
 	}
 }
 
 func (s *session) close() {
-	_ = s.conn.CloseDeadline(time.Now().Add(closeTimeout)) // gone either way
+	_ = s.conn.CloseDeadline(time.Now().Add(closeTimeout)) // it is gone either way
 	s.kill()
 }
 
-// link keeps a session standing.
+// link keeps a session open.
 type link struct {
-	conn    *Connection
-	purpose string
-	window  *window // may be nil
+	conn     *Connection
+	purpose  string
+	received *byteLimit // may be nil
 
 	mu      sync.Mutex
 	current *session
@@ -374,16 +439,12 @@ type link struct {
 	changed chan struct{} // closed when current changes
 }
 
-func newLink(c *Connection, purpose string, w *window, s *session) *link {
-	return &link{conn: c, purpose: purpose, window: w, current: s, changed: make(chan struct{})}
-}
-
-// run watches the session and replaces it when it is lost, until the Connection is closed.
+// run replaces the session when it is lost, until the Connection is closed.
 func (l *link) run() {
 	logger := l.conn.config.Logger.With("connection", l.purpose)
 	ctx := l.conn.life
 	for s := l.current; s != nil; {
-		err := l.watch(ctx, s, logger)
+		err := l.awaitEnd(ctx, s, logger)
 		l.set(nil, err)
 		if ctx.Err() != nil {
 			s.close()
@@ -399,8 +460,8 @@ func (l *link) run() {
 	}
 }
 
-// watch returns when the session is over, with the reason.
-func (l *link) watch(ctx context.Context, s *session, logger *slog.Logger) error {
+// awaitEnd returns when the session is over, with the reason.
+func (l *link) awaitEnd(ctx context.Context, s *session, logger *slog.Logger) error {
 	closed := s.conn.NotifyClose(make(chan *amqp091.Error, 1))
 	blocked := s.conn.NotifyBlocked(make(chan amqp091.Blocking, 1))
 	for {
@@ -428,17 +489,12 @@ func (l *link) watch(ctx context.Context, s *session, logger *slog.Logger) error
 }
 
 func (l *link) reconnect(ctx context.Context, logger *slog.Logger) *session {
-	waits := backoff.NewExponentialBackOff()
-	waits.InitialInterval, waits.MaxInterval, waits.Multiplier = 100*time.Millisecond, maxReconnectWait, 2
+	waits := newWaits()
 	for {
-		timer := time.NewTimer(waits.NextBackOff())
-		select {
-		case <-ctx.Done():
-			timer.Stop()
+		if pause(ctx, waits.NextBackOff()); ctx.Err() != nil {
 			return nil
-		case <-timer.C:
 		}
-		s, err := l.conn.connect(ctx, l.purpose, l.window)
+		s, err := l.conn.connect(ctx, l.purpose, l.received)
 		if err == nil {
 			return s
 		}
@@ -457,8 +513,8 @@ func (l *link) set(s *session, err error) {
 	l.changed = make(chan struct{})
 }
 
-// session waits for a session that stands, and is not the one that the caller has found lost. The error wraps ctx's, and
-// why there is none.
+// session waits for an open session other than the one that the caller has found lost. The error wraps ctx's, and why
+// there is none.
 func (l *link) session(ctx context.Context, lost *session) (*session, error) {
 	for {
 		l.mu.Lock()

@@ -21,8 +21,6 @@ var (
 	ErrUnconfirmed = errors.New("not confirmed by RabbitMQ")
 	// ErrTooLarge is wrapped by errors of a message that the broker would not take for its size.
 	ErrTooLarge = errors.New("message too large for RabbitMQ")
-	// ErrRoutingKey is wrapped by errors of a message whose event type cannot be a routing key.
-	ErrRoutingKey = errors.New("event type is no routing key")
 	// ErrClosed is returned by what was closed.
 	ErrClosed = errors.New("closed")
 )

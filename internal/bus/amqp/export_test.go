@@ -3,15 +3,32 @@ package amqp
 import (
 	"context"
 
-	wamqp "github.com/ThreeDotsLabs/watermill-amqp/v3/pkg/amqp"
 	"github.com/ThreeDotsLabs/watermill/message"
 	amqp091 "github.com/rabbitmq/amqp091-go"
 )
 
-// DialRouting is Dial with another topology than the contract's.
-func DialRouting(ctx context.Context, c Config, routing wamqp.Config) (*Connection, error) {
-	return dial(ctx, c.withDefaults(), routing)
+// DialUndeclared is Dial that declares nothing.
+func DialUndeclared(ctx context.Context, c Config) (*Connection, error) {
+	conn, err := newConnection(ctx, c)
+	if err != nil {
+		return nil, err
+	}
+	conn.declares = false
+	return conn, conn.dial(ctx)
 }
+
+// DialQueue is Dial with another name of the consumer's queue.
+func DialQueue(ctx context.Context, c Config, queue string) (*Connection, error) {
+	conn, err := newConnection(ctx, c)
+	if err != nil {
+		return nil, err
+	}
+	conn.consumerQueue = queue
+	return conn, conn.dial(ctx)
+}
+
+// Unmarshal makes a message of a delivery.
+func Unmarshal(d amqp091.Delivery) *message.Message { return unmarshal(d, DefaultMaxMessage) }
 
 // URLOf is the URL of a Connection's broker.
 func URLOf(c *Connection) string { return c.config.URL }

@@ -103,7 +103,7 @@ func (q *FailedQueue) original(m *message.Message) (p amqp091.Publishing, source
 	if o, ok := m.Context().Value(originKey{}).(origin); ok {
 		return publishingOf(o.delivery), o.queue, o.delivery.RoutingKey, nil
 	}
-	p, err = q.conn.routing.Marshaler.Marshal(m)
+	p, err = Marshal(m)
 	return p, q.conn.names.consumerQueue, m.Metadata.Get(bus.EventTypeKey), err
 }
 

@@ -417,9 +417,7 @@ func TestIngestWithoutTheRight(t *testing.T) {
 	config := amqp.Config{URL: testservers.RabbitMQ(t)}
 	dial(t, config)
 	config.URL = user(t, config.URL, ".*", ".*", "^healz.events(.dlx)?$")
-	routing := amqp.ContractConfig(config.URL, amqp.DefaultPrefix)
-	routing.TopologyBuilder = nothing{}
-	c, err := amqp.DialRouting(t.Context(), config, routing)
+	c, err := amqp.DialUndeclared(t.Context(), config)
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, c.Close()) })
 	_, err = amqp.NewIngester(c, newTable(t), logger(t)).Drain(t.Context())

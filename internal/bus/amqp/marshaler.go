@@ -6,7 +6,6 @@ import (
 	"maps"
 	"time"
 
-	wamqp "github.com/ThreeDotsLabs/watermill-amqp/v3/pkg/amqp"
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/google/uuid"
 	amqp091 "github.com/rabbitmq/amqp091-go"
@@ -22,19 +21,12 @@ const (
 	maxHeaderBytes = 128<<10 - 4<<10
 )
 
-// Marshaler maps Watermill's messages to AMQP's and back. It takes the messages of any producer: a header of whatever
-// type is no error. Headers that are strings become metadata; the others stay in the delivery, which a message from a
-// [Subscriber] carries in its context.
-type Marshaler struct {
-	// MaxBytes is the largest body that is looked into for what the headers do not tell; 0: any is.
-	MaxBytes int
-}
+// uuidKey is the header in which watermill-amqp has a message's UUID.
+const uuidKey = "_watermill_message_uuid"
 
-var _ wamqp.Marshaler = Marshaler{}
-
-// Marshal makes a persistent JSON message. The metadata become properties where AMQP has one for them, and else headers:
-// each header costs the broker about as much as a property, and both would cost twice. The error wraps [ErrTooLarge].
-func (Marshaler) Marshal(m *message.Message) (amqp091.Publishing, error) {
+// Marshal makes a persistent JSON message. The metadata become properties where AMQP has one for them, and else headers.
+// The error wraps [ErrTooLarge].
+func Marshal(m *message.Message) (amqp091.Publishing, error) {
 	p := amqp091.Publishing{
 		ContentType:   "application/json",
 		DeliveryMode:  amqp091.Persistent,
@@ -57,25 +49,27 @@ func (Marshaler) Marshal(m *message.Message) (amqp091.Publishing, error) {
 		}
 	}
 	if p.MessageId == "" {
-		p.Headers[wamqp.DefaultMessageUUIDHeaderKey] = m.UUID
+		p.Headers[uuidKey] = m.UUID
 	}
 	return p, checkSize(p)
 }
 
-// Unmarshal never fails. Where the headers do not tell, the event in the body does, and then the message's properties, to
-// which other programs may give a meaning of their own.
-func (r Marshaler) Unmarshal(d amqp091.Delivery) (*message.Message, error) {
-	id, _ := d.Headers[wamqp.DefaultMessageUUIDHeaderKey].(string)
+// unmarshal accepts the messages of any producer. Headers that are strings become metadata; the others stay in the
+// delivery, which a message from a [Subscriber] carries in its context. What the headers lack is read from the event in
+// the body, unless that is larger than maxBytes, and then from the message's properties, to which other programs may
+// give a meaning of their own.
+func unmarshal(d amqp091.Delivery, maxBytes int) *message.Message {
+	id, _ := d.Headers[uuidKey].(string)
 	if id == "" {
 		id = d.MessageId
 	}
 	m := message.NewMessage(id, d.Body)
 	for key, value := range d.Headers {
-		if text, ok := value.(string); ok && key != wamqp.DefaultMessageUUIDHeaderKey {
+		if text, ok := value.(string); ok && key != uuidKey {
 			m.Metadata[key] = text
 		}
 	}
-	if r.MaxBytes == 0 || len(d.Body) <= r.MaxBytes {
+	if len(d.Body) <= maxBytes {
 		bus.Complete(m)
 	}
 	setMissing(m, bus.EventTypeKey, d.Type)
@@ -86,7 +80,7 @@ func (r Marshaler) Unmarshal(d amqp091.Delivery) (*message.Message, error) {
 	if m.UUID == "" {
 		m.UUID = uuid.NewString()
 	}
-	return m, nil
+	return m
 }
 
 func setMissing(m *message.Message, key, value string) {
@@ -95,7 +89,7 @@ func setMissing(m *message.Message, key, value string) {
 	}
 }
 
-// shortString is s as a property, which is left out when AMQP has no room for it.
+// shortString is s as a property; "" if it is too long for one.
 func shortString(s string) string {
 	if len(s) > maxShortString {
 		return ""
@@ -103,7 +97,7 @@ func shortString(s string) string {
 	return s
 }
 
-// checkSize refuses what would cost the connection: the broker answers an oversized frame by cutting it.
+// checkSize refuses what the broker would close the connection for.
 func checkSize(p amqp091.Publishing) error {
 	if len(p.Body) > maxBodyBytes {
 		return fmt.Errorf("%w: body of %d bytes, over %d", ErrTooLarge, len(p.Body), maxBodyBytes)
@@ -157,27 +151,15 @@ func withOrigin(ctx context.Context, d amqp091.Delivery, queue string) context.C
 	return context.WithValue(ctx, originKey{}, origin{delivery: d, queue: queue})
 }
 
-// publishingOf is the message as it was when it was delivered, to be published again: same body, headers of every
-// type, and properties. The headers are a copy.
+// publishingOf is the message as it was delivered, to be published again. The headers are a copy.
 func publishingOf(d amqp091.Delivery) amqp091.Publishing {
 	headers := maps.Clone(d.Headers)
 	if headers == nil {
 		headers = amqp091.Table{}
 	}
 	return amqp091.Publishing{
-		Headers:         headers,
-		ContentType:     d.ContentType,
-		ContentEncoding: d.ContentEncoding,
-		DeliveryMode:    d.DeliveryMode,
-		Priority:        d.Priority,
-		CorrelationId:   d.CorrelationId,
-		ReplyTo:         d.ReplyTo,
-		Expiration:      d.Expiration,
-		MessageId:       d.MessageId,
-		Timestamp:       d.Timestamp,
-		Type:            d.Type,
-		UserId:          d.UserId,
-		AppId:           d.AppId,
-		Body:            d.Body,
+		Headers: headers, ContentType: d.ContentType, ContentEncoding: d.ContentEncoding, DeliveryMode: d.DeliveryMode,
+		Priority: d.Priority, CorrelationId: d.CorrelationId, ReplyTo: d.ReplyTo, Expiration: d.Expiration,
+		MessageId: d.MessageId, Timestamp: d.Timestamp, Type: d.Type, UserId: d.UserId, AppId: d.AppId, Body: d.Body,
 	}
 }

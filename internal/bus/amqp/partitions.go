@@ -2,33 +2,30 @@ package amqp
 
 import (
 	"context"
-	"errors"
 	"slices"
 	"sync"
 	"time"
-
-	amqp091 "github.com/rabbitmq/amqp091-go"
 )
 
 // MaxPartitions is the most partitions that there can be.
 const MaxPartitions = 256
 
 const (
-	// leftoverInterval is how often it is looked whether a leftover queue is empty, balanceInterval how often whether
-	// this worker has more than its share of the partitions.
-	leftoverInterval = 50 * time.Millisecond
-	balanceInterval  = 2 * time.Second
-	// quietLooks is how many looks at a leftover queue have to find nothing: what the broker has just sent is in no count.
+	// leftoverInterval is how often a leftover queue is polled until it is empty, rebalanceInterval how often this worker
+	// checks whether it has more than its share of the partitions.
+	leftoverInterval  = 50 * time.Millisecond
+	rebalanceInterval = 2 * time.Second
+	// quietLooks is how many polls in a row must find a queue empty: a delivery that is under way is in no count.
 	quietLooks = 2
 )
 
-// leftovers are the queues that hold what is older than all that is published from now on: with partitions the
+// findLeftovers returns the queues that hold what is older than all that is published from now on: with partitions the
 // contract's, and when they are left, theirs.
-func (s *session) leftovers(c Config, n names) ([]string, error) {
-	if c.Partitions > 0 {
-		return []string{n.consumerQueue}, nil
+func (c *Connection) findLeftovers(s *session) ([]string, error) {
+	if c.partitions > 0 {
+		return []string{c.consumerQueue}, nil
 	}
-	if !c.LeavePartitions {
+	if !c.leavePartitions {
 		return nil, nil
 	}
 	channel, err := s.conn.Channel()
@@ -37,78 +34,115 @@ func (s *session) leftovers(c Config, n names) ([]string, error) {
 	}
 	var queues []string
 	for i := 0; ; i++ {
-		_, err := channel.QueueDeclarePassive(n.partition(i), true, false, false, false, nil)
-		if answer, ok := errors.AsType[*amqp091.Error](err); ok && answer.Code == amqp091.NotFound {
+		_, err := channel.QueueDeclarePassive(c.partition(i), true, false, false, false, nil)
+		if isNotFound(err) { // which has closed the channel
 			return queues, nil
 		}
 		if err != nil {
 			return nil, err
 		}
-		queues = append(queues, n.partition(i))
+		queues = append(queues, c.partition(i))
 	}
 }
 
-// share is what the subscriptions to the topics of a Connection have in common.
-type share struct {
-	partitions int
-	// slots has one element for each message in hand.
-	slots chan struct{}
+// partitions coordinates the subscriptions of a Subscriber to several queues: the leftovers are emptied before the others
+// are consumed, and each worker has its share of the partitions. The broker makes one worker alone consume a partition;
+// the others wait in line.
+type partitions struct {
+	conn     *Connection
+	inFlight chan struct{}   // has one element for each message in flight
+	emptied  context.Context //nolint:containedctx // done once all leftovers were empty
+	setEmpty context.CancelFunc
 
-	mu      sync.Mutex
-	active  int             // partitions that deliver to this Subscriber
-	old     []string        // leftover queues not known to be empty
-	settled context.Context //nolint:containedctx // done when all leftover queues were empty once
-	settle  context.CancelFunc
+	mu            sync.Mutex
+	leftovers     []string // not known to be empty
+	subscriptions []*subscription
 }
 
-// newShare returns nil where there is but one topic.
-func newShare(c *Connection) *share {
-	if len(c.Topics()) == 1 {
+// newPartitions returns nil where there is but one queue.
+func newPartitions(c *Connection) *partitions {
+	if len(c.leftovers) == 0 {
 		return nil
 	}
-	s := &share{
-		partitions: c.config.Partitions, slots: make(chan struct{}, c.config.Concurrency), old: slices.Clone(c.leftovers),
+	p := &partitions{conn: c, inFlight: make(chan struct{}, c.config.Concurrency), leftovers: slices.Clone(c.leftovers)}
+	p.emptied, p.setEmpty = context.WithCancel(context.WithoutCancel(c.life))
+	return p
+}
+
+// join makes a subscription one of these.
+func (p *partitions) join(s *subscription) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	s.inFlight = p.inFlight
+	if !slices.Contains(p.leftovers, s.queue) {
+		s.begin = p.emptied.Done()
 	}
-	s.settled, s.settle = context.WithCancel(context.WithoutCancel(c.life))
-	return s
+	p.subscriptions = append(p.subscriptions, s)
 }
 
-// isOld tells whether a queue is a leftover not known to be empty.
-func (s *share) isOld(queue string) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return slices.Contains(s.old, queue)
+func (p *partitions) leave(s *subscription) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.subscriptions = slices.DeleteFunc(p.subscriptions, func(other *subscription) bool { return other == s })
 }
 
-// empty notes that a leftover queue is empty. The last one lets the other queues be consumed.
-func (s *share) empty(queue string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.old = slices.DeleteFunc(s.old, func(old string) bool { return old == queue })
-	if len(s.old) == 0 {
-		s.settle()
+// supervise runs while a subscription does. With partitions there is one subscription to the contract's queue, which is a
+// leftover first; its supervisor then rebalances the partitions.
+func (p *partitions) supervise(s *subscription) {
+	if !slices.Contains(p.conn.leftovers, s.queue) || !p.awaitEmpty(s) || p.conn.partitions == 0 {
+		return
+	}
+	for {
+		pause(s.consuming, rebalanceInterval)
+		if s.consuming.Err() != nil {
+			return
+		}
+		p.rebalance(s.consuming)
 	}
 }
 
-// gain and lose count the partitions that deliver to this Subscriber: the broker has one worker alone consume each.
-func (s *share) gain() { s.count(1) }
-func (s *share) lose() { s.count(-1) }
-
-func (s *share) count(change int) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.active += change
-}
-
-// yield tells whether a partition is to be handed on to another of so many workers that consume it or wait to: if this one
-// has more than its share. If so, it counts as lost.
-func (s *share) yield(workers int) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	fair := (s.partitions + workers - 1) / max(1, workers)
-	if s.partitions == 0 || s.active <= fair {
-		return false
+// awaitEmpty polls a leftover queue until it is empty. It returns false if the subscription ends first.
+func (p *partitions) awaitEmpty(s *subscription) bool {
+	for quiet := 0; quiet < quietLooks; {
+		pause(s.consuming, leftoverInterval)
+		empty := false
+		if !s.do(func() { empty = s.isEmpty() }) {
+			return false
+		}
+		if quiet++; !empty {
+			quiet = 0
+		}
 	}
-	s.active--
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if i := slices.Index(p.leftovers, s.queue); i >= 0 {
+		s.logger.InfoContext(s.consuming, "the leftover queue is empty", "queue", s.queue)
+		p.leftovers = slices.Delete(p.leftovers, i, i+1)
+	}
+	if len(p.leftovers) == 0 {
+		p.setEmpty()
+	}
 	return true
+}
+
+// rebalance makes this worker hand over the partitions beyond its share.
+func (p *partitions) rebalance(ctx context.Context) {
+	p.mu.Lock()
+	active := slices.DeleteFunc(slices.Clone(p.subscriptions), func(s *subscription) bool {
+		return !s.isPartition || !s.active.Load()
+	})
+	p.mu.Unlock()
+	if len(active) == 0 {
+		return
+	}
+	// Each worker consumes the contract's queue, and not every queue counts the consumers that wait in line.
+	depths, err := p.conn.inspect(ctx, p.conn.consumerQueue)
+	if err != nil {
+		return
+	}
+	workers := max(1, depths[0].Consumers)
+	share := (p.conn.partitions + workers - 1) / workers
+	for _, s := range active[min(share, len(active)):] {
+		s.do(s.giveUp)
+	}
 }

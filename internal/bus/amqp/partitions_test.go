@@ -308,7 +308,7 @@ func TestDeadLettersOfPartitions(t *testing.T) {
 			}
 		}()
 	}
-	require.NoError(t, amqp.NewPublisher(conn).Publish("", event(uuid.New(), 1)))
+	publish(t, amqp.NewPublisher(conn), event(uuid.New(), 1))
 	var letters []deadletter.Letter
 	for round := range 2 {
 		m := receive(t, all)

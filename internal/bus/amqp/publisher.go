@@ -17,13 +17,11 @@ import (
 )
 
 const (
-	// windowMessages and windowBytes bound what one batch has under way, published and not yet confirmed.
-	windowMessages = 1000
-	windowBytes    = 16 << 20
+	// maxUnconfirmed and maxUnconfirmedBytes bound what a batch has in flight: published and not yet confirmed.
+	maxUnconfirmed      = 1000
+	maxUnconfirmedBytes = 16 << 20
 	// maxChannels bounds the batches that are published at once.
 	maxChannels = 16
-	// publishTimeout bounds a publish that comes without a context.
-	publishTimeout = 30 * time.Second
 )
 
 // Publisher publishes messages and waits for the broker's confirms, many at a time. It is safe for concurrent use.
@@ -36,17 +34,14 @@ type Publisher struct {
 	idle []*confirmChannel
 }
 
-var (
-	_ bus.BatchPublisher = (*Publisher)(nil)
-	_ message.Publisher  = (*Publisher)(nil)
-)
+var _ bus.BatchPublisher = (*Publisher)(nil)
 
 // NewPublisher returns a Publisher over a Connection.
 func NewPublisher(c *Connection) *Publisher {
 	return &Publisher{conn: c, slots: semaphore.NewWeighted(maxChannels)}
 }
 
-// outgoing is a message on its way.
+// outgoing is a message to be published.
 type outgoing struct {
 	exchange, key string
 	eventType     string
@@ -59,36 +54,22 @@ type outgoing struct {
 // that is too large for the broker is a *[bus.RefusedError] that wraps [ErrTooLarge].
 //
 // While the broker is away or blocks its publishers, it waits for as long as ctx lives. A message whose event type is
-// empty, or too long for a routing key, is published under what of it fits: as an error it would hold back for ever all
-// that follow it in the store, while the contract's queue takes any key, and its consumer judges the event.
+// empty, or too long for a routing key, is published under what of it fits: an error would block for ever all that
+// follow it in the store, while the contract's queue accepts any key, and its consumer judges the event.
 func (p *Publisher) PublishBatch(ctx context.Context, batch []*message.Message) error {
 	return p.publish(ctx, len(batch), func(i int) (outgoing, error) {
-		o, err := p.outgoing("", batch[i])
-		if errors.Is(err, ErrTooLarge) {
-			err = &bus.RefusedError{Index: i, Err: err}
+		m := batch[i]
+		eventType := m.Metadata.Get(bus.EventTypeKey)
+		o := outgoing{exchange: p.conn.exchange, key: cutKey(eventType), eventType: eventType}
+		var err error
+		if o.message, err = Marshal(m); err != nil {
+			return o, &bus.RefusedError{Index: i, Err: fmt.Errorf("message %s: %w", m.UUID, err)}
 		}
-		return o, err
+		return o, nil
 	})
 }
 
-// Publish publishes messages in order, each under its event type, or under the topic if it has none. An event type
-// that is empty or over 255 bytes is an error that wraps [ErrRoutingKey], and nothing is published. For other errors see
-// [Publisher.PublishBatch]. It gives up after 30 seconds.
-func (p *Publisher) Publish(topic string, messages ...*message.Message) error {
-	for _, m := range messages {
-		switch key := p.key(topic, m); {
-		case key == "":
-			return fmt.Errorf("publish message %s: %w: it is empty", m.UUID, ErrRoutingKey)
-		case len(key) > maxShortString:
-			return fmt.Errorf("publish message %s: %w: %d bytes, over %d", m.UUID, ErrRoutingKey, len(key), maxShortString)
-		}
-	}
-	ctx, cancel := context.WithTimeout(p.conn.life, publishTimeout)
-	defer cancel()
-	return p.publish(ctx, len(messages), func(i int) (outgoing, error) { return p.outgoing(topic, messages[i]) })
-}
-
-// Close makes every further publish fail. Those under way end by themselves.
+// Close makes every further publish fail. Those in progress end by themselves.
 func (p *Publisher) Close() error {
 	p.closed.Store(true)
 	p.mu.Lock()
@@ -101,27 +82,7 @@ func (p *Publisher) Close() error {
 	return nil
 }
 
-func (p *Publisher) key(topic string, m *message.Message) string {
-	if eventType := m.Metadata.Get(bus.EventTypeKey); eventType != "" {
-		return eventType
-	}
-	return p.conn.routing.Publish.GenerateRoutingKey(topic)
-}
-
-func (p *Publisher) outgoing(topic string, m *message.Message) (outgoing, error) {
-	publishing, err := p.conn.routing.Marshaler.Marshal(m)
-	if err != nil {
-		return outgoing{}, fmt.Errorf("message %s: %w", m.UUID, err)
-	}
-	return outgoing{
-		exchange:  p.conn.routing.Exchange.GenerateName(topic),
-		key:       cutKey(p.key(topic, m)),
-		eventType: m.Metadata.Get(bus.EventTypeKey),
-		message:   publishing,
-	}, nil
-}
-
-// cutKey cuts a routing key to what AMQP takes, at a character's edge.
+// cutKey cuts a routing key to AMQP's limit, between two characters.
 func cutKey(key string) string {
 	if len(key) <= maxShortString {
 		return key
@@ -133,79 +94,80 @@ func cutKey(key string) string {
 	return key[:cut]
 }
 
-// publish publishes n messages, each made just before it goes.
+// publish publishes n messages, each made just before it is sent.
 func (p *Publisher) publish(ctx context.Context, n int, next func(i int) (outgoing, error)) error {
 	if n == 0 {
 		return nil
 	}
-	flying, cancel := context.WithCancel(ctx)
+	sending, cancel := context.WithCancel(ctx)
 	defer cancel()
-	f := &flight{
+	b := &batch{
 		publisher: p, n: n, next: next,
-		window: semaphore.NewWeighted(windowBytes), sent: make(chan sending, min(n, windowMessages)),
+		bytes: semaphore.NewWeighted(maxUnconfirmedBytes), sent: make(chan unconfirmed, min(n, maxUnconfirmed)),
 	}
-	if p.closed.Load() || !p.conn.spawn(func() { f.send(flying) }) {
+	if p.closed.Load() || !p.conn.spawn(func() { b.send(sending) }) {
 		return fmt.Errorf("publish: %w", ErrClosed)
 	}
-	err := f.await(ctx)
+	err := b.await(ctx)
 	if err == nil {
-		p.release(f.channel.Load())
+		p.release(b.channel.Load())
 		return nil
 	}
 	cancel()
-	cleared := make(chan struct{})
-	if p.conn.spawn(func() { defer close(cleared); f.clear(err) }) {
+	cleaned := make(chan struct{})
+	if p.conn.spawn(func() { defer close(cleaned); b.cleanUp(err) }) {
 		select {
-		case <-cleared:
+		case <-cleaned:
 		case <-ctx.Done():
 		}
 	}
 	return fmt.Errorf("publish: %w", err)
 }
 
-// flight is a batch on its way: one goroutine sends, as a write may hang on a peer that is silent or holds back, and
-// the caller awaits the confirms and can leave at any time.
-type flight struct {
+// batch is published by two goroutines: one sends, as a write may hang when the peer is silent or blocks, and the caller
+// waits for the confirms and can return at any time.
+type batch struct {
 	publisher *Publisher
 	n         int
 	next      func(i int) (outgoing, error)
-	window    *semaphore.Weighted
-	sent      chan sending
+	bytes     *semaphore.Weighted
+	sent      chan unconfirmed
 	channel   atomic.Pointer[confirmChannel]
-	err       error // the sender's, once sent is closed
+	err       error // why sending ended, once sent is closed
 }
 
-type sending struct {
+// unconfirmed is a message in flight.
+type unconfirmed struct {
 	confirm   *amqp091.DeferredConfirmation
 	weight    int64
 	eventType string
 	at        time.Time
 }
 
-func (f *flight) send(ctx context.Context) {
-	defer close(f.sent)
-	if f.err = f.publisher.slots.Acquire(ctx, 1); f.err != nil {
+func (b *batch) send(ctx context.Context) {
+	defer close(b.sent)
+	if b.err = b.publisher.slots.Acquire(ctx, 1); b.err != nil {
 		return
 	}
-	defer f.publisher.slots.Release(1)
-	c, err := f.publisher.acquire(ctx)
+	defer b.publisher.slots.Release(1)
+	c, err := b.publisher.acquire(ctx)
 	if err != nil {
-		f.err = err
+		b.err = err
 		return
 	}
-	f.channel.Store(c)
-	for i := 0; i < f.n && f.err == nil; i++ {
-		f.err = f.sendOne(ctx, c, i)
+	b.channel.Store(c)
+	for i := 0; i < b.n && b.err == nil; i++ {
+		b.err = b.sendOne(ctx, c, i)
 	}
 }
 
-func (f *flight) sendOne(ctx context.Context, c *confirmChannel, i int) error {
-	o, err := f.next(i)
+func (b *batch) sendOne(ctx context.Context, c *confirmChannel, i int) error {
+	o, err := b.next(i)
 	if err != nil {
 		return err
 	}
-	weight := min(int64(len(o.message.Body)), windowBytes)
-	if err := f.window.Acquire(ctx, weight); err != nil {
+	weight := min(int64(len(o.message.Body)), maxUnconfirmedBytes)
+	if err := b.bytes.Acquire(ctx, weight); err != nil {
 		return err
 	}
 	at := time.Now()
@@ -214,23 +176,23 @@ func (f *flight) sendOne(ctx context.Context, c *confirmChannel, i int) error {
 		return fmt.Errorf("%w: %w", ErrUnconfirmed, err)
 	}
 	select {
-	case f.sent <- sending{confirm: confirm, weight: weight, eventType: o.eventType, at: at}:
+	case b.sent <- unconfirmed{confirm: confirm, weight: weight, eventType: o.eventType, at: at}:
 		return nil
 	case <-ctx.Done():
 		return ctx.Err()
 	}
 }
 
-// await waits for the confirm of each message. It cuts a connection that gives none for too long.
-func (f *flight) await(ctx context.Context) error {
-	watch := time.NewTicker(f.publisher.conn.config.ResponseTimeout)
-	defer watch.Stop()
+// await waits for the confirm of each message. It cuts a connection on which none comes for too long.
+func (b *batch) await(ctx context.Context) error {
+	timeout := time.NewTicker(b.publisher.conn.config.ResponseTimeout)
+	defer timeout.Stop()
 	var (
-		head            *sending // awaits its confirm
+		head            *unconfirmed // awaits its confirm
 		done            <-chan struct{}
 		confirmed, seen int
 	)
-	for sent := f.sent; sent != nil || head != nil; {
+	for sent := b.sent; sent != nil || head != nil; {
 		receive := sent
 		if head != nil {
 			receive = nil
@@ -243,52 +205,51 @@ func (f *flight) await(ctx context.Context) error {
 			}
 			head, done = &s, s.confirm.Done()
 		case <-done:
-			if err := f.channel.Load().outcome(head); err != nil {
+			if err := b.channel.Load().outcome(head); err != nil {
 				return err
 			}
-			f.publisher.conn.config.Watcher.Confirmed(time.Since(head.at))
-			f.window.Release(head.weight)
+			b.publisher.conn.config.Watcher.Confirmed(time.Since(head.at))
+			b.bytes.Release(head.weight)
 			head, done = nil, nil
 			confirmed++
-		case <-watch.C:
-			if c := f.channel.Load(); c != nil && confirmed == seen && c.session.blocked.Load() == nil {
+		case <-timeout.C:
+			if c := b.channel.Load(); c != nil && confirmed == seen && c.session.blocked.Load() == nil {
 				c.session.kill()
 			}
 			seen = confirmed
 		case <-ctx.Done():
 			err := context.Cause(ctx)
-			if reason := f.publisher.conn.publishing.ready(); reason != nil {
+			if reason := b.publisher.conn.publishing.ready(); reason != nil {
 				err = fmt.Errorf("%w: %w", err, reason)
 			}
-			return fmt.Errorf("%w: %d of %d are confirmed: %w", ErrUnconfirmed, confirmed, f.n, err)
+			return fmt.Errorf("%w: %d of %d are confirmed: %w", ErrUnconfirmed, confirmed, b.n, err)
 		}
 	}
-	return f.err
+	return b.err
 }
 
-// clear ends a flight that failed: its channel is thrown away with all that is under way on it, and what is missing of
-// the topology is declared again, so that the next try finds it.
-func (f *flight) clear(err error) {
-	for range f.sent { // until the sender has ended
+// cleanUp ends a batch that failed: its channel is closed with all that is in flight on it, and what is missing of the
+// topology is declared again for the next attempt.
+func (b *batch) cleanUp(err error) {
+	for range b.sent { // until sending has ended
 		continue
 	}
-	c := f.channel.Load()
+	c := b.channel.Load()
 	if c == nil {
 		return
 	}
 	c.close()
 	_, unroutable := errors.AsType[*UnroutableError](err)
-	answer, ok := errors.AsType[*amqp091.Error](err)
-	if unroutable || ok && answer.Code == amqp091.NotFound {
+	if unroutable || isNotFound(err) {
 		defer c.session.bound()()
-		if err := c.session.declare(f.publisher.conn.routing); err != nil {
-			f.publisher.conn.config.Logger.Warn("cannot declare the topology again", "error", err)
+		if err := c.session.declare(b.publisher.conn.topology); err != nil {
+			b.publisher.conn.config.Logger.Warn("cannot declare the topology again", "error", err)
 		}
 	}
 }
 
-// confirmChannel is a channel in confirm mode. It belongs to one flight at a time, so that what the broker returns is
-// known to be of that flight.
+// confirmChannel is a channel in confirm mode. It belongs to one batch at a time, so that what the broker returns is
+// known to be of that batch.
 type confirmChannel struct {
 	session  *session
 	channel  *amqp091.Channel
@@ -340,13 +301,13 @@ func newConfirmChannel(s *session) (*confirmChannel, error) {
 	}
 	return &confirmChannel{
 		session: s, channel: channel,
-		// As many as can be under way, since the broker's frames are read no further while a return finds no room.
-		returned: channel.NotifyReturn(make(chan amqp091.Return, windowMessages+2)),
+		// As many as can be in flight: the library reads nothing more while a return finds no room.
+		returned: channel.NotifyReturn(make(chan amqp091.Return, maxUnconfirmed+2)),
 		closed:   channel.NotifyClose(make(chan *amqp091.Error, 1)),
 	}, nil
 }
 
-// release makes a channel, on which nothing is under way, available again.
+// release makes a channel, on which nothing is in flight, available again.
 func (p *Publisher) release(c *confirmChannel) {
 	p.mu.Lock()
 	closed := p.closed.Load()
@@ -361,11 +322,11 @@ func (p *Publisher) release(c *confirmChannel) {
 
 func (c *confirmChannel) close() {
 	defer c.session.bound()()
-	_ = c.channel.Close() // of no use any more, whatever it says
+	_ = c.channel.Close() // it is gone either way
 }
 
 // outcome is what became of a message whose confirm is there.
-func (c *confirmChannel) outcome(s *sending) error {
+func (c *confirmChannel) outcome(s *unconfirmed) error {
 	select {
 	case r, ok := <-c.returned: // the broker sends it ahead of the confirm
 		if ok {

@@ -77,7 +77,7 @@ func (q *FailedQueue) release(l deadletter.Release) (outgoing, error) {
 	topic := ""
 	if l.Raw == nil { // it does not come from a broker
 		var err error
-		if p, err = q.conn.routing.Marshaler.Marshal(l.Message()); err != nil {
+		if p, err = Marshal(l.Message()); err != nil {
 			return o, err
 		}
 	} else {

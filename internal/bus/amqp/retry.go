@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"maps"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
@@ -30,41 +29,6 @@ const (
 // deathKeys are the headers in which the broker notes that it dead-lettered a message.
 func deathKeys() []string {
 	return []string{"x-death", "x-first-death-exchange", "x-first-death-queue", "x-first-death-reason"}
-}
-
-// retryQueue is the queue, and the exchange, in which messages wait for so long.
-func (n names) retryQueue(wait time.Duration) string {
-	text := wait.String()
-	if strings.HasSuffix(text, "m0s") {
-		text = strings.TrimSuffix(text, "0s")
-	}
-	if strings.HasSuffix(text, "h0m") {
-		text = strings.TrimSuffix(text, "0m")
-	}
-	return n.exchange + ".retry." + text
-}
-
-// retry declares where messages wait for so long. They go there under the name of the queue that they come from, to
-// which the default exchange leads them back.
-func (t Topology) retry(d declaration, wait time.Duration) error {
-	name := namesOf(t.Prefix).retryQueue(wait)
-	if err := d.channel.ExchangeDeclare(name, amqp091.ExchangeFanout, true, false, false, false, nil); err != nil {
-		return &TopologyError{Kind: "exchange", Name: name, Err: err}
-	}
-	if err := d.queue(name, t.retryArguments(wait)); err != nil {
-		return err
-	}
-	return d.bind(name, "", name)
-}
-
-// retryArguments are those of the queue in which messages wait for so long.
-func (t Topology) retryArguments(wait time.Duration) amqp091.Table {
-	arguments := t.arguments(amqp091.Table{amqp091.QueueMessageTTLArg: wait.Milliseconds(), "x-dead-letter-exchange": ""})
-	if t.QueueType == QuorumQueues { // the way back is confirmed too
-		arguments["x-dead-letter-strategy"] = "at-least-once"
-		arguments[amqp091.QueueOverflowArg] = amqp091.QueueOverflowRejectPublish
-	}
-	return arguments
 }
 
 // Postpone has the handler that failed handle m again later: the message waits in a queue of the broker, from which it

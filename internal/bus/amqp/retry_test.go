@@ -123,7 +123,7 @@ func TestPostponedMessagesReturnToTheirPartition(t *testing.T) {
 			}
 		}()
 	}
-	require.NoError(t, amqp.NewPublisher(c).Publish("", event(uuid.New(), 1)))
+	publish(t, amqp.NewPublisher(c), event(uuid.New(), 1))
 	first := <-topics
 	require.Contains(t, first, consumerQueue+".")
 	require.Equal(t, first, <-topics)

@@ -7,10 +7,10 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
-	"github.com/cenkalti/backoff/v5"
 	amqp091 "github.com/rabbitmq/amqp091-go"
 )
 
@@ -18,106 +18,84 @@ import (
 const consumerTag = "worker"
 
 const (
-	// minNackWait and maxNackWait bound the growing wait before a message that was nacked is handed out again.
+	// minNackWait and maxNackWait bound the backoff before a nacked message is handed over again.
 	minNackWait = 50 * time.Millisecond
 	maxNackWait = time.Second
 )
 
 // Subscriber consumes queues. It is safe for concurrent use.
 type Subscriber struct {
-	conn  *Connection
-	share *share
+	conn       *Connection
+	partitions *partitions // nil if there is one queue
 
 	mu            sync.Mutex
 	closed        bool
 	subscriptions map[*subscription]struct{}
 }
 
-var (
-	_ message.Subscriber           = (*Subscriber)(nil)
-	_ message.SubscribeInitializer = (*Subscriber)(nil)
-)
+var _ message.Subscriber = (*Subscriber)(nil)
 
 // NewSubscriber returns a Subscriber over a Connection.
 func NewSubscriber(c *Connection) *Subscriber {
-	return &Subscriber{conn: c, share: newShare(c), subscriptions: map[*subscription]struct{}{}}
+	return &Subscriber{conn: c, partitions: newPartitions(c), subscriptions: map[*subscription]struct{}{}}
 }
 
-// SubscribeInitialize declares what is needed for a topic.
-func (s *Subscriber) SubscribeInitialize(topic string) error {
-	ctx, cancel := context.WithTimeout(s.conn.life, connectTimeout)
-	defer cancel()
-	session, err := s.conn.consuming.session(ctx, nil)
-	if err != nil {
-		return fmt.Errorf("declare topology: %w", err)
-	}
-	defer session.bound()()
-	channel, err := session.open(s.conn.routing, topic)
-	if err != nil {
-		return classify(err)
-	}
-	return channel.Close()
-}
-
-// Subscribe consumes the queue of a topic: under the contract, whatever the topic, the one queue; with partitions each of
-// [Connection.Topics] is to be subscribed to, once, and nothing is handed out of the others until the leftover queues
-// have been empty once. It hands out up to
-// the configured number of messages at once, and those of one aggregate one after another in the order of the queue,
-// also over nacks, lost connections and redeliveries: a message is not handed out while an earlier of its aggregate, or
-// an earlier copy of itself, is in hand.
+// Subscribe consumes the queue of a topic: the contract's, whatever the topic, unless it is one of [Connection.Topics],
+// which are to be subscribed to once each. With partitions, the others are consumed once the leftover queues were empty.
+// It hands over up to the configured number of messages at once, and those of one aggregate one after another in the
+// order of the queue, also over nacks, lost connections and redeliveries: a message is not handed over while an earlier
+// one of its aggregate, or an earlier copy of itself, is in flight.
 //
-// A nacked message stays here, ahead of the later ones of its aggregate, and is handed out again after a wait that
-// grows: given back to the broker it could be overtaken.
+// A nacked message is not requeued, as others could overtake it: it stays ahead of the later ones of its aggregate, and
+// is handed over again after a backoff.
 //
-// When ctx ends or the Subscriber is closed, consuming stops, what was not handed out goes back to the queue, and the
-// messages in hand are waited for, up to the drain timeout; then the returned channel is closed. A message's context
-// ends with ctx, when it is acked, and when the drain is over.
+// When ctx ends or the Subscriber is closed, consuming stops, what was not handed over is requeued, and the messages in
+// flight are waited for, up to the drain timeout; then the returned channel is closed. A message's context ends with ctx,
+// when it is acked, and when the drain is over.
 func (s *Subscriber) Subscribe(ctx context.Context, topic string) (<-chan *message.Message, error) {
-	c := s.conn.config
-	sub := &subscription{
-		conn:    s.conn,
-		topic:   topic,
-		queue:   s.conn.routing.Queue.GenerateName(topic),
-		logger:  c.Logger,
-		out:     make(chan *message.Message),
-		lanes:   newLanes(c.Concurrency),
-		results: make(chan result, c.Concurrency),
-		ended:   make(chan struct{}),
-		share:   s.share,
+	sub := newSubscription(ctx, s.conn, topic)
+	if s.partitions != nil {
+		s.partitions.join(sub)
 	}
-	_, sub.partition = s.conn.names.partitionOf(sub.queue)
-	sub.old = s.share != nil && s.share.isOld(sub.queue)
-	sub.handling, sub.abandon = context.WithCancel(context.WithoutCancel(ctx))
-	sub.messages, sub.cancelMessages = context.WithCancel(ctx)
-	sub.consuming, sub.stop = context.WithCancel(ctx)
-
 	var err error
-	if sub.share == nil || sub.old || sub.share.settled.Err() != nil {
-		err = sub.open(isPermanent)
+	if sub.mayBegin() {
+		err = sub.open(func(err error) bool { return !errors.Is(err, ErrUnavailable) })
 	}
 	if err == nil && !s.start(sub) { //nolint:contextcheck // the subscription carries its contexts
 		err = ErrClosed
 	}
 	if err != nil {
 		sub.end()
+		s.forget(sub)
 		return nil, fmt.Errorf("subscribe to queue %q: %w", sub.queue, err)
 	}
 	return sub.out, nil
 }
 
+// start runs a subscription, unless it is too late for that.
 func (s *Subscriber) start(sub *subscription) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	started := !s.closed && s.conn.spawn(func() {
+		defer s.forget(sub)
+		if s.partitions != nil {
+			sub.tasks.Go(func() { s.partitions.supervise(sub) })
+		}
 		sub.run()
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		delete(s.subscriptions, sub)
 	})
 	if started {
 		s.subscriptions[sub] = struct{}{}
 	}
 	return started
+}
+
+func (s *Subscriber) forget(sub *subscription) {
+	if s.partitions != nil {
+		s.partitions.leave(sub)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.subscriptions, sub)
 }
 
 // Close ends all subscriptions, see [Subscriber.Subscribe], and waits for their end.
@@ -136,33 +114,32 @@ func (s *Subscriber) Close() error {
 	return nil
 }
 
-// subscription is one consumer of one queue, over all its channels. One goroutine runs it and owns the lanes.
+// subscription is one consumer of one queue, over one channel after another. One goroutine runs it.
 type subscription struct {
-	conn         *Connection
-	topic, queue string
-	logger       *slog.Logger
+	conn        *Connection
+	queue       string
+	isPartition bool
+	logger      *slog.Logger
 
 	consuming      context.Context // until it is to stop
 	stop           context.CancelFunc
 	messages       context.Context // parent of the messages' contexts
 	cancelMessages context.CancelFunc
-	handling       context.Context // until the drain is over
-	abandon        context.CancelFunc
+	abandoned      chan struct{} // closed when the drain is over
+	ended          chan struct{}
+	tasks          sync.WaitGroup
 
-	out     chan *message.Message
-	lanes   *lanes
-	results chan result // has room for all that can be in hand
-	waiters sync.WaitGroup
-	ended   chan struct{}
+	out      chan *message.Message
+	queued   keyedQueue
+	inFlight chan struct{} // has one element for each message in flight, which may be shared with other subscriptions
+	reserved bool          // one element is for the next message
+	results  chan result   // has room for all messages in flight
+	bytes    int           // of the bodies in memory
 
-	share     *share // nil if this is the only one
-	partition bool   // this one is of a partition
-	active    bool   // and the broker delivers to it
-	yielding  bool   // and it hands it on
-	old       bool   // the queue is a leftover not known to be empty
-	quiet     int    // looks at it in a row that found nothing
-	bytes     int    // of the bodies that are held
-	slot      bool   // has a slot of the share for the next message
+	begin    <-chan struct{} // closed when it may consume; nil if it may
+	requests chan func()     // to be called while it consumes
+	active   atomic.Bool     // the broker delivers to it
+	handing  bool            // it hands its queue over to another worker, once nothing is in flight
 
 	session    *session
 	channel    *amqp091.Channel
@@ -170,342 +147,58 @@ type subscription struct {
 	deliveries <-chan amqp091.Delivery
 }
 
-// result is what became of a message in hand.
+// result is what became of a message in flight.
 type result struct {
-	held  *held
-	acked bool
+	delivery *delivery
+	acked    bool
 }
 
+func newSubscription(ctx context.Context, c *Connection, topic string) *subscription {
+	s := &subscription{
+		conn: c, queue: c.consumerQueue, logger: c.config.Logger, queued: keyedQueue{keys: map[string]*key{}},
+		out: make(chan *message.Message), inFlight: make(chan struct{}, c.config.Concurrency),
+		results: make(chan result, c.config.Concurrency), abandoned: make(chan struct{}), ended: make(chan struct{}),
+		requests: make(chan func()),
+	}
+	if _, s.isPartition = c.partitionOf(topic); s.isPartition {
+		s.queue = topic
+	}
+	s.messages, s.cancelMessages = context.WithCancel(ctx)
+	s.consuming, s.stop = context.WithCancel(ctx)
+	return s
+}
+
+func (s *subscription) mayBegin() bool {
+	select {
+	case <-s.begin:
+		return true
+	default:
+		return s.begin == nil
+	}
+}
+
+// run consumes until it is to stop.
 func (s *subscription) run() {
 	defer close(s.ended)
 	defer close(s.out)
 	defer s.end()
-	ready := s.channel != nil || s.awaitTurn()
-	for ready && s.consume() {
+	if s.channel == nil {
+		select {
+		case <-s.begin:
+			_ = s.open(func(error) bool { return false }) // an error means that it is to stop
+		case <-s.consuming.Done():
+		}
+	}
+	for s.channel != nil && s.consume() {
 		s.discard()
-		ready = s.open(never) == nil // otherwise it is to stop
+		_ = s.open(func(error) bool { return false }) // likewise
 	}
 	s.drain()
 }
 
-// awaitTurn begins to consume once the leftover queues are empty. It reports whether it did.
-func (s *subscription) awaitTurn() bool {
-	select {
-	case <-s.share.settled.Done():
-		return s.open(never) == nil
-	case <-s.consuming.Done():
-		return false
-	}
-}
-
-// consume takes deliveries in and hands messages out, until it is to stop, or the channel is lost or to be given up.
-func (s *subscription) consume() (again bool) {
-	look := s.looks()
-	defer look.Stop()
-	for !s.yielding || s.lanes.inHand > 0 {
-		var (
-			out   chan<- *message.Message
-			next  *message.Message
-			slots chan<- struct{}
-			h     = s.lanes.next()
-		)
-		switch {
-		case h == nil || s.yielding:
-		case s.share != nil && !s.slot:
-			slots = s.share.slots
-		default:
-			out, next = s.out, s.messageOf(h)
-		}
-		select {
-		case slots <- struct{}{}:
-			s.slot = true
-		case <-look.C:
-			s.look(look)
-		case d, ok := <-s.deliveries:
-			if !ok {
-				return s.consuming.Err() == nil
-			}
-			s.receive(d)
-		case out <- next:
-			s.lanes.take()
-			s.slot = false
-			s.waiters.Go(func() { s.wait(h, next) })
-		case r := <-s.results:
-			s.settle(r)
-		case <-s.consuming.Done():
-			return false
-		}
-	}
-	return true
-}
-
-// looks ticks when it is time for a look; never where there is nothing to look for.
-func (s *subscription) looks() *time.Ticker {
-	ticker := time.NewTicker(balanceInterval)
-	switch {
-	case s.old:
-		ticker.Reset(leftoverInterval)
-	case !s.partition:
-		ticker.Stop()
-	}
-	return ticker
-}
-
-// look finds out whether a leftover queue is empty, and whether a partition is to be handed on.
-func (s *subscription) look(ticker *time.Ticker) {
-	if s.conn.window.full() || s.old && len(s.lanes.byKey) > 0 || !s.old && !s.active {
-		s.quiet = 0
-		return
-	}
-	name := s.queue
-	if !s.old { // each worker consumes the contract's queue, and not every queue counts those that wait in line
-		name = s.conn.names.consumerQueue
-	}
-	release := s.session.bound()
-	queue, err := s.channel.QueueDeclarePassive(name, true, false, false, false, nil)
-	release()
-	switch {
-	case err != nil: // the channel is lost, which shows elsewhere
-	case s.old && queue.Messages > 0:
-		s.quiet = 0
-	case s.old:
-		if s.quiet++; s.quiet == quietLooks {
-			s.old = false
-			s.share.empty(s.queue)
-			s.logger.InfoContext(s.consuming, "the leftover queue is empty", "queue", s.queue)
-			ticker.Reset(balanceInterval)
-		}
-	case s.share.yield(queue.Consumers):
-		s.active, s.yielding = false, true
-	}
-}
-
-func (s *subscription) receive(d amqp091.Delivery) {
-	if d.Acknowledger == nil {
-		return // no delivery: the queue is gone
-	}
-	if s.partition && s.share != nil && !s.active && !s.yielding {
-		s.active = true
-		s.share.gain()
-	}
-	s.hold(len(d.Body))
-	resume := s.pause(d)
-	m, err := s.conn.routing.Marshaler.Unmarshal(d)
-	resume()
-	if err != nil {
-		s.hold(-len(d.Body))
-		s.logger.ErrorContext(s.consuming, "cannot read a message, the broker dead-letters it", "queue", s.queue,
-			"error", err)
-		_ = s.channel.Reject(d.DeliveryTag, false) // fails only if the channel is lost
-		return
-	}
-	key := laneOf(m)
-	if s.conn.config.Concurrency == 1 {
-		key = ""
-	}
-	s.lanes.add(key, &held{delivery: d, channel: s.channel, message: m})
-}
-
-// hold counts bytes of bodies that are held, and with less than 0 such as no longer are.
-func (s *subscription) hold(bytes int) {
-	s.bytes += bytes
-	s.conn.window.hold(bytes)
-}
-
-// pause closes the window while a large body is read as JSON: what the library reads meanwhile, nobody has counted yet.
-func (s *subscription) pause(d amqp091.Delivery) (resume func()) {
-	if len(d.Body) < largeBody {
-		return func() {}
-	}
-	s.conn.window.hold(maxHeldBytes)
-	return func() { s.conn.window.hold(-maxHeldBytes) }
-}
-
-// forget gives up what is not handed out.
-func (s *subscription) forget(all []*held) {
-	for _, h := range all {
-		if h.cancel != nil {
-			h.cancel()
-		}
-		s.hold(-len(h.delivery.Body))
-	}
-}
-
-// messageOf is the message to hand out for h.
-func (s *subscription) messageOf(h *held) *message.Message {
-	if h.message == nil {
-		h.message, _ = s.conn.routing.Marshaler.Unmarshal(h.delivery) // it could be read before
-	}
-	if h.cancel == nil {
-		var ctx context.Context
-		ctx, h.cancel = context.WithCancel(withOrigin(s.messages, h.delivery, s.queue))
-		h.message.SetContext(ctx)
-	}
-	return h.message
-}
-
-// wait waits for what becomes of a message in hand.
-func (s *subscription) wait(h *held, m *message.Message) {
-	defer h.cancel()
-	if s.share != nil {
-		defer func() { <-s.share.slots }()
-	}
-	r := result{held: h}
-	select {
-	case <-m.Acked():
-		r.acked = true
-	case <-m.Nacked():
-		timer := time.NewTimer(min(minNackWait<<min(h.nacks, 16), maxNackWait))
-		defer timer.Stop()
-		select {
-		case <-timer.C:
-		case <-s.consuming.Done():
-		}
-	case <-s.handling.Done():
-		return
-	}
-	s.results <- r
-}
-
-// settle tells the broker what became of a message. If the channel of its delivery is gone, the broker has it again.
-func (s *subscription) settle(r result) {
-	h := r.held
-	current := h.channel == s.channel
-	if current && !r.acked && s.consuming.Err() == nil {
-		h.nacks++
-		h.message, h.cancel = nil, nil
-		s.lanes.again(h)
-		return
-	}
-	s.lanes.done(h)
-	s.hold(-len(h.delivery.Body))
-	switch { // errors mean that the channel is lost, which shows elsewhere
-	case current && r.acked:
-		_ = h.channel.Ack(h.delivery.DeliveryTag, false)
-	case current && !s.keeps():
-		_ = h.channel.Nack(h.delivery.DeliveryTag, false, true)
-	}
-}
-
-// discard forgets a channel that is lost or given up, and what waits to be handed out: the broker delivers it again.
-func (s *subscription) discard() {
-	reason := "the queue is gone"
-	select {
-	case err := <-s.closed:
-		if err != nil {
-			reason = err.Error()
-		}
-	default:
-	}
-	if s.yielding {
-		s.logger.InfoContext(s.consuming, "handing a partition on to another worker", "queue", s.queue)
-	} else {
-		s.logger.WarnContext(s.consuming, "consuming was interrupted", "queue", s.queue, "reason", reason)
-	}
-	s.forget(s.lanes.clear())
-	s.closeChannel()
-}
-
-func (s *subscription) closeChannel() {
-	if s.active {
-		s.share.lose()
-	}
-	s.active, s.yielding = false, false
-	if s.slot {
-		s.slot = false
-		<-s.share.slots
-	}
-	if s.channel == nil {
-		return
-	}
-	defer s.session.bound()()
-	_ = s.channel.Close() // of no use any more, whatever it says
-	s.channel = nil
-}
-
-// drain stops consuming, gives back what was not handed out, and waits for what is in hand; not for long, and not once
-// the Connection is closed and nothing can be acked any more.
-func (s *subscription) drain() {
-	s.stop()
-	if s.channel != nil && !s.keeps() {
-		s.giveBack()
-	}
-	timeout := time.NewTimer(s.conn.config.DrainTimeout)
-	defer timeout.Stop()
-	deliveries := s.deliveries
-	if s.channel == nil || !s.keeps() {
-		deliveries = nil
-	}
-	for s.lanes.inHand > 0 {
-		select {
-		case _, ok := <-deliveries: // let go of the body; it is delivered again
-			if !ok {
-				deliveries = nil
-			}
-		case r := <-s.results:
-			s.settle(r)
-		case <-s.conn.life.Done():
-			return
-		case <-timeout.C:
-			s.logger.WarnContext(s.handling, "messages are still in hand after the drain timeout, and go back to their queue",
-				"queue", s.queue, "messages", s.lanes.inHand, "timeout", s.conn.config.DrainTimeout)
-			return
-		}
-	}
-}
-
-// keeps tells whether a drain keeps all until its end, when the channel is closed: the next worker must not begin with a
-// partition while something is in hand here, and to a quorum queue messages return in the order in which they are given
-// back.
-func (s *subscription) keeps() bool {
-	return s.partition || s.conn.config.QueueType == QuorumQueues
-}
-
-// giveBack cancels the consumer and requeues what was not handed out.
-func (s *subscription) giveBack() {
-	waiting := s.lanes.clear()
-	var tags []uint64
-	for _, h := range waiting {
-		tags = append(tags, h.delivery.DeliveryTag)
-	}
-	s.forget(waiting)
-	canceled := make(chan struct{})
-	s.waiters.Go(func() {
-		defer close(canceled)
-		defer s.session.bound()()
-		_ = s.channel.Cancel(consumerTag, false) // an error means that the channel is lost, and all is given back
-	})
-	for d := range s.deliveries { // until the broker has heard of it
-		tags = append(tags, d.DeliveryTag)
-	}
-	<-canceled
-	slices.Sort(tags)
-	for _, tag := range tags {
-		_ = s.channel.Nack(tag, false, true) // likewise
-	}
-}
-
-// end ends all that the subscription has begun. What is still in hand is abandoned.
-func (s *subscription) end() {
-	s.stop()
-	s.cancelMessages()
-	s.abandon()
-	s.waiters.Wait()
-	s.hold(-s.bytes)
-	s.closeChannel()
-}
-
-// never and isPermanent tell whether an attempt to consume is to be the last.
-func never(error) bool { return false }
-
-func isPermanent(err error) bool { return !errors.Is(err, ErrUnavailable) }
-
-// open begins to consume, on a channel of its own. It tries until it succeeds, gives up at an error as it is told, or is
-// to stop.
+// open opens a channel and consumes. It tries again until it succeeds, is to stop, or an error is one to give up at.
 func (s *subscription) open(giveUp func(error) bool) error {
-	waits := backoff.NewExponentialBackOff()
-	waits.InitialInterval, waits.MaxInterval, waits.Multiplier = 50*time.Millisecond, maxReconnectWait, 2
-	for {
+	for waits := newWaits(); ; {
 		session, err := s.conn.consuming.session(s.consuming, nil)
 		if err != nil {
 			return err
@@ -517,11 +210,7 @@ func (s *subscription) open(giveUp func(error) bool) error {
 			return err
 		}
 		s.logger.WarnContext(s.consuming, "cannot consume, will try again", "queue", s.queue, "error", err)
-		timer := time.NewTimer(waits.NextBackOff())
-		select {
-		case <-timer.C:
-		case <-s.consuming.Done():
-			timer.Stop()
+		if pause(s.consuming, waits.NextBackOff()); s.consuming.Err() != nil {
 			return context.Cause(s.consuming)
 		}
 	}
@@ -529,7 +218,7 @@ func (s *subscription) open(giveUp func(error) bool) error {
 
 func (s *subscription) openOn(session *session) error {
 	defer session.bound()()
-	channel, err := session.open(s.conn.routing, s.topic)
+	channel, err := session.open(s.conn.topology, s.queue)
 	if err != nil {
 		return err
 	}
@@ -543,4 +232,270 @@ func (s *subscription) openOn(session *session) error {
 	}
 	s.session, s.channel, s.closed, s.deliveries = session, channel, closed, deliveries
 	return nil
+}
+
+// consume receives deliveries and hands messages over. It returns false when it is to stop, and true when the channel is
+// lost or to be given up.
+func (s *subscription) consume() (again bool) {
+	for !s.handing || s.queued.inFlight > 0 {
+		var (
+			out     chan<- *message.Message
+			m       *message.Message
+			reserve chan<- struct{}
+			next    = s.queued.next()
+		)
+		switch {
+		case next == nil || s.handing:
+		case !s.reserved:
+			reserve = s.inFlight
+		default:
+			out, m = s.out, s.messageOf(next)
+		}
+		select {
+		case d, ok := <-s.deliveries:
+			if !ok {
+				return s.consuming.Err() == nil
+			}
+			s.receive(d)
+		case reserve <- struct{}{}:
+			s.reserved = true
+		case out <- m:
+			s.queued.take()
+			s.reserved = false
+			s.tasks.Go(func() { s.await(next, m) })
+		case r := <-s.results:
+			s.settle(r)
+		case request := <-s.requests:
+			request()
+		case <-s.consuming.Done():
+			return false
+		}
+	}
+	return true
+}
+
+// do calls f while the subscription consumes, and returns after that. It returns false if the subscription ends first.
+func (s *subscription) do(f func()) bool {
+	done := make(chan struct{})
+	select {
+	case s.requests <- func() { defer close(done); f() }:
+		<-done
+		return true
+	case <-s.consuming.Done():
+		return false
+	}
+}
+
+// isEmpty tells whether the queue is empty, apart from a delivery that has arrived and was not received.
+func (s *subscription) isEmpty() bool {
+	if len(s.queued.keys) > 0 || s.conn.received.full() {
+		return false
+	}
+	defer s.session.bound()()
+	queue, err := s.channel.QueueDeclarePassive(s.queue, true, false, false, false, nil)
+	return err == nil && queue.Messages == 0 // an error means that the channel is lost
+}
+
+// giveUp hands the queue over to another worker that waits for it.
+func (s *subscription) giveUp() {
+	if s.active.Swap(false) {
+		s.handing = true
+	}
+}
+
+func (s *subscription) receive(d amqp091.Delivery) {
+	if d.Acknowledger == nil {
+		return // no delivery: the queue was deleted
+	}
+	if !s.handing {
+		s.active.Store(true)
+	}
+	s.count(len(d.Body))
+	m := s.messageFrom(d)
+	key := ""
+	if s.conn.config.Concurrency > 1 {
+		key = keyOf(m)
+	}
+	s.queued.add(key, &delivery{Delivery: d, channel: s.channel, message: m})
+}
+
+// messageFrom parses a large body with the limit reached: nobody counts yet what the library reads meanwhile.
+func (s *subscription) messageFrom(d amqp091.Delivery) *message.Message {
+	if len(d.Body) >= largeBody {
+		s.conn.received.add(maxReceivedBytes)
+		defer s.conn.received.add(-maxReceivedBytes)
+	}
+	return unmarshal(d, s.conn.config.MaxMessage)
+}
+
+// count counts bytes of bodies that are in memory, or with less than 0 no longer are.
+func (s *subscription) count(bytes int) {
+	s.bytes += bytes
+	s.conn.received.add(bytes)
+}
+
+// messageOf is the message to hand over.
+func (s *subscription) messageOf(d *delivery) *message.Message {
+	if d.message == nil {
+		d.message = unmarshal(d.Delivery, s.conn.config.MaxMessage)
+	}
+	if d.cancel == nil {
+		var ctx context.Context
+		ctx, d.cancel = context.WithCancel(withOrigin(s.messages, d.Delivery, s.queue))
+		d.message.SetContext(ctx)
+	}
+	return d.message
+}
+
+// await waits for the ack of a message in flight.
+func (s *subscription) await(d *delivery, m *message.Message) {
+	defer d.cancel()
+	r := result{delivery: d}
+	select {
+	case <-m.Acked():
+		r.acked = true
+	case <-m.Nacked():
+		pause(s.consuming, min(minNackWait<<min(d.nacks, 16), maxNackWait))
+	case <-s.abandoned:
+		return
+	}
+	s.results <- r
+}
+
+// settle acks a message, or has it handled again. If its channel is lost, the broker has requeued it.
+func (s *subscription) settle(r result) {
+	d := r.delivery
+	<-s.inFlight
+	current := d.channel == s.channel
+	if current && !r.acked && s.consuming.Err() == nil {
+		d.nacks++
+		d.message, d.cancel = nil, nil
+		s.queued.again(d)
+		return
+	}
+	s.queued.done(d)
+	s.count(-len(d.Body))
+	switch { // an error means that the channel is lost
+	case current && r.acked:
+		_ = d.channel.Ack(d.DeliveryTag, false)
+	case current && !s.requeuesAtEnd():
+		_ = d.channel.Nack(d.DeliveryTag, false, true)
+	}
+}
+
+// discard forgets a channel that is lost or given up, and what was not handed over: the broker requeues it.
+func (s *subscription) discard() {
+	reason := "the queue was deleted"
+	select {
+	case err := <-s.closed:
+		if err != nil {
+			reason = err.Error()
+		}
+	default:
+	}
+	if s.handing {
+		s.logger.InfoContext(s.consuming, "handing a partition over to another worker", "queue", s.queue)
+	} else {
+		s.logger.WarnContext(s.consuming, "consuming was interrupted", "queue", s.queue, "reason", reason)
+	}
+	s.clear()
+	s.closeChannel()
+}
+
+// clear removes what was not handed over, and returns its delivery tags.
+func (s *subscription) clear() (tags []uint64) {
+	for _, d := range s.queued.clear() {
+		if d.cancel != nil {
+			d.cancel()
+		}
+		s.count(-len(d.Body))
+		tags = append(tags, d.DeliveryTag)
+	}
+	return tags
+}
+
+func (s *subscription) closeChannel() {
+	if s.reserved {
+		s.reserved = false
+		<-s.inFlight
+	}
+	if s.channel == nil {
+		return
+	}
+	release := s.session.bound()
+	_ = s.channel.Close() // it is gone either way
+	release()
+	s.channel = nil
+	s.active.Store(false)
+	s.handing = false
+}
+
+// drain stops consuming, requeues what was not handed over, and waits for what is in flight, up to the drain timeout or
+// until the Connection is closed and nothing can be acked any more.
+func (s *subscription) drain() {
+	s.stop()
+	var deliveries <-chan amqp091.Delivery
+	switch {
+	case s.channel == nil:
+	case s.requeuesAtEnd():
+		deliveries = s.deliveries
+	default:
+		s.requeue()
+	}
+	timeout := time.NewTimer(s.conn.config.DrainTimeout)
+	defer timeout.Stop()
+	for s.queued.inFlight > 0 {
+		select {
+		case _, ok := <-deliveries: // it is not kept in memory, and delivered again
+			if !ok {
+				deliveries = nil
+			}
+		case r := <-s.results:
+			s.settle(r)
+		case <-s.conn.life.Done():
+			return
+		case <-timeout.C:
+			s.logger.WarnContext(s.consuming, "messages are still in flight after the drain timeout, and are requeued",
+				"queue", s.queue, "messages", s.queued.inFlight, "timeout", s.conn.config.DrainTimeout)
+			return
+		}
+	}
+}
+
+// requeuesAtEnd tells whether a drain requeues by closing the channel at its end: the next worker must not begin with a
+// partition while a message is in flight here, and a quorum queue keeps the order only of what is requeued together.
+func (s *subscription) requeuesAtEnd() bool {
+	return s.isPartition || s.conn.quorum
+}
+
+// requeue cancels the consumer and requeues what was not handed over.
+func (s *subscription) requeue() {
+	tags := s.clear()
+	canceled := make(chan struct{})
+	s.tasks.Go(func() {
+		defer close(canceled)
+		defer s.session.bound()()
+		_ = s.channel.Cancel(consumerTag, false) // an error means that the channel is lost, and all is requeued
+	})
+	for d := range s.deliveries { // until the broker has canceled it
+		tags = append(tags, d.DeliveryTag)
+	}
+	<-canceled
+	slices.Sort(tags)
+	for _, tag := range tags {
+		_ = s.channel.Nack(tag, false, true) // likewise
+	}
+}
+
+// end ends all that the subscription has begun. What is still in flight is abandoned, and requeued with the channel.
+func (s *subscription) end() {
+	s.stop()
+	s.cancelMessages()
+	close(s.abandoned)
+	s.tasks.Wait()
+	for range s.queued.inFlight {
+		<-s.inFlight
+	}
+	s.conn.received.add(-s.bytes)
+	s.closeChannel()
 }

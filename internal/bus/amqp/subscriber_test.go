@@ -221,12 +221,12 @@ func TestSubscriberOutlivesItsQueue(t *testing.T) {
 	publisher := amqp.NewPublisher(c)
 	messages, _ := subscribe(t, c)
 	id := uuid.New()
-	require.NoError(t, publisher.Publish("", event(id, 1)))
+	publish(t, publisher, event(id, 1))
 	inHand := receive(t, messages)
 
 	_, err := raw(t, url).QueueDelete(consumerQueue, false, false, false)
 	require.NoError(t, err)
-	require.Eventually(t, func() bool { return publisher.Publish("", event(id, 2)) == nil }, patience, 10*time.Millisecond)
+	require.Eventually(t, func() bool { return publisher.PublishBatch(t.Context(), []*message.Message{event(id, 2)}) == nil }, patience, 10*time.Millisecond)
 	select {
 	case m := <-messages:
 		require.Failf(t, "handed out while another of its aggregate is in hand", "%s", m.Payload)
@@ -310,7 +310,7 @@ func TestTopologyIsRestoredOnABrokerThatWasReset(t *testing.T) {
 	c := dial(t, amqp.Config{URL: amqpURL})
 	publisher := amqp.NewPublisher(c)
 	messages, _ := subscribe(t, c)
-	require.NoError(t, publisher.Publish("", event(uuid.New(), 1)))
+	publish(t, publisher, event(uuid.New(), 1))
 	require.True(t, receive(t, messages).Ack())
 
 	vhost := "/vhosts/" + url.PathEscape(vhostOf(t, amqpURL))

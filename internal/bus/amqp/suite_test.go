@@ -1,10 +1,12 @@
 package amqp_test
 
 import (
+	"context"
+	"errors"
+	"sync"
 	"testing"
 	"time"
 
-	wamqp "github.com/ThreeDotsLabs/watermill-amqp/v3/pkg/amqp"
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/ThreeDotsLabs/watermill/pubsub/tests"
 	"github.com/stretchr/testify/require"
@@ -13,8 +15,8 @@ import (
 	"github.com/healz/worker/internal/test/testservers"
 )
 
-// TestWatermillSuite holds publisher and subscriber to Watermill's universal suite, with a queue for each topic and
-// group.
+// TestWatermillSuite holds publisher and subscriber to Watermill's universal suite, with an exchange for each topic and a
+// queue for each topic and group.
 func TestWatermillSuite(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
@@ -32,20 +34,12 @@ func TestWatermillSuite(t *testing.T) {
 			url := testservers.RabbitMQ(t)
 			group := func(t *testing.T, group string) (message.Publisher, message.Subscriber) {
 				t.Helper()
-				routing := amqp.ContractConfig(url, "suite")
-				routing.Exchange.GenerateName = wamqp.GenerateExchangeNameTopicName
-				routing.Queue.GenerateName = func(topic string) string {
-					if topic == "" {
-						return ""
-					}
-					return topic + "." + group
+				s := &topics{
+					config: amqp.Config{URL: url, Concurrency: test.concurrency, DrainTimeout: time.Second}, group: group,
+					byName: map[string]*topic{},
 				}
-				routing.Publish.GenerateRoutingKey = func(topic string) string { return topic }
-				config := amqp.Config{URL: url, Prefix: "suite", Concurrency: test.concurrency, DrainTimeout: time.Second}
-				c, err := amqp.DialRouting(t.Context(), config, routing)
-				require.NoError(t, err)
-				t.Cleanup(func() { require.NoError(t, c.Close()) })
-				return amqp.NewPublisher(c), amqp.NewSubscriber(c)
+				t.Cleanup(func() { require.NoError(t, s.disconnect()) })
+				return topicPublisher{s}, topicSubscriber{s}
 			}
 			tests.TestPubSub(t, test.features, func(t *testing.T) (message.Publisher, message.Subscriber) {
 				t.Helper()
@@ -53,4 +47,83 @@ func TestWatermillSuite(t *testing.T) {
 			}, group)
 		})
 	}
+}
+
+// topics have a Connection each.
+type topics struct {
+	config amqp.Config
+	group  string
+
+	mu     sync.Mutex
+	byName map[string]*topic
+}
+
+type topic struct {
+	conn       *amqp.Connection
+	publisher  *amqp.Publisher
+	subscriber *amqp.Subscriber
+}
+
+func (s *topics) topic(name string) (*topic, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.byName[name] == nil {
+		config := s.config
+		config.Prefix = name
+		conn, err := amqp.DialQueue(context.Background(), config, name+"."+s.group)
+		if err != nil {
+			return nil, err
+		}
+		s.byName[name] = &topic{conn, amqp.NewPublisher(conn), amqp.NewSubscriber(conn)}
+	}
+	return s.byName[name], nil
+}
+
+func (s *topics) each(closeOne func(*topic) error) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var all []error
+	for _, t := range s.byName {
+		all = append(all, closeOne(t))
+	}
+	return errors.Join(all...)
+}
+
+func (s *topics) disconnect() error {
+	return s.each(func(t *topic) error { return t.conn.Close() })
+}
+
+type topicPublisher struct{ *topics }
+
+func (p topicPublisher) Publish(name string, messages ...*message.Message) error {
+	t, err := p.topic(name)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	return t.publisher.PublishBatch(ctx, messages)
+}
+
+func (p topicPublisher) Close() error {
+	return p.each(func(t *topic) error { return t.publisher.Close() })
+}
+
+type topicSubscriber struct{ *topics }
+
+func (s topicSubscriber) SubscribeInitialize(name string) error {
+	_, err := s.topic(name)
+	return err
+}
+
+func (s topicSubscriber) Subscribe(ctx context.Context, name string) (<-chan *message.Message, error) {
+	t, err := s.topic(name)
+	if err != nil {
+		return nil, err
+	}
+	return t.subscriber.Subscribe(ctx, name)
+}
+
+func (s topicSubscriber) Close() error {
+	return s.each(func(t *topic) error { return t.subscriber.Close() })
 }

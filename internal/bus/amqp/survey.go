@@ -4,218 +4,166 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"slices"
-	"strconv"
 
 	amqp091 "github.com/rabbitmq/amqp091-go"
 )
 
-// Survey is what a look at a broker finds. The look declares, binds and takes nothing.
+// Survey is what [Inspect] finds on a broker.
 type Survey struct {
 	// Product and Version are what the broker calls itself.
 	Product, Version string
 	Parts            []Part
 }
 
-// Part is an exchange or a queue that the settings ask for, or one that they have no place for.
+// Part is an exchange or a queue that the settings ask for, or one that must not exist with these settings.
 type Part struct {
 	Kind, Name string
-	// Missing tells that it is not there. The worker makes it when it starts.
+	// Missing tells that it does not exist. The worker declares it when it starts.
 	Missing bool
-	// Err is what the worker would fail of: properties that are not the contract's, or rights that are missing. It is a
-	// *[TopologyError].
+	// Err is what the worker would fail with: other properties, or missing rights. It is a *[TopologyError].
 	Err error
-	// Messages and Consumers are those of a queue, so far as the broker tells.
+	// Messages and Consumers are those of a queue.
 	Messages, Consumers int
-	// Consumed tells that it is a queue that workers consume, and Failed that it is the one of dead letters.
+	// Consumed marks a queue that workers consume, and Failed the one of dead letters.
 	Consumed, Failed bool
 }
 
-// Look makes one connection and compares what the broker has with what the settings ask for, including the rights to
-// declare, to bind and to publish. That of consuming it cannot see, nor whether the bindings are there: AMQP tells of
-// neither but by changing something. Errors of the connection are as of [Dial].
-func Look(ctx context.Context, c Config) (Survey, error) {
-	c = c.withDefaults()
-	uri, err := amqp091.ParseURI(c.URL)
+// Inspect makes one connection and compares what the broker has with what the settings ask for, including the rights to
+// declare, to bind and to publish. It changes nothing. The right to consume and the bindings cannot be checked: AMQP
+// tells about them only by a change. Errors of the connection are as of [Dial].
+func Inspect(ctx context.Context, c Config) (Survey, error) {
+	conn, err := newConnection(ctx, c)
 	if err != nil {
-		return Survey{}, errURL
+		return Survey{}, err
 	}
+	defer conn.end()
+	conn.declares = false
 	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
 	defer cancel()
-	s := &session{responseTimeout: c.ResponseTimeout}
-	defer context.AfterFunc(ctx, s.kill)()
-	properties := amqp091.NewConnectionProperties()
-	properties.SetClientConnectionName(c.Name + " doctor")
-	if err := s.dial(ctx, c.URL, amqp091.Config{Heartbeat: c.Heartbeat, Properties: properties}); err != nil {
-		if ctx.Err() != nil {
-			err = fmt.Errorf("%w: %w: %w", ErrUnavailable, context.Cause(ctx), err)
-		} else {
-			err = classify(err)
-		}
-		return Survey{}, fmt.Errorf("connect to RabbitMQ at %s, vhost %q: %w",
-			net.JoinHostPort(uri.Host, strconv.Itoa(uri.Port)), uri.Vhost, err)
+	s, err := conn.connect(ctx, "doctor", nil)
+	if err != nil {
+		return Survey{}, err
 	}
 	defer s.close()
-	v := surveyor{session: s, names: namesOf(c.Prefix), topology: Topology{
-		Prefix: c.Prefix, Partitions: c.Partitions, LeavePartitions: c.LeavePartitions, QueueType: c.QueueType, RetryLater: c.RetryLater,
-	}}
-	survey := Survey{Product: s.property("product"), Version: s.property("version")}
-	if survey.Parts, err = v.parts(ContractConfig(c.URL, c.Prefix).Queue.Arguments); err != nil {
-		return survey, fmt.Errorf("look at RabbitMQ: %w", classify(err))
+	defer context.AfterFunc(ctx, s.kill)()
+	property := func(name string) string {
+		text, _ := s.conn.Properties[name].(string)
+		return text
+	}
+	survey := Survey{Product: property("product"), Version: property("version")}
+	if survey.Parts, err = (inspection{s, conn.topology}).parts(); err != nil {
+		return survey, fmt.Errorf("inspect RabbitMQ: %w", classify(err))
 	}
 	return survey, nil
 }
 
-func (s *session) property(name string) string {
-	text, _ := s.conn.Properties[name].(string)
-	return text
+type inspection struct {
+	session *session
+	topology
 }
 
-// surveyor looks at one thing after the other, each on a channel of its own: the broker closes it with each refusal.
-type surveyor struct {
-	session  *session
-	names    names
-	topology Topology
-}
-
-// wanted is what the settings ask for: what [Topology] declares.
-type wanted struct {
-	kind, name, exchangeType string
-	arguments                amqp091.Table
-}
-
-func (v surveyor) wanted(own amqp091.Table) []wanted {
-	t, n := v.topology, v.names
-	topic := func(name string) wanted { return wanted{"exchange", name, amqp091.ExchangeTopic, nil} }
-	queue := func(name string, arguments amqp091.Table) wanted { return wanted{"queue", name, "", arguments} }
-	all := []wanted{
-		topic(n.exchange), topic(n.deadLetterExchange),
-		queue(n.failedQueue, t.arguments(nil)), queue(n.consumerQueue, t.arguments(own)),
-	}
-	for _, wait := range t.RetryLater {
-		name := n.retryQueue(wait)
-		all = append(all, wanted{"exchange", name, amqp091.ExchangeFanout, nil}, queue(name, t.retryArguments(wait)))
-	}
-	if t.Partitions > 0 {
-		all = append(all, wanted{"exchange", n.partitionedExchange, consistentHash, t.partitionedArguments(n)})
-	}
-	for i := range t.Partitions {
-		all = append(all, queue(n.partition(i), t.partitionArguments(own)))
-	}
-	return all
-}
-
-// parts looks at all that is wanted, at the rights, and at what is not wanted. An error is one of the connection.
-func (v surveyor) parts(own amqp091.Table) ([]Part, error) {
+// parts checks all that is wanted, the rights, and what is not wanted. An error is one of the connection.
+func (i inspection) parts() ([]Part, error) {
 	var parts []Part
-	there := make(map[string]bool)
-	for _, w := range v.wanted(own) {
-		p, err := v.part(w)
+	exists := make(map[string]bool)
+	for _, wanted := range i.topology.parts() {
+		p, err := i.part(wanted)
 		if err != nil {
 			return parts, err
 		}
-		there[w.name] = !p.Missing
+		exists[wanted.name] = !p.Missing
 		parts = append(parts, p)
 	}
-	for _, right := range v.rights() {
-		if !there[right.name] || !there[right.other] {
+	for _, right := range i.rights() {
+		if !exists[right.name] || !exists[right.other] {
 			continue
 		}
-		if err := v.on(right.ask); err != nil {
-			if !isAnswer(err) {
-				return parts, err
-			}
-			refusal := &TopologyError{Kind: right.kind, Name: right.name, Err: err}
-			parts = append(parts, Part{Kind: right.kind, Name: right.name, Err: refusal})
-		}
-	}
-	if v.topology.Partitions == 0 {
-		w := wanted{kind: "exchange", name: v.names.partitionedExchange, exchangeType: consistentHash}
-		err := v.on(func(c *amqp091.Channel) error { return v.exists(c, w, &Part{}) })
-		switch {
-		case err == nil:
-			parts = append(parts, Part{Kind: "no exchange", Name: w.name, Err: &TopologyError{
-				Kind: "no exchange", Name: w.name, Err: errors.New("it is there: the workers on this broker have partitions"),
-			}})
-		case !isAnswer(err):
+		if err := i.do(right.ask); isAnswer(err) {
+			parts = append(parts, Part{Kind: right.kind, Name: right.name, Err: topologyError(right.kind, right.name, err)})
+		} else if err != nil {
 			return parts, err
 		}
 	}
-	return parts, nil
+	if i.partitions > 0 {
+		return parts, nil
+	}
+	err := i.do(func(c *amqp091.Channel) error {
+		return c.ExchangeDeclarePassive(i.partitionedExchange, consistentHash, true, false, false, false, nil)
+	})
+	if err == nil {
+		err = errors.New("it exists: the workers on this broker have partitions")
+		err = topologyError("no exchange", i.partitionedExchange, err)
+		return append(parts, Part{Kind: "no exchange", Name: i.partitionedExchange, Err: err}), nil
+	}
+	if isAnswer(err) {
+		err = nil
+	}
+	return parts, err
 }
 
-// part looks whether a thing is there, and then declares it as it should be: the broker refuses that if it is another, or
-// if the right is missing, and else does nothing.
-func (v surveyor) part(w wanted) (Part, error) {
-	p := Part{Kind: w.kind, Name: w.name, Failed: w.name == v.names.failedQueue}
-	_, partition := v.names.partitionOf(w.name)
-	p.Consumed = partition || w.name == v.names.consumerQueue
-	err := v.on(func(c *amqp091.Channel) error { return v.exists(c, w, &p) })
-	if err == nil {
-		err = v.on(func(c *amqp091.Channel) error {
-			if w.kind == "exchange" {
-				return c.ExchangeDeclare(w.name, w.exchangeType, true, false, false, false, w.arguments)
-			}
-			_, err := c.QueueDeclare(w.name, true, false, false, false, w.arguments)
-			return err
-		})
+// part checks whether a part exists, and only then declares it: the broker refuses that if its properties are others or
+// the right is missing, and else does nothing.
+func (i inspection) part(wanted part) (Part, error) {
+	_, isPartition := i.partitionOf(wanted.name)
+	p := Part{
+		Kind: wanted.kind, Name: wanted.name, Failed: wanted.name == i.failedQueue,
+		Consumed: isPartition || wanted.name == i.consumerQueue,
 	}
-	answer, refused := errors.AsType[*amqp091.Error](err)
+	err := i.do(func(c *amqp091.Channel) error {
+		if wanted.exchangeType != "" {
+			return c.ExchangeDeclarePassive(wanted.name, wanted.exchangeType, true, false, false, false, nil)
+		}
+		q, err := c.QueueDeclarePassive(wanted.name, true, false, false, false, nil)
+		p.Messages, p.Consumers = q.Messages, q.Consumers
+		return err
+	})
 	switch {
 	case err == nil:
-	case refused && answer.Code == amqp091.NotFound:
+		err = i.do(wanted.declare)
+	case isNotFound(err):
 		p.Missing = true
+		return p, nil
 	case isAnswer(err):
-		p.Err = &TopologyError{Kind: w.kind, Name: w.name, Err: err}
-	default:
-		return p, err
+		err = topologyError(wanted.kind, wanted.name, err)
 	}
-	return p, nil
+	if isAnswer(err) {
+		p.Err, err = err, nil
+	}
+	return p, err
 }
 
-// exists is an error unless the thing is there.
-func (v surveyor) exists(c *amqp091.Channel, w wanted, p *Part) error {
-	if w.kind == "exchange" {
-		return c.ExchangeDeclarePassive(w.name, w.exchangeType, true, false, false, false, nil)
-	}
-	q, err := c.QueueDeclarePassive(w.name, true, false, false, false, nil)
-	p.Messages, p.Consumers = q.Messages, q.Consumers
-	return err
-}
-
-// right is one that the worker needs on a thing, together with another.
+// right is a right that the worker needs on a part, for which another part must exist.
 type right struct {
 	kind, name, other string
-	// ask asks for something that changes nothing: to remove a binding that nobody has.
+	// ask asks for something that needs the right and changes nothing: to remove a binding that does not exist.
 	ask func(*amqp091.Channel) error
 }
 
-// nobodysKey is the key of a binding that nobody has.
-const nobodysKey = "worker.doctor.looks.whether.it.may"
+// unusedKey is the key of a binding that does not exist.
+const unusedKey = "worker.doctor.checks.rights"
 
-func (v surveyor) rights() []right {
-	n := v.names
+func (i inspection) rights() []right {
+	publish := func(exchange, other string) right {
+		return right{"right to publish to exchange", exchange, other, func(c *amqp091.Channel) error {
+			return c.ExchangeUnbind(exchange, unusedKey, other, false, nil)
+		}}
+	}
+	bind := func(queue, exchange string) right {
+		return right{"right to bind queue", queue, exchange, func(c *amqp091.Channel) error {
+			return c.QueueUnbind(queue, unusedKey, exchange, nil)
+		}}
+	}
 	return []right{
-		{"right to publish to exchange", n.exchange, n.deadLetterExchange, func(c *amqp091.Channel) error {
-			return c.ExchangeUnbind(n.exchange, nobodysKey, n.deadLetterExchange, false, nil)
-		}},
-		{"right to publish to exchange", n.deadLetterExchange, n.exchange, func(c *amqp091.Channel) error {
-			return c.ExchangeUnbind(n.deadLetterExchange, nobodysKey, n.exchange, false, nil)
-		}},
-		{"right to bind queue", n.consumerQueue, n.exchange, func(c *amqp091.Channel) error {
-			return c.QueueUnbind(n.consumerQueue, nobodysKey, n.exchange, nil)
-		}},
-		{"right to bind queue", n.failedQueue, n.deadLetterExchange, func(c *amqp091.Channel) error {
-			return c.QueueUnbind(n.failedQueue, nobodysKey, n.deadLetterExchange, nil)
-		}},
+		publish(i.exchange, i.deadLetterExchange), publish(i.deadLetterExchange, i.exchange),
+		bind(i.consumerQueue, i.exchange), bind(i.failedQueue, i.deadLetterExchange),
 	}
 }
 
-// on does something on a channel of its own.
-func (v surveyor) on(do func(*amqp091.Channel) error) error {
-	defer v.session.bound()()
-	channel, err := v.session.conn.Channel()
+// do does something on a channel of its own: the broker closes a channel with each refusal.
+func (i inspection) do(do func(*amqp091.Channel) error) error {
+	defer i.session.bound()()
+	channel, err := i.session.conn.Channel()
 	if err != nil {
 		return err
 	}
@@ -225,10 +173,15 @@ func (v surveyor) on(do func(*amqp091.Channel) error) error {
 	return channel.Close()
 }
 
-// isAnswer tells whether the broker has answered, and only does not do what it was asked for.
+// isAnswer tells whether an error is the broker's refusal of a request, rather than the loss of the connection.
 func isAnswer(err error) bool {
 	answer, ok := errors.AsType[*amqp091.Error](err)
 	return ok && slices.Contains([]int{
 		amqp091.AccessRefused, amqp091.NotFound, amqp091.PreconditionFailed, amqp091.ResourceLocked,
 	}, answer.Code)
+}
+
+func isNotFound(err error) bool {
+	answer, ok := errors.AsType[*amqp091.Error](err)
+	return ok && answer.Code == amqp091.NotFound
 }

@@ -18,7 +18,7 @@ import (
 
 func look(t *testing.T, c amqp.Config) map[string]amqp.Part {
 	t.Helper()
-	survey, err := amqp.Look(t.Context(), c)
+	survey, err := amqp.Inspect(t.Context(), c)
 	require.NoError(t, err)
 	require.Equal(t, "RabbitMQ", survey.Product)
 	require.NotEmpty(t, survey.Version)
@@ -32,7 +32,7 @@ func look(t *testing.T, c amqp.Config) map[string]amqp.Part {
 }
 
 // A look at an untouched broker leaves it so, and after the worker has declared all that it needs, all is as it should be.
-func TestLook(t *testing.T) {
+func TestInspect(t *testing.T) {
 	t.Parallel()
 	for name, config := range map[string]amqp.Config{
 		"the contract": {},
@@ -62,7 +62,7 @@ func TestLook(t *testing.T) {
 	}
 }
 
-func TestLookFindsWhatDiffers(t *testing.T) {
+func TestInspectFindsWhatDiffers(t *testing.T) {
 	t.Parallel()
 	config := amqp.Config{URL: testservers.RabbitMQ(t)}
 	ch := raw(t, config.URL)
@@ -97,7 +97,7 @@ func TestLookFindsWhatDiffers(t *testing.T) {
 	require.Eventually(t, func() bool { return look(t, config)[failedQueue].Messages == 1 }, patience, 50*time.Millisecond)
 }
 
-func TestLookFindsMissingRights(t *testing.T) {
+func TestInspectFindsMissingRights(t *testing.T) {
 	t.Parallel()
 	config := amqp.Config{URL: testservers.RabbitMQ(t)}
 	dial(t, config)
@@ -112,7 +112,7 @@ func TestLookFindsMissingRights(t *testing.T) {
 			t.Parallel()
 			limited := config
 			limited.URL = user(t, config.URL, test.configure, test.write, test.read)
-			survey, err := amqp.Look(t.Context(), limited)
+			survey, err := amqp.Inspect(t.Context(), limited)
 			require.NoError(t, err)
 			var missing []string
 			for _, p := range survey.Parts {
@@ -144,7 +144,7 @@ func user(t *testing.T, broker, configure, write, read string) string {
 	return u.String()
 }
 
-func TestLookThatFails(t *testing.T) {
+func TestInspectThatFails(t *testing.T) {
 	t.Parallel()
 	good := testservers.RabbitMQ(t)
 	u, err := url.Parse(good)
@@ -160,12 +160,12 @@ func TestLookThatFails(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			_, err := amqp.Look(t.Context(), amqp.Config{URL: test.url})
+			_, err := amqp.Inspect(t.Context(), amqp.Config{URL: test.url})
 			require.ErrorIs(t, err, test.want)
 			require.NotContains(t, err.Error(), "s3cret")
 		})
 	}
-	_, err = amqp.Look(t.Context(), amqp.Config{URL: "amqp://guest:s3cret@host:port/"})
+	_, err = amqp.Inspect(t.Context(), amqp.Config{URL: "amqp://guest:s3cret@host:port/"})
 	require.Error(t, err)
 	require.NotContains(t, err.Error(), "s3cret")
 }

@@ -39,7 +39,7 @@ func TestTLS(t *testing.T) {
 				return
 			}
 			require.NoError(t, err)
-			require.NoError(t, amqp.NewPublisher(c).Publish("", event(uuid.New(), 1)))
+			publish(t, amqp.NewPublisher(c), event(uuid.New(), 1))
 			require.NoError(t, c.Close())
 		})
 	}

@@ -6,26 +6,28 @@ import (
 	"strings"
 	"time"
 
-	"github.com/ThreeDotsLabs/watermill"
-	wamqp "github.com/ThreeDotsLabs/watermill-amqp/v3/pkg/amqp"
 	amqp091 "github.com/rabbitmq/amqp091-go"
 
 	"github.com/healz/worker/internal/bus"
 )
 
-// DefaultPrefix is the contract's name of the exchange, of which the other names are made.
+// DefaultPrefix is the contract's name of the exchange, from which the other names are made.
 const DefaultPrefix = "healz.events"
 
 const (
 	// failedKey is the routing key of dead letters.
 	failedKey = "failed"
+	// everyKey is the binding key that matches every event.
+	everyKey = "#"
 	// consistentHash is the exchange type that RabbitMQ's plugin rabbitmq_consistent_hash_exchange brings.
 	consistentHash = "x-consistent-hash"
 	// partitionWeight is the binding key of a partition: each has an equal share of the aggregates.
 	partitionWeight = "1"
+	// noDeliveryLimit is a limit that is never reached.
+	noDeliveryLimit = 1_000_000_000
 )
 
-// Names of the topology, all made of the prefix.
+// names of the topology, all made of the prefix.
 type names struct {
 	exchange, deadLetterExchange, partitionedExchange string
 	consumerQueue, failedQueue                        string
@@ -41,199 +43,174 @@ func namesOf(prefix string) names {
 // partition is the queue of a partition.
 func (n names) partition(i int) string { return n.consumerQueue + "." + strconv.Itoa(i) }
 
-// partitionOf is the number of the partition whose queue it is.
+// partitionOf is the number of the partition that a queue belongs to.
 func (n names) partitionOf(queue string) (int, bool) {
 	number, found := strings.CutPrefix(queue, n.consumerQueue+".")
 	i, err := strconv.Atoi(number)
 	return i, found && err == nil
 }
 
-// queue is the queue of a topic: that of a partition is its own topic, and every other topic's is the contract's.
-func (n names) queue(topic string) string {
-	if _, ok := n.partitionOf(topic); ok {
-		return topic
+// retryQueue is the name of the queue, and of the exchange, in which messages wait for so long.
+func (n names) retryQueue(wait time.Duration) string {
+	text := wait.String()
+	if strings.HasSuffix(text, "m0s") {
+		text = strings.TrimSuffix(text, "0s")
 	}
-	return n.consumerQueue
+	if strings.HasSuffix(text, "h0m") {
+		text = strings.TrimSuffix(text, "0m")
+	}
+	return n.exchange + ".retry." + text
 }
 
-// ContractConfig is the contract in watermill-amqp's terms. Whatever the topic, messages go to the one exchange and
-// come from the one queue, except for the topics of partitions.
-func ContractConfig(url, prefix string) wamqp.Config {
-	n := namesOf(prefix)
-	return wamqp.Config{
-		Connection: wamqp.ConnectionConfig{AmqpURI: url},
-		Marshaler:  Marshaler{},
-		Exchange: wamqp.ExchangeConfig{
-			GenerateName: wamqp.GenerateExchangeNameConstant(n.exchange), Type: amqp091.ExchangeTopic, Durable: true,
-		},
-		Queue: wamqp.QueueConfig{
-			GenerateName: n.queue, Durable: true,
-			Arguments: amqp091.Table{
-				"x-dead-letter-exchange":    n.deadLetterExchange,
-				"x-dead-letter-routing-key": failedKey,
-			},
-		},
-		QueueBind: wamqp.QueueBindConfig{GenerateRoutingKey: func(string) string { return "#" }},
-		Publish: wamqp.PublishConfig{
-			GenerateRoutingKey: func(topic string) string { return topic }, Mandatory: true, ConfirmDelivery: true,
-		},
-		TopologyBuilder: Topology{Prefix: prefix},
+// topology is what the broker is to have: the contract's exchanges, queues and bindings, and what the settings add.
+type topology struct {
+	names
+	partitions      int
+	leavePartitions bool
+	quorum          bool
+	retryLater      []time.Duration
+}
+
+func (c Config) topology() topology {
+	return topology{
+		names: namesOf(c.Prefix), partitions: c.Partitions, leavePartitions: c.LeavePartitions,
+		quorum: c.QueueType == QuorumQueues, retryLater: c.RetryLater,
 	}
 }
 
-// FailedQueue is the name of the queue of dead letters.
-func (c Config) FailedQueue() string { return namesOf(c.Prefix).failedQueue }
-
-// Topology declares the contract's exchanges, queues and bindings, and those that the other fields add to them.
-// Declaring what is there, by whomever, changes nothing; if it is there with other properties the error is a
-// *[TopologyError]. An exchange is left to be declared before what depends on it.
-type Topology struct {
-	Prefix string
-	// Partitions, LeavePartitions, QueueType and RetryLater are those of [Config].
-	Partitions      int
-	LeavePartitions bool
-	QueueType       string
-	RetryLater      []time.Duration
+// part is an exchange or a queue.
+type part struct {
+	kind, name   string
+	exchangeType string // "" of a queue
+	arguments    amqp091.Table
 }
 
-var _ wamqp.TopologyBuilder = Topology{}
-
-// BuildTopology declares everything, and the consumer's queue as config has it; for the topic of a partition it declares
-// just that.
-func (t Topology) BuildTopology(
-	channel *amqp091.Channel, params wamqp.BuildTopologyParams, config wamqp.Config, _ watermill.LoggerAdapter,
-) error {
-	d, n := declaration{channel}, namesOf(t.Prefix)
-	if i, ok := n.partitionOf(params.QueueName); ok {
-		return t.partition(d, n, i, config)
+// declare changes nothing if the part exists. If it exists with other properties, the error is a *[TopologyError].
+func (p part) declare(channel *amqp091.Channel) error {
+	var err error
+	if p.exchangeType == "" {
+		_, err = channel.QueueDeclare(p.name, true, false, false, false, p.arguments)
+	} else {
+		err = channel.ExchangeDeclare(p.name, p.exchangeType, true, false, false, false, p.arguments)
 	}
-	for _, exchange := range []string{params.ExchangeName, n.deadLetterExchange} {
-		if err := t.ExchangeDeclare(channel, exchange, config); err != nil {
-			return err
+	return topologyError(p.kind, p.name, err)
+}
+
+// parts are in the order in which they are declared.
+func (t topology) parts() []part {
+	exchange := func(name, exchangeType string, arguments amqp091.Table) part {
+		return part{"exchange", name, exchangeType, arguments}
+	}
+	all := []part{
+		exchange(t.exchange, amqp091.ExchangeTopic, nil), exchange(t.deadLetterExchange, amqp091.ExchangeTopic, nil),
+		t.queue(t.failedQueue, nil), t.queue(t.consumerQueue, t.deadLettering()),
+	}
+	for _, wait := range t.retryLater {
+		name := t.retryQueue(wait)
+		arguments := amqp091.Table{amqp091.QueueMessageTTLArg: wait.Milliseconds(), "x-dead-letter-exchange": ""}
+		if t.quorum { // the way back is confirmed, too
+			arguments["x-dead-letter-strategy"] = "at-least-once"
+			arguments[amqp091.QueueOverflowArg] = amqp091.QueueOverflowRejectPublish
 		}
+		// Messages are published there with the name of their queue as the routing key, by which the default exchange
+		// leads them back.
+		all = append(all, exchange(name, amqp091.ExchangeFanout, nil), t.queue(name, arguments))
 	}
-	if err := d.queue(n.failedQueue, t.arguments(nil)); err != nil {
-		return err
+	if t.partitions > 0 {
+		all = append(all, exchange(t.partitionedExchange, consistentHash, amqp091.Table{
+			"hash-header": bus.AggregateIDKey,
+			// It does not exist: its name carries the number of partitions, so that the broker refuses another number.
+			"alternate-exchange": t.partitionedExchange + "." + strconv.Itoa(t.partitions),
+		}))
 	}
-	if err := d.bind(n.failedQueue, failedKey, n.deadLetterExchange); err != nil {
-		return err
+	for i := range t.partitions {
+		all = append(all, t.partitionQueue(i))
 	}
-	if err := d.queue(params.QueueName, t.arguments(config.Queue.Arguments)); err != nil {
-		return err
-	}
-	for _, wait := range t.RetryLater {
-		if err := t.retry(d, wait); err != nil {
-			return err
-		}
-	}
-	if t.Partitions > 0 {
-		return t.partitioned(d, n, params, config)
-	}
-	if err := d.bind(params.QueueName, params.RoutingKey, params.ExchangeName); err != nil {
-		return err
-	}
-	// No error if there is none; one that is in use is of workers that have partitions.
-	if err := channel.ExchangeDelete(n.partitionedExchange, !t.LeavePartitions, false); err != nil {
-		return &TopologyError{Kind: "no exchange", Name: n.partitionedExchange, Err: err}
-	}
-	return nil
-}
-
-// partitioned declares the partitions and leads the events to them instead of the contract's queue. At no time are they
-// led nowhere: for a moment they go both ways, which the inbox makes good.
-func (t Topology) partitioned(d declaration, n names, params wamqp.BuildTopologyParams, config wamqp.Config) error {
-	err := d.channel.ExchangeDeclare(n.partitionedExchange, consistentHash, true, false, false, false, t.partitionedArguments(n))
-	if err != nil {
-		return &TopologyError{Kind: "exchange", Name: n.partitionedExchange, Err: err}
-	}
-	for i := range t.Partitions {
-		if err := t.partition(d, n, i, config); err != nil {
-			return err
-		}
-	}
-	if err := d.channel.ExchangeBind(n.partitionedExchange, "#", params.ExchangeName, false, nil); err != nil {
-		return &TopologyError{Kind: "binding of exchange", Name: n.partitionedExchange, Err: err}
-	}
-	if err := d.channel.QueueUnbind(params.QueueName, params.RoutingKey, params.ExchangeName, nil); err != nil {
-		return &TopologyError{Kind: "no binding of queue", Name: params.QueueName, Err: err}
-	}
-	return nil
-}
-
-// partition declares the queue of one partition. One that is left over is not bound.
-func (t Topology) partition(d declaration, n names, i int, config wamqp.Config) error {
-	if err := d.queue(n.partition(i), t.partitionArguments(config.Queue.Arguments)); err != nil || i >= t.Partitions {
-		return err
-	}
-	return d.bind(n.partition(i), partitionWeight, n.partitionedExchange)
-}
-
-// partitionedArguments are those of the exchange that spreads the events. The alternate exchange does not exist: it
-// carries the number of partitions, so that the broker refuses another.
-func (t Topology) partitionedArguments(n names) amqp091.Table {
-	return amqp091.Table{
-		"hash-header":        bus.AggregateIDKey,
-		"alternate-exchange": n.partitionedExchange + "." + strconv.Itoa(t.Partitions),
-	}
-}
-
-// partitionArguments are those of the queue of a partition, besides its own.
-func (t Topology) partitionArguments(own amqp091.Table) amqp091.Table {
-	all := t.arguments(own)
-	all[amqp091.SingleActiveConsumerArg] = true
 	return all
 }
 
-// arguments are those of a queue of the type that is set, besides its own. Whether a queue is a classic one is never
-// said: the contract does not.
+// queue is a queue of the type that is set. Whether a queue is a classic one is not said: the contract does not.
 //
-// What returns to a quorum queue without a limit goes to its end, and with the broker's own limit is dead-lettered when
-// it has returned often, as it does each time that a worker stops.
-func (t Topology) arguments(own amqp091.Table) amqp091.Table {
+// A message that is requeued to a quorum queue without a limit goes to its end, and with the broker's own limit it is
+// dead-lettered when it was requeued often, as it is each time that a worker stops.
+func (t topology) queue(name string, arguments amqp091.Table) part {
 	all := amqp091.Table{}
-	maps.Copy(all, own)
-	if t.QueueType == QuorumQueues {
+	maps.Copy(all, arguments)
+	if t.quorum {
 		all[amqp091.QueueTypeArg] = amqp091.QueueTypeQuorum
 		all["x-delivery-limit"] = noDeliveryLimit
 	}
-	return all
+	return part{kind: "queue", name: name, arguments: all}
 }
 
-// noDeliveryLimit is a limit that is never reached.
-const noDeliveryLimit = 1_000_000_000
-
-// ExchangeDeclare declares a durable topic exchange.
-func (t Topology) ExchangeDeclare(channel *amqp091.Channel, name string, _ wamqp.Config) error {
-	if err := channel.ExchangeDeclare(name, amqp091.ExchangeTopic, true, false, false, false, nil); err != nil {
-		return &TopologyError{Kind: "exchange", Name: name, Err: err}
-	}
-	return nil
+func (t topology) partitionQueue(i int) part {
+	arguments := t.deadLettering()
+	arguments[amqp091.SingleActiveConsumerArg] = true
+	return t.queue(t.partition(i), arguments)
 }
 
-// declaration declares on a channel.
-type declaration struct{ channel *amqp091.Channel }
-
-func (d declaration) queue(name string, arguments amqp091.Table) error {
-	if _, err := d.channel.QueueDeclare(name, true, false, false, false, arguments); err != nil {
-		return &TopologyError{Kind: "queue", Name: name, Err: err}
-	}
-	return nil
+func (t topology) deadLettering() amqp091.Table {
+	return amqp091.Table{"x-dead-letter-exchange": t.deadLetterExchange, "x-dead-letter-routing-key": failedKey}
 }
 
-func (d declaration) bind(queue, key, exchange string) error {
-	if err := d.channel.QueueBind(queue, key, exchange, false, nil); err != nil {
-		return &TopologyError{Kind: "binding of queue", Name: queue, Err: err}
+// declare declares what a queue needs: all, or of a partition just its queue and, unless it is left over, its binding.
+func (t topology) declare(channel *amqp091.Channel, queue string) error {
+	if i, ok := t.partitionOf(queue); ok {
+		if err := t.partitionQueue(i).declare(channel); err != nil || i >= t.partitions {
+			return err
+		}
+		return t.bindPartition(channel, i)
 	}
-	return nil
+	for _, p := range t.parts() {
+		if err := p.declare(channel); err != nil {
+			return err
+		}
+	}
+	if err := bind(channel, t.failedQueue, failedKey, t.deadLetterExchange); err != nil {
+		return err
+	}
+	for _, wait := range t.retryLater {
+		if err := bind(channel, t.retryQueue(wait), "", t.retryQueue(wait)); err != nil {
+			return err
+		}
+	}
+	if t.partitions > 0 {
+		return t.bindPartitions(channel)
+	}
+	if err := bind(channel, t.consumerQueue, everyKey, t.exchange); err != nil {
+		return err
+	}
+	// It is no error if there is none. One that is bound to belongs to workers that have partitions.
+	err := channel.ExchangeDelete(t.partitionedExchange, !t.leavePartitions, false)
+	return topologyError("no exchange", t.partitionedExchange, err)
 }
 
-// build declares what a topic needs.
-func build(channel *amqp091.Channel, config wamqp.Config, topic string) error {
-	params := wamqp.BuildTopologyParams{
-		Topic:        topic,
-		QueueName:    config.Queue.GenerateName(topic),
-		ExchangeName: config.Exchange.GenerateName(topic),
-		RoutingKey:   config.QueueBind.GenerateRoutingKey(topic),
+// bindPartitions leads the events to the partitions instead of the contract's queue. For a moment they go both ways
+// rather than nowhere; the inbox recognizes the second copy.
+func (t topology) bindPartitions(channel *amqp091.Channel) error {
+	for i := range t.partitions {
+		if err := t.bindPartition(channel, i); err != nil {
+			return err
+		}
 	}
-	return config.TopologyBuilder.BuildTopology(channel, params, config, watermill.NopLogger{})
+	if err := channel.ExchangeBind(t.partitionedExchange, everyKey, t.exchange, false, nil); err != nil {
+		return topologyError("binding of exchange", t.partitionedExchange, err)
+	}
+	return topologyError("no binding of queue", t.consumerQueue, channel.QueueUnbind(t.consumerQueue, everyKey, t.exchange, nil))
+}
+
+func (t topology) bindPartition(channel *amqp091.Channel, i int) error {
+	return bind(channel, t.partition(i), partitionWeight, t.partitionedExchange)
+}
+
+func bind(channel *amqp091.Channel, queue, key, exchange string) error {
+	return topologyError("binding of queue", queue, channel.QueueBind(queue, key, exchange, false, nil))
+}
+
+// topologyError wraps an error, if it is one.
+func topologyError(kind, name string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return &TopologyError{Kind: kind, Name: name, Err: err}
 }

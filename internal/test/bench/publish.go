@@ -172,7 +172,7 @@ func bare(body []byte) (amqp091.Publishing, error) { return publishing(body), ni
 
 // dressed is an event as the worker publishes it.
 func dressed(body []byte) (amqp091.Publishing, error) {
-	return amqp.Marshaler{}.Marshal(bus.NewMessage(body))
+	return amqp.Marshal(bus.NewMessage(body))
 }
 
 // stockConfig is watermill-amqp's for a durable queue, with confirms on. The queue goes with the stage.
