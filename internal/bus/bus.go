@@ -20,25 +20,24 @@ const (
 	CorrelationIDKey = "correlation_id" // the key that Watermill's own correlation middleware uses
 	CreatedAtKey     = "created_at"
 
-	// TraceparentKey names the span that the message is sent by, as W3C's Trace Context has it. Without it, it is the
-	// field of this name in the event's metadata.
+	// TraceparentKey is the span that published the message, as in W3C's Trace Context; without it, the field of this
+	// name in the event's metadata.
 	TraceparentKey = "traceparent"
 
 	// ReplayHandlerKey names the one handler that a replayed message is for; the others had succeeded.
 	ReplayHandlerKey = "replay_handler"
 )
 
-// BatchPublisher publishes messages, of any event types, in order. When it returns nil, the bus is responsible for
-// every one of them; on an error some may have been published, and the caller publishes all of them again.
+// BatchPublisher publishes messages, of any event types, in order. When it returns nil, the bus has all of them; on an
+// error some may have been published, and the caller publishes all of them again.
 type BatchPublisher interface {
-	// A message that the bus can never take, as it is too large, is a *[RefusedError].
+	// A message that the bus can never accept, because it is too large, is a *[RefusedError].
 	PublishBatch(ctx context.Context, batch []*message.Message) error
 }
 
-// RefusedError says that the bus will never take a message of a batch, however often it is tried.
+// RefusedError says that the bus will never accept a message of a batch.
 type RefusedError struct {
-	// Index is the message's place in the batch.
-	Index int
+	Index int // of the message in the batch
 	Err   error
 }
 
@@ -73,18 +72,18 @@ func (b *Bus) PublishMany(ctx context.Context, batch []events.Event) error {
 	return b.publisher.PublishBatch(ctx, messages)
 }
 
-// NewMessage wraps the JSON of an event, as it stands, in a message. It reads just what routing needs and does not
-// validate: what another program has put into the store is passed on for the consumer to judge.
+// NewMessage wraps the JSON of an event in a message. It reads just what routing needs and does not validate: what
+// another program has inserted into the store is published for the consumer to judge.
 func NewMessage(body []byte) *message.Message {
 	m := message.NewMessage("", body)
 	Complete(m)
 	return m
 }
 
-// Complete reads the UUID and the metadata that m lacks from the event in its body, as far as they can be read there.
-// What m has, it keeps, and the body is not read if nothing is wanting.
+// Complete sets the UUID and the metadata that m lacks from the event in its body, as far as they can be read there. The
+// body is not read if m lacks nothing.
 func Complete(m *message.Message) {
-	keys := [...]string{EventTypeKey, AggregateIDKey, CorrelationIDKey, CreatedAtKey}
+	keys := [...]string{EventTypeKey, AggregateIDKey, CorrelationIDKey, CreatedAtKey} // the names of the fields, too
 	complete := m.UUID != ""
 	for _, key := range keys {
 		complete = complete && m.Metadata.Get(key) != ""
@@ -99,7 +98,7 @@ func Complete(m *message.Message) {
 		case string(name) == "metadata" && m.Metadata.Get(TraceparentKey) == "":
 			add(m, TraceparentKey, member(value, TraceparentKey))
 		default:
-			for _, key := range keys { // which are the fields' names too
+			for _, key := range keys {
 				if string(name) == key && m.Metadata.Get(key) == "" {
 					add(m, key, value)
 				}
@@ -108,18 +107,18 @@ func Complete(m *message.Message) {
 	}
 }
 
-// add adds a value that is a string, and not an empty one.
+// add sets metadata to a value that is a string, and not an empty one.
 func add(m *message.Message, key string, value []byte) {
 	if text := textOf(value); text != "" {
 		m.Metadata.Set(key, text)
 	}
 }
 
-// textOf is a JSON string's text, "" of anything else.
+// textOf is the text of a JSON string, "" of anything else.
 func textOf(value []byte) string {
 	text, plain := rawjson.Text(value)
 	if !plain {
-		_ = json.Unmarshal(value, &text) // what is no string stays empty
+		_ = json.Unmarshal(value, &text) // it stays empty if it is no string
 	}
 	return text
 }

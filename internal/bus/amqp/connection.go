@@ -482,7 +482,7 @@ func (l *link) awaitEnd(ctx context.Context, s *session, logger *slog.Logger) er
 				logger.WarnContext(ctx, "RabbitMQ blocks its publishers", "reason", b.Reason)
 			default:
 				s.blocked.Store(nil)
-				logger.InfoContext(ctx, "RabbitMQ takes messages again")
+				logger.InfoContext(ctx, "RabbitMQ no longer blocks its publishers")
 			}
 		}
 	}

@@ -11,17 +11,17 @@ import (
 )
 
 var (
-	// ErrUnavailable is wrapped by errors that time may heal: the broker cannot be reached, or went away.
+	// ErrUnavailable is wrapped by errors that may pass: the broker cannot be reached, or the connection was lost.
 	ErrUnavailable = errors.New("RabbitMQ is unavailable")
 	// ErrRefused is wrapped by errors of a connection that the broker refuses: credentials, vhost, rights.
 	ErrRefused = errors.New("refused by RabbitMQ")
-	// ErrBlocked says that the broker takes no messages at present, for lack of memory or disk.
+	// ErrBlocked says that the broker accepts no messages at present, for lack of memory or disk.
 	ErrBlocked = errors.New("RabbitMQ blocks its publishers")
 	// ErrUnconfirmed is wrapped by errors of a publish of which it is unknown whether the broker has it.
 	ErrUnconfirmed = errors.New("not confirmed by RabbitMQ")
-	// ErrTooLarge is wrapped by errors of a message that the broker would not take for its size.
+	// ErrTooLarge is wrapped by errors of a message that exceeds the limits of AMQP or the broker.
 	ErrTooLarge = errors.New("message too large for RabbitMQ")
-	// ErrClosed is returned by what was closed.
+	// ErrClosed is returned after a Close.
 	ErrClosed = errors.New("closed")
 )
 
@@ -38,7 +38,7 @@ func (e *TopologyError) Error() string {
 	return fmt.Sprintf("declare %s %q: %s%s", e.Kind, e.Name, e.Err, e.advice())
 }
 
-// advice tells what to do about what the broker refuses.
+// advice says what to do about the broker's refusal.
 func (e *TopologyError) advice() string {
 	answer, ok := errors.AsType[*amqp091.Error](e.Err)
 	switch {
@@ -57,7 +57,7 @@ func (e *TopologyError) advice() string {
 
 func (e *TopologyError) Unwrap() error { return e.Err }
 
-// UnroutableError says that the broker found no queue for a message and gave it back.
+// UnroutableError says that the broker found no queue for a message and returned it.
 type UnroutableError struct {
 	Exchange   string
 	RoutingKey string
@@ -68,12 +68,10 @@ func (e *UnroutableError) Error() string {
 	return fmt.Sprintf("event type %q: exchange %q has no queue for routing key %q", e.EventType, e.Exchange, e.RoutingKey)
 }
 
-// classify wraps an error of a connection attempt in [ErrRefused], where trying again is of no use until somebody
-// changes something, or in [ErrUnavailable]. A [TopologyError] of the first kind stays as it is, and so do errors of
-// certificates.
+// classify wraps an error in [ErrRefused], if trying again is useless until somebody changes something, or in
+// [ErrUnavailable]. A [TopologyError] of the first kind is not wrapped, and neither are errors of certificates.
 func classify(err error) error {
-	refused := errors.Is(err, amqp091.ErrCredentials) || errors.Is(err, amqp091.ErrVhost) ||
-		errors.Is(err, amqp091.ErrSASL)
+	refused := errors.Is(err, amqp091.ErrCredentials) || errors.Is(err, amqp091.ErrVhost) || errors.Is(err, amqp091.ErrSASL)
 	if answer, ok := errors.AsType[*amqp091.Error](err); ok && answer.Server {
 		switch answer.Code {
 		case amqp091.AccessRefused, amqp091.NotAllowed, amqp091.PreconditionFailed, amqp091.ResourceLocked,

@@ -19,16 +19,18 @@ import (
 
 // Headers of a dead letter besides those of package deadletter. All are strings, so that Watermill's tools read them.
 const (
-	// expirationKey keeps the message's expiration, by which the letter would vanish from the failed queue.
+	// expirationKey keeps the message's expiration: as a property it would make the letter expire.
 	expirationKey = "dead_letter_expiration"
-
 	// headersDroppedKey says that the message's own headers were so large that the letter has none of them.
 	headersDroppedKey = "dead_letter_headers_dropped"
 	// userIDKey keeps a user_id that is not the connection's own: the broker refuses it as a property.
 	userIDKey = "original_user_id"
 )
 
-// isLetterKey tells whether a header is one that a replay takes away again.
+// letterTime is the format of the times in the headers.
+const letterTime = "2006-01-02T15:04:05.000Z"
+
+// isLetterKey tells whether a header is one that a replay removes.
 func isLetterKey(key string) bool {
 	switch key {
 	case deadletter.ReasonKey, deadletter.HandlerKey, deadletter.TopicKey, deadletter.AttemptsKey,
@@ -40,11 +42,9 @@ func isLetterKey(key string) bool {
 	}
 }
 
-const letterTime = "2006-01-02T15:04:05.000Z"
-
-// FailedQueue is the contract's queue of dead letters as a sink. Besides what [FailedQueue.Put] puts there it takes the
-// messages that the broker dead-letters, as they were rejected, expired or crowded out of a queue, and those of any other
-// program. An [Ingester] takes them out. It is safe for concurrent use.
+// FailedQueue is the contract's queue of dead letters as a sink. Besides what [FailedQueue.Put] publishes, it holds the
+// messages that the broker dead-letters and those of other programs. An [Ingester] consumes it. It is safe for concurrent
+// use.
 type FailedQueue struct {
 	conn      *Connection
 	publisher *Publisher
@@ -57,9 +57,9 @@ func NewFailedQueue(c *Connection) *FailedQueue {
 	return &FailedQueue{conn: c, publisher: NewPublisher(c)}
 }
 
-// Put publishes m as a dead letter: as it was delivered, with all properties and headers of any type, if it comes from
-// a [Subscriber], and with headers that tell the failure. The letter is persistent and does not expire. While the broker
-// is away it waits for as long as ctx lives.
+// Put publishes m as a dead letter: as it was delivered, with all properties and headers, if it comes from a [Subscriber],
+// and with headers that describe the failure. The letter is persistent and does not expire. While the broker is away it
+// waits for as long as ctx lives.
 func (q *FailedQueue) Put(ctx context.Context, m *message.Message, f deadletter.Failure) error {
 	p, source, topic, err := q.original(m)
 	if err != nil {
@@ -67,7 +67,7 @@ func (q *FailedQueue) Put(ctx context.Context, m *message.Message, f deadletter.
 	}
 	h := historyOf(p.Headers)
 	p.Headers = withoutLetterKeys(p.Headers)
-	h.tell(&p, &f, &topic)
+	h.restore(&p, &f, &topic)
 	if f.Handler != "" && text(p.Headers, bus.ReplayHandlerKey) == f.Handler {
 		delete(p.Headers, bus.ReplayHandlerKey) // a replay sets it again
 	}
@@ -87,8 +87,8 @@ func (q *FailedQueue) Put(ctx context.Context, m *message.Message, f deadletter.
 	set(deadletter.LastFailedKey, f.LastFailed.UTC().Format(letterTime))
 	p.Expiration = ""
 	err = q.send(ctx, q.conn.names.deadLetterExchange, failedKey, p)
-	if errors.Is(err, ErrTooLarge) { // its own headers leave no room for ours: better a letter without them than none
-		p.Headers = onlyLetterKeys(p.Headers)
+	if errors.Is(err, ErrTooLarge) { // its own headers leave no room for ours
+		maps.DeleteFunc(p.Headers, func(key string, _ any) bool { return !isLetterKey(key) })
 		p.Headers[headersDroppedKey] = "true"
 		err = q.send(ctx, q.conn.names.deadLetterExchange, failedKey, p)
 	}
@@ -98,7 +98,7 @@ func (q *FailedQueue) Put(ctx context.Context, m *message.Message, f deadletter.
 	return nil
 }
 
-// original is the message as it first was, the queue that it came from, and its routing key.
+// original is the message as it was delivered, the queue that it came from, and its routing key.
 func (q *FailedQueue) original(m *message.Message) (p amqp091.Publishing, source, topic string, err error) {
 	if o, ok := m.Context().Value(originKey{}).(origin); ok {
 		return publishingOf(o.delivery), o.queue, o.delivery.RoutingKey, nil
@@ -107,7 +107,7 @@ func (q *FailedQueue) original(m *message.Message) (p amqp091.Publishing, source
 	return p, q.conn.names.consumerQueue, m.Metadata.Get(bus.EventTypeKey), err
 }
 
-// send publishes one message that has been on the broker before, and waits for the confirm.
+// send publishes one message that was delivered before, and waits for the confirm.
 func (q *FailedQueue) send(ctx context.Context, exchange, key string, p amqp091.Publishing) error {
 	if err := q.prepare(&p); err != nil {
 		return err
@@ -117,7 +117,7 @@ func (q *FailedQueue) send(ctx context.Context, exchange, key string, p amqp091.
 	})
 }
 
-// prepare makes of a message that has been on the broker before one that it takes.
+// prepare makes a message that was delivered before one that the broker accepts.
 func (q *FailedQueue) prepare(p *amqp091.Publishing) error {
 	p.DeliveryMode = amqp091.Persistent
 	if p.UserId != "" && p.UserId != q.conn.uri.Username {
@@ -126,7 +126,7 @@ func (q *FailedQueue) prepare(p *amqp091.Publishing) error {
 	return checkSize(*p)
 }
 
-// returnQueue is the queue to which a message of some queue returns. A partition that is no more is not consumed any more.
+// returnQueue is the queue to which a message of some queue returns: not to a partition that is no longer consumed.
 func (q *FailedQueue) returnQueue(source string) string {
 	n := q.conn.names
 	if i, ok := n.partitionOf(source); source == "" || ok && i >= q.conn.config.Partitions {
@@ -135,7 +135,7 @@ func (q *FailedQueue) returnQueue(source string) string {
 	return source
 }
 
-// letterOf reads a letter, whoever wrote it.
+// letterOf is the letter in a delivery, of whatever program.
 func letterOf(d amqp091.Delivery) deadletter.Letter {
 	l := deadletter.Letter{
 		Type: d.Type, Source: text(d.Headers, deadletter.SourceKey), Headers: withoutLetterKeys(d.Headers), Body: d.Body,
@@ -144,7 +144,7 @@ func letterOf(d amqp091.Delivery) deadletter.Letter {
 	return deadletter.Complete(l)
 }
 
-// failureOf reads why a letter failed, and where it comes from: of the worker's headers, or else the broker's.
+// failureOf reads why a letter failed, and where it comes from, from the worker's headers or else the broker's.
 func failureOf(d amqp091.Delivery, source string) (deadletter.Failure, string) {
 	if reason, ok := d.Headers[deadletter.ReasonKey].(string); ok {
 		f := deadletter.Failure{
@@ -177,12 +177,6 @@ func withoutLetterKeys(headers amqp091.Table) amqp091.Table {
 	if rest == nil {
 		rest = amqp091.Table{}
 	}
-	return rest
-}
-
-func onlyLetterKeys(headers amqp091.Table) amqp091.Table {
-	rest := maps.Clone(headers)
-	maps.DeleteFunc(rest, func(key string, _ any) bool { return !isLetterKey(key) })
 	return rest
 }
 

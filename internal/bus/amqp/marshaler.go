@@ -43,7 +43,7 @@ func Marshal(m *message.Message) (amqp091.Publishing, error) {
 		switch {
 		case key == bus.EventTypeKey && p.Type != "":
 		case key == bus.CorrelationIDKey && p.CorrelationId != "":
-		case key == bus.CreatedAtKey && !p.Timestamp.IsZero(): // to the second; the body tells the rest
+		case key == bus.CreatedAtKey && !p.Timestamp.IsZero(): // to the second; the body has the rest
 		default:
 			p.Headers[key] = value
 		}

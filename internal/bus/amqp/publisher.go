@@ -344,6 +344,6 @@ func (c *confirmChannel) outcome(s *unconfirmed) error {
 		}
 		return fmt.Errorf("event type %q: %w: connection closed", s.eventType, ErrUnconfirmed)
 	default:
-		return fmt.Errorf("event type %q: %w: the broker could not take it", s.eventType, ErrUnconfirmed)
+		return fmt.Errorf("event type %q: %w: the broker could not store it", s.eventType, ErrUnconfirmed)
 	}
 }

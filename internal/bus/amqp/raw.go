@@ -13,8 +13,8 @@ import (
 	amqp091 "github.com/rabbitmq/amqp091-go"
 )
 
-// rawMessage is all of a message but its body, as JSON without loss: a header has one of AMQP's 16 types, and a replay is
-// to find it with the same. Timestamp is in seconds, as AMQP has it.
+// rawMessage is all of a message but its body, as JSON without loss: each header keeps its AMQP type. Timestamp is in
+// seconds, as in AMQP.
 type rawMessage struct {
 	Exchange        rawText  `json:"exchange,omitempty"`
 	RoutingKey      rawText  `json:"routing_key,omitempty"`
@@ -75,7 +75,7 @@ func deliveryOf(raw json.RawMessage, body []byte) (amqp091.Delivery, error) {
 	return d, nil
 }
 
-// rawText is a string, which need not be text: as JSON it is an object then.
+// rawText is a string. If it is not valid UTF-8, it is an object in JSON.
 type rawText string
 
 type rawBytes struct {
@@ -138,20 +138,8 @@ func (v rawValue) MarshalJSON() ([]byte, error) {
 		return json.Marshal(value)
 	case string:
 		return json.Marshal(rawText(value))
-	case byte:
-		return typed("uint8", value)
-	case int8:
-		return typed("int8", value)
-	case int16:
-		return typed("int16", value)
-	case uint16:
-		return typed("uint16", value)
-	case int32:
-		return typed("int32", value)
-	case uint32:
-		return typed("uint32", value)
-	case int64:
-		return typed("int64", value)
+	case byte, int8, int16, uint16, int32, uint32, int64:
+		return typed(fmt.Sprintf("%T", value), value)
 	case int: // as the library writes it
 		return typed("int32", int32(value))
 	case float32:

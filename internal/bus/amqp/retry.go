@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
@@ -16,25 +17,23 @@ import (
 	"github.com/healz/worker/internal/deadletter"
 )
 
-// Headers of a postponed message, besides [deadletter.TopicKey] and [expirationKey], which a dead letter takes away again.
+// Headers of a postponed message, besides [deadletter.TopicKey] and [expirationKey]. A dead letter has none of them.
 const (
 	postponedCountKey       = "postponed_count"
 	postponedAttemptsKey    = "postponed_attempts"
 	postponedFirstFailedKey = "postponed_first_failed_at"
-	// postponedDeathsKey keeps the headers in which the broker has noted earlier deaths of the message. With them it
-	// might take its way back for a cycle, and drop it.
+	// postponedDeathsKey keeps the headers in which the broker has noted that it dead-lettered the message. With them it
+	// might consider its way back a cycle, and drop it.
 	postponedDeathsKey = "postponed_deaths"
 )
 
-// deathKeys are the headers in which the broker notes that it dead-lettered a message.
-func deathKeys() []string {
-	return []string{"x-death", "x-first-death-exchange", "x-first-death-queue", "x-first-death-reason"}
-}
+// isDeathKey tells whether a header is one in which the broker notes that it dead-lettered a message.
+func isDeathKey(key string) bool { return key == "x-death" || strings.HasPrefix(key, "x-first-death-") }
 
-// Postpone has the handler that failed handle m again later: the message waits in a queue of the broker, from which it
-// returns to the one it came from. It returns how long that takes, or 0 if the failure will not pass or all steps of
-// [Config.RetryLater] are taken; then m is to be [FailedQueue.Put]. When it returns no error the message is safe. While
-// the broker is away it waits for as long as ctx lives.
+// Postpone has the handler that failed handle m again later: m waits in a queue of the broker, which dead-letters it to
+// the queue that it came from. It returns the delay, or 0 if the failure is permanent or all steps of [Config.RetryLater]
+// are used up; then m is to be [FailedQueue.Put]. Without an error the message is safe. While the broker is away it waits
+// for as long as ctx lives.
 func (q *FailedQueue) Postpone(ctx context.Context, m *message.Message, f deadletter.Failure) (time.Duration, error) {
 	p, source, topic, err := q.original(m)
 	if err != nil {
@@ -65,7 +64,7 @@ func (q *FailedQueue) Postpone(ctx context.Context, m *message.Message, f deadle
 	return wait, nil
 }
 
-// history is what a postponed message tells of itself.
+// history is what the headers of a postponed message say about its failures, and about it before the first one.
 type history struct {
 	count, attempts   int
 	firstFailed       time.Time
@@ -73,7 +72,7 @@ type history struct {
 	deaths            amqp091.Table
 }
 
-// historyOf reads the history of a message, whose zero value is that of one that was never postponed.
+// historyOf is zero for a message that was never postponed.
 func historyOf(headers amqp091.Table) history {
 	var h history
 	if h.count, _ = strconv.Atoi(text(headers, postponedCountKey)); h.count < 1 {
@@ -87,21 +86,15 @@ func historyOf(headers amqp091.Table) history {
 }
 
 func deathsOf(headers amqp091.Table) amqp091.Table {
-	deaths := amqp091.Table{}
-	for _, key := range deathKeys() {
-		if value, ok := headers[key]; ok {
-			deaths[key] = value
-		}
-	}
+	deaths := maps.Clone(headers)
+	maps.DeleteFunc(deaths, func(key string, _ any) bool { return !isDeathKey(key) })
 	return deaths
 }
 
 // addTo returns the headers with the history.
 func (h history) addTo(headers amqp091.Table) amqp091.Table {
 	headers = withoutLetterKeys(headers)
-	for _, key := range deathKeys() {
-		delete(headers, key)
-	}
+	maps.DeleteFunc(headers, func(key string, _ any) bool { return isDeathKey(key) })
 	for key, value := range map[string]string{
 		postponedCountKey: strconv.Itoa(h.count), postponedAttemptsKey: strconv.Itoa(h.attempts),
 		postponedFirstFailedKey: h.firstFailed.UTC().Format(letterTime),
@@ -117,14 +110,12 @@ func (h history) addTo(headers amqp091.Table) amqp091.Table {
 	return headers
 }
 
-// tell makes p the message that it was before it was first postponed, and f the whole story of its failures.
-func (h history) tell(p *amqp091.Publishing, f *deadletter.Failure, topic *string) {
+// restore makes p the message that it was before it was first postponed, and adds its earlier failures to f.
+func (h history) restore(p *amqp091.Publishing, f *deadletter.Failure, topic *string) {
 	if h.count == 0 {
 		return
 	}
-	for _, key := range deathKeys() {
-		delete(p.Headers, key)
-	}
+	maps.DeleteFunc(p.Headers, func(key string, _ any) bool { return isDeathKey(key) })
 	maps.Copy(p.Headers, h.deaths)
 	p.Expiration = cmp.Or(h.expiration, p.Expiration)
 	f.Attempts += h.attempts

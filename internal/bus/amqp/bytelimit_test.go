@@ -44,11 +44,11 @@ func peakOf(metric string) (end func() int) {
 	return func() int { close(stop); <-done; return peak }
 }
 
-// A prefetch of 64 would be 1.3 GB of such messages. The test runs alone, as it measures the process.
+// The prefetch would allow 640 MB of such messages. The test runs alone, as it measures the process.
 //
 //nolint:paralleltest // see above
 func TestMemoryUnderLargeMessages(t *testing.T) {
-	const messages, size, most = 64, 20 << 20, 512 << 20
+	const messages, size, most = 32, 20 << 20, 384 << 20
 	url := testservers.RabbitMQ(t)
 	c := dial(t, amqp.Config{URL: url, MaxMessage: 32 << 20})
 	body := fmt.Appendf(nil, `{"event_id":%q,"event_type":"Large","aggregate_id":%q,"event_data":%q}`,
