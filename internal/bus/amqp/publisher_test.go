@@ -79,8 +79,8 @@ func TestPublishRefuses(t *testing.T) {
 		message *message.Message
 		want    error
 	}{
-		"too large headers":   {withHeader("h", strings.Repeat("x", 130<<10)), amqp.ErrTooLarge},
-		"too long header":     {withHeader(strings.Repeat("x", 256), "v"), amqp.ErrTooLarge},
+		"too large headers": {withHeader("h", strings.Repeat("x", 130<<10)), amqp.ErrTooLarge},
+		"too long header":   {withHeader(strings.Repeat("x", 256), "v"), amqp.ErrTooLarge},
 	} {
 		require.ErrorIs(t, publisher.PublishBatch(t.Context(), []*message.Message{test.message}), test.want, name)
 	}

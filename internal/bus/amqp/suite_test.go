@@ -117,7 +117,7 @@ func (s topicSubscriber) SubscribeInitialize(name string) error {
 }
 
 func (s topicSubscriber) Subscribe(ctx context.Context, name string) (<-chan *message.Message, error) {
-	t, err := s.topic(name)
+	t, err := s.topic(name) //nolint:contextcheck // a Connection outlives its first subscription
 	if err != nil {
 		return nil, err
 	}

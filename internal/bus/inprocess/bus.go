@@ -223,7 +223,7 @@ func (b *Bus) deliverOnce(ctx context.Context, d delivery, out chan<- *message.M
 		return ErrNoSubscriber
 	}
 	if d.publisher.Err() != nil {
-		return context.Cause(d.publisher)
+		return context.Cause(d.publisher) //nolint:contextcheck // see delivery
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -232,7 +232,7 @@ func (b *Bus) deliverOnce(ctx context.Context, d delivery, out chan<- *message.M
 	select {
 	case out <- m:
 	case <-d.publisher.Done():
-		return context.Cause(d.publisher)
+		return context.Cause(d.publisher) //nolint:contextcheck // see delivery
 	case <-ctx.Done():
 		return ErrNoSubscriber
 	case <-b.closing:
