@@ -17,36 +17,35 @@ import (
 	"github.com/healz/worker/internal/worker"
 )
 
-// defaultBatch is how many lines are appended or published at once.
 const defaultBatch = 500
 
 func appendCommand(s *worker.Settings) *cobra.Command {
 	var batch int
 	c := &cobra.Command{
 		Use:   "append [FILE]",
-		Short: "Append events, given as JSON lines, to the store",
-		Long: `append reads one event a line, from FILE or, without one or with "-", from standard input, and appends them.
+		Short: "Append events from JSON lines to the store",
+		Long: `append reads one event per line from FILE, or from standard input without FILE or with "-", and appends them.
 
-These may be left out: event_id, created_at, correlation_id (each line then begins a chain of its own) and
-aggregate_version (the event is then the next of its aggregate). Each batch is appended whole or not at all; the first
-that fails ends it, those before it stay. What was appended is printed.`,
+These fields are optional: event_id, created_at, correlation_id (each line then gets its own) and aggregate_version (the
+event then gets the next version of its aggregate). Each batch is appended in one transaction. The first batch that fails
+ends the command; the batches before it stay. append prints the appended events.`,
 		Example: `  echo '{"event_type":"PatientRegistered","aggregate_type":"Patient",
     "aggregate_id":"5f0c7a52-9b4e-4a35-8f0e-2f6d0f6b1c11","tenant_id":"0b9a4f3e-0c3d-4f5e-9a51-7d2c6b8e4a10",
     "event_data":{"name":"Ana"}}' | tr -d '\n' | worker append`,
-		Args: atMostOne,
+		Args: arguments(0, 1, "at most one FILE"),
 	}
 	f := addFormat(c)
-	c.Flags().IntVar(&batch, "batch", defaultBatch, "events that are appended all or none")
+	c.Flags().IntVar(&batch, "batch", defaultBatch, "events per transaction")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		return withInput(c, args, batch, func(in io.Reader) error {
-			return withStore(c.Context(), s, s.OpenStore, func(b worker.Backend) error {
-				if s.Embedded() { // it makes its tables by itself
+			return withStore(c, s, s.OpenStore, func(b worker.Backend) error {
+				if s.Embedded() { // only Postgres needs `worker migrate`
 					if err := b.Migrate(c.Context()); err != nil {
 						return err
 					}
 				}
 				return withTracer(c.Context(), *s, stderrLogger(c), func(t *tracing.Tracer) error {
-					return printTaken(c, *f, intake.Append(c.Context(), worker.Observed(b, observers(t)), in, batch))
+					return printBatches(c, *f, intake.Append(c.Context(), worker.Observed(b, observers(t)), in, batch))
 				})
 			})
 		})
@@ -58,14 +57,14 @@ func publishCommand(s *worker.Settings) *cobra.Command {
 	var batch int
 	c := &cobra.Command{
 		Use:   "publish [FILE]",
-		Short: "Publish events, given as JSON lines, straight to the bus",
-		Long: `publish reads one event a line, from FILE or, without one or with "-", from standard input, and publishes them to
-RabbitMQ without storing them. event_id, created_at and correlation_id may be left out; aggregate_version may not, as only
-the store knows it. What was published is printed.`,
-		Args: atMostOne,
+		Short: "Publish events from JSON lines to RabbitMQ, without storing them",
+		Long: `publish reads one event per line from FILE, or from standard input without FILE or with "-", and publishes them to
+RabbitMQ without storing them. event_id, created_at and correlation_id are optional. aggregate_version is required, as only
+the store knows the next one. publish prints the published events.`,
+		Args: arguments(0, 1, "at most one FILE"),
 	}
 	f := addFormat(c)
-	c.Flags().IntVar(&batch, "batch", defaultBatch, "events that are published at once")
+	c.Flags().IntVar(&batch, "batch", defaultBatch, "events per batch of publisher confirms")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		return withInput(c, args, batch, func(in io.Reader) (err error) {
 			publisher, closeBus, err := s.OpenPublisher(c.Context())
@@ -78,14 +77,13 @@ the store knows it. What was published is printed.`,
 			defer func() { err = errors.Join(err, closeBus()) }()
 			return withTracer(c.Context(), *s, stderrLogger(c), func(t *tracing.Tracer) error {
 				observed := observe.Publisher{Next: publisher, Observer: observers(t)}
-				return printTaken(c, *f, intake.Publish(c.Context(), bus.New(observed), in, batch))
+				return printBatches(c, *f, intake.Publish(c.Context(), bus.New(observed), in, batch))
 			})
 		})
 	}
 	return c
 }
 
-// withInput opens FILE or standard input.
 func withInput(c *cobra.Command, args []string, batch int, do func(io.Reader) error) error {
 	if batch < 1 {
 		return usageError{fmt.Errorf("--batch must be at least 1, but is %d", batch)}
@@ -101,8 +99,7 @@ func withInput(c *cobra.Command, args []string, batch int, do func(io.Reader) er
 	return do(file)
 }
 
-// printTaken prints each batch once it is safe.
-func printTaken(c *cobra.Command, f format, batches iter.Seq2[[]events.Event, error]) error {
+func printBatches(c *cobra.Command, f format, batches iter.Seq2[[]events.Event, error]) error {
 	for batch, err := range batches {
 		if err != nil {
 			return err

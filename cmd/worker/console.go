@@ -21,10 +21,9 @@ import (
 	"github.com/healz/worker/internal/worker"
 )
 
-// consoleConns is how many connections to Postgres the console has: its own, so that who looks keeps nobody from working.
+// consoleConns is the size of the console's own connection pool: its queries must not use up the worker's connections.
 const consoleConns = 4
 
-// consoleFlags are the settings of the console.
 type consoleFlags struct {
 	token, writeToken string
 	write             bool
@@ -32,12 +31,11 @@ type consoleFlags struct {
 
 func (f *consoleFlags) add(flags *pflag.FlagSet) {
 	flags.StringVar(&f.token, "console-token", "",
-		"who has this token may look at the console; @FILE reads it from a file. Without a token it is served on loopback addresses alone")
-	flags.StringVar(&f.writeToken, "console-write-token", "", "who has this token may also replay, archive and reveal; @FILE as above")
-	flags.BoolVar(&f.write, "console-write", false, "let all who may look at the console also replay, archive and reveal")
+		"token for reading the console; @FILE reads it from a file. Without a token, the console is served only on loopback addresses")
+	flags.StringVar(&f.writeToken, "console-write-token", "", "token that also permits replay, archive and reveal; @FILE reads it from a file")
+	flags.BoolVar(&f.write, "console-write", false, "permit replay, archive and reveal to all readers of the console")
 }
 
-// access reads the tokens.
 func (f *consoleFlags) access() (console.Access, error) {
 	a := console.Access{Write: f.write}
 	for _, token := range []struct {
@@ -60,7 +58,6 @@ func (f *consoleFlags) access() (console.Access, error) {
 	return a, a.Check()
 }
 
-// consoleOf is what a console is opened for.
 type consoleOf struct {
 	settings  worker.Settings
 	access    console.Access
@@ -71,8 +68,8 @@ type consoleOf struct {
 	logger    *slog.Logger
 }
 
-// serve opens the console on front, and returns what closes it. A worker works without one: what keeps it from being
-// served is logged.
+// serve opens the console on front, and returns a function that closes it. If the console cannot be opened, the worker runs
+// without it, and logs the reason.
 func (o consoleOf) serve(ctx context.Context, front *console.Front) func() error {
 	if err := o.access.CheckAddress(o.listening); err != nil {
 		front.Refuse(err)
@@ -81,7 +78,7 @@ func (o consoleOf) serve(ctx context.Context, front *console.Front) func() error
 	}
 	c, closeParts, err := o.open(ctx)
 	if err != nil {
-		front.Refuse(errors.New("the console could not be opened: the log says why"))
+		front.Refuse(errors.New("the console could not be opened: see the log"))
 		o.logger.ErrorContext(ctx, "the console could not be opened", "error", err)
 		return func() error { return nil }
 	}

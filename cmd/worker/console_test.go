@@ -25,8 +25,8 @@ func TestConsoleIsServedWhereItIsSafe(t *testing.T) {
 		says   string
 	}{
 		"loopback":                {nil, http.StatusOK, "Overview"},
-		"all addresses":           {[]string{"--http-addr", "0.0.0.0:0"}, http.StatusNotFound, "unless it has a token"},
-		"all addresses, writable": {[]string{"--http-addr", "[::]:0", "--console-write"}, http.StatusNotFound, "unless it has a token"},
+		"all addresses":           {[]string{"--http-addr", "0.0.0.0:0"}, http.StatusNotFound, "without a token"},
+		"all addresses, writable": {[]string{"--http-addr", "[::]:0", "--console-write"}, http.StatusNotFound, "without a token"},
 		"all addresses, by token": {[]string{"--http-addr", "0.0.0.0:0", "--console-token", "@" + file}, http.StatusOK, "Sign in"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -84,7 +84,7 @@ func TestConsoleReplaysDeadLetters(t *testing.T) {
 	})
 }
 
-// post submits a form, and returns the path of the page that it leads to.
+// post submits a form, and returns the path of the redirect.
 func (r *running) post(path string, form url.Values) string {
 	r.t.Helper()
 	response, err := http.PostForm(r.url+path, form)

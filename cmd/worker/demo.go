@@ -15,12 +15,12 @@ func demoCommand() *cobra.Command {
 	f := runFlags{migrate: true, chaos: true, console: consoleFlags{write: true}}
 	c := &cobra.Command{
 		Use:   "demo",
-		Short: "Run a worker on sample traffic, in a temporary folder, and say what to look for",
-		Long: `demo runs a worker on the sample traffic of three clinics until it is stopped, and says where to look at it and what
-there is to find: an appointment that failed, why it did, and how it is mended and replayed. With --once it plays the main
-job step by step instead and ends: events are appended and handled, one is retried, one becomes a dead letter, is looked at
-and replayed. It needs no server and leaves nothing.`,
-		Args: noArguments, ValidArgsFunction: cobra.NoFileCompletions,
+		Short: "Run a worker on sample traffic in a temporary directory, with a guided tour",
+		Long: `demo runs a worker on the sample traffic of three clinics until it is stopped. It prints the address of the console, and
+guides through one failure: find out why an appointment failed, fix the cause, and replay it. With --once it runs a short
+script instead and ends: events are appended and handled, one is retried, one becomes a dead letter and is replayed. demo
+needs no server, and deletes its files at the end.`,
+		Args: noArguments,
 		RunE: func(c *cobra.Command, _ []string) error {
 			if once {
 				return demo.Run(c.Context(), c.OutOrStdout())
@@ -40,7 +40,7 @@ and replayed. It needs no server and leaves nothing.`,
 			})
 		},
 	}
-	c.Flags().BoolVar(&once, "once", false, "play the main job step by step, and end")
-	c.Flags().StringVar(&f.httpAddr, "http-addr", "127.0.0.1:8080", "where the worker serves; port 0 takes a free one")
+	c.Flags().BoolVar(&once, "once", false, "run a short script and end")
+	c.Flags().StringVar(&f.httpAddr, "http-addr", "127.0.0.1:8080", "address of the console; port 0 selects a free port")
 	return c
 }

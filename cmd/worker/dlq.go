@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strconv"
+	"io"
+	"os"
+	"os/user"
 	"strings"
 	"time"
 
@@ -17,39 +19,46 @@ import (
 func dlqCommand(s *worker.Settings, all registrations) *cobra.Command {
 	c := group(&cobra.Command{
 		Use:   "dlq",
-		Short: "List, show, replay, archive and purge the dead letters",
-		Long: `dlq works on the events that failed for good: the table of dead letters in the store. With RabbitMQ a running worker takes
-them out of the failed queue into that table, and so does dlq ingest.`,
+		Short: "List, show, replay, archive and purge dead letters",
+		Long: `dlq works on dead letters: the events whose handlers failed permanently. They are kept in a table of the store. With
+RabbitMQ, a running worker ingests them from the failed queue into that table; dlq ingest does the same on demand.`,
 	})
-	c.AddCommand(dlqList(s), dlqShow(s), dlqTry(s, all), dlqReplay(s, all), dlqPurge(s), dlqIngest(s))
-	c.AddCommand(dlqKeeping(s)...)
+	c.AddCommand(
+		dlqList(s), dlqShow(s), dlqTry(s, all), dlqReplay(s, all), dlqPurge(s), dlqIngest(s), dlqEdit(s),
+		dlqPutAside(s, deadletter.Archived, "archive", "Move waiting dead letters to the archive",
+			`archive marks waiting dead letters as archived, and records who did it, when and why. They are no longer listed or
+replayed; restore returns them to waiting. With --after-dead-letter park, later events of their aggregates stay parked.`),
+		dlqPutAside(s, deadletter.Discarded, "discard", "Mark waiting dead letters as not to be handled",
+			`discard is like archive, for letters that must not be handled: no event stays parked behind them. "archived list" and
+restore include them only when they are named by id. Nothing is deleted: restore ID returns one to waiting.`),
+		dlqArchived(s), dlqRestore(s), dlqExport(s), dlqImport(s),
+	)
 	return c
 }
 
-// purgeBatch is how many letters a purge of old ones deletes in one transaction.
 const purgeBatch = 500
 
 func dlqPurge(s *worker.Settings) *cobra.Command {
 	var yes bool
-	var olderThan age
+	var olderThan time.Duration
 	c := &cobra.Command{
 		Use:   "purge",
-		Short: "Destroy all dead letters that wait, or those that were dealt with long ago",
-		Long: `purge destroys all dead letters that wait. With --older-than it destroys instead those that were archived, discarded,
+		Short: "Delete all waiting dead letters, or old ones in a final state",
+		Long: `purge deletes all waiting dead letters. With --older-than it deletes instead the letters that were archived, discarded,
 edited or handled longer ago than that.`,
 		Example: `  worker dlq purge --yes
   worker dlq purge --older-than 90d --yes`,
-		Args: noArguments, ValidArgsFunction: cobra.NoFileCompletions,
+		Args: noArguments,
 	}
 	c.Flags().BoolVar(&yes, "yes", false, "confirm; this cannot be undone")
-	c.Flags().Var(&olderThan, "older-than",
-		"destroy the letters that were archived, discarded, edited or handled longer ago than this, as 90d or 36h, and none that waits")
+	addParsed(c, "older-than", "delete the letters that were archived, discarded, edited or handled longer than this `AGE` ago, "+
+		"like 90d or 36h, and no waiting ones", &olderThan, parseAge)
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		if !yes {
-			return usageError{errors.New("purge destroys dead letters for good: say --yes")}
+			return usageError{errors.New("purge deletes dead letters permanently: confirm with --yes")}
 		}
-		return withDeadLetters(c.Context(), s, func(table *deadletter.Table) error {
-			n, err := purge(c.Context(), table, time.Duration(olderThan))
+		return withDeadLetters(c, s, func(table *deadletter.Table) error {
+			n, err := purge(c.Context(), table, olderThan)
 			if err == nil || n > 0 {
 				fmt.Fprintf(c.OutOrStdout(), "purged: %d\n", n)
 			}
@@ -59,7 +68,7 @@ edited or handled longer ago than that.`,
 	return c
 }
 
-// purge destroys the letters that wait or, if olderThan is not 0, those that were dealt with before.
+// purge deletes the waiting letters or, if olderThan is not 0, the letters that reached a final state before that.
 func purge(ctx context.Context, table *deadletter.Table, olderThan time.Duration) (purged int, err error) {
 	if olderThan == 0 {
 		return table.PurgeWaiting(ctx)
@@ -73,66 +82,33 @@ func purge(ctx context.Context, table *deadletter.Table, olderThan time.Duration
 	}
 }
 
-// age is a duration of which the unit may also be d, for days.
-type age time.Duration
-
-// String, Set and Type implement pflag.Value.
-func (a *age) String() string {
-	if *a == 0 {
-		return ""
-	}
-	return time.Duration(*a).String()
-}
-func (a *age) Type() string { return "duration" }
-
-func (a *age) Set(text string) error {
-	const day, most = 24 * time.Hour, 100 * 365 // days
-	var parsed time.Duration
-	var err error
-	if days, isDays := strings.CutSuffix(text, "d"); isDays {
-		var n int
-		if n, err = strconv.Atoi(days); n > most {
-			err = strconv.ErrRange
-		}
-		parsed = time.Duration(n) * day
-	} else {
-		parsed, err = time.ParseDuration(text)
-	}
-	if err != nil || parsed <= 0 {
-		return fmt.Errorf("must be a positive time, as 90d or 36h, not %q", text)
-	}
-	*a = age(parsed)
-	return nil
-}
-
 func dlqIngest(s *worker.Settings) *cobra.Command {
-	c := &cobra.Command{
+	return &cobra.Command{
 		Use:   "ingest",
-		Short: "Take the dead letters in RabbitMQ's failed queue into the table",
-		Long: `ingest takes the dead letters that are in RabbitMQ's failed queue into the table of the store, on which all other commands
-work. Running workers do the same, unless they run with --ingest-dead-letters=false. A message leaves the queue only once
-the table has it.`,
-		Args: noArguments, ValidArgsFunction: cobra.NoFileCompletions,
-	}
-	c.RunE = func(c *cobra.Command, _ []string) error {
-		if s.AMQP.URL == "" {
-			return usageError{worker.ErrNoBroker}
-		}
-		return withDeadLetters(c.Context(), s, func(table *deadletter.Table) error {
-			n, err := s.IngestQueued(c.Context(), table)
-			if err == nil || n > 0 {
-				fmt.Fprintf(c.OutOrStdout(), "ingested: %d\n", n)
+		Short: "Ingest the dead letters of RabbitMQ's failed queue into the table",
+		Long: `ingest moves the dead letters of RabbitMQ's failed queue into the table of the store, on which all other commands work.
+Running workers do the same, unless they run with --ingest-dead-letters=false. A message is acked only after its row is
+committed.`,
+		Args: noArguments,
+		RunE: func(c *cobra.Command, _ []string) error {
+			if s.AMQP.URL == "" {
+				return usageError{worker.ErrNoBroker}
 			}
-			return err
-		})
+			return withDeadLetters(c, s, func(table *deadletter.Table) error {
+				n, err := s.IngestQueued(c.Context(), table)
+				if err == nil || n > 0 {
+					fmt.Fprintf(c.OutOrStdout(), "ingested: %d\n", n)
+				}
+				return err
+			})
+		},
 	}
-	return c
 }
 
-// queuedTimeout bounds how long a command waits for the broker to tell how many letters are in its queue.
-const queuedTimeout = 2 * time.Second
+// queuedTimeout bounds the query for the size of the failed queue. RabbitMQ refuses a wrong password after 3 s.
+const queuedTimeout = 5 * time.Second
 
-// noteQueued says on stderr how many dead letters are in the broker's queue and not in the table yet.
+// noteQueued prints on stderr how many dead letters are in the failed queue and not in the table yet.
 func noteQueued(c *cobra.Command, s *worker.Settings) {
 	if c.Context().Err() != nil {
 		return
@@ -143,24 +119,56 @@ func noteQueued(c *cobra.Command, s *worker.Settings) {
 	n, err := s.QueuedDeadLetters(ctx)
 	switch {
 	case err != nil:
-		fmt.Fprintf(c.ErrOrStderr(), "worker: whether dead letters are still in queue %s is not known: %s\n", queue, oneLine(err))
-	case n == 1:
-		fmt.Fprintf(c.ErrOrStderr(), "1 dead letter is still in queue %s: a worker takes it in, or `worker dlq ingest` does\n", queue)
-	case n > 1:
-		fmt.Fprintf(c.ErrOrStderr(), "%d dead letters are still in queue %s: a worker takes them in, or `worker dlq ingest` does\n", n, queue)
+		fmt.Fprintf(c.ErrOrStderr(), "worker: the number of dead letters in queue %s is unknown: %s\n", queue,
+			strings.ReplaceAll(err.Error(), "\n", "; "))
+	case n > 0:
+		fmt.Fprintf(c.ErrOrStderr(), "%s in queue %s not ingested yet: a running worker or `worker dlq ingest` does that\n",
+			plural(n, "dead letter"), queue)
 	}
 }
 
-func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }
+func withDeadLetters(c *cobra.Command, s *worker.Settings, do func(*deadletter.Table) error) error {
+	return withStore(c, s, s.OpenExisting, func(b worker.Backend) error { return do(deadletter.NewTable(b.SQL())) })
+}
 
-func withDeadLetters(ctx context.Context, s *worker.Settings, do func(*deadletter.Table) error) (err error) {
-	if err := s.Check(); err != nil {
-		return usageError{err}
-	}
-	table, closeTable, err := s.OpenDeadLetters(ctx)
-	if err != nil {
+// onChosen runs an action on the letters that flags and ids select, and prints how many letters it changed.
+func onChosen(
+	c *cobra.Command, s *worker.Settings, filter deadletter.Filter, w io.Writer, done string,
+	action func(*deadletter.Table, deadletter.Filter) (int, error),
+) error {
+	return withDeadLetters(c, s, func(table *deadletter.Table) error {
+		n, err := action(table, filter)
+		if err == nil && n == 0 && !filter.IsZero() {
+			return noneFound(filter)
+		}
+		fmt.Fprintf(w, "%s: %d\n", done, n)
 		return err
+	})
+}
+
+// addDecision gives c the flags that say who changes letters and why. The reason is required.
+func addDecision(c *cobra.Command) *deadletter.Decision {
+	d := &deadletter.Decision{}
+	addBy(c, &d.By)
+	c.Flags().StringVar(&d.Reason, "reason", "", "the reason, which is recorded with the letter; required")
+	return d
+}
+
+func checkReason(d *deadletter.Decision) error {
+	if d.Reason == "" {
+		return usageError{errors.New("--reason is required")}
 	}
-	defer func() { err = errors.Join(err, closeTable()) }()
-	return do(table)
+	return nil
+}
+
+// addBy gives c the flag --by. Its default is the user of the operating system and the host name.
+func addBy(c *cobra.Command, by *string) {
+	name := "unknown"
+	if u, err := user.Current(); err == nil {
+		name = u.Username
+	}
+	if host, err := os.Hostname(); err == nil {
+		name += "@" + host
+	}
+	c.Flags().StringVar(by, "by", name, "the person who does this")
 }

@@ -13,11 +13,11 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// foreign is how many letters there are of what [publishForeign] publishes: two of its messages are the same.
+// foreign is the number of letters of the messages of [publishForeign], two of which are equal.
 const foreign = 3
 
-// failMendable has n events fail, each of an aggregate of its own, and stops the worker. Their letters are in the order in
-// which they failed, to which those of foreign messages are added on a broker.
+// failMendable makes n events fail, each of a different aggregate, and stops the worker. With a broker it adds foreign
+// messages.
 func (p *program) failMendable(n int) []wire {
 	p.t.Helper()
 	w := p.start()
@@ -37,7 +37,7 @@ func (p *program) failMendable(n int) []wire {
 	return sent
 }
 
-// publishForeign puts messages into the queue of dead letters as no worker would.
+// publishForeign publishes messages to the failed queue that no worker publishes.
 func publishForeign(t *testing.T, url string) {
 	t.Helper()
 	conn, err := amqp091.Dial(url)
@@ -69,7 +69,7 @@ func publishForeign(t *testing.T, url string) {
 	}
 }
 
-// wholeLetters is all there is of the letters that wait, in order.
+// wholeLetters are the waiting letters as an export, in order.
 func (p *program) wholeLetters() []string {
 	p.t.Helper()
 	r := p.run("", "dlq", "export", "-")
@@ -127,7 +127,7 @@ func TestArchivedLettersComeBackAsTheyWere(t *testing.T) {
 	})
 }
 
-// A purge by age destroys what was dealt with before, and nothing that waits.
+// A purge by age deletes only old letters in a final state.
 func TestPurgeOlderThan(t *testing.T) {
 	t.Parallel()
 	platforms(t, func(p *program) {
@@ -171,25 +171,25 @@ func TestExportedLettersAreImportedAsTheyWere(t *testing.T) {
 		require.NotContains(t, r.err, "Kova")
 		require.Empty(t, p.wholeLetters(), "all or nothing")
 
-		require.Contains(t, p.must("", "dlq", "import", file), fmt.Sprintf("imported: %d, before: 0", len(before)))
+		require.Contains(t, p.must("", "dlq", "import", file), fmt.Sprintf("imported: %d, skipped: 0", len(before)))
 		require.Equal(t, before, p.wholeLetters())
-		require.Contains(t, p.must("", "dlq", "import", file), fmt.Sprintf("imported: 0, before: %d", len(before)))
+		require.Contains(t, p.must("", "dlq", "import", file), fmt.Sprintf("imported: 0, skipped: %d", len(before)))
 		require.Equal(t, before, p.wholeLetters())
 
 		removed := filepath.Join(folder, "removed.jsonl")
 		require.Contains(t, p.must("", "dlq", "export", removed, "--remove", "--limit", "2"), "exported: 2")
 		require.Equal(t, before[2:], p.wholeLetters())
-		require.Contains(t, p.must("", "dlq", "import", removed), "imported: 2, before: 0")
+		require.Contains(t, p.must("", "dlq", "import", removed), "imported: 2, skipped: 0")
 		require.Equal(t, before, p.wholeLetters())
 
 		p.must("", "dlq", "archive", "--all", "--limit", "1", "--reason", "why")
-		require.Contains(t, p.must("", "dlq", "import", file), fmt.Sprintf("imported: 0, before: %d", len(before)), "the table has it")
-		require.Contains(t, p.must("", "dlq", "import", file, "--again"), fmt.Sprintf("imported: 1, before: %d", len(before)-1))
+		require.Contains(t, p.must("", "dlq", "import", file), fmt.Sprintf("imported: 0, skipped: %d", len(before)), "the table has it")
+		require.Contains(t, p.must("", "dlq", "import", file, "--again"), fmt.Sprintf("imported: 1, skipped: %d", len(before)-1))
 		require.Equal(t, before, p.wholeLetters())
 	})
 }
 
-// What is chosen must be there, what is not chosen is not touched, and a bound of rows bounds nothing else.
+// A filter without matches is an error, other letters are not changed, and a limit of rows does not limit counts.
 func TestChoicesOfDeadLetters(t *testing.T) {
 	t.Parallel()
 	platforms(t, func(p *program) {
@@ -238,6 +238,6 @@ func TestLettersMoveToAnotherPlatform(t *testing.T) {
 	p.must("", "dlq", "export", file)
 	other := embedded(t)
 	other.must("", "migrate", "up")
-	require.Contains(t, other.must("", "dlq", "import", file), fmt.Sprintf("imported: %d, before: 0", 1+foreign))
+	require.Contains(t, other.must("", "dlq", "import", file), fmt.Sprintf("imported: %d, skipped: 0", 1+foreign))
 	require.Equal(t, p.wholeLetters(), other.wholeLetters())
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -24,44 +25,50 @@ func dlqEdit(s *worker.Settings) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "edit ID --reason WHY",
 		Short: "Change the payload of a dead letter, and replay it",
-		Long: `edit opens the event of a dead letter that waits in $VISUAL or $EDITOR, or applies a patch to it, checks it, and releases the
-changed letter for a replay to the handler that failed. The worker that runs sends it. The letter keeps its id; its original
-becomes an archived letter of its own, in the state edited.
+		Long: `edit opens the event of a waiting dead letter in $VISUAL or $EDITOR, or applies a patch to it. It validates the result and
+releases the letter for a replay to the handler that failed; a running worker publishes it. The letter keeps its id. Its
+original becomes a separate letter in the state edited.
 
-The letter stays the same event: its id, type, aggregate, version, tenant and correlation cannot be changed, where the
-letter has them. So the handlers that have handled the original skip it as handled, and its causes and effects stay
-connected; its metadata names what it was (edited_from). The event in the store, if it is there, is not changed.
+The letter remains the same event: its id, type, aggregate, version, tenant and correlation cannot be changed, unless they
+are missing. Therefore the handlers that have handled the original skip it, and its trace stays complete. Its metadata
+contains the fingerprint of the original (edited_from). The event in the store, if there is one, is not changed.
 
-While the editor is open, the event is in a file that only its owner can read, in a folder that is removed afterwards.`,
+While the editor is open, the event is in a file that only its owner can read, in a directory that is removed afterwards.`,
 		Example: `  worker dlq edit 01JD… --reason 'CLINIC-512: the name was missing'
   echo '{"event_data":{"name":"Ana"}}' | worker dlq edit 01JD… --patch - --reason CLINIC-512`,
-		Args: oneID, ValidArgsFunction: cobra.NoFileCompletions,
+		Args: oneID,
 	}
 	d := addDecision(c)
 	c.Flags().StringVar(&patch, "patch", "",
-		"a FILE with a JSON Patch (RFC 6902) or a JSON Merge Patch (RFC 7396) to apply, - for stdin; no editor is opened")
+		"apply the JSON Patch (RFC 6902) or JSON Merge Patch (RFC 7396) in this `FILE`, - for stdin, and open no editor")
 	c.RunE = func(c *cobra.Command, args []string) error {
-		if err := d.check(); err != nil {
+		if err := checkReason(d); err != nil {
 			return err
 		}
 		change := editor(c)
 		if patch != "" {
-			text, err := readPatch(c.InOrStdin(), patch)
+			var text []byte
+			var err error
+			if patch == "-" {
+				text, err = io.ReadAll(c.InOrStdin())
+			} else {
+				text, err = os.ReadFile(patch)
+			}
 			if err != nil {
 				return err
 			}
 			change = func(body []byte, _ func([]byte) error) ([]byte, error) { return deadletter.Patch(body, text) }
 		}
-		return withDeadLetters(c.Context(), s, func(table *deadletter.Table) error {
-			done, err := table.Edit(c.Context(), args[0], change, d.Decision)
+		return withDeadLetters(c, s, func(table *deadletter.Table) error {
+			done, err := table.Edit(c.Context(), args[0], change, *d)
 			if errors.Is(err, deadletter.ErrUnchanged) {
-				fmt.Fprintln(c.ErrOrStderr(), "nothing was changed, and nothing done")
+				fmt.Fprintln(c.ErrOrStderr(), "nothing was changed")
 				return nil
 			}
 			if err != nil {
 				return err
 			}
-			fmt.Fprintf(c.OutOrStdout(), "edited: letter %s is released, and the running worker sends it; the original is archived letter %s\n",
+			fmt.Fprintf(c.OutOrStdout(), "edited: letter %s is released, and a running worker publishes it; the original is letter %s\n",
 				done.LetterID, done.OriginalID)
 			return nil
 		})
@@ -69,29 +76,19 @@ While the editor is open, the event is in a file that only its owner can read, i
 	return c
 }
 
-func readPatch(in io.Reader, path string) ([]byte, error) {
-	if path == "-" {
-		return io.ReadAll(in)
-	}
-	return os.ReadFile(path)
-}
-
-// editor lets the user change a body, until it is right or is given up.
+// editor lets the user edit a body until it is valid, or the user gives up.
 func editor(c *cobra.Command) func(body []byte, check func([]byte) error) ([]byte, error) {
 	return func(body []byte, check func([]byte) error) (edited []byte, err error) {
-		command := os.Getenv("VISUAL")
-		if command == "" {
-			command = os.Getenv("EDITOR")
-		}
+		command := cmp.Or(os.Getenv("VISUAL"), os.Getenv("EDITOR"))
 		if command == "" {
 			return nil, usageError{errors.New("set VISUAL or EDITOR to an editor, or use --patch")}
 		}
-		folder, err := os.MkdirTemp("", "worker-edit-")
+		directory, err := os.MkdirTemp("", "worker-edit-")
 		if err != nil {
-			return nil, fmt.Errorf("make a folder for the editor: %w", err)
+			return nil, fmt.Errorf("create a directory for the editor: %w", err)
 		}
-		defer func() { err = errors.Join(err, os.RemoveAll(folder)) }()
-		path := filepath.Join(folder, "event.json")
+		defer func() { err = errors.Join(err, os.RemoveAll(directory)) }()
+		path := filepath.Join(directory, "event.json")
 		var indented bytes.Buffer
 		if json.Indent(&indented, body, "", "  ") == nil {
 			body = indented.Bytes()
@@ -124,7 +121,7 @@ func editor(c *cobra.Command) func(body []byte, check func([]byte) error) ([]byt
 	}
 }
 
-// runEditor runs the editor, which may be a command with arguments, on the terminal.
+// runEditor runs the editor on the terminal. The command may contain arguments.
 func runEditor(c *cobra.Command, command, path string) error {
 	shell := exec.CommandContext(context.WithoutCancel(c.Context()), "sh", "-c", command+` "$1"`, "sh", path)
 	shell.Stdin, shell.Stdout, shell.Stderr = os.Stdin, c.OutOrStdout(), c.ErrOrStderr()

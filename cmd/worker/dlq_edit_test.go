@@ -11,7 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// An edited letter reaches the handler that failed, though others have handled its original; the original is kept.
+// An edited letter reaches the handler that failed, even if other handlers have handled its original; the original is kept.
 func TestEditedLettersAreReplayed(t *testing.T) {
 	t.Parallel()
 	platforms(t, func(p *program) {
@@ -57,7 +57,7 @@ func TestEditedLettersAreReplayed(t *testing.T) {
 			`stat -c %%a "$2" "$(dirname "$2")" > %s; echo "$2" >> %s; sed -i s/hopeless/first/ "$2"`, modes, modes)) + " --wait"
 		r = edit("")
 		require.Equal(t, 0, r.code, r.err)
-		require.Contains(t, r.out, "edited: letter "+letter.ID+" is released, and the running worker sends it; the original is archived letter ")
+		require.Contains(t, r.out, "edited: letter "+letter.ID+" is released, and a running worker publishes it; the original is letter ")
 		original := strings.TrimSpace(r.out[strings.LastIndex(r.out, " ")+1:])
 		require.Eventually(t, func() bool { return len(p.causesOf(tenant, "Mended")) == 1 }, patience, tick)
 		require.Equal(t, []string{sent.EventID}, p.causesOf(tenant, "Mended"))

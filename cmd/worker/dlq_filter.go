@@ -5,94 +5,63 @@ import (
 	"fmt"
 	"regexp"
 	"strings"
-	"time"
 
-	"github.com/google/uuid"
 	"github.com/spf13/cobra"
 
 	"github.com/healz/worker/internal/deadletter"
 )
 
-// filterFlags are the flags that choose dead letters.
 type filterFlags struct {
-	chosen                         deadletter.Filter
-	tenant, aggregate, correlation string
-	since, until, reason           string
+	deadletter.Filter
+
+	// explicit is set for commands that act on all letters only with --all.
+	explicit, all bool
 }
 
-// addFilter gives c the flags that choose dead letters. The one for the text of their failures is called reasonFlag.
+// addFilter gives c the flags that select dead letters. reasonFlag is the name of the flag for the error text.
 func addFilter(c *cobra.Command, reasonFlag string) *filterFlags {
 	f := &filterFlags{}
 	flags := c.Flags()
-	flags.StringVar(&f.chosen.Group, "group", "", "only those of this group, as dlq list names it")
-	flags.StringVar(&f.chosen.Type, "type", "", "only those of this event type")
-	flags.StringVar(&f.chosen.Handler, "handler", "", "only those on which this handler failed")
-	flags.StringVar(&f.tenant, "tenant", "", "only those of this tenant")
-	flags.StringVar(&f.aggregate, "aggregate", "", "only those of the aggregate with this id")
-	flags.StringVar(&f.correlation, "correlation", "", "only those with this correlation id")
-	flags.StringVar(&f.since, "since", "", "only those that failed at this time or later: RFC 3339, or how long ago, as 90m")
-	flags.StringVar(&f.until, "until", "", "only those that failed before this time")
-	flags.StringVar(&f.reason, reasonFlag, "", "only those whose failure's text this regular expression finds something in")
-	flags.IntVar(&f.chosen.Limit, "limit", 0, "at most so many, the oldest; 0: no limit")
+	flags.StringVar(&f.Group, "group", "", "only letters of this group (see dlq list)")
+	flags.StringVar(&f.Type, "type", "", "only letters of this event type")
+	flags.StringVar(&f.Handler, "handler", "", "only letters on which this handler failed")
+	addParsed(c, "tenant", "only letters of the tenant with this `ID`", &f.Tenant, parseUUID)
+	addParsed(c, "aggregate", "only letters of the aggregate with this `ID`", &f.Aggregate, parseUUID)
+	addParsed(c, "correlation", "only letters with this correlation `ID`", &f.Correlation, parseUUID)
+	addParsed(c, "since", "only letters whose last failure was at this `TIME` or later: RFC 3339, or a duration before now like 90m",
+		&f.Since, parseTime)
+	addParsed(c, "until", "only letters whose last failure was before this `TIME`", &f.Until, parseTime)
+	addParsed(c, reasonFlag, "only letters whose error text matches this regular `EXPRESSION`", &f.Reason, regexp.Compile)
+	flags.IntVar(&f.Limit, "limit", 0, "at most this number of letters, the oldest first; 0: no limit")
 	return f
 }
 
-// noneFound is the error of a choice that no letter meets: a mistyped group is to be noticed.
-func noneFound(f deadletter.Filter) error {
-	if len(f.IDs) > 0 {
-		return fmt.Errorf("no dead letter has the id %q, or it is in a state that this command does not concern: `worker dlq show` tells it",
-			strings.Join(f.IDs, ", "))
-	}
-	return errors.New("no dead letter matches what was chosen")
+// addChoice is addFilter for a command that changes letters: without a filter it requires --all.
+func addChoice(c *cobra.Command, reasonFlag string) *filterFlags {
+	f := addFilter(c, reasonFlag)
+	f.explicit = true
+	c.Flags().BoolVar(&f.all, "all", false, "all letters")
+	return f
 }
 
-// filter is what the flags and the ids on the command line choose. The error is one of usage.
+// filter returns the filter of the flags and of these ids. Its error is a usage error.
 func (f *filterFlags) filter(ids []string) (deadletter.Filter, error) {
-	chosen := f.chosen
+	chosen := f.Filter
 	chosen.IDs = ids
-	var problems []error
-	parse := func(flag, value string, into *uuid.UUID) {
-		if value == "" {
-			return
-		}
-		id, err := uuid.Parse(value)
-		if err != nil {
-			problems = append(problems, fmt.Errorf("--%s must be a UUID, not %q", flag, value))
-		}
-		*into = id
-	}
-	parse("tenant", f.tenant, &chosen.Tenant)
-	parse("aggregate", f.aggregate, &chosen.Aggregate)
-	parse("correlation", f.correlation, &chosen.Correlation)
-	var errSince, errUntil, errReason error
-	now := time.Now()
-	chosen.Since, errSince = moment("since", f.since, now)
-	chosen.Until, errUntil = moment("until", f.until, now)
-	if f.reason != "" {
-		if chosen.Reason, errReason = regexp.Compile(f.reason); errReason != nil {
-			errReason = fmt.Errorf("the failure's text: %w", errReason)
-		}
-	}
-	if chosen.Limit < 0 {
-		problems = append(problems, fmt.Errorf("--limit must not be negative, but is %d", chosen.Limit))
-	}
-	if err := errors.Join(append(problems, errSince, errUntil, errReason)...); err != nil {
-		return chosen, usageError{err}
+	switch {
+	case chosen.Limit < 0:
+		return chosen, usageError{fmt.Errorf("--limit must not be negative, but is %d", chosen.Limit)}
+	case f.explicit && !f.all && chosen.IsZero():
+		return chosen, usageError{errors.New("select letters by id or by flags, or use --all")}
 	}
 	return chosen, nil
 }
 
-// moment reads a time, or how long before now it is; "" is the zero time.
-func moment(flag, value string, now time.Time) (time.Time, error) {
-	if value == "" {
-		return time.Time{}, nil
+// noneFound is the error of a filter that matches no letter: it may contain a typing error.
+func noneFound(f deadletter.Filter) error {
+	if len(f.IDs) > 0 {
+		return fmt.Errorf("no dead letter has the id %q, or its state does not allow this command (see `worker dlq show`)",
+			strings.Join(f.IDs, ", "))
 	}
-	if ago, err := time.ParseDuration(value); err == nil {
-		return now.Add(-ago), nil
-	}
-	at, err := time.Parse(time.RFC3339, value)
-	if err != nil {
-		return at, fmt.Errorf("--%s must be an RFC 3339 time, or how long ago, as 90m, not %q", flag, value)
-	}
-	return at, nil
+	return errors.New("no dead letter matches the filter")
 }

@@ -1,10 +1,11 @@
 package main
 
 import (
-	"errors"
+	"cmp"
 	"fmt"
-	"io"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -16,122 +17,138 @@ import (
 
 func dlqList(s *worker.Settings) *cobra.Command {
 	var letters bool
+	var states []string
 	c := &cobra.Command{
 		Use:   "list",
-		Short: "Show what fails and why: the groups of dead letters that failed alike, or the letters",
-		Long: `list shows the dead letters that wait, by groups: those of one handler and event type that failed with the same error, but for ids,
-numbers and what is quoted in it; the group that failed last comes first. With --letters, or when they are of one group,
-aggregate or correlation, it shows the letters themselves, oldest first. --limit bounds the rows: the first groups, each
-with all of its letters counted, or the oldest letters.
+		Short: "List groups of dead letters with the same failure, or the letters",
+		Long: `list shows the waiting dead letters in groups. A group has one handler, one event type and one error text, apart from ids,
+numbers and quoted words; the group with the latest failure comes first. With --letters, --group, --aggregate or
+--correlation it shows the letters instead, oldest first. --limit limits the rows: the first groups, each with the count of
+all its letters, or the oldest letters.
 
-It exits with 1 if letters were chosen by a flag and there are none.
+It exits with 1 if a filter matches no letter.
 
-With RabbitMQ it says on standard error how many dead letters are still in the failed queue and not in the table.`,
+On standard error it prints how many matching letters are being replayed and, with RabbitMQ, how many dead letters of the
+failed queue are not ingested into the table yet.`,
 		Example: `  worker dlq list
   worker dlq list --group 3f9a12c4
+  worker dlq list --state replaying --letters
   worker dlq list --letters --since 2h --format json`,
-		Args: noArguments, ValidArgsFunction: cobra.NoFileCompletions,
+		Args: noArguments,
 	}
 	f := addFormat(c)
 	chosen := addFilter(c, "reason")
-	c.Flags().BoolVar(&letters, "letters", false, "the letters, and not their groups")
+	c.Flags().BoolVar(&letters, "letters", false, "list letters, not groups")
+	c.Flags().StringSliceVar(&states, "state", nil,
+		"letters in these states: waiting, replaying, archived, discarded, edited, handled (default waiting)")
+	complete(c, "state", stateNames()...)
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		filter, err := chosen.filter(nil)
 		if err != nil {
 			return err
 		}
-		one := filter.Group != "" || filter.Aggregate != uuid.Nil || filter.Correlation != uuid.Nil
-		return withDeadLetters(c.Context(), s, func(table *deadletter.Table) error {
+		if filter.States, err = parseStates(states); err != nil {
+			return err
+		}
+		print := listGroups
+		if letters || filter.Group != "" || filter.Aggregate != uuid.Nil || filter.Correlation != uuid.Nil {
+			print = listLetters
+		}
+		return withDeadLetters(c, s, func(table *deadletter.Table) error {
 			defer noteQueued(c, s)
-			if letters || one {
-				return listLetters(c, table, filter, *f)
+			found, err := print(c, table, filter, *f)
+			if err != nil {
+				return err
 			}
-			return listGroups(c, table, filter, *f)
+			if len(states) == 0 {
+				if err := noteReplaying(c, table, filter); err != nil {
+					return err
+				}
+			}
+			if filter.Limit = 0; !found && !filter.IsZero() {
+				return noneFound(filter)
+			}
+			if !found {
+				fmt.Fprintln(c.ErrOrStderr(), "no dead letters")
+			}
+			return nil
 		})
 	}
 	return c
 }
 
-func listLetters(c *cobra.Command, table *deadletter.Table, filter deadletter.Filter, f format) error {
-	p := newLetterPrinter(c.OutOrStdout(), f)
-	for l, err := range table.List(c.Context(), filter) {
-		if err != nil {
-			return errors.Join(p.flush(), err)
-		}
-		if err := p.print(l); err != nil {
-			return err
-		}
+func stateNames() []string {
+	var names []string
+	for _, state := range deadletter.AllStates() {
+		names = append(names, string(state))
 	}
-	if p.count == 0 {
-		return noLetters(c, filter)
-	}
-	return p.flush()
+	return names
 }
 
-// noLetters says that there are none. Only where letters were chosen is that an error.
-func noLetters(c *cobra.Command, filter deadletter.Filter) error {
-	if filter.Limit = 0; !filter.IsZero() {
-		return noneFound(filter)
+func parseStates(names []string) (states []deadletter.State, err error) {
+	for _, name := range names {
+		if !slices.Contains(stateNames(), name) {
+			return nil, usageError{fmt.Errorf("--state must be one of %s, not %q", strings.Join(stateNames(), ", "), name)}
+		}
+		states = append(states, deadletter.State(name))
 	}
-	fmt.Fprintln(c.ErrOrStderr(), "no dead letters")
-	return nil
+	return states, nil
 }
 
-// listGroups shows groups, as many as the filter's limit, of all the letters that it chooses.
-func listGroups(c *cobra.Command, table *deadletter.Table, filter deadletter.Filter, f format) error {
-	rows := filter.Limit
+// noteReplaying prints on stderr how many letters of the filter a replay has released.
+func noteReplaying(c *cobra.Command, table *deadletter.Table, filter deadletter.Filter) error {
+	filter.States = []deadletter.State{deadletter.Replaying}
 	groups, err := table.Groups(c.Context(), filter)
-	if err != nil {
-		return err
+	n := 0
+	for _, g := range groups {
+		n += g.Count
 	}
-	if len(groups) == 0 {
-		return noLetters(c, filter)
+	if n > 0 {
+		fmt.Fprintf(c.ErrOrStderr(), "being replayed: %s (--state replaying)\n", plural(n, "dead letter"))
 	}
-	if f == formatJSON {
-		if rows > 0 {
-			groups = groups[:min(rows, len(groups))]
-		}
-		for _, g := range groups {
-			if err := printJSON(c.OutOrStdout(), groupLineOf(g)); err != nil {
-				return err
-			}
-		}
-		return nil
-	}
-	return printGroups(c.OutOrStdout(), groups, rows)
-}
-
-// newestLength is how many characters of an error a table of groups shows.
-const newestLength = 100
-
-// printGroups prints the first rows of the groups, or all if rows is 0, and counts them all.
-func printGroups(w io.Writer, groups []deadletter.Group, rows int) error {
-	t := newTable(w, "GROUP", "COUNT", "TENANTS", "HANDLER", "TYPE", "FIRST FAILED", "LAST FAILED", "NEWEST ERROR")
-	all := 0
-	for i, g := range groups {
-		all += g.Count
-		if rows > 0 && i >= rows {
-			continue
-		}
-		t.row(g.ID, strconv.Itoa(g.Count), strconv.Itoa(len(g.Tenants)), orDash(g.Handler), orDash(g.Type),
-			localTime(g.FirstFailed), localTime(g.LastFailed), orDash(cutTo(g.Newest, newestLength)))
-	}
-	if err := t.flush(); err != nil {
-		return err
-	}
-	_, err := fmt.Fprintf(w, "\ndead letters: %d, groups: %d. The letters of a group: worker dlq list --group %s\n",
-		all, len(groups), groups[0].ID)
 	return err
 }
 
-func orDash(s string) string {
-	if s == "" {
-		return "-"
-	}
-	return s
+func listLetters(c *cobra.Command, table *deadletter.Table, filter deadletter.Filter, f format) (found bool, err error) {
+	p := newLetterPrinter(c, f)
+	err = printAll(p, table.List(c.Context(), filter), printLetter)
+	return p.count > 0, err
 }
 
-// cutTo cuts a text to so many characters.
+const newestLength = 100
+
+// listGroups prints as many groups as the limit allows. The table ends with the totals of all groups.
+func listGroups(c *cobra.Command, table *deadletter.Table, filter deadletter.Filter, f format) (found bool, err error) {
+	groups, err := table.Groups(c.Context(), filter)
+	if err != nil || len(groups) == 0 {
+		return false, err
+	}
+	p := newPrinter(c.OutOrStdout(), f, "GROUP", "COUNT", "TENANTS", "HANDLER", "TYPE", "FIRST FAILED", "LAST FAILED", "NEWEST ERROR")
+	all := 0
+	for i, g := range groups {
+		all += g.Count
+		if filter.Limit > 0 && i >= filter.Limit {
+			continue
+		}
+		err := p.print(groupLine{
+			Group: g.ID, Count: g.Count, Tenants: g.Tenants, Handler: g.Handler, EventType: g.Type, Pattern: g.Pattern,
+			Newest: g.Newest, FirstFailed: g.FirstFailed, LastFailed: g.LastFailed, Replayed: g.Replayed,
+		}, g.ID, strconv.Itoa(g.Count), strconv.Itoa(len(g.Tenants)), orDash(g.Handler), orDash(g.Type),
+			localTime(g.FirstFailed), localTime(g.LastFailed), orDash(cutTo(g.Newest, newestLength)))
+		if err != nil {
+			return true, err
+		}
+	}
+	if err := p.flush(); err != nil || f == formatJSON {
+		return true, err
+	}
+	_, err = fmt.Fprintf(c.OutOrStdout(), "\n%s in %s. To list the letters of a group: worker dlq list --group %s\n",
+		plural(all, "dead letter"), plural(len(groups), "group"), groups[0].ID)
+	return true, err
+}
+
+func orDash(s string) string { return cmp.Or(s, "-") }
+
 func cutTo(s string, most int) string {
 	if r := []rune(s); len(r) > most {
 		return string(r[:most-1]) + "…"
@@ -139,7 +156,6 @@ func cutTo(s string, most int) string {
 	return s
 }
 
-// groupLine is a group as a line of JSON.
 type groupLine struct {
 	Group       string      `json:"group"`
 	Count       int         `json:"count"`
@@ -148,89 +164,52 @@ type groupLine struct {
 	EventType   string      `json:"event_type,omitempty"`
 	Pattern     string      `json:"pattern,omitempty"`
 	Newest      string      `json:"newest_reason,omitempty"`
-	FirstFailed *time.Time  `json:"first_failed_at,omitempty"`
-	LastFailed  *time.Time  `json:"last_failed_at,omitempty"`
+	FirstFailed time.Time   `json:"first_failed_at,omitzero"`
+	LastFailed  time.Time   `json:"last_failed_at,omitzero"`
 	Replayed    int         `json:"replayed_before"`
 }
 
-func groupLineOf(g deadletter.Group) groupLine {
-	return groupLine{
-		Group: g.ID, Count: g.Count, Tenants: g.Tenants, Handler: g.Handler, EventType: g.Type, Pattern: g.Pattern,
-		Newest: g.Newest, FirstFailed: orNull(g.FirstFailed), LastFailed: orNull(g.LastFailed), Replayed: g.Replayed,
-	}
-}
-
-func orNull(t time.Time) *time.Time {
-	if t.IsZero() {
-		return nil
-	}
-	return &t
-}
-
-// letterLine is a dead letter as a line of JSON: what may be about a patient is left out.
+// letterLine is a dead letter as a line of JSON. It contains nothing that may be about a patient.
 type letterLine struct {
-	ID            string     `json:"id"`
-	State         string     `json:"state"`
-	Group         string     `json:"group"`
-	EventID       string     `json:"event_id,omitempty"`
-	EventType     string     `json:"event_type,omitempty"`
-	AggregateType string     `json:"aggregate_type,omitempty"`
-	AggregateID   string     `json:"aggregate_id,omitempty"`
-	Version       int        `json:"aggregate_version,omitempty"`
-	TenantID      string     `json:"tenant_id,omitempty"`
-	CorrelationID string     `json:"correlation_id,omitempty"`
-	Handler       string     `json:"handler,omitempty"`
-	Reason        string     `json:"reason,omitempty"`
-	Attempts      int        `json:"attempts,omitempty"`
-	FirstFailed   *time.Time `json:"first_failed_at,omitempty"`
-	LastFailed    *time.Time `json:"last_failed_at,omitempty"`
-	Replays       int        `json:"replays,omitempty"`
-	ReplayID      string     `json:"replay_id,omitempty"`
-	Source        string     `json:"source,omitempty"`
-	Bytes         int        `json:"bytes"`
+	ID            string    `json:"id"`
+	State         string    `json:"state"`
+	Group         string    `json:"group"`
+	EventID       uuid.UUID `json:"event_id,omitzero"`
+	EventType     string    `json:"event_type,omitempty"`
+	AggregateType string    `json:"aggregate_type,omitempty"`
+	AggregateID   uuid.UUID `json:"aggregate_id,omitzero"`
+	Version       int       `json:"aggregate_version,omitempty"`
+	TenantID      uuid.UUID `json:"tenant_id,omitzero"`
+	CorrelationID uuid.UUID `json:"correlation_id,omitzero"`
+	Handler       string    `json:"handler,omitempty"`
+	Reason        string    `json:"reason,omitempty"`
+	Attempts      int       `json:"attempts,omitempty"`
+	FirstFailed   time.Time `json:"first_failed_at,omitzero"`
+	LastFailed    time.Time `json:"last_failed_at,omitzero"`
+	Replays       int       `json:"replays,omitempty"`
+	ReplayID      string    `json:"replay_id,omitempty"`
+	Source        string    `json:"source,omitempty"`
+	Bytes         int       `json:"bytes"`
 }
 
 func lineOf(l deadletter.Letter) letterLine {
-	line := letterLine{
-		ID: l.ID, State: string(l.State), Group: l.Group, EventType: l.Type, AggregateType: l.Event.AggregateType, Version: l.Event.AggregateVersion,
-		Handler: l.Handler, Reason: l.Reason, Attempts: l.Attempts, Source: l.Source, Bytes: l.Bytes,
-		FirstFailed: orNull(l.FirstFailed), LastFailed: orNull(l.LastFailed), Replays: l.Replays, ReplayID: l.ReplayID,
+	return letterLine{
+		ID: l.ID, State: string(l.State), Group: l.Group, EventID: l.Event.ID, EventType: l.Type, AggregateType: l.Event.AggregateType,
+		AggregateID: l.Event.AggregateID, Version: l.Event.AggregateVersion, TenantID: l.Event.TenantID,
+		CorrelationID: l.Event.CorrelationID, Handler: l.Handler, Reason: l.Reason, Attempts: l.Attempts, Source: l.Source,
+		Bytes: l.Bytes, FirstFailed: l.FirstFailed, LastFailed: l.LastFailed, Replays: l.Replays, ReplayID: l.ReplayID,
 	}
-	for target, id := range map[*string]uuid.UUID{
-		&line.EventID: l.Event.ID, &line.AggregateID: l.Event.AggregateID, &line.TenantID: l.Event.TenantID,
-		&line.CorrelationID: l.Event.CorrelationID,
-	} {
-		if id != uuid.Nil {
-			*target = id.String()
-		}
-	}
-	return line
 }
 
-// letterPrinter prints letters one by one and counts them.
-type letterPrinter struct {
-	w     io.Writer
-	f     format
-	t     *table
-	count int
+func newLetterPrinter(c *cobra.Command, f format) *printer {
+	return newPrinter(c.OutOrStdout(), f, "ID", "STATE", "FAILED", "TYPE", "AGGREGATE", "HANDLER", "ATTEMPTS", "REPLAYS", "REASON")
 }
 
-func newLetterPrinter(w io.Writer, f format) *letterPrinter {
-	return &letterPrinter{w: w, f: f, t: newTable(w, "ID", "FAILED", "TYPE", "AGGREGATE", "HANDLER", "TRIES", "REPLAYS", "REASON")}
-}
-
-func (p *letterPrinter) print(l deadletter.Letter) error {
-	p.count++
-	if p.f == formatJSON {
-		return printJSON(p.w, lineOf(l))
-	}
+func printLetter(p *printer, l deadletter.Letter) error {
 	aggregate := "-"
 	if l.Event.AggregateID != uuid.Nil {
 		aggregate = fmt.Sprintf("%s/%d", l.Event.AggregateID, l.Event.AggregateVersion)
 	}
-	p.t.row(l.ID, localTime(l.LastFailed), orDash(l.Type), aggregate, orDash(l.Handler), strconv.Itoa(l.Attempts),
-		strconv.Itoa(l.Replays), orDash(l.Reason))
-	return nil
+	return p.print(lineOf(l), l.ID, string(l.State), localTime(l.LastFailed), orDash(l.Type), aggregate, orDash(l.Handler),
+		strconv.Itoa(l.Attempts), strconv.Itoa(l.Replays), orDash(l.Reason))
 }
-
-func (p *letterPrinter) flush() error { return p.t.flush() }

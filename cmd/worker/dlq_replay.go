@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
@@ -23,40 +24,40 @@ func dlqReplay(s *worker.Settings, all registrations) *cobra.Command {
 	var to string
 	c := &cobra.Command{
 		Use:   "replay [ID]...",
-		Short: "Send dead letters back to where they came from, and follow what becomes of them",
-		Long: `replay releases the dead letters that are chosen, by ids, by flags or with --all, and shows which were handled and which
-failed again. The worker that runs on the same store sends them, on RabbitMQ as well as without it: without a running worker
-nothing is sent. Each letter keeps its id. One that fails again waits again, with its history; more than --max-failures of
-them end the replay, which begins with no more at once. A replay that is interrupted may send a letter twice, which its
-handler handles once, and never loses one. Letters of one aggregate are sent in the order of their versions, all others
-oldest first.
+		Short: "Publish dead letters again, and show the outcome",
+		Long: `replay releases dead letters, selected by ids, by flags or with --all, and shows which were handled and which failed again.
+A running worker on the same store publishes them, with RabbitMQ as well as with the in-process bus; without a running
+worker nothing is published. Each letter keeps its id. A letter that fails again returns to waiting, with its history. If
+more than --max-failures letters fail again, the replay ends; until the first success it keeps no more letters in flight
+than may fail. An interrupted replay loses no letter; it may publish a letter twice, which its handler handles once.
+Letters of one aggregate are published in the order of their versions, all others oldest first.
 
-A letter of a handler that has another name now is replayed with --to NAME: from then on it is a letter of that handler.
+If a handler was renamed, --to NAME replays its letters to the handler NAME, and moves them to that handler.
 
-It shows a progress bar on a terminal, and otherwise a line of JSON for each step. With RabbitMQ it says on standard error
-how many dead letters are still in the failed queue: these are not replayed.
+On a terminal it shows a progress bar, else a line of JSON per step. With RabbitMQ it prints on standard error how many
+dead letters of the failed queue are not ingested yet: these are not replayed.
 
-It exits with 0 if all were sent, whether or not some failed again, and with 1 if it ended before or could not send some.`,
+It exits with 0 if all letters were published, even if some failed again, and with 1 if it ended early or could not publish
+some.`,
 		Example: `  worker dlq replay 01JD2Q3YQ4X3M4J5K6N7P8R9ST
   worker dlq replay --group 3f9a12c4 --rate 50 --max-failures 0
   worker dlq replay --handler welcome-patient --to greet-patient
   worker dlq replay --group 3f9a12c4 --resume 01JD2Q3YQ4X3M4J5K6N7P8R9ST`,
-		ValidArgsFunction: cobra.NoFileCompletions,
 	}
-	f := replayFormat("")
+	f := addFormats(c, "", "progress output: table (progress bar on a terminal) or json (default: table on a terminal, else json)",
+		formatTable, formatJSON)
 	chosen := addChoice(c, "reason")
 	flags := c.Flags()
-	flags.Var(&f, "format", "how to show the progress: a bar (table), a line of JSON for each step (json), or what suits the output")
-	complete(c, "format", string(formatTable), string(formatJSON))
-	flags.StringSliceVar(&ids, "id", nil, "only the letter with this id, or of the event with it, as an ID without the flag")
-	flags.BoolVar(&o.DryRun, "dry-run", false, "say which letters would be sent, and send none")
-	flags.Float64Var(&o.Rate, "rate", 0, "letters to send in a second at the most; 0: as fast as it goes")
-	flags.IntVar(&o.Parallel, "parallel", deadletter.DefaultParallel, "letters at the most that are sent and not yet known to be handled")
-	flags.StringVar(&to, "to", string(deadletter.ToHandler), "to the handler that failed (handler), to all handlers that have not handled it (bus), or to the handler of this NAME")
+	flags.StringSliceVar(&ids, "id", nil, "only the letter with this id or event id; the same as an ID argument")
+	flags.BoolVar(&o.DryRun, "dry-run", false, "print the letters that would be replayed, and publish none")
+	flags.Float64Var(&o.Rate, "rate", 0, "at most this number of letters per second; 0: no limit")
+	flags.IntVar(&o.Parallel, "parallel", deadletter.DefaultParallel, "at most this number of letters in flight")
+	flags.StringVar(&to, "to", string(deadletter.ToHandler),
+		"destination: the handler that failed (handler), all handlers that have not handled the event (bus), or the handler NAME")
 	complete(c, "to", string(deadletter.ToHandler), string(deadletter.ToBus))
-	flags.IntVar(&o.MaxFailures, "max-failures", 10, "letters that may fail again; one more ends the replay; -1: any number")
-	flags.DurationVar(&o.Patience, "patience", 30*time.Second, "how long to wait for the next outcome, which comes when a worker has handled a letter")
-	flags.StringVar(&o.Resume, "resume", "", "ID of a replay that was interrupted: go on, and pass over what failed again in it")
+	flags.IntVar(&o.MaxFailures, "max-failures", 10, "end the replay when more letters than this fail again; -1: no limit")
+	flags.DurationVar(&o.Patience, "patience", 30*time.Second, "timeout for the next outcome")
+	flags.StringVar(&o.Resume, "resume", "", "id of an interrupted replay: continue it, and skip the letters that failed again in it")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		filter, err := chosen.filter(append(args, ids...))
 		if err != nil {
@@ -69,29 +70,25 @@ It exits with 0 if all were sent, whether or not some failed again, and with 1 i
 		if o, err = o.Check(); err != nil {
 			return usageError{err}
 		}
-		return withDeadLetters(c.Context(), s, func(table *deadletter.Table) error {
+		return withDeadLetters(c, s, func(table *deadletter.Table) error {
 			defer noteQueued(c, s)
-			show := f.show(c.OutOrStdout())
-			if _, lines := show.(stepLines); o.DryRun && !lines {
-				show = letterTable{newLetterPrinter(c.OutOrStdout(), formatTable)}
-			}
-			last, err := replay(c, table, filter, o, show)
-			if err == nil && last.Chosen == 0 && !resumed && !filter.IsZero() {
+			last, err := replay(c, table, filter, o, *f)
+			switch {
+			case err == nil && last.Chosen == 0 && !resumed && !filter.IsZero():
 				return noneFound(filter)
+			case err != nil && last.ReplayID != "" && !o.DryRun:
+				err = fmt.Errorf("%w\nTo continue, run the same command with --resume %s", err, last.ReplayID)
+			case err == nil && (last.Kept > 0 || last.Sent < last.Chosen):
+				err = fmt.Errorf("%s could not be published, and stay unchanged", plural(last.Chosen-last.Sent, "letter"))
 			}
-			if err == nil {
-				summarise(c.ErrOrStderr(), last, o)
-				if last.Kept > 0 || last.Sent < last.Chosen {
-					err = fmt.Errorf("%d letters could not be sent, and stay", last.Chosen-last.Sent)
-				}
-			}
+			summarise(c.ErrOrStderr(), last, o)
 			return err
 		})
 	}
 	return c
 }
 
-// destination is to whom --to sends letters. A name must be that of a registered handler.
+// destination parses --to. A name must be the name of a registered handler.
 func destination(to string, all registrations) (deadletter.Destination, string, error) {
 	switch to := deadletter.Destination(to); to {
 	case deadletter.ToHandler, deadletter.ToBus:
@@ -106,29 +103,24 @@ func destination(to string, all registrations) (deadletter.Destination, string, 
 	return deadletter.ToHandler, to, nil
 }
 
-// replay shows a replay to its end, and returns its last step.
+// replay runs a replay and shows its steps. It returns the last step with its counts.
 func replay(
-	c *cobra.Command, table *deadletter.Table, filter deadletter.Filter, o deadletter.ReplayOptions, show replayShow,
+	c *cobra.Command, table *deadletter.Table, filter deadletter.Filter, o deadletter.ReplayOptions, f format,
 ) (last deadletter.Progress, err error) {
+	show, end := replayOutput(c, o.DryRun, f)
+	defer end()
 	for p, err := range table.Replay(c.Context(), filter, o) {
 		last = p
-		if err != nil {
-			show.end()
-			summarise(c.ErrOrStderr(), p, o)
-			if p.ReplayID != "" && !o.DryRun {
-				err = fmt.Errorf("%w\nTo go on: the same command with --resume %s", err, p.ReplayID)
-			}
-			return last, err
+		if err == nil {
+			err = show(p)
 		}
-		if err := show.step(p); err != nil {
+		if err != nil {
 			return last, err
 		}
 	}
-	show.end()
 	return last, nil
 }
 
-// summarise says how a replay ended.
 func summarise(w io.Writer, p deadletter.Progress, o deadletter.ReplayOptions) {
 	if o.DryRun {
 		fmt.Fprintf(w, "would be replayed: %d\n", p.Sent)
@@ -136,160 +128,123 @@ func summarise(w io.Writer, p deadletter.Progress, o deadletter.ReplayOptions) {
 	}
 	fmt.Fprintf(w, "replay %s: %d of %d replayed, %d handled, %d failed again", p.ReplayID, p.Sent, p.Chosen, p.Handled, p.FailedAgain)
 	if n := p.InFlight() + p.Unknown; n > 0 {
-		fmt.Fprintf(w, ", %d of which it is not known yet", n)
+		fmt.Fprintf(w, ", %d with unknown outcome", n)
 	}
 	if p.Kept > 0 {
-		fmt.Fprintf(w, ", %d could not be sent", p.Kept)
+		fmt.Fprintf(w, ", %d not published", p.Kept)
 	}
 	fmt.Fprintln(w)
 }
 
-// replayFormat is how the progress of a replay is shown; "" is as it suits the output.
-type replayFormat string
-
-// String, Set and Type implement pflag.Value.
-func (f *replayFormat) String() string { return string(*f) }
-func (f *replayFormat) Type() string   { return "table|json" }
-
-func (f *replayFormat) Set(s string) error {
-	if s != string(formatTable) && s != string(formatJSON) {
-		return fmt.Errorf("must be table or json, not %q", s)
-	}
-	*f = replayFormat(s)
-	return nil
-}
-
-func (f *replayFormat) show(w io.Writer) replayShow {
+// replayOutput returns how the steps of a replay are shown, and what ends the output.
+func replayOutput(c *cobra.Command, dryRun bool, f format) (show func(deadletter.Progress) error, end func()) {
+	w := c.OutOrStdout()
 	file, isFile := w.(*os.File)
 	terminal := isFile && term.IsTerminal(int(file.Fd()))
-	switch {
-	case *f == replayFormat(formatJSON) || *f == "" && !terminal:
-		return stepLines{w}
-	case terminal:
-		return &progressBar{w: w, width: func() int {
+	if f == formatJSON || f == "" && !terminal {
+		return func(p deadletter.Progress) error { return printJSON(w, stepOf(p)) }, func() {}
+	}
+	if dryRun {
+		letters := newLetterPrinter(c, formatTable)
+		return func(p deadletter.Progress) error {
+			if p.Step != deadletter.Sent {
+				return nil
+			}
+			return printLetter(letters, p.Letter)
+		}, func() { _ = letters.flush() } // standard output is closed
+	}
+	bar := &progressBar{w: w, began: time.Now()}
+	if terminal {
+		bar.width = func() int {
 			width, _, err := term.GetSize(int(file.Fd()))
 			if err != nil || width < 1 {
 				return 80
 			}
 			return width
-		}, begun: time.Now()}
-	default:
-		return problemLines{w}
+		}
 	}
+	return bar.step, bar.end
 }
 
-// replayShow shows the steps of a replay.
-type replayShow interface {
-	step(p deadletter.Progress) error
-	end()
+type stepLine struct {
+	Step        deadletter.Step `json:"step"`
+	ReplayID    string          `json:"replay_id"`
+	Letter      *stepLetter     `json:"letter,omitempty"`
+	Problem     string          `json:"problem,omitempty"`
+	Chosen      int             `json:"chosen"`
+	Sent        int             `json:"sent"`
+	Handled     int             `json:"handled"`
+	FailedAgain int             `json:"failed_again"`
+	Kept        int             `json:"kept"`
+	Unknown     int             `json:"unknown"`
 }
 
-// letterTable shows the letters that are sent, or would be.
-type letterTable struct{ *letterPrinter }
-
-func (t letterTable) end() { _ = t.flush() } // nobody is left to be told
-
-func (t letterTable) step(p deadletter.Progress) error {
-	if p.Step != deadletter.Sent {
-		return nil
-	}
-	return t.print(p.Letter)
+type stepLetter struct {
+	ID          string    `json:"id"`
+	Group       string    `json:"group"`
+	EventID     uuid.UUID `json:"event_id,omitzero"`
+	EventType   string    `json:"event_type,omitempty"`
+	AggregateID uuid.UUID `json:"aggregate_id,omitzero"`
+	Version     int       `json:"aggregate_version,omitempty"`
+	Handler     string    `json:"handler,omitempty"`
+	Reason      string    `json:"reason,omitempty"`
 }
 
-// stepLines shows each step as a line of JSON.
-type stepLines struct{ w io.Writer }
-
-func (s stepLines) end() {}
-
-func (s stepLines) step(p deadletter.Progress) error {
-	line := struct {
-		Step        deadletter.Step `json:"step"`
-		ReplayID    string          `json:"replay_id"`
-		Letter      *sentLetter     `json:"letter,omitempty"`
-		Problem     string          `json:"problem,omitempty"`
-		Chosen      int             `json:"chosen"`
-		Sent        int             `json:"sent"`
-		Handled     int             `json:"handled"`
-		FailedAgain int             `json:"failed_again"`
-		Kept        int             `json:"kept"`
-		Unknown     int             `json:"unknown"`
-	}{
+func stepOf(p deadletter.Progress) stepLine {
+	line := stepLine{
 		Step: p.Step, ReplayID: p.ReplayID, Chosen: p.Chosen, Sent: p.Sent, Handled: p.Handled, FailedAgain: p.FailedAgain,
 		Kept: p.Kept, Unknown: p.Unknown,
 	}
-	if p.Letter.ID != "" {
-		l := lineOf(p.Letter)
-		line.Letter = &sentLetter{l.ID, l.Group, l.EventID, l.EventType, l.AggregateID, l.Version, l.Handler, l.Reason}
+	if l := p.Letter; l.ID != "" {
+		line.Letter = &stepLetter{l.ID, l.Group, l.Event.ID, l.Type, l.Event.AggregateID, l.Event.AggregateVersion, l.Handler, l.Reason}
 	}
 	if p.Problem != nil {
 		line.Problem = p.Problem.Error()
 	}
-	return printJSON(s.w, line)
+	return line
 }
 
-// sentLetter is the letter of a step.
-type sentLetter struct {
-	ID          string `json:"id"`
-	Group       string `json:"group"`
-	EventID     string `json:"event_id,omitempty"`
-	EventType   string `json:"event_type,omitempty"`
-	AggregateID string `json:"aggregate_id,omitempty"`
-	Version     int    `json:"aggregate_version,omitempty"`
-	Handler     string `json:"handler,omitempty"`
-	Reason      string `json:"reason,omitempty"`
-}
-
-// problemLines shows what fails again or cannot be sent.
-type problemLines struct{ w io.Writer }
-
-func (s problemLines) end() {}
-
-func (s problemLines) step(p deadletter.Progress) error {
-	text := problemOf(p)
-	if text == "" {
-		return nil
-	}
-	_, err := fmt.Fprintln(s.w, text)
-	return err
-}
-
-func problemOf(p deadletter.Progress) string {
-	switch p.Step {
-	case deadletter.FailedAgain:
-		return printable(fmt.Sprintf("%s failed again: %s", p.Letter.ID, p.Letter.Reason))
-	case deadletter.Kept:
-		return printable(fmt.Sprintf("%s stays: %s", p.Letter.ID, p.Problem))
-	default:
-		return ""
-	}
-}
-
-// progressBar draws on a terminal how far a replay is.
+// progressBar prints the letters that fail again or cannot be published and, on a terminal, a progress bar.
 type progressBar struct {
 	w            io.Writer
-	width        func() int
-	begun, drawn time.Time
-	shown        bool
+	width        func() int // nil: no terminal
+	began, drawn time.Time
 }
 
-// redraw is the time between two drawings.
 const redraw = 100 * time.Millisecond
 
-func (b *progressBar) step(p deadletter.Progress) error {
-	if text := problemOf(p); text != "" {
-		b.clear()
-		if _, err := fmt.Fprintln(b.w, text); err != nil {
-			return err
+func (b *progressBar) step(p deadletter.Progress) (err error) {
+	text := ""
+	switch p.Step {
+	case deadletter.FailedAgain:
+		text = fmt.Sprintf("%s failed again: %s", p.Letter.ID, p.Letter.Reason)
+	case deadletter.Kept:
+		text = fmt.Sprintf("%s was not published: %s", p.Letter.ID, p.Problem)
+	case deadletter.Begun, deadletter.Done:
+	default:
+		if time.Since(b.drawn) < redraw {
+			return nil
 		}
-	} else if time.Since(b.drawn) < redraw && p.Step != deadletter.Done && p.Step != deadletter.Begun {
-		return nil
 	}
-	b.drawn, b.shown = time.Now(), true
-	_, err := fmt.Fprintf(b.w, "\r\x1b[K%s", b.line(p))
+	if text != "" {
+		_, err = fmt.Fprintln(b.w, b.clear()+printable(text))
+	}
+	if err == nil && b.width != nil {
+		_, err = fmt.Fprint(b.w, b.clear()+b.line(p))
+		b.drawn = time.Now()
+	}
 	return err
 }
 
-// line is the bar in one line: what has come to its end, and what is on its way.
+// clear is the control sequence that clears the bar, if there is one.
+func (b *progressBar) clear() string {
+	if b.drawn.IsZero() {
+		return ""
+	}
+	return "\r\x1b[K"
+}
+
+// line is the bar: the letters with an outcome, and those in flight.
 func (b *progressBar) line(p deadletter.Progress) string {
 	const cells = 24
 	over := p.Handled + p.FailedAgain + p.Unknown + p.Kept
@@ -298,22 +253,16 @@ func (b *progressBar) line(p deadletter.Progress) string {
 		full, sent := cells*over/p.Chosen, cells*(p.Sent+p.Kept)/p.Chosen
 		bar = strings.Repeat("█", full) + strings.Repeat("▒", sent-full) + strings.Repeat("·", cells-sent)
 	}
-	line := fmt.Sprintf("%s %d/%d  handled %d  failed again %d  on their way %d", bar, p.Sent, p.Chosen, p.Handled, p.FailedAgain, p.InFlight())
-	if spent := time.Since(b.begun).Seconds(); spent > 1 {
+	line := fmt.Sprintf("%s %d/%d  handled %d  failed again %d  in flight %d", bar, p.Sent, p.Chosen, p.Handled, p.FailedAgain, p.InFlight())
+	if spent := time.Since(b.began).Seconds(); spent > 1 {
 		line += fmt.Sprintf("  %.0f/s", float64(over)/spent)
 	}
 	return cutTo(line, b.width())
 }
 
-func (b *progressBar) clear() {
-	if b.shown {
-		fmt.Fprint(b.w, "\r\x1b[K")
-	}
-}
-
-// end leaves the last drawing behind.
+// end keeps the last drawing on the terminal.
 func (b *progressBar) end() {
-	if b.shown {
+	if !b.drawn.IsZero() {
 		fmt.Fprintln(b.w)
 	}
 }

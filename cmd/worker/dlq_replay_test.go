@@ -19,7 +19,7 @@ import (
 // mixed are dead letters of five groups, three tenants and 200 aggregates, some of them of other programs.
 type mixed struct {
 	letters []amqp091.Publishing
-	// chosen are the events of the group that is replayed, in order.
+	// chosen are the events of the replayed group, in order.
 	chosen []wire
 }
 
@@ -72,7 +72,7 @@ func mix(n int) mixed {
 	return m
 }
 
-// publish puts the letters into the queue.
+// publish publishes the letters to the queue.
 func (m mixed) publish(t *testing.T, url string) {
 	t.Helper()
 	conn, err := amqp091.Dial(url)
@@ -107,8 +107,8 @@ func numberOfLetters(t *testing.T) int {
 	return n
 }
 
-// A replay of one group is killed and resumed, while a worker consumes, and other letters come in: what is chosen takes
-// effect once and in the order of each aggregate, and all other letters wait as before.
+// A replay of one group is killed and resumed while a worker consumes and new letters arrive: the events of the group take
+// effect once and in the order of each aggregate, and all other letters stay waiting.
 func TestAReplayOfOneGroupIsKilledAndResumed(t *testing.T) {
 	t.Parallel()
 	p := onServers(t)
@@ -194,7 +194,7 @@ func TestAReplayOfOneGroupIsKilledAndResumed(t *testing.T) {
 	w.stop()
 }
 
-// A letter of a handler that has another name now is replayed to that name.
+// The letter of a renamed handler is replayed to its new name.
 func TestAReplayToAHandlerOfAnotherName(t *testing.T) {
 	t.Parallel()
 	platforms(t, func(p *program) {
@@ -234,7 +234,7 @@ func TestAReplayToAHandlerOfAnotherName(t *testing.T) {
 	})
 }
 
-// kill ends the command as a crash would.
+// kill ends the command like a crash.
 func (f *following) kill() {
 	f.t.Helper()
 	require.NoError(f.t, f.process.Kill())

@@ -22,86 +22,77 @@ func dlqShow(s *worker.Settings) *cobra.Command {
 	var reveal bool
 	c := &cobra.Command{
 		Use:   "show ID",
-		Short: "Show one dead letter, by its id or its event's",
-		Long: `show shows of one dead letter, whatever its state, what it is, why it failed, its history, and the chain of causes that its
-event belongs to, which is read from the store. Body and headers are shown only with --reveal.`,
-		Args: oneID, ValidArgsFunction: cobra.NoFileCompletions,
+		Short: "Show one dead letter, by its id or the id of its event",
+		Long: `show prints one dead letter in any state: its event, its last error, its history, and the trace of its event from the
+store. It prints body and headers only with --reveal.`,
+		Args: oneID,
 	}
 	f := addFormat(c)
-	c.Flags().BoolVar(&reveal, "reveal", false, "show the body and the headers too: they may be about a patient")
+	c.Flags().BoolVar(&reveal, "reveal", false, "print body and headers, too: they may be about a patient")
 	c.RunE = func(c *cobra.Command, args []string) error {
-		l, err := findLetter(c, s, args[0])
-		if err != nil {
-			return err
-		}
-		if err := showLetter(c.OutOrStdout(), *f, l, reveal); err != nil {
-			return err
-		}
-		if *f == formatJSON || l.Event.CorrelationID == uuid.Nil {
-			return nil
-		}
-		return showChain(c, s, l)
+		return withStore(c, s, s.OpenExisting, func(b worker.Backend) error {
+			l, err := deadletter.NewTable(b.SQL()).Find(c.Context(), args[0])
+			if errors.Is(err, deadletter.ErrNotFound) {
+				noteQueued(c, s)
+			}
+			if err != nil {
+				return err
+			}
+			if *f == formatJSON {
+				return printWholeLetter(c.OutOrStdout(), l, reveal)
+			}
+			if err := showLetter(c.OutOrStdout(), l, reveal); err != nil {
+				return err
+			}
+			return showTrace(c, b, l)
+		})
 	}
 	return c
 }
 
-func findLetter(c *cobra.Command, s *worker.Settings, id string) (l deadletter.Letter, err error) {
-	err = withDeadLetters(c.Context(), s, func(table *deadletter.Table) error {
-		l, err = table.Find(c.Context(), id)
-		if errors.Is(err, deadletter.ErrNotFound) {
-			noteQueued(c, s)
-		}
-		return err
-	})
-	return l, err
-}
-
-// showLetter prints all of a letter; what may be about a patient only when it is to be revealed.
-func showLetter(w io.Writer, f format, l deadletter.Letter, reveal bool) error {
-	if f == formatJSON {
-		return printWholeLetter(w, l, reveal)
-	}
-	line := lineOf(l)
-	t := newTable(w, "FIELD", "VALUE")
+// showLetter prints a letter. What may be about a patient is printed only with reveal.
+func showLetter(w io.Writer, l deadletter.Letter, reveal bool) error {
+	e := l.Event
+	p := newPrinter(w, formatTable, "FIELD", "VALUE")
 	for _, row := range [][2]string{
-		{"id", line.ID},
-		{"state", line.State},
+		{"id", l.ID},
+		{"state", string(l.State)},
 		{"decided", localTime(l.Decided.At)},
 		{"decided by", l.Decided.By},
 		{"decided why", l.Decided.Reason},
-		{"group", line.Group},
-		{"reason", line.Reason},
-		{"handler", line.Handler},
-		{"tries", strconv.Itoa(line.Attempts)},
+		{"group", l.Group},
+		{"reason", l.Reason},
+		{"handler", l.Handler},
+		{"attempts", strconv.Itoa(l.Attempts)},
 		{"first failed", localTime(l.FirstFailed)},
 		{"last failed", localTime(l.LastFailed)},
-		{"replays", strconv.Itoa(line.Replays)},
-		{"last replay", line.ReplayID},
-		{"source", line.Source},
-		{"event", line.EventID},
-		{"type", line.EventType},
-		{"aggregate", strings.Trim(line.AggregateType+"/"+line.AggregateID, "/")},
-		{"version", strconv.Itoa(line.Version)},
-		{"tenant", line.TenantID},
-		{"clinic", idOf(l.Event.ClinicID)},
-		{"correlation", line.CorrelationID},
-		{"causation", idOf(l.Event.CausationID)},
-		{"user", idOf(l.Event.UserID)},
-		{"created", localTime(l.Event.CreatedAt)},
-		{"bytes", strconv.Itoa(line.Bytes)},
+		{"replays", strconv.Itoa(l.Replays)},
+		{"last replay", l.ReplayID},
+		{"source", l.Source},
+		{"event", idOf(e.ID)},
+		{"type", l.Type},
+		{"aggregate", strings.Trim(e.AggregateType+"/"+idOf(e.AggregateID), "/")},
+		{"version", strconv.Itoa(e.AggregateVersion)},
+		{"tenant", idOf(e.TenantID)},
+		{"clinic", idOf(e.ClinicID.UUID)},
+		{"correlation", idOf(e.CorrelationID)},
+		{"causation", idOf(e.CausationID.UUID)},
+		{"user", idOf(e.UserID.UUID)},
+		{"created", localTime(e.CreatedAt)},
+		{"bytes", strconv.Itoa(l.Bytes)},
 	} {
 		if row[1] != "" && row[1] != "-" {
-			t.row(row[0], row[1])
+			_ = p.print(nil, row[:]...) // flush returns the error
 		}
 	}
-	if err := t.flush(); err != nil {
+	if err := p.flush(); err != nil {
 		return err
 	}
 	if err := showHistory(w, l.History); err != nil {
 		return err
 	}
 	if !reveal {
-		_, err := fmt.Fprintln(w, "\nBody and headers are not shown: they may be about a patient. --reveal shows them.")
+		_, err := fmt.Fprintln(w, "\nBody and headers are hidden, as they may be about a patient. --reveal prints them.")
 		return err
 	}
 	headers, err := json.MarshalIndent(l.Headers, "", "  ")
@@ -116,11 +107,11 @@ func showLetter(w io.Writer, f format, l deadletter.Letter, reveal bool) error {
 	return err
 }
 
-func idOf(id uuid.NullUUID) string {
-	if !id.Valid {
+func idOf(id uuid.UUID) string {
+	if id == uuid.Nil {
 		return ""
 	}
-	return id.UUID.String()
+	return id.String()
 }
 
 func printWholeLetter(w io.Writer, l deadletter.Letter, reveal bool) error {
@@ -129,14 +120,13 @@ func printWholeLetter(w io.Writer, l deadletter.Letter, reveal bool) error {
 
 		DecidedBy     string             `json:"decided_by,omitempty"`
 		DecidedReason string             `json:"decided_reason,omitempty"`
-		DecidedAt     *time.Time         `json:"decided_at,omitempty"`
+		DecidedAt     time.Time          `json:"decided_at,omitzero"`
 		History       deadletter.History `json:"history,omitempty"`
 		Headers       map[string]any     `json:"headers,omitempty"`
 		Body          json.RawMessage    `json:"body,omitempty"`
 		Raw           []byte             `json:"body_base64,omitempty"`
 	}{
-		letterLine: lineOf(l), DecidedBy: l.Decided.By, DecidedReason: l.Decided.Reason, DecidedAt: orNull(l.Decided.At),
-		History: l.History,
+		letterLine: lineOf(l), DecidedBy: l.Decided.By, DecidedReason: l.Decided.Reason, DecidedAt: l.Decided.At, History: l.History,
 	}
 	if reveal {
 		whole.Headers = l.Headers
@@ -154,39 +144,40 @@ func showHistory(w io.Writer, h deadletter.History) error {
 		return nil
 	}
 	fmt.Fprintln(w, "\nBefore its last failure:")
-	t := newTable(w, "AT", "WHAT", "HANDLER", "TRIES", "WHY")
+	p := newPrinter(w, formatTable, "AT", "WHAT", "HANDLER", "ATTEMPTS", "WHY")
 	for _, i := range h {
-		what, tries, why := string(i.Kind), "", i.Reason
+		what, attempts, why := string(i.Kind), "", i.Reason
 		switch i.Kind {
 		case deadletter.Failed:
-			tries = strconv.Itoa(i.Attempts)
+			attempts = strconv.Itoa(i.Attempts)
 		case deadletter.Omitted:
 			what = fmt.Sprintf("%d more", i.Attempts)
 		case deadletter.Replayed:
 			why = "replay " + i.ReplayID
-		default: // the kind says it
+		default: // the kind is enough
 		}
 		if i.By != "" {
 			why = strings.TrimSpace(why + " (" + i.By + ")")
 		}
-		t.row(localTime(i.At), what, orDash(i.Handler), orDash(tries), orDash(why))
+		_ = p.print(nil, localTime(i.At), what, orDash(i.Handler), orDash(attempts), orDash(why)) // flush returns the error
 	}
-	return t.flush()
+	return p.flush()
 }
 
-// showChain prints the chain of causes that a letter belongs to, if there is a store that knows of it.
-func showChain(c *cobra.Command, s *worker.Settings, l deadletter.Letter) error {
-	err := withStore(c.Context(), s, s.OpenExisting, func(b worker.Backend) error {
-		tree, err := causation.Load(c.Context(), b, l.Event.CorrelationID, deadletter.NewTable(b.SQL()))
-		if err != nil {
-			return err
-		}
-		fmt.Fprintln(c.OutOrStdout(), "\nThe chain that it belongs to:")
-		return tree.WriteText(c.OutOrStdout())
-	})
-	if err != nil && c.Context().Err() == nil && !errors.Is(err, causation.ErrNotFound) {
-		fmt.Fprintf(c.ErrOrStderr(), "worker: the chain that it belongs to cannot be shown: %s\n", err)
+// showTrace prints the trace of a letter's event, if the store has it.
+func showTrace(c *cobra.Command, b worker.Backend, l deadletter.Letter) error {
+	if l.Event.CorrelationID == uuid.Nil {
 		return nil
 	}
-	return c.Context().Err()
+	tree, err := causation.Load(c.Context(), b, l.Event.CorrelationID, deadletter.NewTable(b.SQL()))
+	switch {
+	case err == nil:
+		fmt.Fprintln(c.OutOrStdout(), "\nTrace:")
+		return tree.WriteText(c.OutOrStdout())
+	case c.Context().Err() == nil && !errors.Is(err, causation.ErrNotFound):
+		fmt.Fprintf(c.ErrOrStderr(), "worker: the trace cannot be read: %s\n", err)
+		return nil
+	default:
+		return c.Context().Err()
+	}
 }

@@ -21,7 +21,7 @@ import (
 	"github.com/healz/worker/internal/handlers/register"
 )
 
-// asMended makes the worker the version in which what was wrong is mended.
+// asMended makes the worker a version with fixed handlers.
 const asMended = "TEST_AS_MENDED"
 
 type mendable struct {
@@ -32,7 +32,7 @@ type mended struct{}
 
 func (mended) EventType() string { return "Mended" }
 
-// registerMendable registers handlers that fail until they are mended.
+// registerMendable registers handlers that fail until they are fixed.
 func registerMendable(reg *handlers.Registry, o register.Options) {
 	isMended := os.Getenv(asMended) != ""
 	handlers.On(reg, "Mendable", "mend", func(ctx context.Context, e events.Event, d mendable) ([]events.Event, error) {
@@ -71,7 +71,7 @@ func registerMendable(reg *handlers.Registry, o register.Options) {
 	}
 }
 
-// try tries letters, by the mended version or the one that is not, and returns the verdicts and the exit code.
+// try runs dlq try with the fixed or the broken version, and returns the verdicts and the exit code.
 func (p *program) try(args ...string) (map[string]string, int) {
 	p.t.Helper()
 	r := p.run("", append([]string{"dlq", "try", "--format", "json"}, args...)...)
@@ -175,7 +175,7 @@ func (p *program) setting(name string) string {
 	return ""
 }
 
-// everything is all that lies in the store and in the queue of dead letters.
+// everything is the content of the store and of the failed queue.
 func (p *program) everything() []string {
 	p.t.Helper()
 	var all []string
@@ -242,7 +242,7 @@ func selected(t *testing.T, db *sql.DB, query string) []string {
 	return values
 }
 
-// dumpQueue looks at the queue of dead letters by a client that knows nothing of the worker.
+// dumpQueue reads the failed queue with a client that is independent of the worker.
 func dumpQueue(t *testing.T, url string) []string {
 	t.Helper()
 	conn, err := amqp091.Dial(url)

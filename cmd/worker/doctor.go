@@ -13,28 +13,27 @@ import (
 func doctorCommand(s *worker.Settings) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "doctor",
-		Short: "Examine settings, store and broker, and say what is wrong and what to do",
-		Long: `doctor examines what a worker with the same settings runs on: whether store and broker can be reached, with which
-rights; schema, exchanges and queues; the protection of events; the clocks; how far the relay is behind and who holds it
-back; dead letters, inbox, disk. It changes nothing.
+		Short: "Check settings, store and broker, and advise how to fix problems",
+		Long: `doctor checks the store and the broker of a worker with the same settings: connections and permissions; schema, exchanges
+and queues; the append-only protection of events; clocks; the lag of the relay and transactions that hold it back; dead
+letters, inbox and disk. It changes nothing.
 
-It exits with 0 if all is well, with 1 if there is something to look at, and with 2 if something is wrong.`,
-		Args: noArguments, ValidArgsFunction: cobra.NoFileCompletions,
+It exits with 0 if everything is ok, with 1 if there are warnings, and with 2 if something is wrong.`,
+		Args: noArguments,
 	}
 	f := addFormat(c)
 	flags := c.Flags()
-	flags.DurationVar(&s.InboxRetention, "inbox-retention", s.InboxRetention, "that of the workers; 0: for ever")
+	flags.DurationVar(&s.InboxRetention, "inbox-retention", s.InboxRetention, "the setting of the workers; 0: unlimited")
 	flags.BoolVar(&s.IngestDeadLetters, "ingest-dead-letters", s.IngestDeadLetters,
-		"whether the workers take the dead letters out of RabbitMQ's failed queue")
-	flags.DurationVar(&s.DeadLetterRetention, "dead-letter-retention", s.DeadLetterRetention, "that of the workers; 0: for ever")
-	flags.BoolVar(&s.Relay.OnlyOwn, "relay-only-own", false, "whether the workers relay only the events written by this program")
-	flags.DurationSliceVar(&s.AMQP.RetryLater, "retry-later", nil, "that of the workers, as 10s,1m,10m")
+		"the setting of the workers")
+	flags.DurationVar(&s.DeadLetterRetention, "dead-letter-retention", s.DeadLetterRetention, "the setting of the workers; 0: unlimited")
+	flags.BoolVar(&s.Relay.OnlyOwn, "relay-only-own", false, "the setting of the workers")
+	flags.DurationSliceVar(&s.AMQP.RetryLater, "retry-later", nil, "the setting of the workers, like 10s,1m,10m")
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		out := c.OutOrStdout()
 		worst := doctor.OK
 		for finding := range doctor.Examine(c.Context(), doctor.Checks(*s), doctor.Timeout) {
 			worst = doctor.Worst(worst, finding.Status)
-
 			if err := printFinding(out, *f, finding); err != nil {
 				return err
 			}
@@ -54,7 +53,7 @@ It exits with 0 if all is well, with 1 if there is something to look at, and wit
 	return c
 }
 
-// printFinding prints a finding, at once, as the next may take its time.
+// printFinding prints a finding without buffering, as the next check may take long.
 func printFinding(w io.Writer, f format, finding doctor.Finding) error {
 	if f == formatJSON {
 		return printJSON(w, finding)

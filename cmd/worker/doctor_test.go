@@ -67,7 +67,7 @@ func TestDoctorOnServers(t *testing.T) {
 	require.NotContains(t, refused.out+refused.err, planted)
 }
 
-// The doctor of a user who may not write the file says so.
+// The doctor reports a file that the user must not write.
 func TestDoctorOnAReadOnlyFile(t *testing.T) {
 	t.Parallel()
 	folder, err := os.MkdirTemp("", "readonly") //nolint:usetesting // t.TempDir's parent keeps other users out
@@ -90,5 +90,5 @@ func TestDoctorOnAReadOnlyFile(t *testing.T) {
 	out, err := c.CombinedOutput()
 	require.Error(t, err)
 	require.Equal(t, 2, c.ProcessState.ExitCode(), string(out))
-	require.Regexp(t, `(?m)^wrong +sqlite .*permission denied\n +→ let the worker's user`, string(out))
+	require.Regexp(t, `(?m)^wrong +sqlite .*permission denied\n +→ give the user of the worker`, string(out))
 }

@@ -9,9 +9,9 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// variable is the environment variable of a flag of c. Three have the names that all services share. The flags of one
-// command among several have its name in theirs, so that what is meant for one does not change another; those of doctor
-// are run's.
+// variable returns the environment variable of a flag of c. Three variables have names that all services share. The
+// variable of a command's own flag contains the name of the command, so that it does not change other commands; doctor
+// shares the variables of run.
 func variable(c *cobra.Command, f *pflag.Flag) string {
 	name := upper(f.Name)
 	switch {
@@ -29,7 +29,7 @@ func upper(s string) string {
 	return strings.ToUpper(strings.NewReplacer("-", "_", " ", "_").Replace(s))
 }
 
-// fromEnvironment sets the flags that the command line does not from their variables. An empty variable counts as none.
+// fromEnvironment sets the flags that the command line does not set from their variables. An empty variable counts as unset.
 func fromEnvironment(c *cobra.Command, _ []string) error {
 	var failed error
 	c.Flags().VisitAll(func(f *pflag.Flag) {
@@ -44,8 +44,11 @@ func fromEnvironment(c *cobra.Command, _ []string) error {
 	return failed
 }
 
-// describeEnvironment names each flag's variable in its help.
-func describeEnvironment(c *cobra.Command) {
+// finish adds the variable of each flag to its help, and turns off completion by file names where no FILE is taken.
+func finish(c *cobra.Command) {
+	if !strings.Contains(c.Use, "FILE") {
+		c.ValidArgsFunction = cobra.NoFileCompletions
+	}
 	describe := func(f *pflag.Flag) {
 		if mark := " [$" + variable(c, f) + "]"; f.Name != "help" && f.Name != "version" && !strings.HasSuffix(f.Usage, mark) {
 			f.Usage += mark
@@ -54,6 +57,6 @@ func describeEnvironment(c *cobra.Command) {
 	c.PersistentFlags().VisitAll(describe)
 	c.LocalFlags().VisitAll(describe)
 	for _, sub := range c.Commands() {
-		describeEnvironment(sub)
+		finish(sub)
 	}
 }

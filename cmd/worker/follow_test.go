@@ -15,7 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// following is a command that goes on until it is interrupted.
+// following is a command that runs until it is interrupted.
 type following struct {
 	*program
 	out     *logBuffer
@@ -24,7 +24,7 @@ type following struct {
 	quit    func() int
 }
 
-// follow starts a command that goes on.
+// follow starts a command that runs until it is interrupted.
 func (p *program) follow(args ...string) *following {
 	p.t.Helper()
 	c := p.command(context.WithoutCancel(p.t.Context()), "", args...)
@@ -74,13 +74,13 @@ func (f *following) await(pattern string) []string {
 	return found[1:]
 }
 
-// The live demo's guide leads from the appointment that failed to its cause, mends it, and replays it.
+// The guide of the live demo leads from the failed appointment to its cause, fixes it, and replays the letter.
 func TestLiveDemo(t *testing.T) {
 	t.Parallel()
 	d := newProgram(t).follow("demo", "--http-addr", "127.0.0.1:0")
 	d.await("worker doctor")
 	path := d.await(`WORKER_SQLITE_PATH=(\S+)`)[0]
-	// Who has a database of their own in the environment does not write to it.
+	// A DATABASE_URL in the environment of the user is not used.
 	env := append([]string{"DATABASE_URL=postgres://db.invalid/real", "RABBITMQ_URL=amqp://mq.invalid/"}, strings.Fields(d.await(`export (.*)`)[0])...)
 	p := newProgram(t, env...)
 	letterID, correlation := d.await(`dlq show (\S+)`)[0], d.await(`worker trace (\S+)`)[0]
@@ -148,7 +148,7 @@ func TestTrace(t *testing.T) {
 	})
 }
 
-// A trace needs the store alone.
+// A trace needs only the store.
 func TestTraceWithoutABroker(t *testing.T) {
 	t.Parallel()
 	p := embedded(t)

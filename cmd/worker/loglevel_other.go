@@ -7,5 +7,5 @@ import (
 	"log/slog"
 )
 
-// changeLevel does nothing: there are no signals for it.
+// changeLevel does nothing: this system has no SIGUSR1.
 func changeLevel(context.Context, *slog.LevelVar, *slog.Logger) {}

@@ -10,11 +10,10 @@ import (
 	"syscall"
 )
 
-// levelStep is between two levels of slog.
 const levelStep = slog.LevelInfo - slog.LevelDebug
 
-// changeLevel makes the log a level more verbose at each SIGUSR1, and at SIGUSR2 what it was, until ctx is done. Only the
-// user that the worker runs as, and root, can send them.
+// changeLevel makes the log one level more verbose at each SIGUSR1 and resets it at SIGUSR2, until ctx is done. Only the user
+// of the worker process and root can send these signals.
 func changeLevel(ctx context.Context, level *slog.LevelVar, logger *slog.Logger) {
 	set := level.Level()
 	signals := make(chan os.Signal, 1)

@@ -13,23 +13,29 @@ import (
 func migrateCommand(s *worker.Settings) *cobra.Command {
 	c := group(&cobra.Command{
 		Use:   "migrate",
-		Short: "Bring the database's schema up to date, show it, or take a step back",
+		Short: "Migrate the database schema up or down, or show its versions",
 	})
-	c.AddCommand(migrateUp(s), migrateStatus(s), migrateDown(s))
+	up := migrateStep(s, "up", "Apply missing migrations; an existing events table of another service is adopted with its rows",
+		"the schema is up to date", worker.Settings.OpenStore, worker.Backend.Migrate)
+	down := migrateStep(s, "down", "Roll back the newest migration; refused if data would be lost",
+		"rolled back by one version", worker.Settings.OpenExisting, worker.Backend.MigrateDown)
+	c.AddCommand(up, migrateStatus(s), down)
 	return c
 }
 
-func migrateUp(s *worker.Settings) *cobra.Command {
+func migrateStep(
+	s *worker.Settings, use, short, done string,
+	open func(worker.Settings, context.Context) (worker.Backend, error), migrate func(worker.Backend, context.Context) error,
+) *cobra.Command {
 	return &cobra.Command{
-		Use:   "up",
-		Short: "Apply what is missing; a table of events that another service made is adopted with its rows",
-		Args:  noArguments, ValidArgsFunction: cobra.NoFileCompletions,
+		Use: use, Short: short, Args: noArguments,
 		RunE: func(c *cobra.Command, _ []string) error {
-			return withStore(c.Context(), s, s.OpenStore, func(b worker.Backend) error {
-				if err := b.Migrate(c.Context()); err != nil {
+			open := func(ctx context.Context) (worker.Backend, error) { return open(*s, ctx) }
+			return withStore(c, s, open, func(b worker.Backend) error {
+				if err := migrate(b, c.Context()); err != nil {
 					return err
 				}
-				fmt.Fprintln(c.OutOrStdout(), "the schema is up to date")
+				fmt.Fprintln(c.OutOrStdout(), done)
 				return nil
 			})
 		},
@@ -39,61 +45,36 @@ func migrateUp(s *worker.Settings) *cobra.Command {
 func migrateStatus(s *worker.Settings) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "status",
-		Short: "List the schema's versions and when they were applied",
-		Args:  noArguments, ValidArgsFunction: cobra.NoFileCompletions,
+		Short: "List the migrations and when they were applied",
+		Args:  noArguments,
 	}
 	f := addFormat(c)
 	c.RunE = func(c *cobra.Command, _ []string) error {
-		return withStore(c.Context(), s, s.OpenExisting, func(b worker.Backend) error { return printStatus(c, *f, b) })
+		return withStore(c, s, s.OpenExisting, func(b worker.Backend) error {
+			list, err := b.MigrationStatus(c.Context())
+			if err != nil {
+				return err
+			}
+			p := newPrinter(c.OutOrStdout(), *f, "VERSION", "NAME", "APPLIED")
+			for _, m := range list {
+				if err := p.print(m, fmt.Sprint(m.Version), m.Name, localTime(m.AppliedAt)); err != nil {
+					return err
+				}
+			}
+			return p.flush()
+		})
 	}
 	return c
 }
 
-func migrateDown(s *worker.Settings) *cobra.Command {
-	return &cobra.Command{
-		Use:   "down",
-		Short: "Take the newest version back; refused when anything would be lost",
-		Args:  noArguments, ValidArgsFunction: cobra.NoFileCompletions,
-		RunE: func(c *cobra.Command, _ []string) error {
-			return withStore(c.Context(), s, s.OpenExisting, func(b worker.Backend) error {
-				if err := b.MigrateDown(c.Context()); err != nil {
-					return err
-				}
-				fmt.Fprintln(c.OutOrStdout(), "rolled back by one version")
-				return nil
-			})
-		},
-	}
-}
-
-func printStatus(c *cobra.Command, f format, b worker.Backend) error {
-	list, err := b.MigrationStatus(c.Context())
-	if err != nil {
-		return err
-	}
-	if f == formatJSON {
-		for _, m := range list {
-			if err := printJSON(c.OutOrStdout(), m); err != nil {
-				return err
-			}
-		}
-		return nil
-	}
-	t := newTable(c.OutOrStdout(), "VERSION", "NAME", "APPLIED")
-	for _, m := range list {
-		t.row(fmt.Sprint(m.Version), m.Name, localTime(m.AppliedAt))
-	}
-	return t.flush()
-}
-
-// withStore opens the store for one command.
+// withStore checks the settings, and opens the store for one command.
 func withStore(
-	ctx context.Context, s *worker.Settings, open func(context.Context) (worker.Backend, error), do func(worker.Backend) error,
+	c *cobra.Command, s *worker.Settings, open func(context.Context) (worker.Backend, error), do func(worker.Backend) error,
 ) (err error) {
 	if err := s.Check(); err != nil {
 		return usageError{err}
 	}
-	b, err := open(ctx)
+	b, err := open(c.Context())
 	if err != nil {
 		return err
 	}

@@ -2,77 +2,68 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"strings"
 	"text/tabwriter"
 	"time"
 	"unicode"
 
-	"github.com/spf13/cobra"
-
 	"github.com/healz/worker/internal/events"
 )
 
-// format is how a command prints what it found.
-type format string
-
-const (
-	formatTable format = "table"
-	formatJSON  format = "json"
-)
-
-// addFormat gives c the flag --format.
-func addFormat(c *cobra.Command) *format {
-	f := formatTable
-	c.Flags().Var(&f, "format", "how to print; json is one object a line")
-	complete(c, "format", string(formatTable), string(formatJSON))
-	return &f
+// printer prints results, each as a row of a table or as a line of JSON.
+type printer struct {
+	w       io.Writer
+	format  format
+	table   *tabwriter.Writer
+	columns []string
+	count   int
 }
 
-// String, Set and Type implement pflag.Value.
-func (f *format) String() string { return string(*f) }
-func (f *format) Type() string   { return "table|json" }
+func newPrinter(w io.Writer, f format, columns ...string) *printer {
+	return &printer{w: w, format: f, table: tabwriter.NewWriter(w, 0, 8, 2, ' ', 0), columns: columns}
+}
 
-func (f *format) Set(s string) error {
-	if format(s) != formatTable && format(s) != formatJSON {
-		return fmt.Errorf("must be table or json, not %q", s)
+// print prints v as JSON, or the cells as a row.
+func (p *printer) print(v any, cells ...string) error {
+	p.count++
+	if p.format == formatJSON {
+		return printJSON(p.w, v)
 	}
-	*f = format(s)
+	if p.count == 1 {
+		p.row(p.columns)
+	}
+	p.row(cells)
 	return nil
 }
 
-// table prints rows in columns, as they come.
-type table struct {
-	w       *tabwriter.Writer
-	columns []string
-	begun   bool
-}
-
-func newTable(w io.Writer, columns ...string) *table {
-	return &table{w: tabwriter.NewWriter(w, 0, 8, 2, ' ', 0), columns: columns}
-}
-
-func (t *table) row(cells ...string) {
-	if !t.begun {
-		t.begun = true
-		t.line(t.columns)
-	}
-	t.line(cells)
-}
-
-// line writes cells as one line: what is in them cannot break out of their column.
-func (t *table) line(cells []string) {
-	clean := make([]string, len(cells))
+// row prints each cell without the characters that would break the table.
+func (p *printer) row(cells []string) {
 	for i, c := range cells {
-		clean[i] = printable(c)
+		cells[i] = printable(c)
 	}
-	fmt.Fprintln(t.w, strings.Join(clean, "\t"))
+	fmt.Fprintln(p.table, strings.Join(cells, "\t"))
 }
 
-func (t *table) flush() error { return t.w.Flush() }
+func (p *printer) flush() error { return p.table.Flush() }
 
-// printable replaces what could move a terminal's cursor, break a table, or is not seen.
+// printAll prints all that seq yields. After an error the rows before it are printed, too.
+func printAll[T any](p *printer, seq iter.Seq2[T, error], one func(*printer, T) error) error {
+	for v, err := range seq {
+		if err == nil {
+			err = one(p, v)
+		}
+		if err != nil {
+			return errors.Join(p.flush(), err)
+		}
+	}
+	return p.flush()
+}
+
+// printable replaces invisible characters and those that move a terminal's cursor.
 func printable(s string) string {
 	return strings.Map(func(r rune) rune {
 		if !unicode.IsPrint(r) {
@@ -91,22 +82,17 @@ func printJSON(w io.Writer, v any) error {
 	return err
 }
 
-// printEvents prints events as JSON lines, or as a table without their data.
+// printEvents prints events. The table does not show their data.
 func printEvents(w io.Writer, f format, list []events.Event) error {
-	if f == formatJSON {
-		for _, e := range list {
-			if err := printJSON(w, e); err != nil {
-				return err
-			}
-		}
-		return nil
-	}
-	t := newTable(w, "CREATED", "TYPE", "AGGREGATE", "VERSION", "TENANT", "CORRELATION", "EVENT")
+	p := newPrinter(w, f, "CREATED", "TYPE", "AGGREGATE", "VERSION", "TENANT", "CORRELATION", "EVENT")
 	for _, e := range list {
-		t.row(localTime(e.CreatedAt), e.Type, e.AggregateType+"/"+e.AggregateID.String(), fmt.Sprint(e.AggregateVersion),
+		err := p.print(e, localTime(e.CreatedAt), e.Type, e.AggregateType+"/"+e.AggregateID.String(), fmt.Sprint(e.AggregateVersion),
 			e.TenantID.String(), e.CorrelationID.String(), e.ID.String())
+		if err != nil {
+			return err
+		}
 	}
-	return t.flush()
+	return p.flush()
 }
 
 func localTime(t time.Time) string {
@@ -114,4 +100,11 @@ func localTime(t time.Time) string {
 		return "-"
 	}
 	return t.UTC().Format("2006-01-02 15:04:05.000Z")
+}
+
+func plural(n int, noun string) string {
+	if n == 1 {
+		return "1 " + noun
+	}
+	return fmt.Sprintf("%d %ss", n, noun)
 }

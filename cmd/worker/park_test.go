@@ -9,8 +9,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// What follows a dead letter in its aggregate waits behind it, over the death of the worker too, and is replayed in
-// order. Other aggregates go on.
+// Events after a dead letter of their aggregate are parked, even after a crash of the worker, and are replayed in order.
+// Other aggregates continue.
 func TestWhatFollowsADeadLetterIsParked(t *testing.T) {
 	t.Parallel()
 	platforms(t, func(p *program) {
@@ -62,7 +62,7 @@ func TestWhatFollowsADeadLetterIsParked(t *testing.T) {
 	})
 }
 
-// A purge leaves nothing behind which an event would wait.
+// After a purge no event is parked.
 func TestPurgeUnparks(t *testing.T) {
 	t.Parallel()
 	platforms(t, func(p *program) {
@@ -81,7 +81,7 @@ func TestPurgeUnparks(t *testing.T) {
 	})
 }
 
-// welcomed are the ids of a tenant's events that were handled, in the order in which they were.
+// welcomed are the ids of the handled events of a tenant, in the order of handling.
 func (p *program) welcomed(tenant string) []string {
 	p.t.Helper()
 	var ids []string

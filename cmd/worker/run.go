@@ -25,7 +25,6 @@ import (
 	"github.com/healz/worker/internal/worker"
 )
 
-// runFlags are the settings of `worker run` alone.
 type runFlags struct {
 	httpAddr            string
 	logLevel, logFormat string
@@ -34,7 +33,7 @@ type runFlags struct {
 	migrate, chaos      bool
 	console             consoleFlags
 	wait                time.Duration
-	// serving, if any, is called with the address that is served.
+	// serving is called with the address of the console; it may be nil.
 	serving func(url string)
 }
 
@@ -57,13 +56,13 @@ func runCommand(s *worker.Settings, all registrations) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "run",
 		Short: "Relay, consume and handle events until stopped",
-		Long: `run relays the events of the store to the bus and hands the events on the bus to their handlers.
+		Long: `run relays the events of the store to the bus, consumes the events of the bus, and runs their handlers.
 
-It serves the console, /healthz (it lives), /readyz (it can work, and what keeps it from it) and /metrics (for Prometheus).
-SIGTERM stops it in good order: what is in hand is finished within the grace period or given back. A second one ends it at once.
-SIGUSR1 makes the log a level more verbose, SIGUSR2 what it was. Traces are sent by OTLP if OTEL_EXPORTER_OTLP_ENDPOINT is
-set, as OpenTelemetry's other variables say.`,
-		Args: noArguments, ValidArgsFunction: cobra.NoFileCompletions,
+It serves the console, /healthz (liveness), /readyz (readiness, with the reasons if it is not ready) and /metrics (for
+Prometheus). SIGTERM stops it gracefully: events in flight are completed within the grace period, or requeued. A second
+SIGTERM ends it at once. SIGUSR1 makes the log one level more verbose, SIGUSR2 resets it. If OTEL_EXPORTER_OTLP_ENDPOINT is
+set, it exports traces by OTLP; the other variables of OpenTelemetry apply, too.`,
+		Args: noArguments,
 		RunE: func(c *cobra.Command, _ []string) error {
 			s.Relay.Start = store.Start(f.relayStart)
 			s.Tuning.AfterDeadLetter = handlers.AfterDeadLetter(f.afterDeadLetter)
@@ -87,39 +86,39 @@ set, as OpenTelemetry's other variables say.`,
 	}
 	flags := c.Flags()
 	flags.StringVar(&f.httpAddr, "http-addr", "127.0.0.1:8080",
-		"where to serve the console, /healthz, /readyz and /metrics; port 0 takes a free one")
+		"address of the console, /healthz, /readyz and /metrics; port 0 selects a free port")
 	f.console.add(flags)
 	flags.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
 	flags.StringVar(&f.logFormat, "log-format", "text", "text or json")
-	flags.BoolVar(&f.migrate, "migrate", true, "bring the database's schema up to date first")
-	flags.DurationVar(&f.wait, "wait", 0, "how long to wait at the start for servers that are not up yet; 0: fail at once")
-	flags.BoolVar(&f.chaos, "chaos", false, `let events ask for failures: {"fail_times": N} in their metadata`)
+	flags.BoolVar(&f.migrate, "migrate", true, "migrate the database schema at start")
+	flags.DurationVar(&f.wait, "wait", 0, "how long to wait at start for servers that are not available yet; 0: fail at once")
+	flags.BoolVar(&f.chaos, "chaos", false, `for tests: handlers fail N times if the metadata of an event contains {"fail_times": N}`)
 	t := &s.Tuning
-	flags.IntVar(&t.Concurrency, "concurrency", t.Concurrency, "events handled at once; those of one aggregate never are")
-	flags.IntVar(&s.AMQP.Prefetch, "prefetch", s.AMQP.Prefetch, "deliveries that the broker sends ahead; at least the concurrency")
-	flags.IntVar(&t.MaxMessage, "max-message", t.MaxMessage, "most bytes of an event; a larger one is a dead letter, unread")
-	flags.IntVar(&t.RetryAttempts, "retry-attempts", t.RetryAttempts, "attempts of a handler before its event becomes a dead letter")
-	flags.DurationVar(&t.RetryInitial, "retry-initial", t.RetryInitial, "wait before the second attempt; it doubles from attempt to attempt")
-	flags.DurationVar(&t.RetryMax, "retry-max", t.RetryMax, "longest wait between two attempts")
+	flags.IntVar(&t.Concurrency, "concurrency", t.Concurrency, "events handled in parallel; events of one aggregate are always handled one after another")
+	flags.IntVar(&s.AMQP.Prefetch, "prefetch", s.AMQP.Prefetch, "prefetch count of the RabbitMQ consumer; at least the concurrency")
+	flags.IntVar(&t.MaxMessage, "max-message", t.MaxMessage, "size limit of an event in bytes; a larger one becomes a dead letter without being parsed")
+	flags.IntVar(&t.RetryAttempts, "retry-attempts", t.RetryAttempts, "attempts of a handler before the event becomes a dead letter")
+	flags.DurationVar(&t.RetryInitial, "retry-initial", t.RetryInitial, "backoff before the second attempt; it doubles with each attempt")
+	flags.DurationVar(&t.RetryMax, "retry-max", t.RetryMax, "maximum backoff between two attempts")
 	flags.DurationSliceVar(&s.AMQP.RetryLater, "retry-later", nil,
-		"waits before more rounds of attempts, as 10s,1m,10m, in which RabbitMQ keeps the event; the later ones of its aggregate go on")
+		"delays before further rounds of attempts, like 10s,1m,10m; RabbitMQ keeps the event meanwhile, and later events of its aggregate continue")
 	flags.StringVar(&f.afterDeadLetter, "after-dead-letter", string(t.AfterDeadLetter),
-		"events that follow a dead letter in its aggregate: continue, or park (they wait in the dead letters, and are replayed in order)")
-	flags.DurationVar(&t.HandlerTimeout, "handler-timeout", t.HandlerTimeout, "time limit for one attempt of one handler")
-	flags.DurationVar(&t.GracePeriod, "grace-period", t.GracePeriod, "how long a stop waits for what is in hand")
-	flags.DurationVar(&t.RelayPoll, "relay-poll", t.RelayPoll, "how often the relay looks for events it was not woken for")
-	flags.IntVar(&s.Relay.BatchSize, "relay-batch", s.Relay.BatchSize, "most events that the relay publishes at once")
+		"handling of later events of an aggregate with a dead letter: continue, or park (they become dead letters, too, and are replayed in order)")
+	flags.DurationVar(&t.HandlerTimeout, "handler-timeout", t.HandlerTimeout, "timeout of one attempt of one handler")
+	flags.DurationVar(&t.GracePeriod, "grace-period", t.GracePeriod, "how long a stop waits for events in flight")
+	flags.DurationVar(&t.RelayPoll, "relay-poll", t.RelayPoll, "interval at which the relay polls the store, besides notifications")
+	flags.IntVar(&s.Relay.BatchSize, "relay-batch", s.Relay.BatchSize, "at most this number of events per batch of the relay")
 	flags.StringVar(&f.relayStart, "relay-start", string(s.Relay.Start),
-		"where the first relay of a database begins: auto (behind the rows of an adopted table), beginning, end")
-	flags.BoolVar(&s.Relay.OnlyOwn, "relay-only-own", false, "relay only the events written by this program, where others publish theirs themselves")
-	flags.BoolVar(&s.AMQP.LeavePartitions, "leave-partitions", false, "go back from partitions to one queue, once what lies in them is handled")
+		"first position of the relay in a database: auto (after the rows of an adopted table), beginning or end")
+	flags.BoolVar(&s.Relay.OnlyOwn, "relay-only-own", false, "relay only events that this program wrote, if other programs publish their own")
+	flags.BoolVar(&s.AMQP.LeavePartitions, "leave-partitions", false, "return from partitions to one queue, after the messages in the partitions are handled")
 	flags.DurationVar(&s.InboxRetention, "inbox-retention", s.InboxRetention,
-		"how long it is remembered who has handled what, by which redeliveries are told; 0: for ever")
+		"how long the inbox keeps its records, by which redelivered events are detected; 0: unlimited")
 	flags.BoolVar(&s.IngestDeadLetters, "ingest-dead-letters", s.IngestDeadLetters,
-		"take the dead letters out of RabbitMQ's failed queue into the table; without it, worker dlq ingest does")
+		"ingest the dead letters of RabbitMQ's failed queue into the table; if false, use worker dlq ingest")
 	flags.DurationVar(&s.DeadLetterRetention, "dead-letter-retention", s.DeadLetterRetention,
-		"how long dead letters are kept that were archived, discarded, edited or handled; 0: for ever")
-	flags.IntVar(&s.MaxConns, "database-conns", s.MaxConns, "most connections to Postgres")
+		"how long to keep archived, discarded, edited and handled dead letters; 0: unlimited")
+	flags.IntVar(&s.MaxConns, "database-conns", s.MaxConns, "at most this number of connections to Postgres")
 	complete(c, "log-level", "debug", "info", "warn", "error")
 	complete(c, "log-format", "text", "json")
 	complete(c, "after-dead-letter", string(handlers.Continue), string(handlers.Park))
@@ -127,17 +126,17 @@ set, as OpenTelemetry's other variables say.`,
 	return c
 }
 
-// whileLevelChanges calls do, during which signals change the level of its log.
+// whileLevelChanges calls do. Meanwhile signals change the log level.
 func whileLevelChanges(ctx context.Context, level *slog.LevelVar, logger *slog.Logger, do func(context.Context) error) error {
-	var watching sync.WaitGroup
-	defer watching.Wait()
+	var changing sync.WaitGroup
+	defer changing.Wait()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	watching.Go(func() { changeLevel(ctx, level, logger) })
+	changing.Go(func() { changeLevel(ctx, level, logger) })
 	return do(ctx)
 }
 
-// newLogger returns a logger whose level can be changed while it is used.
+// newLogger returns a logger whose level is the current value of a variable.
 func newLogger(w io.Writer, current *slog.LevelVar, level, format string) (*slog.Logger, error) {
 	if err := current.UnmarshalText([]byte(level)); err != nil {
 		return nil, fmt.Errorf("log-level must be debug, info, warn or error, not %q", level)
@@ -209,7 +208,7 @@ func runWorker(
 	return errors.Join(w.Run(ctx), ended(ctx, nil))
 }
 
-// ended is why a worker ended: nothing, when it was told to before it had begun, or what made it end by itself.
+// ended returns why a worker ended: nil if it was stopped, or the cause of the cancellation, or err.
 func ended(ctx context.Context, err error) error {
 	switch cause := context.Cause(ctx); {
 	case cause == nil:

@@ -22,15 +22,15 @@ import (
 	"github.com/healz/worker/internal/test/testservers"
 )
 
-// What must not be told: planted is in each text of an event's data and metadata, in headers, in what is no event and in
-// passwords; the number is in the data, and the accent shows whether quoting hides a text from redaction.
+// Secrets: planted is in each text of an event's data and metadata, in headers, in invalid messages and in passwords. The
+// number is in the data. The accent tests whether quoting hides a text from redaction.
 const (
 	planted       = "pLaNtEd"
 	plantedName   = planted + ` Kovačević "Ana"`
 	plantedNumber = "4711471147.25"
 )
 
-// told are the forms in which a text could give them away.
+// told are the forms in which a text could contain them.
 var told = []string{planted, "Kova", "4711471147", "4.71147", `evi\u0107`} //nolint:gochecknoglobals // a constant
 
 type fragileData struct {
@@ -39,7 +39,7 @@ type fragileData struct {
 	Number float64 `json:"number"`
 }
 
-// fragile is a handler that fails in the way that its event asks for, and says too much about it.
+// fragile is a handler that fails as its event asks for, with the data in its error.
 func fragile(_ context.Context, e events.Event, d fragileData) ([]events.Event, error) {
 	switch d.Mode {
 	case "error":
@@ -62,9 +62,8 @@ type followed struct {
 func (followed) EventType() string     { return strings.Repeat("Followed", 20) } // longer than a type may be
 func (followed) AggregateType() string { return "Follower" }
 
-// Whatever happens to events, to messages that are none, and to the connections to both servers, nothing of the data, the
-// metadata, the headers and the passwords is in the log, in what the commands print, in the headers of a dead letter, in
-// the metrics, or in the traces.
+// No data, metadata, header or password is in the log, in the output of commands, in the headers of a dead letter, in the
+// metrics, or in the traces: after failures of events, invalid messages and connection errors of both servers.
 func TestNothingIsToldOfPatientsAndPasswords(t *testing.T) {
 	t.Parallel()
 	database := withPassword(t, testservers.Postgres(t), planted)
@@ -122,7 +121,7 @@ func TestNothingIsToldOfPatientsAndPasswords(t *testing.T) {
 	}
 	found := p.awaitLetters(letters)
 
-	// Outages while it runs.
+	// Outages of the servers.
 	breakConnections(t, database)
 	p.awaitFollowUp(p.append(registration(tenant, string(data), ""))[0], "WelcomeMessageRequested")
 
@@ -156,7 +155,7 @@ func TestNothingIsToldOfPatientsAndPasswords(t *testing.T) {
 	_, metrics := w.get("/metrics")
 	w.stop()
 
-	// Servers that refuse, or are not there.
+	// Servers that refuse connections or are down.
 	for _, env := range []string{
 		"DATABASE_URL=" + withUserInfo(t, database, url.UserPassword("nobody_at_all", planted)),
 		"DATABASE_URL=" + strings.Replace(database, "postgres://", "postgres:/"+planted+"/", 1),
@@ -180,7 +179,7 @@ func TestNothingIsToldOfPatientsAndPasswords(t *testing.T) {
 	}
 }
 
-// requireNowhere shows the lines in which text stands.
+// requireNowhere fails with the lines that contain the text.
 func requireNowhere(t *testing.T, output, text string) {
 	t.Helper()
 	for line := range strings.Lines(output) {
@@ -203,13 +202,13 @@ func withUserInfo(t *testing.T, address string, user *url.Userinfo) string {
 	return u.String()
 }
 
-// withUser gives the vhost a user whose password is planted.
+// withUser adds a user with a planted password to the vhost.
 func withUser(t *testing.T, broker string) string {
 	t.Helper()
 	return withUserWhoMay(t, broker, ".*")
 }
 
-// withUserWhoMay gives the vhost a user with rights on the names that match.
+// withUserWhoMay adds a user with permissions for matching names to the vhost.
 func withUserWhoMay(t *testing.T, broker, names string) string {
 	t.Helper()
 	u, err := url.Parse(broker)
@@ -233,7 +232,7 @@ func manage(t *testing.T, method, path, body string) {
 	require.Less(t, response.StatusCode, 300, "%s %s", method, path)
 }
 
-// openChannel opens a channel that confirms, as another program has it.
+// openChannel opens a channel with publisher confirms.
 func openChannel(t *testing.T, setting string) *amqp091.Channel {
 	t.Helper()
 	conn, err := amqp091.Dial(strings.TrimPrefix(setting, "RABBITMQ_URL="))
@@ -245,7 +244,7 @@ func openChannel(t *testing.T, setting string) *amqp091.Channel {
 	return channel
 }
 
-// toldHeaders are the headers that the worker has given to the dead letters and that give something away.
+// toldHeaders are the headers that the worker has added to dead letters and that contain a secret.
 func (p *program) toldHeaders() []string {
 	p.t.Helper()
 	var found []string

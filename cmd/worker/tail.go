@@ -2,13 +2,11 @@ package main
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"strings"
 	"time"
 
-	"github.com/google/uuid"
 	"github.com/spf13/cobra"
 
 	"github.com/healz/worker/internal/events"
@@ -16,52 +14,57 @@ import (
 	"github.com/healz/worker/internal/worker"
 )
 
-// tailFlags are the settings of `worker tail`.
-type tailFlags struct {
-	tenant, eventType, aggregate, correlation string
-	since                                     time.Duration
-	reveal                                    bool
-}
-
 func tailCommand(s *worker.Settings) *cobra.Command {
-	var t tailFlags
+	var filter watch.Filter
+	var of aggregate
+	var since time.Duration
+	var reveal bool
 	c := &cobra.Command{
 		Use:   "tail",
 		Short: "Follow the events of the store as they are committed, until stopped",
 		Long: `tail prints the events of the store as they are committed, in the order in which the relay publishes them, until it is
-stopped. It only reads, and outlives restarts of the store. What several flags choose must all be so. A line of the table
-has time, type, the event's id, by which ` + "`worker trace`" + ` finds what it belongs to, and the aggregate with its version;
-JSON has the rest. event_data and metadata are left out unless they are to be revealed.`,
+stopped. It only reads, and continues after a restart of the store. An event must match all filters that are set. A line of
+the table has the time, the type, the event id (for worker trace), and the aggregate with its version; JSON has all other
+fields, too. event_data and metadata are printed only with --reveal.`,
 		Example: `  worker tail --type AppointmentScheduled --since 10m
   worker tail --aggregate Patient/5f0c7a52-9b4e-4a35-8f0e-2f6d0f6b1c11 --format json --reveal`,
-		Args: noArguments, ValidArgsFunction: cobra.NoFileCompletions,
+		Args: noArguments,
 	}
 	f := addFormat(c)
 	flags := c.Flags()
-	flags.StringVar(&t.tenant, "tenant", "", "ID: only the events of this tenant")
-	flags.StringVar(&t.eventType, "type", "", "only the events of this type")
-	flags.StringVar(&t.aggregate, "aggregate", "", "TYPE or TYPE/ID: only the events of these aggregates, or of this one")
-	flags.StringVar(&t.correlation, "correlation", "", "ID: only the events of this chain")
-	flags.DurationVar(&t.since, "since", 0, "begin with the events created so long ago; 0: with the next one")
-	flags.BoolVar(&t.reveal, "reveal", false, "show event_data and metadata too: they may be about a patient")
+	addParsed(c, "tenant", "only events of the tenant with this `ID`", &filter.TenantID, parseUUID)
+	flags.StringVar(&filter.Type, "type", "", "only events of this type")
+	addParsed(c, "aggregate", "only events of this aggregate, or of this type of aggregates: `TYPE[/ID]`", &of,
+		func(text string) (aggregate, error) {
+			if !strings.Contains(text, "/") {
+				return aggregate{kind: text}, nil
+			}
+			return parseAggregate(text)
+		})
+	addParsed(c, "correlation", "only events with this correlation `ID`", &filter.CorrelationID, events.ParseCorrelationID)
+	flags.DurationVar(&since, "since", 0, "start with the events created in this time before now; 0: only new events")
+	flags.BoolVar(&reveal, "reveal", false, "print event_data and metadata, too: they may be about a patient")
 	c.RunE = func(c *cobra.Command, _ []string) error {
-		filter, err := t.filter(time.Now())
-		if err != nil {
-			return usageError{err}
+		filter.AggregateType, filter.AggregateID = of.kind, of.id
+		if since < 0 {
+			return usageError{fmt.Errorf("--since must not be negative, but is %s", since)}
 		}
-		return withStore(c.Context(), s, s.OpenExisting, func(b worker.Backend) error {
-			away := func(err error) {
+		if since > 0 {
+			filter.Since = time.Now().Add(-since)
+		}
+		return withStore(c, s, s.OpenExisting, func(b worker.Backend) error {
+			onUnavailable := func(err error) {
 				if err != nil {
 					fmt.Fprintf(c.ErrOrStderr(), "worker: waiting for the store: %s\n", err)
 				} else {
-					fmt.Fprintln(c.ErrOrStderr(), "worker: the store is back")
+					fmt.Fprintln(c.ErrOrStderr(), "worker: the store is available again")
 				}
 			}
-			for e, err := range watch.Events(c.Context(), b, filter, away) {
+			for e, err := range watch.Events(c.Context(), b, filter, onUnavailable) {
 				if err != nil {
 					return err
 				}
-				if err := printFollowed(c.OutOrStdout(), *f, e, t.reveal); err != nil {
+				if err := printFollowed(c.OutOrStdout(), *f, e, reveal); err != nil {
 					return err
 				}
 			}
@@ -71,36 +74,7 @@ JSON has the rest. event_data and metadata are left out unless they are to be re
 	return c
 }
 
-// filter is what the flags choose.
-func (t tailFlags) filter(now time.Time) (f watch.Filter, err error) {
-	f.Type = t.eventType
-	if t.since < 0 {
-		return f, fmt.Errorf("--since must not be negative, but is %s", t.since)
-	}
-	if t.since > 0 {
-		f.Since = now.Add(-t.since)
-	}
-	if t.tenant != "" {
-		if f.TenantID, err = uuid.Parse(t.tenant); err != nil {
-			return f, errors.New("--tenant: not a UUID")
-		}
-	}
-	if t.correlation != "" {
-		if f.CorrelationID, err = events.ParseCorrelationID(t.correlation); err != nil {
-			return f, fmt.Errorf("--correlation: %w", err)
-		}
-	}
-	f.AggregateType = t.aggregate
-	if cut := strings.LastIndexByte(t.aggregate, '/'); cut >= 0 { // a type may have a slash
-		if f.AggregateID, err = uuid.Parse(t.aggregate[cut+1:]); err != nil {
-			return f, errors.New("--aggregate must be TYPE or TYPE/ID, with a UUID")
-		}
-		f.AggregateType = t.aggregate[:cut]
-	}
-	return f, nil
-}
-
-// printFollowed prints one event, at once.
+// printFollowed prints one event without buffering.
 func printFollowed(w io.Writer, f format, e events.Event, reveal bool) error {
 	if f == formatJSON && reveal {
 		return printJSON(w, e)
@@ -120,14 +94,14 @@ func printFollowed(w io.Writer, f format, e events.Event, reveal bool) error {
 	return err
 }
 
-// withoutData is the event's JSON without what may be about a patient.
+// withoutData returns the JSON of an event without the fields that may be about a patient.
 func withoutData(e events.Event) (map[string]json.RawMessage, error) {
 	body, err := json.Marshal(e)
-	if err != nil {
-		return nil, fmt.Errorf("print event %s: %w", e.ID, err)
-	}
 	var fields map[string]json.RawMessage
-	if err := json.Unmarshal(body, &fields); err != nil {
+	if err == nil {
+		err = json.Unmarshal(body, &fields)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("print event %s: %w", e.ID, err)
 	}
 	delete(fields, "event_data")

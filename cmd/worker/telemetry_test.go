@@ -17,7 +17,7 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// traceReceiver is where programs send their traces.
+// traceReceiver receives traces.
 type traceReceiver struct {
 	*httptest.Server
 	bodies logBuffer
@@ -50,7 +50,7 @@ func newTraceReceiver(t *testing.T) *traceReceiver {
 	return r
 }
 
-// names are those of the spans below one, and below these, from the top.
+// names are the names of all spans below one, from the top.
 func (r *traceReceiver) names(parent *otlp.Span) []string {
 	names := []string{parent.GetName()}
 	for _, s := range r.spans {
@@ -61,8 +61,8 @@ func (r *traceReceiver) names(parent *otlp.Span) []string {
 	return names
 }
 
-// A command appends, a worker relays, handles and appends, and what they send makes one trace. Without the setting
-// nothing is sent, and no event is marked.
+// The spans of a command that appends, and of a worker that relays and handles, make one trace. Without the setting, nothing
+// is exported, and events contain no traceparent.
 func TestTracesOverProcesses(t *testing.T) {
 	t.Parallel()
 	p := onServers(t)
@@ -112,7 +112,7 @@ func TestTraceSettingsAreChecked(t *testing.T) {
 	}
 }
 
-// A receiver that is away holds up no event and no end.
+// An unavailable receiver delays neither events nor the end of a program.
 func TestTracesThatCannotBeSent(t *testing.T) {
 	t.Parallel()
 	p := embedded(t)

@@ -15,29 +15,28 @@ import (
 	"github.com/healz/worker/internal/worker"
 )
 
-// flushTimeout bounds the sending of the last traces.
 const flushTimeout = 5 * time.Second
 
-// withTracer calls do with the tracer that OpenTelemetry's variables ask for, nil if they ask for none, and sends what is
-// left at the end.
+// withTracer calls do with the tracer that the variables of OpenTelemetry configure, which may be nil, and exports the last
+// traces at the end.
 func withTracer(ctx context.Context, s worker.Settings, logger *slog.Logger, do func(*tracing.Tracer) error) error {
 	t, stop, err := tracing.Start(ctx, version(), s.MessagingSystem(), s.AMQP.Prefix, os.Getenv, logger)
 	if errors.Is(err, tracing.ErrSetting) {
 		return usageError{err}
 	}
 	if err != nil {
-		return fmt.Errorf("send traces: %w", err)
+		return fmt.Errorf("export traces: %w", err)
 	}
 	err = do(t)
 	flushing, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushTimeout)
 	defer cancel()
 	if lost := stop(flushing); lost != nil {
-		logger.WarnContext(ctx, "the last traces could not be sent", "error", lost)
+		logger.WarnContext(ctx, "the last traces could not be exported", "error", lost)
 	}
 	return err
 }
 
-// observers are the tracer, if there is one.
+// observers contains the tracer, unless it is nil.
 func observers(t *tracing.Tracer) observe.All {
 	if t == nil {
 		return nil
@@ -45,7 +44,7 @@ func observers(t *tracing.Tracer) observe.All {
 	return observe.All{t}
 }
 
-// stderrLogger is the log of a command that is over in a moment.
+// stderrLogger is the log of a short command: warnings and errors.
 func stderrLogger(c *cobra.Command) *slog.Logger {
 	return slog.New(slog.NewTextHandler(c.ErrOrStderr(), &slog.HandlerOptions{Level: slog.LevelWarn}))
 }

@@ -29,7 +29,7 @@ func ExampleLoad() {
 		panic(err)
 	}
 
-	// The id may also be an event's.
+	// The id may also be the id of an event.
 	tree, err := causation.Load(ctx, s, id("AppointmentRequested"), deadletter.NewTable(s.SQL()))
 	if err != nil {
 		panic(err)

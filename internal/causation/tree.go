@@ -1,8 +1,8 @@
-// Package causation shows a chain of causes as a tree: which event brought about which, who has handled each and when,
-// and what of it failed and lies in the dead letters.
+// Package causation shows the trace of a correlation id: a tree of events, each below its cause, with its handlers and its
+// dead letters.
 //
-// A [Tree] is a list, in the order in which it is drawn, so that a chain of ten thousand events needs no recursion. It
-// holds nothing of event_data or metadata.
+// A [Tree] is a list in display order, so that a trace of ten thousand events needs no recursion. It contains no event_data
+// and no metadata.
 package causation
 
 import (
@@ -21,116 +21,115 @@ import (
 )
 
 const (
-	// MaxEvents is how many events of a chain, the oldest, a tree has at the most.
+	// MaxEvents is the maximum size of a tree. It contains the oldest events of the trace.
 	MaxEvents = 10_000
-	// page is how many events are read at once.
+	// page is the number of events per query.
 	page = 200
 )
 
 var (
-	// ErrNotFound says that an id is neither the correlation of an event nor an event's own.
+	// ErrNotFound says that an id is neither the correlation id nor the id of an event.
 	ErrNotFound = errors.New("no event has this id as its correlation_id or event_id")
 	// ErrLetters says that the dead letters could not be read.
 	ErrLetters = errors.New("read the dead letters")
 )
 
-// Tree is what followed from what in one chain. It is a forest: a chain may have several beginnings.
+// Tree is the trace of one correlation id. It may have several roots.
 type Tree struct {
 	CorrelationID uuid.UUID
-	// Nodes are the events in the order of drawing: each is followed by what it caused, effects of one cause by their
+	// Nodes are the events in display order: each event is followed by its effects. Effects of one cause are in the order of
 	// time.
 	Nodes []Node
-	// Truncated tells that the chain has more than [MaxEvents] events, of which the latest are missing.
+	// Truncated is set if the trace has more than [MaxEvents] events: the latest are missing.
 	Truncated bool
 }
 
-// Node is an event in its place in a tree.
+// Node is an event of a tree.
 type Node struct {
 	// Event is without its Data and Metadata.
 	Event events.Event
-	// Parent is the index of the cause in Tree.Nodes, -1 for a root, and Depth how many causes are above.
+	// Parent is the index of the cause in Tree.Nodes, -1 for a root. Depth is the number of causes above.
 	Parent, Depth int
-	// Last tells that no later effect of the same cause follows, or no further root.
+	// Last is set if no later effect of the same cause follows, or no further root.
 	Last bool
 	// Cause says whether the event's cause is known.
 	Cause Cause
-	// Stored is false of an event that is known from a dead letter alone: it was published and not appended.
+	// Stored is false if the event is known only from a dead letter: it was published and not appended.
 	Stored bool
-	// Handled are those who have handled the event, the earliest first, as far as the inbox still remembers.
+	// Handled are the inbox records of the event, the earliest first. Old records may be pruned.
 	Handled []store.Handling
-	// Failures are the event's dead letters, whatever their state but [deadletter.Settled], the oldest first.
+	// Failures are the dead letters of the event, the oldest first, in all states except [deadletter.Settled].
 	Failures []Failure
 }
 
-// Cause says what is known of the cause of an event.
+// Cause says whether the cause of an event is known.
 type Cause string
 
-// What may be known of a cause.
+// The values of Cause.
 const (
-	// CauseNone: the event began the chain.
+	// CauseNone: the event has no causation_id.
 	CauseNone Cause = "none"
-	// CauseKnown: it is the event's parent in the tree.
+	// CauseKnown: the cause is the parent in the tree.
 	CauseKnown Cause = "known"
-	// CauseMissing: no event of the chain has the causation_id, as it is a command's, or one of another chain.
+	// CauseMissing: the causation_id is not of an event of this trace. It may be the id of a command.
 	CauseMissing Cause = "missing"
-	// CauseCircular: the event is, over whatever steps, the cause of its own cause. Its tree begins with the earliest
-	// event of the circle.
+	// CauseCircular: the causation_ids form a cycle. Its earliest event is the root.
 	CauseCircular Cause = "circular"
 )
 
 // Failure is a dead letter of an event.
 type Failure struct {
-	// LetterID is what the commands on dead letters take.
+	// LetterID is the id of the letter.
 	LetterID string
-	// Replays is how often the letter was replayed, and failed again.
+	// Replays is the number of replays that failed again.
 	Replays int
-	// State says what has become of the letter.
-	State deadletter.State
+	State   deadletter.State
 	deadletter.Failure
 }
 
-// Store is what a tree is read from.
+// Store is the part of a store from which a tree is read.
 type Store interface {
 	ByID(ctx context.Context, eventID uuid.UUID) (store.Recorded, error)
 	ByCorrelation(ctx context.Context, correlationID uuid.UUID, q store.Query) (store.Page, error)
 	HandledOf(ctx context.Context, eventIDs []uuid.UUID) (map[uuid.UUID][]store.Handling, error)
 }
 
-// Letters are where dead letters are looked up; a [deadletter.Table] is one.
+// Letters is the part of a [deadletter.Table] from which a tree is read.
 type Letters interface {
 	List(ctx context.Context, f deadletter.Filter) iter.Seq2[deadletter.Letter, error]
 	Find(ctx context.Context, id string) (deadletter.Letter, error)
 }
 
-// notHandled are the states of the letters that a tree tells of.
+// notHandled are the states of the letters in a tree.
 func notHandled() []deadletter.State {
 	return []deadletter.State{deadletter.Waiting, deadletter.Replaying, deadletter.Archived, deadletter.Discarded, deadletter.Superseded}
 }
 
-// Load reads the tree of a chain: of the correlation id or, if no event has it, of the event with that id. With nil
-// letters the tree tells of no failures. The error wraps [ErrNotFound] when there is no event, and [ErrLetters] when only they could not be read.
+// Load reads the tree of a correlation id or, if no event has it, the tree of the event with that id. With nil letters the
+// tree has no failures. The error wraps [ErrNotFound] if there is no event, and [ErrLetters] if only the dead letters could
+// not be read.
 func Load(ctx context.Context, s Store, id uuid.UUID, letters Letters) (Tree, error) {
-	correlationID, err := correlationOf(ctx, s, letters, id)
-	if err != nil {
-		return Tree{}, fmt.Errorf("trace %s: %w", id, err)
-	}
 	b := builder{index: make(map[uuid.UUID]int)}
-	if err := b.read(ctx, s, correlationID); err != nil {
-		return Tree{}, fmt.Errorf("trace %s: %w", id, err)
+	correlationID, err := correlationOf(ctx, s, letters, id)
+	if err == nil {
+		err = b.read(ctx, s, correlationID)
 	}
-	if err := b.fail(ctx, letters, correlationID); err != nil {
-		return Tree{}, fmt.Errorf("trace %s: %w", id, err)
+	if err == nil {
+		err = b.addFailures(ctx, letters, correlationID)
 	}
-	if len(b.nodes) == 0 {
-		return Tree{}, fmt.Errorf("trace %s: %w", id, ErrNotFound)
+	if err == nil && len(b.nodes) == 0 {
+		err = ErrNotFound
 	}
-	if err := b.handle(ctx, s); err != nil {
+	if err == nil {
+		err = b.addHandled(ctx, s)
+	}
+	if err != nil {
 		return Tree{}, fmt.Errorf("trace %s: %w", id, err)
 	}
 	return Tree{CorrelationID: correlationID, Nodes: b.arrange(), Truncated: b.truncated}, nil
 }
 
-// correlationOf is the correlation id itself, or that of the event with the id.
+// correlationOf returns id if it is a correlation id, else the correlation id of the event with this id.
 func correlationOf(ctx context.Context, s Store, letters Letters, id uuid.UUID) (uuid.UUID, error) {
 	first, err := s.ByCorrelation(ctx, id, store.Query{Limit: 1})
 	if err != nil || len(first.Events) > 0 {
@@ -154,14 +153,13 @@ func correlationOf(ctx context.Context, s Store, letters Letters, id uuid.UUID) 
 	return id, nil
 }
 
-// builder collects events in the order of time and then arranges them.
+// builder collects events by time, and then arranges them as a tree.
 type builder struct {
 	nodes     []Node
 	index     map[uuid.UUID]int // of events by their id
 	truncated bool
 }
 
-// read reads the chain's events.
 func (b *builder) read(ctx context.Context, s Store, correlationID uuid.UUID) error {
 	var after store.Cursor
 	for {
@@ -181,7 +179,7 @@ func (b *builder) read(ctx context.Context, s Store, correlationID uuid.UUID) er
 	}
 }
 
-// add takes an event in, unless the tree is full.
+// add adds an event, unless the tree is full.
 func (b *builder) add(e events.Event, stored bool) bool {
 	if len(b.nodes) == MaxEvents {
 		b.truncated = true
@@ -193,8 +191,7 @@ func (b *builder) add(e events.Event, stored bool) bool {
 	return true
 }
 
-// fail notes what lies in the dead letters.
-func (b *builder) fail(ctx context.Context, letters Letters, correlationID uuid.UUID) error {
+func (b *builder) addFailures(ctx context.Context, letters Letters, correlationID uuid.UUID) error {
 	if letters == nil {
 		return nil
 	}
@@ -227,8 +224,7 @@ func (b *builder) fail(ctx context.Context, letters Letters, correlationID uuid.
 	return nil
 }
 
-// handle notes who has handled what.
-func (b *builder) handle(ctx context.Context, s Store) error {
+func (b *builder) addHandled(ctx context.Context, s Store) error {
 	for part := range slices.Chunk(b.nodes, page) {
 		ids := make([]uuid.UUID, len(part))
 		for i, n := range part {
@@ -245,7 +241,7 @@ func (b *builder) handle(ctx context.Context, s Store) error {
 	return nil
 }
 
-// arrange brings the events into the order of drawing.
+// arrange returns the events in display order.
 func (b *builder) arrange() []Node {
 	var roots []int
 	effects := make([][]int, len(b.nodes))
@@ -263,19 +259,19 @@ func (b *builder) arrange() []Node {
 		}
 		roots = append(roots, i)
 	}
-	for _, first := range b.circles() {
+	for _, first := range b.cycles() {
 		b.nodes[first].Cause = CauseCircular
 		roots = append(roots, first)
 	}
 	slices.Sort(roots)
 
-	type place struct{ node, parent, depth int }
+	type position struct{ node, parent, depth int }
 	arranged := make([]Node, 0, len(b.nodes))
-	var open []place // a stack
+	var open []position // a stack
 	push := func(nodes []int, parent, depth int) {
 		for i, node := range slices.Backward(nodes) {
 			b.nodes[node].Last = i == len(nodes)-1
-			open = append(open, place{node, parent, depth})
+			open = append(open, position{node, parent, depth})
 		}
 	}
 	for push(roots, -1, 0); len(open) > 0; {
@@ -284,45 +280,44 @@ func (b *builder) arrange() []Node {
 		n := b.nodes[p.node]
 		n.Parent, n.Depth = p.parent, p.depth
 		arranged = append(arranged, n)
-		// What begins a circle is a root, and not an effect as well.
+		// The first event of a cycle is a root, not an effect.
 		below := slices.DeleteFunc(effects[p.node], func(e int) bool { return b.nodes[e].Cause == CauseCircular })
 		push(below, len(arranged)-1, p.depth+1)
 	}
 	return arranged
 }
 
-// cause is the cause of an event, if it is in the chain.
+// cause returns the index of the cause of an event, if it is in the trace.
 func (b *builder) cause(i int) (int, bool) {
 	id := b.nodes[i].Event.CausationID
 	cause, known := b.index[id.UUID]
 	return cause, known && id.Valid
 }
 
-// circles are the events that have no beginning above them: of each circle of causes the earliest. An event has one
-// cause at the most, so above each there is one circle or none.
-func (b *builder) circles() []int {
-	var circles []int
-	walk := make([]int, len(b.nodes)) // the walk, counted from 1, in which a node was first come by
+// cycles returns the earliest event of each cycle of causes. An event has at most one cause, so there is at most one cycle
+// above it.
+func (b *builder) cycles() []int {
+	var cycles []int
+	visitedBy := make([]int, len(b.nodes)) // the start, counted from 1, from which a node was visited first
 	for start := range b.nodes {
 		at, more := start, true
-		for more && walk[at] == 0 {
-			walk[at] = start + 1
+		for more && visitedBy[at] == 0 {
+			visitedBy[at] = start + 1
 			at, more = b.cause(at)
 		}
-		if !more || walk[at] != start+1 {
-			continue // a beginning, or what an earlier walk has seen
+		if !more || visitedBy[at] != start+1 {
+			continue // a root, or visited before
 		}
 		first, end := at, at
 		for at, _ = b.cause(at); at != end; at, _ = b.cause(at) {
 			first = min(first, at)
 		}
-		circles = append(circles, first)
+		cycles = append(cycles, first)
 	}
-	return circles
+	return cycles
 }
 
-// Began is when the earliest event of the chain was created, and Ended when the last thing known of it happened: an
-// event, its handling or its failure.
+// Began returns when the earliest event was created.
 func (t Tree) Began() time.Time {
 	var began time.Time
 	for _, n := range t.Nodes {
@@ -333,7 +328,7 @@ func (t Tree) Began() time.Time {
 	return began
 }
 
-// Ended is described with [Tree.Began].
+// Ended returns the time of the last event, handling or failure.
 func (t Tree) Ended() time.Time {
 	var ended time.Time
 	take := func(at time.Time) {
@@ -353,7 +348,7 @@ func (t Tree) Ended() time.Time {
 	return ended
 }
 
-// Failures is how many dead letters the chain has, without those that are archived.
+// Failures returns the number of waiting dead letters.
 func (t Tree) Failures() int {
 	count := 0
 	for _, n := range t.Nodes {

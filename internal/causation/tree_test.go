@@ -27,14 +27,14 @@ func openStore(t *testing.T) *sqlite.Store {
 	return s
 }
 
-// began is when the tests' chains begin.
+// began is the time of the first event of the tests.
 func began() time.Time { return time.Date(2026, 7, 30, 9, 0, 0, 0, time.UTC) }
 
 // id is the id of the event with a name.
 func id(name string) uuid.UUID { return uuid.NewSHA1(uuid.NameSpaceOID, []byte(name)) }
 
-// chain makes a chain of events, a second apart, written as "event<cause", where a cause is the name of an event of any
-// chain. An event that has none begins the chain.
+// chain returns events with one correlation id, a second apart, written as "event<cause". An event without a cause is a
+// root.
 func chain(correlation string, links ...string) []events.Event {
 	list := make([]events.Event, len(links))
 	for i, link := range links {
@@ -74,13 +74,13 @@ func TestLoadArrangesAChain(t *testing.T) {
 		"an effect that is older than its cause": {
 			[]string{"b<a", "a", "c<b"}, []string{"a.", " b.", "  c."},
 		},
-		"its own cause":      {[]string{"a<a", "b<a"}, []string{"a (circular).", " b."}},
-		"a circle":           {[]string{"b<a", "a<b"}, []string{"b (circular).", " a."}},
-		"a circle of three":  {[]string{"a<c", "b<a", "c<b"}, []string{"a (circular).", " b.", "  c."}},
-		"below a circle":     {[]string{"x<a", "y<x", "a<b", "b<a"}, []string{"a (circular).", " x", "  y.", " b."}},
-		"beside a circle":    {[]string{"r", "a<b", "b<a", "s<r"}, []string{"r", " s.", "a (circular).", " b."}},
-		"two circles":        {[]string{"a<b", "c<d", "b<a", "d<c"}, []string{"a (circular)", " b.", "c (circular).", " d."}},
-		"a circle, met from": {[]string{"z<b", "a<b", "b<a"}, []string{"a (circular).", " b.", "  z."}},
+		"its own cause":     {[]string{"a<a", "b<a"}, []string{"a (circular).", " b."}},
+		"a cycle":           {[]string{"b<a", "a<b"}, []string{"b (circular).", " a."}},
+		"a cycle of three":  {[]string{"a<c", "b<a", "c<b"}, []string{"a (circular).", " b.", "  c."}},
+		"below a cycle":     {[]string{"x<a", "y<x", "a<b", "b<a"}, []string{"a (circular).", " x", "  y.", " b."}},
+		"beside a cycle":    {[]string{"r", "a<b", "b<a", "s<r"}, []string{"r", " s.", "a (circular).", " b."}},
+		"two cycles":        {[]string{"a<b", "c<d", "b<a", "d<c"}, []string{"a (circular)", " b.", "c (circular).", " d."}},
+		"a cycle, met from": {[]string{"z<b", "a<b", "b<a"}, []string{"a (circular).", " b.", "  z."}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -111,7 +111,7 @@ func TestLoadByAnEventsID(t *testing.T) {
 	t.Parallel()
 	s := openStore(t)
 	require.NoError(t, s.AppendMany(t.Context(), chain("chain", "a", "b<a")))
-	// An id that is a correlation is taken for that, also if an event of another chain has it.
+	// An id that is a correlation id is used as such, even if it is also the id of another event.
 	require.NoError(t, s.AppendMany(t.Context(), chain("another chain", "chain")))
 
 	for _, given := range []uuid.UUID{id("chain"), id("a"), id("b")} {
@@ -254,7 +254,7 @@ func letter(t *testing.T, letterID string, e events.Event, failure deadletter.Fa
 	return deadletter.Arrival{Letter: deadletter.Complete(deadletter.Letter{ID: letterID, Body: body, Failure: failure})}
 }
 
-// brokenLetters are dead letters that cannot be reached.
+// brokenLetters are dead letters that cannot be read.
 type brokenLetters struct{}
 
 func (brokenLetters) List(context.Context, deadletter.Filter) iter.Seq2[deadletter.Letter, error] {

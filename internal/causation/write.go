@@ -15,12 +15,11 @@ import (
 	"github.com/healz/worker/internal/deadletter"
 )
 
-// maxIndent is how many levels are drawn: of deeper nodes the nearest so many.
+// maxIndent is the number of levels that are drawn. For deeper nodes these are the nearest levels.
 const maxIndent = 20
 
-// WriteText draws the tree for a terminal: when, what, who has handled it after how long, and ✗ what failed of what, with
-// the id of the dead letter. Times are from the beginning of the chain; how long until handled is from the event's
-// creation, and may be negative where the clocks of its writer and of the database differ.
+// WriteText draws the tree for a terminal. The time of an event is relative to the first event. The time of a handler is
+// relative to the creation of its event; it may be negative if the clocks of the writer and of the database differ.
 func (t Tree) WriteText(w io.Writer) error {
 	out := bufio.NewWriter(w)
 	began := t.Began()
@@ -33,9 +32,9 @@ func (t Tree) WriteText(w io.Writer) error {
 	fmt.Fprintf(out, "             %s in %s, %s\n",
 		count(len(t.Nodes), "event"), duration(t.Ended().Sub(began)), count(t.Failures(), "dead letter"))
 	if t.Truncated {
-		fmt.Fprintf(out, "             there are more events: these are the oldest\n")
+		fmt.Fprintf(out, "             incomplete: these are the oldest events\n")
 	}
-	var more []bool // by depth: whether further siblings are to come
+	var more []bool // by depth: whether further siblings follow
 	for i, n := range t.Nodes {
 		more = append(more[:n.Depth], !n.Last)
 		if n.Depth == 0 {
@@ -52,7 +51,6 @@ func (t Tree) WriteText(w io.Writer) error {
 	return out.Flush()
 }
 
-// details are the lines that stand below an event.
 func (n Node) details(withTenant bool) []string {
 	var lines []string
 	add := func(format string, args ...any) { lines = append(lines, fmt.Sprintf(format, args...)) }
@@ -61,13 +59,13 @@ func (n Node) details(withTenant bool) []string {
 	}
 	switch n.Cause {
 	case CauseMissing:
-		add("? its cause %s is not in this chain", n.Event.CausationID.UUID)
+		add("? its cause %s is not in this trace", n.Event.CausationID.UUID)
 	case CauseCircular:
-		add("? its cause %s follows from it: the causation_ids run in a circle", n.Event.CausationID.UUID)
+		add("? its cause %s is also its effect: the causation_ids form a cycle", n.Event.CausationID.UUID)
 	case CauseNone, CauseKnown:
 	}
 	if !n.Stored {
-		add("? it was published and is not in the store")
+		add("? it is not in the store")
 	}
 	for _, h := range n.Handled {
 		add("✓ %s after %s", visible(h.Handler), duration(h.At.Sub(n.Event.CreatedAt)))
@@ -90,7 +88,7 @@ func (n Node) details(withTenant bool) []string {
 	return lines
 }
 
-// branch draws what leads to a node, whose depth is one less than the length of more.
+// branch draws the line to a node. Its depth is one less than the length of more.
 func branch(more []bool) string {
 	if len(more) == 1 {
 		return ""
@@ -102,7 +100,7 @@ func branch(more []bool) string {
 	return trunks(more[:len(more)-1]) + end
 }
 
-// under draws what passes a node on its way to others below.
+// under draws the lines beside the details of a node.
 func under(more []bool, parent bool) string {
 	line := trunks(more)
 	if parent {
@@ -111,7 +109,7 @@ func under(more []bool, parent bool) string {
 	return line + "   "
 }
 
-// trunks draws the levels that a line passes, but for that of the roots, which are not joined.
+// trunks draws the vertical lines of all levels except the roots, which are not connected.
 func trunks(more []bool) string {
 	var b strings.Builder
 	levels := more[1:]
@@ -129,7 +127,6 @@ func trunks(more []bool) string {
 	return b.String()
 }
 
-// tenant is the one that all events are of; there should be no more.
 func (t Tree) tenant() (tenant uuid.UUID, same bool) {
 	for i, n := range t.Nodes {
 		if i > 0 && n.Event.TenantID != tenant {
@@ -183,7 +180,7 @@ type failureJSON struct {
 	LastFailed  time.Time `json:"last_failed_at,omitzero"`
 }
 
-// WriteJSON writes the tree as one JSON object. Its events are a list, each behind its cause, with their depth.
+// WriteJSON writes the tree as one JSON object with a list of events, each after its cause, with its depth.
 func (t Tree) WriteJSON(w io.Writer) error {
 	began := t.Began()
 	tree := treeJSON{
@@ -250,7 +247,7 @@ func (t Tree) WriteDOT(w io.Writer) error {
 	return out.Flush()
 }
 
-// quoted is a label of several lines, as DOT has it.
+// quoted returns a label of several lines for DOT.
 func quoted(lines []string) string {
 	escape := strings.NewReplacer(`\`, `\\`, `"`, `\"`)
 	var b strings.Builder
@@ -260,7 +257,7 @@ func quoted(lines []string) string {
 	return `"` + b.String() + `"`
 }
 
-// visible replaces what could move a terminal's cursor, or is not seen.
+// visible replaces invisible characters and those that move a terminal's cursor.
 func visible(s string) string {
 	return strings.Map(func(r rune) rune {
 		if !unicode.IsPrint(r) {
@@ -284,7 +281,7 @@ func offset(at, began time.Time) string {
 	return "+" + duration(at.Sub(began))
 }
 
-// duration is for people: in milliseconds, above a minute in seconds.
+// duration formats a duration in milliseconds, above a minute in seconds.
 func duration(d time.Duration) string {
 	switch {
 	case d.Abs() >= time.Minute:

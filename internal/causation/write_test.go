@@ -14,7 +14,7 @@ import (
 	"github.com/healz/worker/internal/store"
 )
 
-// tree is one that has everything.
+// tree is a tree with all features.
 func tree() causation.Tree {
 	list := chain("chain", "Requested", "Checked<Requested", "Confirmed<Checked", "Noted<Requested", "Imported<elsewhere")
 	list[1].Type = "Check\x1b[2J\"ed\""
@@ -35,7 +35,7 @@ func tree() causation.Tree {
 	return causation.Tree{CorrelationID: id("chain"), Nodes: n}
 }
 
-// named replaces ids by what they are the ids of.
+// named replaces ids by names.
 func named(text string) string {
 	for _, name := range []string{"chain", "tenant", "Requested", "Checked", "Confirmed", "Noted", "Imported", "elsewhere"} {
 		text = strings.ReplaceAll(text, id(name).String(), "["+name+"]")
@@ -60,10 +60,10 @@ began        2026-07-30 09:00:00.000Z
        +2s  │  └─ Confirmed  Patient/… v1  [Confirmed]
             │        ✗ confirm (3 attempts, 1 replay, dead letter 7): clinic has no "hours"·at all
        +3s  └─ Noted  Patient/… v1  [Noted]
-                  ? it was published and is not in the store
+                  ? it is not in the store
 
        +4s  Imported  Patient/… v1  [Imported]
-               ? its cause [elsewhere] is not in this chain
+               ? its cause [elsewhere] is not in this trace
 `, named(out.String()))
 }
 
@@ -76,7 +76,7 @@ func TestWriteTextOfSeveralTenants(t *testing.T) {
 	require.NoError(t, mixed.WriteText(&out))
 	require.Contains(t, named(out.String()), "            │        tenant ffffffff-ffff-ffff-ffff-ffffffffffff\n")
 	require.Contains(t, named(out.String()), "            │  tenant [tenant]\n")
-	require.Contains(t, out.String(), "there are more events")
+	require.Contains(t, out.String(), "incomplete: these are the oldest events")
 }
 
 func TestWriteArchived(t *testing.T) {

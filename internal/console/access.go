@@ -6,33 +6,33 @@ import (
 	"crypto/sha256"
 	"crypto/subtle"
 	"encoding/base64"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
 	"net"
 	"net/netip"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
 )
 
-// MinTokenLength is the least length of a token, in bytes.
+// MinTokenLength is the minimum length of a token, in bytes.
 const MinTokenLength = 16
 
-// ErrNotServed says that the console is not served on an address that others can reach, as it has no token.
-var ErrNotServed = errors.New("the console is served on loopback addresses alone, unless it has a token")
+// ErrNotServed says that the console has no token, and its address is not a loopback address.
+var ErrNotServed = errors.New("without a token, the console is served only on loopback addresses")
 
 // Access says who may use the console.
 type Access struct {
-	// Token lets in readers, and WriteToken those who may also replay, archive and reveal. Without either nobody has to
-	// log in, and the console is for loopback addresses alone.
+	// Token gives the role reader. WriteToken gives the role writer, which may also replay, archive and reveal. Without both
+	// there is no login, and the console is served only on loopback addresses.
 	Token, WriteToken string
-	// Write lets all who may read do what writers may.
+	// Write gives all readers the role writer.
 	Write bool
 }
 
-// Check says what is wrong with the tokens. It does not tell them.
+// Check validates the tokens. Its error does not contain them.
 func (a Access) Check() error {
 	var problems []error
 	for name, token := range map[string]string{"console-token": a.Token, "console-write-token": a.WriteToken} {
@@ -46,9 +46,9 @@ func (a Access) Check() error {
 	return errors.Join(problems...)
 }
 
-// CheckAddress is [ErrNotServed] if the console must not be served on the address.
+// CheckAddress returns [ErrNotServed] if the console must not be served on the address.
 func (a Access) CheckAddress(listening net.Addr) error {
-	if a.byToken() || isLoopback(listening) {
+	if a.needsLogin() || isLoopback(listening) {
 		return nil
 	}
 	return ErrNotServed
@@ -59,10 +59,10 @@ func isLoopback(address net.Addr) bool {
 	return err == nil && parsed.Addr().Unmap().IsLoopback()
 }
 
-// byToken tells whether one has to log in.
-func (a Access) byToken() bool { return a.Token != "" || a.WriteToken != "" }
+// needsLogin returns whether users have to log in.
+func (a Access) needsLogin() bool { return a.Token != "" || a.WriteToken != "" }
 
-// role is what one may do.
+// role is what a viewer may do.
 type role string
 
 const (
@@ -71,10 +71,10 @@ const (
 	writer role = "writer"
 )
 
-// anybody is the role of those who need not log in.
-func (a Access) anybody() role {
+// anonymous returns the role of viewers without a login.
+func (a Access) anonymous() role {
 	switch {
-	case a.byToken():
+	case a.needsLogin():
 		return nobody
 	case a.Write:
 		return writer
@@ -83,8 +83,8 @@ func (a Access) anybody() role {
 	}
 }
 
-// of is the role that a token gives. It takes as long for a wrong one as for a right one.
-func (a Access) of(token string) role {
+// roleOf returns the role of a token, in constant time.
+func (a Access) roleOf(token string) role {
 	given := nobody
 	if same(token, a.Token) {
 		given = reader
@@ -98,16 +98,15 @@ func (a Access) of(token string) role {
 	return given
 }
 
-// same compares in constant time; no token is the same as none.
+// same compares in constant time. An empty token equals nothing.
 func same(given, token string) bool {
 	a, b := sha256.Sum256([]byte(given)), sha256.Sum256([]byte(token))
 	return subtle.ConstantTimeCompare(a[:], b[:]) == 1 && token != ""
 }
 
-// sessionAge is how long one stays logged in.
+// sessionAge is the lifetime of a session.
 const sessionAge = 12 * time.Hour
 
-// session is who is logged in.
 type session struct {
 	ID      string
 	Role    role
@@ -115,14 +114,14 @@ type session struct {
 	Expires time.Time
 }
 
-// leavers are the sessions that were ended before their time. The zero value is ready; it is safe for concurrent use.
-type leavers struct {
+// endedSessions are the sessions that ended by a logout. The zero value is ready; it is safe for concurrent use.
+type endedSessions struct {
 	mu    sync.Mutex
 	until map[string]time.Time
 }
 
 // add ends a session.
-func (l *leavers) add(s session, now time.Time) {
+func (l *endedSessions) add(s session, now time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.until == nil {
@@ -132,14 +131,14 @@ func (l *leavers) add(s session, now time.Time) {
 	l.until[s.ID] = s.Expires
 }
 
-func (l *leavers) has(s session) bool {
+func (l *endedSessions) has(s session) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	_, left := l.until[s.ID]
-	return left
+	_, ended := l.until[s.ID]
+	return ended
 }
 
-// seal signs sessions with a key that is gone when the process ends, and all of them with it.
+// seal signs sessions with a key of the process: all sessions end with the process.
 type seal struct{ key [32]byte }
 
 func newSeal() seal {
@@ -154,32 +153,24 @@ func (s seal) sum(purpose, text string) string {
 	return base64.RawURLEncoding.EncodeToString(mac.Sum(nil))
 }
 
-// cookie is the signed text of a session.
+// cookie returns the signed cookie of a session.
 func (s seal) cookie(of session) string {
-	text := base64.RawURLEncoding.EncodeToString([]byte(strings.Join([]string{
-		of.ID, string(of.Role), strconv.FormatInt(of.Expires.Unix(), 10), of.Who,
-	}, "\n")))
+	encoded, _ := json.Marshal(of) // it never fails
+	text := base64.RawURLEncoding.EncodeToString(encoded)
 	return text + "." + s.sum("session", text)
 }
 
-// session reads what cookie wrote, unless it has expired.
-func (s seal) session(cookie string, now time.Time) (session, bool) {
+func (s seal) session(cookie string, now time.Time) (of session, valid bool) {
 	text, sum, _ := strings.Cut(cookie, ".")
 	if !hmac.Equal([]byte(sum), []byte(s.sum("session", text))) {
 		return session{}, false
 	}
-	decoded, err := base64.RawURLEncoding.DecodeString(text)
-	parts := strings.SplitN(string(decoded), "\n", 4)
-	if err != nil || len(parts) != 4 {
+	encoded, err := base64.RawURLEncoding.DecodeString(text)
+	if err != nil || json.Unmarshal(encoded, &of) != nil || !now.Before(of.Expires) {
 		return session{}, false
 	}
-	seconds, err := strconv.ParseInt(parts[2], 10, 64)
-	expires := time.Unix(seconds, 0)
-	if err != nil || !now.Before(expires) {
-		return session{}, false
-	}
-	return session{ID: parts[0], Role: role(parts[1]), Expires: expires, Who: parts[3]}, true
+	return of, true
 }
 
-// formToken is what the forms of a session carry, which other sites cannot know.
+// formToken returns the token against cross-site requests in the forms of a session.
 func (s seal) formToken(sessionID string) string { return s.sum("form", sessionID) }

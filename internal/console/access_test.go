@@ -46,22 +46,22 @@ func TestAccessCheck(t *testing.T) {
 
 func TestRoles(t *testing.T) {
 	t.Parallel()
-	require.Equal(t, reader, Access{}.anybody())
-	require.Equal(t, writer, Access{Write: true}.anybody())
-	require.Equal(t, nobody, Access{Token: "r"}.anybody())
-	require.Equal(t, nobody, Access{WriteToken: "w", Write: true}.anybody())
+	require.Equal(t, reader, Access{}.anonymous())
+	require.Equal(t, writer, Access{Write: true}.anonymous())
+	require.Equal(t, nobody, Access{Token: "r"}.anonymous())
+	require.Equal(t, nobody, Access{WriteToken: "w", Write: true}.anonymous())
 	both := Access{Token: "r", WriteToken: "w"}
 	for given, want := range map[string]role{"r": reader, "w": writer, "": nobody, "x": nobody, "rw": nobody} {
-		require.Equal(t, want, both.of(given), given)
+		require.Equal(t, want, both.roleOf(given), given)
 	}
-	require.Equal(t, writer, Access{Token: "r", Write: true}.of("r"))
-	require.Equal(t, nobody, Access{WriteToken: "w"}.of(""))
+	require.Equal(t, writer, Access{Token: "r", Write: true}.roleOf("r"))
+	require.Equal(t, nobody, Access{WriteToken: "w"}.roleOf(""))
 }
 
 func TestSessionsExpire(t *testing.T) {
 	t.Parallel()
 	s, now := newSeal(), time.Now()
-	made := session{ID: "id", Role: reader, Who: "Kim\nthe 2nd", Expires: now.Add(time.Hour).Truncate(time.Second)}
+	made := session{ID: "id", Role: reader, Who: "Kim\nthe 2nd", Expires: now.Add(time.Hour).UTC().Truncate(time.Second)}
 	cookie := s.cookie(made)
 	read, ok := s.session(cookie, now)
 	require.True(t, ok)

@@ -16,39 +16,39 @@ import (
 )
 
 const (
-	// replayPatience and replayFailures are of replays, see [deadletter.ReplayOptions].
+	// replayPatience and replayFailures are the defaults of replays, see [deadletter.ReplayOptions].
 	replayPatience = 20 * time.Second
 	replayFailures = 3
-	// minRate and maxRate bound the letters that one may wish to be sent in a second.
+	// minRate and maxRate are the limits of the rate of a replay, in letters per second.
 	minRate, maxRate = 1e-3, 1e6
-	// maxTried is the most letters of a dry run, the oldest.
+	// maxTried is the maximum number of letters of a dry run.
 	maxTried = 50
-	// actTimeout bounds what a request waits for that changes something.
+	// actTimeout bounds a request that changes something.
 	actTimeout = time.Minute
-	// maxReason bounds the reason of an archiving, in bytes.
+	// maxReason is the size limit of the reason for archiving, in bytes.
 	maxReason = 500
-	// chooseAll is the name, in a form, of the wish to choose all letters, which a form that is incomplete does not have.
+	// chooseAll is the form field that selects all letters. An incomplete form does not select all letters.
 	chooseAll = "all"
 )
 
-// abilities are what the viewer can do with dead letters here.
-type abilities struct{ Replay, Try, Archive bool }
+// abilities say what the viewer may do with dead letters. Write is to replay and archive.
+type abilities struct{ Write, Try bool }
 
 func (c *Console) abilities(r *http.Request) abilities {
 	may := viewerOf(r.Context()).MayWrite()
-	return abilities{Replay: may, Try: may && c.try != nil, Archive: may}
+	return abilities{Write: may, Try: may && c.try != nil}
 }
 
-// chosen are the letters that a form is about.
+// chosen are the letters that a form selects.
 type chosen struct {
 	deadletter.Filter
 
-	// form is the filter as it was given, and Title says it in words.
+	// form is the filter of the form, and Title describes it.
 	form  url.Values
 	Title string
 }
 
-// chosenIn reads which letters a form is about; if it cannot be read it has answered.
+// chosenIn parses which letters a form selects. If that fails, it has sent the response.
 func (c *Console) chosenIn(w http.ResponseWriter, r *http.Request) (chosen, bool) {
 	form, err := url.ParseQuery(r.PostFormValue("filter"))
 	known := append(letterFilters(), "id", chooseAll)
@@ -63,13 +63,12 @@ func (c *Console) chosenIn(w http.ResponseWriter, r *http.Request) (chosen, bool
 		c.refuse(w, r, http.StatusBadRequest, strings.Join(problems, " "))
 		return chosen{}, false
 	case err != nil || !isTextForm(form) || filter.IsZero() && form.Get(chooseAll) == "":
-		c.refuse(w, r, http.StatusBadRequest, "The form does not say which letters it is about.")
+		c.refuse(w, r, http.StatusBadRequest, "The form does not select any letters.")
 		return chosen{}, false
 	}
 	return chosen{Filter: filter, form: form, Title: inWords(form)}, true
 }
 
-// inWords says what a form chooses.
 func inWords(form url.Values) string {
 	if id := form.Get("id"); id != "" {
 		return "dead letter " + id
@@ -86,7 +85,6 @@ func inWords(form url.Values) string {
 	return "the dead letters of " + strings.Join(parts, ", ")
 }
 
-// logAction logs what somebody does with dead letters.
 func (c *Console) logAction(r *http.Request, what string, of chosen) {
 	v := viewerOf(r.Context())
 	attrs := []any{"action", what, "who", v.Who, "client", v.Client.String()}
@@ -98,7 +96,6 @@ func (c *Console) logAction(r *http.Request, what string, of chosen) {
 	c.logger.InfoContext(r.Context(), "console: dead letters", attrs...)
 }
 
-// replay begins a replay of what a form chooses, and goes to its page.
 func (c *Console) replay(w http.ResponseWriter, r *http.Request) {
 	letters, ok := c.chosenIn(w, r)
 	if !ok {
@@ -108,18 +105,18 @@ func (c *Console) replay(w http.ResponseWriter, r *http.Request) {
 	var err error
 	if text := r.PostFormValue("max_failures"); text != "" {
 		if o.MaxFailures, err = strconv.Atoi(text); err != nil || o.MaxFailures < 0 {
-			c.refuse(w, r, http.StatusBadRequest, "How many may fail again must be a number.")
+			c.refuse(w, r, http.StatusBadRequest, "The maximum of letters that fail again must be a number.")
 			return
 		}
 	}
 	if text := r.PostFormValue("rate"); text != "" {
 		if o.Rate, err = strconv.ParseFloat(text, 64); err != nil || !(o.Rate >= minRate && o.Rate <= maxRate) {
-			c.refuse(w, r, http.StatusBadRequest, "The rate must be a number of letters a second, from 0.001 to a million.")
+			c.refuse(w, r, http.StatusBadRequest, "The rate must be a number of letters per second, from 0.001 to 1 000 000.")
 			return
 		}
 	}
 	c.logAction(r, "replay", letters)
-	//nolint:contextcheck // a replay goes on when the request is over
+	//nolint:contextcheck // a replay continues after the request
 	j := c.jobs.start(letters.Title, viewerOf(r.Context()).Who, func(ctx context.Context, report func(deadletter.Progress)) error {
 		for p, err := range c.letters.Replay(ctx, letters.Filter, o) {
 			if err != nil {
@@ -132,21 +129,20 @@ func (c *Console) replay(w http.ResponseWriter, r *http.Request) {
 	http.Redirect(w, r, "/replays/"+j.ID, http.StatusSeeOther)
 }
 
-// tryPage is the body of the page that says what would become of letters.
 type tryPage struct {
 	Title    string
 	Filter   string
 	Outcomes []handlers.Outcome
 	Pass     int
-	// Limited tells that there are more letters.
+	// Limited is set if there are more letters.
 	Limited bool
 	May     abilities
 }
 
-// tryLetters shows what would become of letters if they were replayed.
+// tryLetters is a dry run of a replay of the selected letters.
 func (c *Console) tryLetters(w http.ResponseWriter, r *http.Request) {
 	if c.try == nil {
-		c.refuse(w, r, http.StatusNotFound, "This worker has no dry runs.")
+		c.refuse(w, r, http.StatusNotFound, "Dry runs are not available.")
 		return
 	}
 	letters, ok := c.chosenIn(w, r)
@@ -176,7 +172,6 @@ func (c *Console) tryLetters(w http.ResponseWriter, r *http.Request) {
 	c.render(w, r, http.StatusOK, "try", "Dry run", p)
 }
 
-// archiveLetters archives letters, with a reason.
 func (c *Console) archiveLetters(w http.ResponseWriter, r *http.Request) {
 	letters, ok := c.chosenIn(w, r)
 	if !ok {
@@ -184,14 +179,14 @@ func (c *Console) archiveLetters(w http.ResponseWriter, r *http.Request) {
 	}
 	reason := strings.TrimSpace(strings.ToValidUTF8(r.PostFormValue("reason"), ""))
 	if reason == "" || len(reason) > maxReason {
-		c.refuse(w, r, http.StatusUnprocessableEntity, "Say why, in a few words: the archive keeps it.")
+		c.refuse(w, r, http.StatusUnprocessableEntity, "Enter a reason of at most 500 bytes: it is recorded with the letter.")
 		return
 	}
 	c.logAction(r, "archive", letters)
 	ctx, cancel := context.WithTimeout(r.Context(), actTimeout)
 	defer cancel()
 	n, err := c.letters.PutAside(ctx, letters.Filter, deadletter.Archived, deadletter.Decision{By: viewerOf(r.Context()).Who, Reason: reason})
-	c.waiting.forget()
+	c.waiting.expire()
 	if err != nil {
 		c.fail(w, r, fmt.Errorf("%s archived, the others were not: %w", plural(n, "letter was", "letters were"), err))
 		return

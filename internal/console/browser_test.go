@@ -35,7 +35,7 @@ import (
 	"github.com/healz/worker/internal/test/testservers"
 )
 
-// patience is how long a test waits for what must come.
+// patience bounds the time that a test waits.
 const patience = 90 * time.Second
 
 func TestMain(m *testing.M) {
@@ -43,7 +43,7 @@ func TestMain(m *testing.M) {
 	testservers.Main(m)
 }
 
-// demo is a live demo of the real program, with a browser to look at it.
+// demo is a live demo of the real program, with a browser.
 type demo struct {
 	program, url, guide string
 	allocator           context.Context
@@ -96,7 +96,7 @@ func (d demo) start(t *testing.T, pipe func(*exec.Cmd) (io.ReadCloser, error), a
 	return bufio.NewScanner(output)
 }
 
-// find is what the demo's guide says at a place.
+// find returns a match in the guide of the demo.
 func (d demo) find(t *testing.T, pattern string) string {
 	t.Helper()
 	found := regexp.MustCompile(pattern).FindStringSubmatch(d.guide)
@@ -104,7 +104,7 @@ func (d demo) find(t *testing.T, pattern string) string {
 	return found[1]
 }
 
-// mend supplies the opening hours that the guide tells of.
+// mend appends the opening hours, as the guide says.
 func (d demo) mend(t *testing.T) {
 	t.Helper()
 	command := exec.CommandContext(t.Context(), d.program, "append", "--sqlite-path", d.find(t, `WORKER_SQLITE_PATH=(\S+)`))
@@ -114,16 +114,16 @@ func (d demo) mend(t *testing.T) {
 	require.NoError(t, err, string(output))
 }
 
-// tab is a page in a browser. What goes wrong in it fails the test.
+// tab is a page in a browser. Errors in it fail the test.
 type tab struct {
 	context.Context //nolint:containedctx // a tab is a context to chromedp
 	t               *testing.T
 	demo            demo
-	// expected are texts in the problems that are none.
+	// expected are texts of errors that are expected.
 	expected []string
 }
 
-// screen is what a page is looked at on.
+// screen is the screen of a browser.
 type screen struct {
 	width, height int64
 	scheme        string
@@ -181,7 +181,7 @@ func call[P, R any](b *tab, command cdp.Command[P, R], params P) {
 	require.NoError(b.t, err, command.Method)
 }
 
-// run runs an action in a tab, and returns what comes of it.
+// run runs an action in a tab, and returns its result.
 func run[T any](b *tab, a chromedp.Action[T]) T {
 	b.t.Helper()
 	result, err := chromedp.Run(b, a)
@@ -196,7 +196,7 @@ func (b *tab) visit(path string) {
 	b.sound()
 }
 
-// click presses what a selector finds, and waits for the page that comes of it.
+// click clicks an element, and waits for the next page.
 func (b *tab) click(selector string) {
 	b.t.Helper()
 	_, err := chromedp.RunResponse(b, chromedp.Click(chromedp.CSS(selector)))
@@ -204,13 +204,13 @@ func (b *tab) click(selector string) {
 	b.sound()
 }
 
-// text is what a person reads in what a selector finds.
+// text is the text of an element.
 func (b *tab) text(selector string) string {
 	b.t.Helper()
 	return run(b, chromedp.Evaluate[string](fmt.Sprintf(`(document.querySelector(%q)?.textContent ?? "").trim()`, selector)))
 }
 
-// waitFor waits until what a selector finds says something.
+// waitFor waits until the text of an element matches.
 func (b *tab) waitFor(selector, pattern string) {
 	b.t.Helper()
 	var last string
@@ -220,7 +220,7 @@ func (b *tab) waitFor(selector, pattern string) {
 	}, patience, 100*time.Millisecond, "%s in %s", pattern, selector)
 }
 
-// waitForPage loads the page again until it says something.
+// waitForPage reloads the page until its text matches.
 func (b *tab) waitForPage(selector, pattern string) {
 	b.t.Helper()
 	require.Eventually(b.t, func() bool {
@@ -229,7 +229,7 @@ func (b *tab) waitForPage(selector, pattern string) {
 	}, patience, 200*time.Millisecond, "%s in %s", pattern, selector)
 }
 
-// sound holds a page to what each page must be: it fits its screen, and says to a screen reader what it is.
+// sound checks that a page fits its screen, and is accessible to a screen reader.
 func (b *tab) sound() {
 	b.t.Helper()
 	problems := run(b, chromedp.Evaluate[[]string](`(() => {
@@ -251,7 +251,7 @@ func (b *tab) sound() {
 	require.Empty(b.t, problems)
 }
 
-// shoot takes a screenshot, for the folder that the flag names.
+// shoot takes a screenshot, for the directory of the flag.
 func (b *tab) shoot(name string) {
 	b.t.Helper()
 	image := run(b, chromedp.CaptureScreenshot())
@@ -262,7 +262,7 @@ func (b *tab) shoot(name string) {
 	}
 }
 
-// Each page is sound on each screen, and says what it has to.
+// Each page is correct on each screen.
 func TestPagesInBrowser(t *testing.T) {
 	t.Parallel()
 	d := startDemo(t)
@@ -314,7 +314,7 @@ func TestPagesInBrowser(t *testing.T) {
 	}
 }
 
-// A person who has never seen it finds out why an appointment failed, what caused it, and replays it.
+// A new user finds out why an appointment failed and what caused it, and replays it.
 func TestFindAndReplayInBrowser(t *testing.T) {
 	t.Parallel()
 	d := startDemo(t)
@@ -330,12 +330,12 @@ func TestFindAndReplayInBrowser(t *testing.T) {
 
 	b.click(".tree .failure a.button")
 	b.click(`form[action="/dead-letters/try"] button`)
-	require.Contains(t, b.text("main"), "0 of 1 would pass now")
+	require.Contains(t, b.text("main"), "0 of 1 would pass")
 	b.shoot("try")
 	d.mend(t)
 	b.visit("/dead-letters/letter/" + d.find(t, `worker dlq show (\S+)`))
 	b.click(`form[action="/dead-letters/try"] button`)
-	require.Contains(t, b.text("main"), "1 of 1 would pass now")
+	require.Contains(t, b.text("main"), "1 of 1 would pass")
 
 	b.click(`form[action="/dead-letters/replay"] button`)
 	b.waitFor("main .state", "done")
@@ -357,7 +357,7 @@ func TestFindAndReplayInBrowser(t *testing.T) {
 	b.shoot("aggregate-revealed")
 }
 
-// Lists of many letters, notes and the pages of letters in all states fit on each screen.
+// Lists of many letters, notices and the pages of letters in all states fit on each screen.
 func TestLettersInBrowser(t *testing.T) {
 	t.Parallel()
 	s := newSiteWith(t, console.Config{
@@ -386,7 +386,7 @@ func TestLettersInBrowser(t *testing.T) {
 		b := d.open(t, screen)
 		for _, page := range []string{"/", "/dead-letters"} {
 			b.visit(page)
-			require.Contains(t, b.text("main"), "12 dead letters are still in RabbitMQ's queue")
+			require.Contains(t, b.text("main"), "12 dead letters are in RabbitMQ's failed queue")
 			b.shoot("letters" + strings.ReplaceAll(page, "/", "-") + "-" + name)
 		}
 		b.click("a[rel=next]")
@@ -402,7 +402,7 @@ func TestLettersInBrowser(t *testing.T) {
 	}
 }
 
-// One signs in by a token, and out again.
+// A user signs in with a token, and out again.
 func TestLoginInBrowser(t *testing.T) {
 	t.Parallel()
 	d := newDemo(t)
@@ -422,25 +422,25 @@ func TestLoginInBrowser(t *testing.T) {
 	b.shoot("login")
 	b.expected = []string{"401"}
 	logIn("not the token of it")
-	require.Contains(t, b.text(".login [role=alert]"), "This is not the token")
+	require.Contains(t, b.text(".login [role=alert]"), "The token is wrong")
 	logIn(readToken)
 	require.Contains(t, b.text("header"), "Kim · reader")
 	require.Contains(t, b.text("h1"), "Dead letters")
 	b.visit("/")
-	require.Contains(t, b.text("main"), "There are no dead letters.")
+	require.Contains(t, b.text("main"), "No dead letters.")
 	b.shoot("overview-empty")
 	require.Empty(t, b.text("#stale:not([hidden])"))
-	// As another tab of the same browser does it; this one says so.
+	// Another tab of the same browser signs out; this one shows that.
 	b.expected = append(b.expected, "EventSource")
 	run(b, chromedp.Evaluate[bool](`fetch("/logout", {
 		method: "POST", body: new URLSearchParams(new FormData(document.querySelector("form[action='/logout']"))),
 	}).then((response) => response.ok)`, chromedp.EvalAwaitPromise))
-	b.waitFor("#stale:not([hidden])", "no longer kept up to date")
+	b.waitFor("#stale:not([hidden])", "no longer updated")
 	b.click("#stale a")
 	require.Contains(t, b.text("h1"), "Sign in")
 }
 
-// One can go about with the keyboard alone.
+// The console can be used with the keyboard only.
 func TestKeyboardInBrowser(t *testing.T) {
 	t.Parallel()
 	d := startDemo(t)

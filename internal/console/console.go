@@ -1,8 +1,7 @@
-// Package console is a web console on the worker's HTTP address: the state of the worker, what is in the store, what caused
-// what, and what failed, to be replayed. It shows event_data only on request, and logs that it did.
+// Package console is a web console on the HTTP address of the worker. It shows the state of the worker, the events of the
+// store, their traces, and the dead letters, which can be replayed. It shows event_data only on request, and logs that.
 //
-// Pages are made on the server and need no JavaScript to be read; a script of a few lines keeps them up to date. All that
-// they use is served from here.
+// Pages are rendered on the server and work without JavaScript; a short script updates them. All resources are embedded.
 package console
 
 import (
@@ -28,10 +27,10 @@ import (
 	"github.com/healz/worker/internal/store"
 )
 
-// readTimeout bounds what a page reads from the store and of the dead letters.
+// readTimeout bounds the queries of a page.
 const readTimeout = 20 * time.Second
 
-// Store is what the console reads.
+// Store is the part of a store that the console reads.
 type Store interface {
 	causation.Store
 	End(ctx context.Context) (store.Position, error)
@@ -39,23 +38,23 @@ type Store interface {
 	ByAggregate(ctx context.Context, aggregateType string, aggregateID uuid.UUID, q store.Query) (store.Page, error)
 }
 
-// Config is what a console is made of.
+// Config contains the dependencies of a console.
 type Config struct {
 	Store   Store
 	Letters *deadletter.Table
-	// Queued counts the dead letters that are in the broker's queue and not in the table yet. It may be nil: there are none.
+	// Queued counts the dead letters in the failed queue that are not ingested yet. It may be nil.
 	Queued func(ctx context.Context) (int, error)
-	// Try finds out what would become of letters if they were replayed now. It may be nil.
+	// Try is a dry run of a replay. It may be nil.
 	Try func(ctx context.Context, f deadletter.Filter) iter.Seq2[handlers.Outcome, error]
-	// Status looks at the worker.
+	// Status returns the state of the worker.
 	Status func(ctx context.Context) Status
-	// Aggregates make the aggregates whose state is shown after each event.
+	// Aggregates create the aggregates whose state is shown after each event.
 	Aggregates []func() events.Stateful
 	Access     Access
 	Logger     *slog.Logger
 }
 
-// Console is the handler of all the console's pages. It is safe for concurrent use.
+// Console is the handler of all pages. It is safe for concurrent use.
 type Console struct {
 	store      Store
 	letters    *deadletter.Table
@@ -67,16 +66,16 @@ type Console struct {
 	access     Access
 	logger     *slog.Logger
 
-	pages    map[string]*template.Template
-	assets   fs.FS
-	handler  http.Handler
-	seal     seal
-	throttle throttle
-	flow     recorder
-	lastLook chan overviewPage // holds the last one while nobody looks
-	live     atomic.Int64      // streams
-	left     leavers
-	jobs     jobs
+	pages     map[string]*template.Template
+	assets    fs.FS
+	handler   http.Handler
+	seal      seal
+	throttle  throttle
+	flow      recorder
+	overviews chan overviewPage // contains the last one, except while a request renews it
+	live      atomic.Int64      // the number of streams
+	ended     endedSessions
+	jobs      jobs
 }
 
 var (
@@ -86,32 +85,33 @@ var (
 	assetFiles embed.FS
 )
 
-// New makes a console. [Console.Close] ends what it has begun.
+// New returns a console. [Console.Close] ends its background work.
 func New(ctx context.Context, config Config) (*Console, error) {
 	c := &Console{
 		store: config.Store, letters: config.Letters,
-		waiting: counter{count: config.Letters.Count, gap: sampleGap}, queued: counter{count: config.Queued, gap: queueGap},
+		waiting: counter{count: config.Letters.Count, interval: sampleInterval}, queued: counter{count: config.Queued, interval: queueInterval},
 		try: config.Try, status: config.Status,
-		aggregates: map[string]func() events.Stateful{}, access: config.Access, logger: config.Logger, seal: newSeal(), lastLook: make(chan overviewPage, 1),
+		aggregates: map[string]func() events.Stateful{}, access: config.Access, logger: config.Logger, seal: newSeal(),
+		overviews: make(chan overviewPage, 1),
 	}
-	c.lastLook <- overviewPage{}
+	c.overviews <- overviewPage{}
 	for _, empty := range config.Aggregates {
 		c.aggregates[empty().AggregateType()] = empty
 	}
-	c.jobs.begin(ctx)
+	c.jobs.open(ctx)
 	var err error
 	if c.pages, err = parsePages(); err != nil {
-		return nil, fmt.Errorf("read the console's pages: %w", err)
+		return nil, fmt.Errorf("parse the pages of the console: %w", err)
 	}
 	if c.assets, err = fs.Sub(assetFiles, "assets"); err != nil {
-		return nil, fmt.Errorf("read the console's assets: %w", err)
+		return nil, fmt.Errorf("open the assets of the console: %w", err)
 	}
 	c.handler = c.guard(c.routes())
 	return c, nil
 }
 
-// Close ends what runs in the background, and returns when it has.
-func (c *Console) Close() { c.jobs.end() }
+// Close ends the replays of the console, and waits for them.
+func (c *Console) Close() { c.jobs.close() }
 
 // ServeHTTP implements [http.Handler].
 func (c *Console) ServeHTTP(w http.ResponseWriter, r *http.Request) { c.handler.ServeHTTP(w, r) }
@@ -148,23 +148,22 @@ func (c *Console) routes() http.Handler {
 	}
 	mux.Handle("GET /assets/", http.StripPrefix("/assets/", http.FileServerFS(c.assets)))
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
-		c.refuse(w, r, http.StatusNotFound, "There is no such page.")
+		c.refuse(w, r, http.StatusNotFound, "This page does not exist.")
 	})
 	return mux
 }
 
-// page is what every page shows.
 type page struct {
 	Name, Title string
 	Viewer      viewer
-	// Path is where the page is, to come back to.
+	// Path is the address of the page, to return to it.
 	Path string
-	// Letters is how many dead letters wait, 0 if that is not known.
+	// Letters is the number of waiting dead letters, 0 if it is unknown.
 	Letters int
 	Body    any
 }
 
-// render writes a page, whole or not at all.
+// render writes a page. If its template fails, it writes an error instead.
 func (c *Console) render(w http.ResponseWriter, r *http.Request, status int, name, title string, body any) {
 	p := page{Name: name, Title: title, Viewer: viewerOf(r.Context()), Path: "/", Body: body}
 	if p.Viewer.Role != nobody {
@@ -175,43 +174,42 @@ func (c *Console) render(w http.ResponseWriter, r *http.Request, status int, nam
 	}
 	var out bytes.Buffer
 	if err := c.pages[name].ExecuteTemplate(&out, "page", p); err != nil {
-		c.logger.ErrorContext(r.Context(), "console: cannot make a page", "page", name, "error", err)
-		http.Error(w, "the page cannot be made: see the log", http.StatusInternalServerError)
+		c.logger.ErrorContext(r.Context(), "console: cannot render a page", "page", name, "error", err)
+		http.Error(w, "the page cannot be rendered: see the log", http.StatusInternalServerError)
 		return
 	}
 	w.Header().Set("Content-Type", "text/html; charset=utf-8")
 	w.WriteHeader(status)
-	_, _ = out.WriteTo(w) // the client has gone: nobody is left to tell
+	_, _ = out.WriteTo(w) // the client has disconnected
 }
 
-// fragment makes a part of a page.
 func (c *Console) fragment(ctx context.Context, name, part string, body any) ([]byte, error) {
 	var out bytes.Buffer
 	err := c.pages[name].ExecuteTemplate(&out, part, page{Viewer: viewerOf(ctx), Letters: c.waiting.latest(ctx), Body: body})
 	return out.Bytes(), err
 }
 
-// fail answers with an error of the store or of the dead letters.
+// fail responds with an error of the store or of the dead letters.
 func (c *Console) fail(w http.ResponseWriter, r *http.Request, err error) {
-	status, problem := http.StatusInternalServerError, "This could not be read: "+err.Error()
+	status, problem := http.StatusInternalServerError, "The query failed: "+err.Error()
 	query, badQuery := errors.AsType[*store.QueryError](err)
 	switch {
 	case errors.Is(err, store.ErrNoEvent), errors.Is(err, causation.ErrNotFound):
 		status, problem = http.StatusNotFound, "There is no event with this id."
 	case badQuery:
-		status, problem = http.StatusBadRequest, "The address of this page is wrong: "+query.Error()+"."
+		status, problem = http.StatusBadRequest, "The address of this page is invalid: "+query.Error()+"."
 	case errors.Is(err, context.DeadlineExceeded):
-		status, problem = http.StatusGatewayTimeout, "The answer did not come in time."
+		status, problem = http.StatusGatewayTimeout, "The query timed out."
 	case errors.Is(err, store.ErrUnavailable):
-		status, problem = http.StatusServiceUnavailable, "The store cannot be reached at the moment."
+		status, problem = http.StatusServiceUnavailable, "The store is unavailable."
 	}
 	if status >= http.StatusInternalServerError && r.Context().Err() == nil {
-		c.logger.WarnContext(r.Context(), "console: cannot answer", "path", r.URL.Path, "error", err)
+		c.logger.WarnContext(r.Context(), "console: a request failed", "path", r.URL.Path, "error", err)
 	}
 	c.refuse(w, r, status, problem)
 }
 
-// uuidIn is the UUID in a request's path; if there is none it has answered.
+// uuidIn returns the UUID in the path of a request. If there is none, it has sent the response.
 func (c *Console) uuidIn(w http.ResponseWriter, r *http.Request, name string) (uuid.UUID, bool) {
 	id, err := uuid.Parse(r.PathValue(name))
 	if err != nil || id == uuid.Nil {

@@ -38,14 +38,14 @@ const (
 	secret     = "Anastasia Nobody"
 )
 
-// site is a console over a store of its own, in which an appointment failed.
+// site is a console on a separate store, in which an appointment failed.
 type site struct {
 	*httptest.Server
 	t     *testing.T
 	log   *logBuffer
 	store *sqlite.Store
 	table *deadletter.Table
-	// Scheduled and its effect Failing are events of one chain; the latter has a dead letter.
+	// Scheduled and its effect Failing have the same correlation id; the latter has a dead letter.
 	Scheduled, Failing events.Event
 	Letter             string
 }
@@ -72,7 +72,7 @@ func newSite(t *testing.T, access console.Access) *site {
 	return newSiteWith(t, console.Config{Access: access})
 }
 
-// newSiteWith is newSite with what the config says besides.
+// newSiteWith is newSite with a config.
 func newSiteWith(t *testing.T, config console.Config) *site {
 	t.Helper()
 	s, err := sqlite.Open(t.Context(), filepath.Join(t.TempDir(), "events.db"))
@@ -90,7 +90,7 @@ func newSiteWith(t *testing.T, config console.Config) *site {
 
 func (s *site) logger() *slog.Logger { return slog.New(slog.NewJSONHandler(s.log, nil)) }
 
-// serve starts a console. Another one over the same store is as that of another worker.
+// serve starts a console. A second one on the same store is like the console of another worker.
 func (s *site) serve(config console.Config) *httptest.Server {
 	s.t.Helper()
 	c, err := console.New(s.t.Context(), config)
@@ -101,7 +101,7 @@ func (s *site) serve(config console.Config) *httptest.Server {
 	return server
 }
 
-// fill puts in a chain of two events, of which the second is a dead letter, and whose data has the secret.
+// fill appends an event and its effect, which is a dead letter. Their data contains the secret.
 func (s *site) fill() {
 	s.t.Helper()
 	origin := events.Origin{TenantID: uuid.New()}
@@ -131,7 +131,7 @@ func bodyOf(t *testing.T, e events.Event) []byte {
 	return body
 }
 
-// ingest adds dead letters. Those that do not say when they failed have failed now.
+// ingest adds dead letters. Without a time of failure it is now.
 func (s *site) ingest(letters ...deadletter.Letter) {
 	s.t.Helper()
 	arrivals := make([]deadletter.Arrival, len(letters))
@@ -356,7 +356,7 @@ func TestLogin(t *testing.T) {
 	require.Contains(t, s.log.String(), "a login failed")
 }
 
-// A link to a page leads there, over the login, and never to another site.
+// A link to a page leads there after the login, and never to another site.
 func TestLoginLeadsOn(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, console.Access{Token: readToken})
@@ -624,7 +624,7 @@ func TestReplayIsAJob(t *testing.T) {
 	}
 }
 
-// What cannot be asked of a store, or would ask for more than was meant, is refused.
+// Queries that are invalid, or that would match more than intended, are refused.
 func TestAddressesThatAreWrong(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, console.Access{})
@@ -641,7 +641,7 @@ func TestAddressesThatAreWrong(t *testing.T) {
 	require.Empty(t, s.log.String())
 }
 
-// A stream outlives the timeouts of its server, and ends when its viewer logs out.
+// A stream is not limited by the timeouts of its server, and ends when its viewer signs out.
 func TestStreamLivesAsLongAsItsSession(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, console.Access{WriteToken: writeToken})
@@ -672,7 +672,7 @@ func TestStreamLivesAsLongAsItsSession(t *testing.T) {
 	require.NoError(t, ctx.Err())
 }
 
-// Who sends a form too slowly is left.
+// A slow form is cut off.
 func TestFormsMustComeInTime(t *testing.T) {
 	t.Parallel()
 	strict := httptest.NewUnstartedServer(newSite(t, console.Access{Write: true}).Config.Handler)
@@ -711,7 +711,7 @@ func TestArchive(t *testing.T) {
 	form := url.Values{"form_token": {v.formToken("/")}, "filter": {"id=" + s.Letter}}
 	response, body := v.post("/dead-letters/archive", form)
 	require.Equal(t, http.StatusUnprocessableEntity, response.StatusCode)
-	require.Contains(t, body, "Say why")
+	require.Contains(t, body, "Enter a reason")
 	_, body = v.get("/dead-letters")
 	require.Contains(t, body, "send-message")
 
@@ -719,8 +719,8 @@ func TestArchive(t *testing.T) {
 	response, _ = v.post("/dead-letters/archive", form)
 	require.Equal(t, "/dead-letters?archived=1", response.Header.Get("Location"))
 	_, body = v.get("/dead-letters?archived=1")
-	require.Contains(t, body, "1 letter is in the archive")
-	require.Contains(t, body, "There are no dead letters.")
+	require.Contains(t, body, "1 letter was archived")
+	require.Contains(t, body, "No dead letters.")
 	archived, err := s.table.Find(t.Context(), s.Letter)
 	require.NoError(t, err)
 	require.Equal(t, deadletter.Archived, archived.State)

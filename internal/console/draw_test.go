@@ -17,7 +17,7 @@ import (
 
 func began() time.Time { return time.Date(2026, 7, 1, 9, 0, 0, 0, time.UTC) }
 
-// chain is a chain of events, each the cause of the next, with the given pauses between them.
+// chain returns events, each the cause of the next, with the given pauses between them.
 func chain(pauses ...time.Duration) causation.Tree {
 	at := began()
 	tree := causation.Tree{Nodes: []causation.Node{{Event: events.Event{ID: uuid.New(), CreatedAt: at}, Parent: -1, Stored: true}}}

@@ -19,26 +19,25 @@ import (
 )
 
 const (
-	// pageSize is how many events a page shows.
+	// pageSize is the number of rows of a page.
 	pageSize = 50
-	// searchPatience is how long a page is looked for that has an event.
-	searchPatience = 2 * time.Second
+	// searchTimeout bounds the search for a first event, which may need several queries.
+	searchTimeout = 2 * time.Second
 )
 
-// eventsPage is the body of the search.
 type eventsPage struct {
 	Query  url.Values
 	Events []events.Event
-	// Failed are the ids of those among them that have dead letters.
+	// Failed are the ids of those with waiting dead letters.
 	Failed map[uuid.UUID]bool
 	// Next is the address of the next page, "" if there is none.
 	Next string
-	// First tells that no page is before this one.
+	// First is set on the first page.
 	First    bool
 	Problems []string
 }
 
-// Filtered tells whether anything is asked for.
+// Filtered returns whether a filter is set.
 func (p eventsPage) Filtered() bool {
 	for _, name := range filterNames() {
 		if p.Query.Get(name) != "" {
@@ -78,18 +77,17 @@ func (c *Console) events(w http.ResponseWriter, r *http.Request) {
 	c.render(w, r, http.StatusOK, "events", "Events", p)
 }
 
-// search reads a page, and goes on for a while where there is nothing on it yet.
+// search reads a page. A query examines a limited number of events, so it repeats the query while it finds none.
 func (c *Console) search(ctx context.Context, s store.Search, after store.Cursor) (store.Page, error) {
 	for began := time.Now(); ; {
 		page, err := c.store.Search(ctx, s, store.Query{Limit: pageSize, After: after})
-		if err != nil || len(page.Events) > 0 || page.Next == "" || time.Since(began) > searchPatience {
+		if err != nil || len(page.Events) > 0 || page.Next == "" || time.Since(began) > searchTimeout {
 			return page, err
 		}
 		after = page.Next
 	}
 }
 
-// searchOf reads a search from a form, and says what in it is wrong.
 func searchOf(query url.Values) (store.Search, []string) {
 	f := formReader{Values: query}
 	s := store.Search{
@@ -100,7 +98,7 @@ func searchOf(query url.Values) (store.Search, []string) {
 	return s, f.problems
 }
 
-// find goes to what somebody has typed in: an id of whatever, or a type of events.
+// find redirects to the page of an id of any kind, or to the events of a type.
 func (c *Console) find(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithTimeout(r.Context(), readTimeout)
 	defer cancel()
@@ -110,7 +108,7 @@ func (c *Console) find(w http.ResponseWriter, r *http.Request) {
 		http.Redirect(w, r, "/events?"+url.Values{"type": {text}}.Encode(), http.StatusSeeOther)
 		return
 	}
-	target, err := c.whereabouts(ctx, id)
+	target, err := c.pageOf(ctx, id)
 	if err != nil {
 		c.fail(w, r, err)
 		return
@@ -118,8 +116,8 @@ func (c *Console) find(w http.ResponseWriter, r *http.Request) {
 	http.Redirect(w, r, target, http.StatusSeeOther)
 }
 
-// whereabouts is the page about the thing that has the id.
-func (c *Console) whereabouts(ctx context.Context, id uuid.UUID) (string, error) {
+// pageOf returns the address of the page of an id.
+func (c *Console) pageOf(ctx context.Context, id uuid.UUID) (string, error) {
 	if _, err := c.store.ByID(ctx, id); !errors.Is(err, store.ErrNoEvent) {
 		return "/events/" + id.String(), err
 	}
@@ -143,27 +141,26 @@ func (c *Console) whereabouts(ctx context.Context, id uuid.UUID) (string, error)
 	return "", store.ErrNoEvent
 }
 
-// eventPage is the body of an event's page.
 type eventPage struct {
 	Event events.Event
-	// Causes are the events that brought it about, the first of all first, as far as they are in the store.
+	// Causes are the chain of causes in the store, from the root to the direct cause.
 	Causes []events.Event
-	// Effects are the events that it brought about, the newest first, and MoreEffects tells that there are others.
+	// Effects are the direct effects, the newest first. MoreEffects is set if there are others.
 	Effects     []events.Event
 	MoreEffects bool
 	Handled     []store.Handling
-	// Letters are its dead letters, in whatever state, and Failed tells that one waits.
+	// Letters are its dead letters in all states. Failed is set if one is waiting.
 	Letters  []deadletter.Letter
 	Failed   bool
 	Revealed bool
-	// Problems are what could not be read.
+	// Problems are the failed queries.
 	Problems []string
-	// Data and Metadata are shown when they are revealed.
+	// Data and Metadata are set if they are revealed.
 	Data, Metadata string
 	Bytes          int
 }
 
-// Cause is the last of the causes.
+// Cause is the direct cause.
 func (p eventPage) Cause() events.Event { return p.Causes[len(p.Causes)-1] }
 
 func (c *Console) event(w http.ResponseWriter, r *http.Request) {
@@ -173,7 +170,7 @@ func (c *Console) event(w http.ResponseWriter, r *http.Request) {
 	if !ok {
 		return
 	}
-	p, err := c.lookUp(ctx, id)
+	p, err := c.eventPage(ctx, id)
 	if err != nil {
 		c.fail(w, r, err)
 		return
@@ -185,7 +182,7 @@ func (c *Console) event(w http.ResponseWriter, r *http.Request) {
 	c.render(w, r, http.StatusOK, "event", p.Event.Type, p)
 }
 
-func (c *Console) lookUp(ctx context.Context, id uuid.UUID) (eventPage, error) {
+func (c *Console) eventPage(ctx context.Context, id uuid.UUID) (eventPage, error) {
 	found, err := c.store.ByID(ctx, id)
 	if err != nil {
 		return eventPage{}, err
@@ -216,10 +213,9 @@ func (c *Console) lookUp(ctx context.Context, id uuid.UUID) (eventPage, error) {
 	return p, nil
 }
 
-// maxCauses is how many causes above an event are shown.
 const maxCauses = 12
 
-// causes are those of an event, up to the first of all or as far as they are in the store.
+// causes returns the chain of causes of an event, as far as it is in the store.
 func (c *Console) causes(ctx context.Context, e events.Event) ([]events.Event, error) {
 	var list []events.Event
 	for len(list) < maxCauses && e.CausationID.Valid {
@@ -238,28 +234,26 @@ func (c *Console) causes(ctx context.Context, e events.Event) ([]events.Event, e
 	return list, nil
 }
 
-// revealed logs that somebody has seen the data of something, and nothing of it.
+// revealed logs that a user has seen data, without the data.
 func (c *Console) revealed(r *http.Request, what string, attrs ...any) {
 	v := viewerOf(r.Context())
 	attrs = append([]any{"of", what, "who", v.Who, "client", v.Client.String()}, attrs...)
 	c.logger.InfoContext(r.Context(), "console: event data was revealed", attrs...)
 }
 
-// aggregatePage is the body of an aggregate's history.
 type aggregatePage struct {
 	Type   string
 	ID     uuid.UUID
 	Steps  []step
 	Failed map[uuid.UUID]bool
-	// After is the cursor behind which the steps begin, and Next the address of the page behind them.
+	// After is the cursor of the page, and Next the address of the next page.
 	After, Next string
 	Stateful    bool
 	Revealed    bool
-	// Problem says why there is no state.
+	// Problem says why the state cannot be shown.
 	Problem string
 }
 
-// step is an event of an aggregate, and the state after it.
 type step struct {
 	Event       events.Event
 	Data, State string
@@ -297,7 +291,7 @@ func (c *Console) aggregate(w http.ResponseWriter, r *http.Request) {
 	c.render(w, r, http.StatusOK, "aggregate", p.Type, p)
 }
 
-// revealAggregate fills in the data of the steps, and the states after them.
+// revealAggregate fills in the data of the steps and the states after them.
 func (c *Console) revealAggregate(ctx context.Context, r *http.Request, p *aggregatePage, empty func() events.Stateful) {
 	ids := make([]string, len(p.Steps))
 	for i := range p.Steps {
@@ -313,7 +307,7 @@ func (c *Console) revealAggregate(ctx context.Context, r *http.Request, p *aggre
 	}
 }
 
-// states loads an aggregate, and takes its state after each of the steps.
+// states loads an aggregate and records its state after each step.
 func (c *Console) states(ctx context.Context, p *aggregatePage, a events.Stateful) error {
 	first := p.Steps[0].Event.AggregateVersion
 	var after store.Cursor

@@ -15,5 +15,5 @@ func ExampleAccess_CheckAddress() {
 	fmt.Println(open.CheckAddress(everywhere))
 	// Output:
 	// <nil> <nil>
-	// the console is served on loopback addresses alone, unless it has a token
+	// without a token, the console is served only on loopback addresses
 }

@@ -10,17 +10,17 @@ import (
 	"github.com/healz/worker/internal/events"
 )
 
-// inputTime is how a browser's form writes a time.
+// inputTime is the format of times in browser forms.
 const inputTime = "2006-01-02T15:04"
 
-// formReader reads what a form asks for, and collects what in it is wrong: then it is not to be acted on.
+// formReader parses a form and collects problems. With problems, the form must not be used.
 type formReader struct {
 	url.Values
 
 	problems []string
 }
 
-// id is the UUID in a field, the nil one if the field is empty; a nil one that is given is wrong, as it would choose all.
+// id returns the UUID in a field, nil if the field is empty. A nil UUID in the field is a problem, as it would match all.
 func (f *formReader) id(name, label string) uuid.UUID {
 	text := strings.TrimSpace(f.Get(name))
 	if text == "" {
@@ -33,7 +33,7 @@ func (f *formReader) id(name, label string) uuid.UUID {
 	return id
 }
 
-// at is the time in a field, the zero one if the field is empty.
+// at returns the time in a field, zero if the field is empty.
 func (f *formReader) at(name, label string) time.Time {
 	text := strings.TrimSpace(f.Get(name))
 	if text == "" {
@@ -44,6 +44,6 @@ func (f *formReader) at(name, label string) time.Time {
 			return parsed.UTC()
 		}
 	}
-	f.problems = append(f.problems, label+" must be a time in UTC, as 2026-03-31T14:05.")
+	f.problems = append(f.problems, label+" must be a time in UTC like 2026-03-31T14:05.")
 	return time.Time{}
 }

@@ -19,7 +19,7 @@ import (
 	"github.com/healz/worker/internal/store"
 )
 
-// parsePages makes a template of each file, with the layout that they share.
+// parsePages parses a template per page, each with the common layout.
 func parsePages() (map[string]*template.Template, error) {
 	layout, err := template.New("layout").Funcs(template.FuncMap{
 		"ago": ago, "stamp": stamp, "machine": machine, "short": short, "took": took, "count": count, "rate": rate,
@@ -47,10 +47,10 @@ func parsePages() (map[string]*template.Template, error) {
 	return pages, nil
 }
 
-// dict makes the argument of a part of a page: names and their values.
+// dict returns the argument of a nested template from names and values.
 func dict(pairs ...any) (map[string]any, error) {
 	if len(pairs)%2 != 0 {
-		return nil, fmt.Errorf("dict of %d", len(pairs))
+		return nil, fmt.Errorf("dict of %d arguments", len(pairs))
 	}
 	d := map[string]any{}
 	for i := 0; i < len(pairs); i += 2 {
@@ -82,7 +82,6 @@ func ago(t time.Time) string {
 	return rough(d) + " ago"
 }
 
-// rough is a duration in its largest unit.
 func rough(d time.Duration) string {
 	switch {
 	case d < time.Minute:
@@ -96,7 +95,7 @@ func rough(d time.Duration) string {
 	}
 }
 
-// took is a short time exactly, and a long one roughly.
+// took formats a short duration exactly, and a long one roughly.
 func took(d time.Duration) string {
 	switch {
 	case d < 0:
@@ -112,7 +111,7 @@ func took(d time.Duration) string {
 	}
 }
 
-// short is the end of an id, in which those of one time differ.
+// short returns the end of an id. UUIDs v7 and ULIDs of the same time differ there.
 func short(id any) string {
 	s := fmt.Sprint(id)
 	if len(s) <= 12 {
@@ -121,7 +120,6 @@ func short(id any) string {
 	return "…" + s[len(s)-8:]
 }
 
-// count groups digits.
 func count(n any) string {
 	s := fmt.Sprint(n)
 	for i := len(s) - 3; i > 0; i -= 3 {
@@ -130,7 +128,7 @@ func count(n any) string {
 	return s
 }
 
-// badge is a number of letters as far as it is counted, "" if there are none.
+// badge formats the number of dead letters, which is counted up to [store.MaxCount]; "" for none.
 func badge(n int) string {
 	switch {
 	case n <= 0:
@@ -149,7 +147,7 @@ func plural(n int, one, many string) string {
 	return count(n) + " " + many
 }
 
-// rate is a number a second, "–" if it is not known.
+// rate formats a number per second, "–" if it is unknown.
 func rate(r float64) string {
 	switch {
 	case math.IsNaN(r):
@@ -169,7 +167,6 @@ func aggregatePath(aggregateType string, id uuid.UUID) string {
 
 func letterPath(id string) string { return "/dead-letters/letter/" + url.PathEscape(id) }
 
-// pretty is JSON to be read by people.
 func pretty(raw json.RawMessage) string {
 	var out bytes.Buffer
 	if json.Indent(&out, raw, "", "  ") != nil {

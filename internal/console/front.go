@@ -5,17 +5,17 @@ import (
 	"sync/atomic"
 )
 
-// Front stands where a console is to be served, before there is one and also if none is. The zero value is ready; it is
-// safe for concurrent use.
+// Front is the handler of a console that may not be open yet, or never. The zero value is ready; it is safe for concurrent
+// use.
 type Front struct{ handler atomic.Pointer[http.Handler] }
 
-// Serve lets c answer from now on.
+// Serve sets the console.
 func (f *Front) Serve(c *Console) {
 	var h http.Handler = c
 	f.handler.Store(&h)
 }
 
-// Refuse lets the front say why there is no console.
+// Refuse makes the front respond with the reason why there is no console.
 func (f *Front) Refuse(reason error) {
 	h := http.Handler(say(http.StatusNotFound, reason.Error()))
 	f.handler.Store(&h)

@@ -21,28 +21,27 @@ const (
 	themeCookie   = "worker_console_theme"
 	formTokenName = "form_token"
 
-	// maxForm bounds the body of a request, in bytes.
+	// maxForm is the size limit of the body of a request, in bytes.
 	maxForm = 64 << 10
-	// maxWho bounds the name under which one logs in, in bytes.
+	// maxWho is the size limit of the name of a user, in bytes.
 	maxWho = 64
 )
 
-// contentPolicy lets a page use what this server serves, and nothing inline.
+// contentPolicy allows only resources of this server, and no inline code.
 const contentPolicy = "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; connect-src 'self'; " +
 	"form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 
-// viewer is who looks at a page.
 type viewer struct {
 	Role      role
 	Who       string
 	LoggedIn  bool
 	FormToken string
 	Theme     string
-	// Client is the address that the request came from.
+	// Client is the address of the connection.
 	Client netip.Addr
 }
 
-// MayWrite tells whether the viewer may replay, archive and reveal.
+// MayWrite returns whether the viewer may replay, archive and reveal.
 func (v viewer) MayWrite() bool { return v.Role == writer }
 
 type viewerKey struct{}
@@ -52,8 +51,7 @@ func viewerOf(ctx context.Context) viewer {
 	return v
 }
 
-// guard lets requests through to the pages: those of a known viewer, to the name that the console has, and if they
-// change anything from a page of its own.
+// guard checks requests before the pages: the host name, the viewer and, for changes, that the form is from the console.
 func (c *Console) guard(next http.Handler) http.Handler {
 	crossOrigin := http.NewCrossOriginProtection()
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -61,25 +59,25 @@ func (c *Console) guard(next http.Handler) http.Handler {
 		h.Set("Content-Security-Policy", contentPolicy)
 		h.Set("X-Content-Type-Options", "nosniff")
 		h.Set("X-Frame-Options", "DENY")
-		h.Set("Referrer-Policy", "same-origin") // with no-referrer a form's Origin is null, which tells nothing
+		h.Set("Referrer-Policy", "same-origin") // no-referrer would make the Origin of forms null
 		h.Set("Cross-Origin-Opener-Policy", "same-origin")
 		h.Set("Cross-Origin-Resource-Policy", "same-origin")
 		h.Set("Cache-Control", "no-store")
 		r.Body = http.MaxBytesReader(w, r.Body, maxForm)
 
-		if !c.access.byToken() && !isLocalName(r.Host) {
-			c.refuse(w, r, http.StatusMisdirectedRequest, "The console answers to localhost alone, so that no other site can reach it "+
-				"through a name of its own. Behind a proxy, give it a --console-token.")
+		if !c.access.needsLogin() && !isLocalName(r.Host) {
+			c.refuse(w, r, http.StatusMisdirectedRequest, "Without a token, the console is served only under the name localhost, "+
+				"to prevent access by other sites through DNS. Behind a proxy, set --console-token.")
 			return
 		}
 		v := c.viewer(r)
 		r = r.WithContext(context.WithValue(r.Context(), viewerKey{}, v))
 		if err := crossOrigin.Check(r); err != nil {
-			c.refuse(w, r, http.StatusForbidden, "This came from another site, and is refused.")
+			c.refuse(w, r, http.StatusForbidden, "This request came from another site, and is refused.")
 			return
 		}
 		if !isText(r.URL.Path) || !isTextForm(r.URL.Query()) {
-			c.refuse(w, r, http.StatusBadRequest, "The address of this page is wrong: it is not text.")
+			c.refuse(w, r, http.StatusBadRequest, "The address of this page is not valid text.")
 			return
 		}
 		open := r.URL.Path == "/login" || strings.HasPrefix(r.URL.Path, "/assets/") || r.URL.Path == "/theme"
@@ -88,7 +86,7 @@ func (c *Console) guard(next http.Handler) http.Handler {
 				http.Redirect(w, r, loginPath(r.URL.RequestURI()), http.StatusSeeOther)
 				return
 			}
-			c.refuse(w, r, http.StatusUnauthorized, "You are not signed in, or no longer.")
+			c.refuse(w, r, http.StatusUnauthorized, "You are not signed in, or your session has ended.")
 			return
 		}
 		if r.Method == http.MethodPost {
@@ -97,11 +95,11 @@ func (c *Console) guard(next http.Handler) http.Handler {
 				return
 			}
 			if !isTextForm(r.PostForm) {
-				c.refuse(w, r, http.StatusBadRequest, "What the form says is not text.")
+				c.refuse(w, r, http.StatusBadRequest, "The form does not contain valid text.")
 				return
 			}
 			if !open && r.URL.Path != "/logout" && !v.MayWrite() {
-				c.refuse(w, r, http.StatusForbidden, "You may look, and change nothing: that takes the write role (--console-write or "+
+				c.refuse(w, r, http.StatusForbidden, "You may only read. Changes need the role writer (--console-write or "+
 					"--console-write-token).")
 				return
 			}
@@ -110,8 +108,8 @@ func (c *Console) guard(next http.Handler) http.Handler {
 	})
 }
 
-// formToken reads a form, and returns the token in it. As all is here then, the server's read timeout is lifted, which
-// would cut the answer short.
+// formToken parses a form, and returns its token. As the request is complete then, it resets the read deadline, which would
+// end the context of the response.
 func formToken(w http.ResponseWriter, r *http.Request) string {
 	token := r.PostFormValue(formTokenName)
 	if token == "" || http.NewResponseController(w).SetReadDeadline(time.Time{}) != nil {
@@ -120,17 +118,16 @@ func formToken(w http.ResponseWriter, r *http.Request) string {
 	return token
 }
 
-// isText tells whether values are text, as a store can be asked for.
+// isText returns whether values can be query parameters of a store: UTF-8 without NUL.
 func isText(values ...string) bool {
 	return !slices.ContainsFunc(values, func(s string) bool { return !utf8.ValidString(s) || strings.ContainsRune(s, 0) })
 }
 
-// isTextForm is isText of all values of a form.
 func isTextForm(form url.Values) bool {
 	return isText(slices.Concat(slices.Collect(maps.Values(form))...)...)
 }
 
-// isLocalName tells whether a Host header names this machine to itself.
+// isLocalName returns whether a Host header is localhost or a loopback address.
 func isLocalName(host string) bool {
 	if name, _, err := net.SplitHostPort(host); err == nil {
 		host = name
@@ -144,14 +141,14 @@ func isLocalName(host string) bool {
 
 func (c *Console) viewer(r *http.Request) viewer {
 	v := viewer{Theme: themeOf(r), Client: clientOf(r)}
-	id := "anybody"
-	if c.access.byToken() {
+	id := "anonymous"
+	if c.access.needsLogin() {
 		id = "login"
 		if s, ok := c.sessionOf(r); ok {
 			id, v.Role, v.Who, v.LoggedIn = s.ID, s.Role, s.Who, true
 		}
 	} else {
-		v.Role, v.Who = c.access.anybody(), "local user"
+		v.Role, v.Who = c.access.anonymous(), "local user"
 	}
 	v.FormToken = c.seal.formToken(id)
 	return v
@@ -163,16 +160,16 @@ func (c *Console) sessionOf(r *http.Request) (session, bool) {
 		return session{}, false
 	}
 	s, ok := c.seal.session(cookie.Value, time.Now())
-	return s, ok && !c.left.has(s)
+	return s, ok && !c.ended.has(s)
 }
 
-// clientOf is the peer of the connection: what headers say of others anybody can write.
+// clientOf returns the address of the connection. Headers with other addresses can be forged.
 func clientOf(r *http.Request) netip.Addr {
 	peer, _ := netip.ParseAddrPort(r.RemoteAddr)
 	return peer.Addr()
 }
 
-// loginPath is where one logs in, to go to a page then.
+// loginPath returns the address of the login, with the page to continue with.
 func loginPath(next string) string {
 	if next == "/" {
 		return "/login"
@@ -189,7 +186,6 @@ func (c *Console) login(w http.ResponseWriter, r *http.Request) {
 	c.render(w, r, http.StatusOK, "login", "Sign in", loginPage{Next: next})
 }
 
-// loginPage is the body of the page to log in.
 type loginPage struct{ Who, Problem, Next string }
 
 func (c *Console) logIn(w http.ResponseWriter, r *http.Request) {
@@ -199,7 +195,7 @@ func (c *Console) logIn(w http.ResponseWriter, r *http.Request) {
 		c.render(w, r, status, "login", "Sign in", loginPage{Who: who, Problem: problem, Next: next})
 	}
 	if who == "" {
-		again(http.StatusUnprocessableEntity, "Say who you are: what you do here is logged under this name.")
+		again(http.StatusUnprocessableEntity, "Enter your name: your actions are logged with it.")
 		return
 	}
 	if wait := c.throttle.try(v.Client, now); wait > 0 {
@@ -207,10 +203,10 @@ func (c *Console) logIn(w http.ResponseWriter, r *http.Request) {
 		again(http.StatusTooManyRequests, "Too many failed attempts. Wait a minute, then try again.")
 		return
 	}
-	given := c.access.of(r.PostFormValue("token"))
+	given := c.access.roleOf(r.PostFormValue("token"))
 	if given == nobody {
 		c.logger.WarnContext(r.Context(), "console: a login failed", "who", who, "client", v.Client.String())
-		again(http.StatusUnauthorized, "This is not the token.")
+		again(http.StatusUnauthorized, "The token is wrong.")
 		return
 	}
 	c.throttle.passed(v.Client)
@@ -220,7 +216,7 @@ func (c *Console) logIn(w http.ResponseWriter, r *http.Request) {
 	http.Redirect(w, r, next, http.StatusSeeOther)
 }
 
-// cleanName is a name as a log may have it.
+// cleanName returns a name that is safe to log.
 func cleanName(s string) string {
 	s = strings.Map(func(r rune) rune {
 		if !unicode.IsPrint(r) {
@@ -233,14 +229,14 @@ func cleanName(s string) string {
 
 func (c *Console) logOut(w http.ResponseWriter, r *http.Request) {
 	if s, ok := c.sessionOf(r); ok {
-		c.left.add(s, time.Now())
+		c.ended.add(s, time.Now())
 	}
 	setCookie(w, r, sessionCookie, "", -1)
 	http.Redirect(w, r, "/login", http.StatusSeeOther)
 }
 
-// setCookie sets a cookie for this site's own requests, and for links to it: one in an alert leads to its page, which
-// changes nothing. It is Secure over TLS, also if only a header says so: that can but keep the cookie from being sent.
+// setCookie sets a cookie for requests of this site and for links to it, for example in an alert: a GET changes nothing. The
+// cookie is Secure over TLS. A forged X-Forwarded-Proto can only prevent that the cookie is sent.
 func setCookie(w http.ResponseWriter, r *http.Request, name, value string, age time.Duration) {
 	seconds := int(age.Seconds())
 	if age < 0 {
@@ -252,7 +248,6 @@ func setCookie(w http.ResponseWriter, r *http.Request, name, value string, age t
 	})
 }
 
-// themeAge is how long a browser remembers its theme.
 const themeAge = 365 * 24 * time.Hour
 
 func (c *Console) theme(w http.ResponseWriter, r *http.Request) {
@@ -264,8 +259,8 @@ func (c *Console) theme(w http.ResponseWriter, r *http.Request) {
 	http.Redirect(w, r, ownPath(r.PostFormValue("back")), http.StatusSeeOther)
 }
 
-// ownPath is where a form leads to, if that is on this site, and the overview if not. Browsers read \ as /, and pass
-// over control characters, which have no place in an address either.
+// ownPath returns the target of a form if it is on this site, else the overview. Browsers treat \ as /, and ignore control
+// characters; url.Parse refuses the latter.
 func ownPath(back string) string {
 	u, err := url.Parse(back)
 	if err != nil || u.Scheme != "" || u.Host != "" || !strings.HasPrefix(back, "/") || strings.Contains(back, `\`) {
@@ -274,7 +269,6 @@ func ownPath(back string) string {
 	return back
 }
 
-// themeOf is the theme that was chosen, "" for the system's.
 func themeOf(r *http.Request) string {
 	cookie, err := r.Cookie(themeCookie)
 	if err != nil || cookie.Value != "light" && cookie.Value != "dark" {

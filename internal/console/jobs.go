@@ -12,13 +12,13 @@ import (
 )
 
 const (
-	// maxJobs is how many replays are remembered, and maxSteps how many steps of each; latestJobs are shown.
+	// maxJobs and maxSteps limit the replays and the steps of each that are kept. latestJobs are listed.
 	maxJobs, maxSteps, latestJobs = 50, 200, 5
 )
 
-// jobs are the replays that were begun here. They go on when nobody looks, and end with the console.
+// jobs are the replays of this console. They run in the background, and end with the console.
 type jobs struct {
-	ctx     context.Context //nolint:containedctx // the life of the console, in which what it has begun may run
+	ctx     context.Context //nolint:containedctx // the lifetime of the console, which bounds its replays
 	cancel  context.CancelFunc
 	running sync.WaitGroup
 
@@ -26,18 +26,17 @@ type jobs struct {
 	list []*job
 }
 
-func (j *jobs) begin(ctx context.Context) {
+func (j *jobs) open(ctx context.Context) {
 	j.ctx, j.cancel = context.WithCancel(context.WithoutCancel(ctx))
 }
 
-func (j *jobs) end() {
+func (j *jobs) close() {
 	j.cancel()
 	j.running.Wait()
 }
 
-func (j *jobs) ended() <-chan struct{} { return j.ctx.Done() }
+func (j *jobs) closed() <-chan struct{} { return j.ctx.Done() }
 
-// job is a replay that was begun here.
 type job struct {
 	ID, Title, Who string
 	Began          time.Time
@@ -47,10 +46,9 @@ type job struct {
 	state jobState
 }
 
-// jobState is where a job stands.
 type jobState struct {
 	deadletter.Counts
-	// Steps are the latest, the newest first.
+	// Steps are the latest steps, the newest first.
 	Steps   []jobStep
 	Done    bool
 	Stopped bool
@@ -65,12 +63,11 @@ type jobStep struct {
 	Note   string
 }
 
-// start begins a job.
 func (j *jobs) start(title, who string, run func(ctx context.Context, report func(deadletter.Progress)) error) *job {
 	ctx, cancel := context.WithCancel(j.ctx)
 	started := &job{ID: rand.Text(), Title: title, Who: who, Began: time.Now(), cancel: cancel}
 	j.mu.Lock()
-	if len(j.list) >= maxJobs { // those that run stay, to be looked at and stopped
+	if len(j.list) >= maxJobs { // running jobs stay
 		j.list = slices.DeleteFunc(j.list, func(old *job) bool { return old.page().State.Done })
 	}
 	j.list = append(j.list, started)
@@ -89,7 +86,6 @@ func (j *jobs) start(title, who string, run func(ctx context.Context, report fun
 	return started
 }
 
-// latest are the last few jobs, the latest first.
 func (j *jobs) latest() []jobPage {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -119,13 +115,12 @@ func (j *job) report(p deadletter.Progress) {
 	j.state.Steps = j.state.Steps[:min(len(j.state.Steps), maxSteps)]
 }
 
-// jobPage is the body of a job's page.
 type jobPage struct {
 	*job
 	State jobState
 }
 
-// Settled is the share of the letters of which the outcome is known, in percent; 100 when all is done.
+// Settled is the share of the letters with an outcome, in percent.
 func (p jobPage) Settled() int {
 	switch {
 	case p.State.Done && !p.State.Stopped && p.State.Problem == "":
@@ -138,15 +133,19 @@ func (p jobPage) Settled() int {
 	}
 }
 
-func (c *Console) jobOf(r *http.Request) (jobPage, bool) {
+// jobOf returns the job in the path of a request. If there is none, it has sent the response.
+func (c *Console) jobOf(w http.ResponseWriter, r *http.Request) (jobPage, bool) {
 	c.jobs.mu.Lock()
 	at := slices.IndexFunc(c.jobs.list, func(j *job) bool { return j.ID == r.PathValue("id") })
-	if at < 0 {
-		c.jobs.mu.Unlock()
+	var found *job
+	if at >= 0 {
+		found = c.jobs.list[at]
+	}
+	c.jobs.mu.Unlock()
+	if found == nil {
+		c.refuse(w, r, http.StatusNotFound, "This replay does not exist, or is no longer kept.")
 		return jobPage{}, false
 	}
-	found := c.jobs.list[at]
-	c.jobs.mu.Unlock()
 	return found.page(), true
 }
 
@@ -159,18 +158,14 @@ func (j *job) page() jobPage {
 }
 
 func (c *Console) job(w http.ResponseWriter, r *http.Request) {
-	p, found := c.jobOf(r)
-	if !found {
-		c.refuse(w, r, http.StatusNotFound, "There is no such replay, or it is no longer remembered.")
-		return
+	if p, found := c.jobOf(w, r); found {
+		c.render(w, r, http.StatusOK, "job", "Replay", p)
 	}
-	c.render(w, r, http.StatusOK, "job", "Replay", p)
 }
 
 func (c *Console) liveJob(w http.ResponseWriter, r *http.Request) {
-	p, found := c.jobOf(r)
+	p, found := c.jobOf(w, r)
 	if !found {
-		c.refuse(w, r, http.StatusNotFound, "There is no such replay, or it is no longer remembered.")
 		return
 	}
 	c.stream(w, r, func(ctx context.Context) ([]byte, bool, error) {
@@ -181,9 +176,8 @@ func (c *Console) liveJob(w http.ResponseWriter, r *http.Request) {
 }
 
 func (c *Console) stopJob(w http.ResponseWriter, r *http.Request) {
-	p, found := c.jobOf(r)
+	p, found := c.jobOf(w, r)
 	if !found {
-		c.refuse(w, r, http.StatusNotFound, "There is no such replay, or it is no longer remembered.")
 		return
 	}
 	v := viewerOf(r.Context())

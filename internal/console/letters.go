@@ -17,61 +17,52 @@ import (
 )
 
 const (
-	// countTimeout bounds how long a page waits for a number that it can do without.
+	// countTimeout bounds the time that a page waits for an optional count.
 	countTimeout = time.Second
-	// queueGap is the least time between two looks at the broker's queue, each of which may need a connection of its own.
-	queueGap = 5 * time.Second
+	// queueInterval is the minimum time between two polls of the failed queue. Each opens a connection.
+	queueInterval = 5 * time.Second
 )
 
-// counter takes a count at most once in gap, for all pages. Pages never fail because of it: what is not known in time is
-// 0, and while one request counts, the others get the last number. It is safe for concurrent use.
+// counter caches a count for all pages. Pages never fail because of it: a count that fails or takes too long is 0, and while
+// one request counts, the others get the last count. It is safe for concurrent use.
 type counter struct {
-	// count may be nil: there is nothing to count.
-	count func(ctx context.Context) (int, error)
-	gap   time.Duration
+	count    func(ctx context.Context) (int, error) // nil: always 0
+	interval time.Duration                          // the minimum time between two counts
 
-	counting sync.Mutex // held while count runs
-
-	mu   sync.Mutex
-	last int
-	at   time.Time
+	mu       sync.Mutex
+	last     int
+	at       time.Time
+	counting bool
 }
 
 func (c *counter) latest(ctx context.Context) int {
-	if c.count == nil {
-		return 0
+	c.mu.Lock()
+	if c.count == nil || c.counting || time.Since(c.at) < c.interval {
+		defer c.mu.Unlock()
+		return c.last
 	}
-	if c.due() && c.counting.TryLock() {
-		defer c.counting.Unlock()
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), countTimeout) // the number is for the others, too
-		defer cancel()
-		n, err := c.count(ctx)
-		if err != nil {
-			n = 0
-		}
+	c.counting = true
+	c.mu.Unlock()
+	n := 0
+	defer func() {
 		c.mu.Lock()
-		c.last, c.at = n, time.Now()
-		c.mu.Unlock()
+		defer c.mu.Unlock()
+		c.last, c.at, c.counting = n, time.Now(), false
+	}()
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), countTimeout) // the count is for other requests, too
+	defer cancel()
+	if counted, err := c.count(ctx); err == nil {
+		n = counted
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.last
+	return n
 }
 
-func (c *counter) due() bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return time.Since(c.at) >= c.gap
-}
-
-// forget has the next page count again.
-func (c *counter) forget() {
+func (c *counter) expire() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.at = time.Time{}
 }
 
-// total is how many letters are in the groups.
 func total(groups []deadletter.Group) int {
 	n := 0
 	for _, g := range groups {
@@ -80,7 +71,7 @@ func total(groups []deadletter.Group) int {
 	return n
 }
 
-// failed tells which of the events have dead letters that wait, if that can be read.
+// failed returns which events have waiting dead letters, nil if that cannot be read.
 func (c *Console) failed(ctx context.Context, list []events.Event) map[uuid.UUID]bool {
 	ids := make([]uuid.UUID, len(list))
 	for i, e := range list {
@@ -88,33 +79,32 @@ func (c *Console) failed(ctx context.Context, list []events.Event) map[uuid.UUID
 	}
 	failed, err := c.letters.Failed(ctx, ids)
 	if err != nil {
-		return nil // the page is of use without the marks
+		return nil // the page is useful without the marks
 	}
 	return failed
 }
 
-// lettersPage is the body of the list of dead letters.
 type lettersPage struct {
 	Query url.Values
-	// Groups are those of the letters that the filter chooses, and Count is how many letters that are.
+	// Groups and Count are of all letters that match the filter.
 	Groups []deadletter.Group
 	Count  int
-	// List is a page of them, the newest first. First tells that no page is before it, and Next is the address of the
-	// one behind it, "" if there is none.
+	// List is a page of the letters, the newest first. First is set on the first page. Next is the address of the next page,
+	// "" on the last one.
 	List  []deadletter.Letter
 	First bool
 	Next  string
-	// Queued is how many dead letters are in the broker's queue and not in the table yet.
+	// Queued is the number of dead letters in the failed queue that are not ingested yet.
 	Queued   int
 	Problems []string
-	// Archived says what became of a request to archive letters.
+	// Archived is the result of a request to archive letters.
 	Archived string
-	// Replays are those begun here, the latest first.
+	// Replays are the latest replays of this console, the latest first.
 	Replays []jobPage
 	May     abilities
 }
 
-// Filter is what the page's forms choose.
+// Filter is the filter for the forms of the page.
 func (p lettersPage) Filter() string {
 	if len(p.Query) == 0 {
 		return url.Values{chooseAll: {"yes"}}.Encode()
@@ -122,7 +112,7 @@ func (p lettersPage) Filter() string {
 	return p.Query.Encode()
 }
 
-// Group is the group that the filter chooses, if it chooses one.
+// Group is the group of the filter, if there is one.
 func (p lettersPage) Group() *deadletter.Group {
 	if p.Query.Get("group") == "" || len(p.Groups) != 1 {
 		return nil
@@ -138,7 +128,7 @@ func (c *Console) deadLetters(w http.ResponseWriter, r *http.Request) {
 	query := r.URL.Query()
 	p := lettersPage{Query: url.Values{}, First: query.Get("after") == "", Replays: c.jobs.latest(), May: c.abilities(r)}
 	if n, err := strconv.Atoi(query.Get("archived")); err == nil {
-		p.Archived = plural(n, "letter is", "letters are") + " in the archive. The command worker dlq restore brings back what is in it."
+		p.Archived = plural(n, "letter was", "letters were") + " archived. The command worker dlq restore returns archived letters."
 	}
 	for _, name := range letterFilters() {
 		if value := strings.TrimSpace(query.Get(name)); value != "" {
@@ -152,7 +142,7 @@ func (c *Console) deadLetters(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	found, err := c.letters.Newest(ctx, filter, query.Get("after"), pageSize+1)
-	if errors.Is(err, deadletter.ErrNotFound) { // the letter that ended the page before was purged
+	if errors.Is(err, deadletter.ErrNotFound) { // the last letter of the previous page was purged
 		http.Redirect(w, r, "/dead-letters?"+p.Query.Encode(), http.StatusSeeOther)
 		return
 	}
@@ -176,7 +166,7 @@ func (c *Console) deadLetters(w http.ResponseWriter, r *http.Request) {
 	c.render(w, r, http.StatusOK, "letters", "Dead letters", p)
 }
 
-// letterFilter reads a filter from a form, and says what in it is wrong: then the filter is not to be used.
+// letterFilter parses a form. With problems, the filter must not be used.
 func letterFilter(form url.Values) (deadletter.Filter, []string) {
 	read := formReader{Values: form}
 	f := deadletter.Filter{
@@ -189,15 +179,14 @@ func letterFilter(form url.Values) (deadletter.Filter, []string) {
 	return f, read.problems
 }
 
-// letterPage is the body of a dead letter's page.
 type letterPage struct {
 	Letter   deadletter.Letter
 	Stored   bool
 	Causes   []events.Event
 	Revealed bool
-	// Body is shown when it is revealed.
+	// Body is set if it is revealed.
 	Body string
-	// May are the abilities of the viewer with this letter: none if it does not wait.
+	// May is what the viewer may do with this letter: nothing if it is not waiting.
 	May abilities
 }
 
@@ -208,11 +197,11 @@ func (c *Console) deadLetter(w http.ResponseWriter, r *http.Request) {
 	var err error
 	p.Letter, err = c.letters.Find(ctx, r.PathValue("id"))
 	if errors.Is(err, deadletter.ErrNotFound) {
-		c.refuse(w, r, http.StatusNotFound, "There is no such dead letter, or no longer: it was purged.")
+		c.refuse(w, r, http.StatusNotFound, "This dead letter does not exist, or was purged.")
 		return
 	}
 	if errors.Is(err, deadletter.ErrAmbiguous) {
-		c.refuse(w, r, http.StatusNotFound, "There is no dead letter with this id, but "+err.Error()+".")
+		c.refuse(w, r, http.StatusNotFound, "No dead letter has this id: "+err.Error()+".")
 		return
 	}
 	if err != nil {

@@ -24,7 +24,7 @@ import (
 	"github.com/healz/worker/internal/handlers"
 )
 
-// publisher is a bus on which each letter is handled, or fails again, at once.
+// publisher is a bus on which each letter is handled or fails again immediately.
 type publisher struct {
 	table *deadletter.Table
 	fails atomic.Bool
@@ -54,7 +54,7 @@ func (p *publisher) PublishLetters(ctx context.Context, letters []deadletter.Rel
 	return make([]deadletter.Sending, len(letters)), nil
 }
 
-// startReplayer is the part of a worker that sends the letters of replays.
+// startReplayer starts the part of a worker that publishes released letters.
 func (s *site) startReplayer() *publisher {
 	s.t.Helper()
 	p := &publisher{table: s.table}
@@ -80,7 +80,7 @@ func (v visitor) replay(form url.Values) string {
 	return response.Header.Get("Location")
 }
 
-// await loads a page until it says all of the texts, and returns it.
+// await reloads a page until it contains all texts, and returns it.
 func (v visitor) await(path string, texts ...string) string {
 	v.s.t.Helper()
 	var body string
@@ -96,7 +96,7 @@ func (v visitor) await(path string, texts ...string) string {
 	return body
 }
 
-// filterOf is what the form of a page to replay all letters of a list chooses.
+// filterOf is the filter of the form that replays all letters of a page.
 func filterOf(t *testing.T, body string) string {
 	t.Helper()
 	found := regexp.MustCompile(`(?s)class="panel bulk".*?name="filter" value="([^"]+)"`).FindStringSubmatch(body)
@@ -164,7 +164,7 @@ func TestManyDeadLetters(t *testing.T) {
 	_, body = v.get("/dead-letters")
 	require.Contains(t, body, "Replay all "+count(many+1-ofTenant)+" letters</button>")
 	_, body = v.get(ofOne)
-	require.Contains(t, body, "No dead letter matches this filter")
+	require.Contains(t, body, "No waiting dead letter matches this filter")
 	for letter := range seen {
 		l, err := s.table.Find(t.Context(), letter)
 		require.NoError(t, err)
@@ -254,7 +254,7 @@ func TestPagesOfLettersInEachState(t *testing.T) {
 	require.Equal(t, 2, n)
 	response, body = v.get(page)
 	require.Equal(t, http.StatusNotFound, response.StatusCode)
-	require.Contains(t, body, "it was purged")
+	require.Contains(t, body, "was purged")
 }
 
 func TestPageOfALetterThatFailedAgain(t *testing.T) {
@@ -329,10 +329,10 @@ func TestLettersInTheQueue(t *testing.T) {
 		want   string
 	}{
 		"none": {func(context.Context) (int, error) { return 0, nil }, ""},
-		"one":  {func(context.Context) (int, error) { return 1, nil }, "1 dead letter is still in RabbitMQ&#39;s queue and not in this list: a worker takes it in,"},
+		"one":  {func(context.Context) (int, error) { return 1, nil }, "1 dead letter is in RabbitMQ&#39;s failed queue, not ingested yet and not in this list."},
 		"some": {
 			func(context.Context) (int, error) { return 12, nil },
-			"12 dead letters are still in RabbitMQ&#39;s queue and not in this list: a worker takes them in,",
+			"12 dead letters are in RabbitMQ&#39;s failed queue, not ingested yet and not in this list.",
 		},
 		"no broker":            {func(context.Context) (int, error) { return 3, errors.New("no connection") }, ""},
 		"a broker that hangs":  {func(ctx context.Context) (int, error) { <-ctx.Done(); return 0, ctx.Err() }, ""},
@@ -386,12 +386,12 @@ func TestDryRun(t *testing.T) {
 	v := s.visitor()
 	_, body := v.post("/dead-letters/try", url.Values{"form_token": {v.formToken("/")}, "filter": {"id=" + s.Letter}})
 	require.Contains(t, body, "<title>Dry run · worker</title>")
-	require.Contains(t, body, "1 of 1 would pass now")
-	require.Contains(t, body, "Of dead letter "+s.Letter+".")
+	require.Contains(t, body, "1 of 1 would pass")
+	require.Contains(t, body, "Dry run of dead letter "+s.Letter+".")
 	require.Contains(t, body, "Replay 1 letter</button>")
 	_, body = v.post("/dead-letters/try", url.Values{"form_token": {v.formToken("/")}, "filter": {"all=yes"}})
-	require.Contains(t, body, "Of all dead letters, the oldest 50 only.")
-	require.Contains(t, body, "50 of 50 would pass now")
+	require.Contains(t, body, "Dry run of all dead letters: only the oldest 50.")
+	require.Contains(t, body, "50 of 50 would pass")
 	require.Contains(t, body, "Replay all letters</button>")
 	require.Equal(t, 2, strings.Count(s.log.String(), `"action":"dry run","who":"local user"`))
 }
@@ -405,7 +405,7 @@ func TestListsThatCannotBeContinued(t *testing.T) {
 	require.Equal(t, "/dead-letters?handler=send-message", response.Header.Get("Location"))
 	response, body := s.visitor().get("/dead-letters?handler=send-message&after=" + s.Letter)
 	require.Equal(t, http.StatusOK, response.StatusCode)
-	require.Contains(t, body, "There are no older letters.")
+	require.Contains(t, body, "No older letters.")
 	response, body = s.visitor().get("/dead-letters?tenant=x")
 	require.Equal(t, http.StatusBadRequest, response.StatusCode)
 	require.Contains(t, body, "tenant must be a UUID")

@@ -8,37 +8,37 @@ import (
 )
 
 const (
-	// liveInterval is how often what is on a page is renewed.
+	// liveInterval is the update interval of a live page.
 	liveInterval = time.Second
-	// liveTimeout is how long a client may take to read an update.
+	// liveTimeout bounds the time in which a client reads an update.
 	liveTimeout = 10 * time.Second
-	// maxLive is how many streams there are at once.
+	// maxLive is the maximum number of open streams.
 	maxLive = 64
 )
 
-// stream sends parts of a page as server-sent events: at once, and when they have changed, as long as the viewer may see
-// them. make says when the last was.
+// stream sends a part of a page as server-sent events: immediately, and after each change, until make returns last or the
+// viewer has signed out.
 func (c *Console) stream(w http.ResponseWriter, r *http.Request, make func(context.Context) (part []byte, last bool, err error)) {
 	if c.live.Add(1); c.live.Load() > maxLive {
 		c.live.Add(-1)
-		c.refuse(w, r, http.StatusServiceUnavailable, "Too many pages are being kept up to date.")
+		c.refuse(w, r, http.StatusServiceUnavailable, "Too many live pages are open.")
 		return
 	}
 	defer c.live.Add(-1)
 	ctx := r.Context()
 	w.Header().Set("Content-Type", "text/event-stream")
-	w.Header().Set("X-Accel-Buffering", "no") // a proxy that collects would hold it back
+	w.Header().Set("X-Accel-Buffering", "no") // a proxy must not buffer the stream
 	control := http.NewResponseController(w)
-	if control.SetReadDeadline(time.Time{}) != nil { // the server's would end the stream
+	if control.SetReadDeadline(time.Time{}) != nil { // the read timeout of the server would end the stream
 		return
 	}
 	ticker := time.NewTicker(liveInterval)
 	defer ticker.Stop()
 	var sent []byte
-	for c.viewer(r).Role != nobody { // who has logged out is told no more
+	for c.viewer(r).Role != nobody {
 		part, last, err := make(ctx)
 		if err != nil {
-			c.logger.WarnContext(ctx, "console: cannot renew a page", "path", r.URL.Path, "error", err)
+			c.logger.WarnContext(ctx, "console: cannot update a page", "path", r.URL.Path, "error", err)
 			return
 		}
 		name := "part"
@@ -55,13 +55,13 @@ func (c *Console) stream(w http.ResponseWriter, r *http.Request, make func(conte
 		case <-ticker.C:
 		case <-ctx.Done():
 			return
-		case <-c.jobs.ended():
+		case <-c.jobs.closed():
 			return
 		}
 	}
 }
 
-// sendEvent sends HTML. A carriage return in it would end a line, and what follows be read as another field.
+// sendEvent sends HTML. It escapes carriage returns, which would end a line of the event.
 func sendEvent(w http.ResponseWriter, name string, data []byte) bool {
 	var out bytes.Buffer
 	out.WriteString("event: " + name + "\n")

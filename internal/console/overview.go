@@ -13,59 +13,56 @@ import (
 	"github.com/healz/worker/internal/store"
 )
 
-// The overview shows so many events, and so many groups of dead letters.
-const latest, topGroups = 8, 5
+const latestEvents, topGroups = 8, 5
 
-// overviewPage is the body of the overview.
 type overviewPage struct {
 	Pictures []picture
 	Parts    []part
 	Ready    bool
-	// Groups are the groups of dead letters that failed last, and MoreGroups is how many others there are.
+	// Groups are the groups of dead letters with the latest failures, and MoreGroups is the number of other groups.
 	Groups     []deadletter.Group
 	MoreGroups int
-	// Queued is how many dead letters are in the broker's queue and not in the table yet.
+	// Queued is the number of dead letters in the failed queue that are not ingested yet.
 	Queued int
 	Latest []events.Event
-	// Failed are the ids of those among them that have dead letters.
+	// Failed are the ids of those with waiting dead letters.
 	Failed map[uuid.UUID]bool
-	// Problems are what could not be read.
+	// Problems are the failed queries.
 	Problems []string
 	At       time.Time
 }
 
-// part is what is wrong with a part of the worker, or "ok".
 type part struct {
 	Name, Text string
 	OK         bool
 }
 
 func (c *Console) overview(w http.ResponseWriter, r *http.Request) {
-	c.render(w, r, http.StatusOK, "overview", "Overview", c.look(r.Context()))
+	c.render(w, r, http.StatusOK, "overview", "Overview", c.snapshot(r.Context()))
 }
 
-// look is what the overview shows, as it is or was a moment ago: many requests share it.
-func (c *Console) look(ctx context.Context) overviewPage {
+// snapshot returns the content of the overview. Requests at the same time share it.
+func (c *Console) snapshot(ctx context.Context) overviewPage {
 	ctx, cancel := context.WithTimeout(ctx, readTimeout)
 	defer cancel()
 	select {
-	case last := <-c.lastLook:
-		defer func() { c.lastLook <- last }()
-		if time.Since(last.At) < sampleGap {
+	case last := <-c.overviews:
+		defer func() { c.overviews <- last }()
+		if time.Since(last.At) < sampleInterval {
 			return last
 		}
-		now := c.lookAgain(ctx)
-		if ctx.Err() == nil { // what this one could not read for want of time or interest, the next one may
+		now := c.newSnapshot(ctx)
+		if ctx.Err() == nil { // else it may be incomplete
 			last = now
 		}
 		return now
 	case <-ctx.Done():
-		return overviewPage{Problems: []string{"The answer did not come in time."}}
+		return overviewPage{Problems: []string{"The query timed out."}}
 	}
 }
 
-// lookAgain takes what the overview shows. What cannot be read it says, and shows the rest.
-func (c *Console) lookAgain(ctx context.Context) overviewPage {
+// newSnapshot reads the content of the overview. Failed queries are listed as problems.
+func (c *Console) newSnapshot(ctx context.Context) overviewPage {
 	status := c.status(ctx)
 	now := time.Now()
 	o := overviewPage{Ready: status.Ready, At: now}
@@ -78,13 +75,13 @@ func (c *Console) lookAgain(ctx context.Context) overviewPage {
 	o.MoreGroups = max(0, len(o.Groups)-topGroups)
 	o.Groups = o.Groups[:len(o.Groups)-o.MoreGroups]
 	o.Queued = c.queued.latest(ctx)
-	page, err := c.store.Search(ctx, store.Search{}, store.Query{Limit: latest})
+	page, err := c.store.Search(ctx, store.Search{}, store.Query{Limit: latestEvents})
 	if err != nil {
 		o.Problems = append(o.Problems, "The store cannot be read: "+err.Error())
 	}
 	o.Latest, o.Failed = page.Events, c.failed(ctx, page.Events)
 	if end, err := c.store.End(ctx); err == nil {
-		status.Totals.Appended = float64(end.ID) // ids that are given in vain are few
+		status.Totals.Appended = float64(end.ID) // the sequence has few gaps
 	}
 	moving := c.flow.record(now, status.Totals)
 	o.Pictures = []picture{wide(status, moving), tall(status, moving)}
@@ -101,7 +98,7 @@ func partOrder() []string { return []string{"store", "relay", "bus", "consumer"}
 
 func (c *Console) liveOverview(w http.ResponseWriter, r *http.Request) {
 	c.stream(w, r, func(ctx context.Context) ([]byte, bool, error) {
-		part, err := c.fragment(ctx, "overview", "main", c.look(ctx))
+		part, err := c.fragment(ctx, "overview", "main", c.snapshot(ctx))
 		return part, false, err
 	})
 }

@@ -8,21 +8,21 @@ import (
 	"github.com/healz/worker/internal/causation"
 )
 
-// scale places moments on the axis of a drawing. Where one pause would leave no room for the rest, pauses are drawn by
-// their logarithm: order is kept, and what is close together stays apart.
+// scale maps times to the axis of a drawing. If one pause would take almost all the space, the scale is logarithmic: it keeps
+// the order, and separates times that are close together.
 type scale struct {
-	moments    []time.Time // in order, different
-	places     []float64   // from 0 to 1
+	moments    []time.Time // sorted, without duplicates
+	positions  []float64   // from 0 to 1
 	marks      []time.Time
 	compressed bool
 }
 
 const (
-	// grain is the pause that counts as one where pauses are drawn by their logarithm.
+	// grain is the unit of pauses on a logarithmic scale.
 	grain = 5 * time.Millisecond
-	// crowd is how many times longer than the median pause the whole may be to be drawn as it was.
-	crowd = 40
-	// mostMarks is how many labels fit on an axis, each of markWidth.
+	// linearLimit is the ratio of the total time to the median pause from which on the scale is logarithmic.
+	linearLimit = 40
+	// markWidth is the minimum distance of two labels.
 	markWidth = 0.09
 )
 
@@ -50,33 +50,32 @@ func newScale(t causation.Tree) scale {
 	whole := s.moments[len(s.moments)-1].Sub(s.moments[0])
 	if len(pauses) > 0 {
 		sorted := slices.Sorted(slices.Values(pauses))
-		s.compressed = whole > crowd*max(sorted[len(sorted)/2], time.Microsecond)
+		s.compressed = whole > linearLimit*max(sorted[len(sorted)/2], time.Microsecond)
 	}
-	s.places = make([]float64, len(s.moments))
+	s.positions = make([]float64, len(s.moments))
 	for i, p := range pauses {
 		length := float64(p)
 		if s.compressed {
 			length = 0.3 + math.Log1p(float64(p)/float64(grain))
 		}
-		s.places[i+1] = s.places[i] + length
+		s.positions[i+1] = s.positions[i] + length
 	}
-	if end := s.places[len(s.places)-1]; end > 0 {
-		for i := range s.places {
-			s.places[i] /= end
+	if end := s.positions[len(s.positions)-1]; end > 0 {
+		for i := range s.positions {
+			s.positions[i] /= end
 		}
 	}
 	last := -1.0
 	for i, m := range s.moments {
-		if s.places[i]-last >= markWidth {
-			s.marks, last = append(s.marks, m), s.places[i]
+		if s.positions[i]-last >= markWidth {
+			s.marks, last = append(s.marks, m), s.positions[i]
 		}
 	}
 	return s
 }
 
-// x is where a moment is in the drawing.
 func (s scale) x(at time.Time) float64 {
 	i, _ := slices.BinarySearchFunc(s.moments, at, time.Time.Compare)
-	place := s.places[min(i, len(s.places)-1)]
-	return labelWidth + 20 + place*(drawWidth-labelWidth-20-plotRight)
+	position := s.positions[min(i, len(s.positions)-1)]
+	return labelWidth + 20 + position*(drawWidth-labelWidth-20-plotRight)
 }

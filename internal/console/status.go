@@ -9,28 +9,28 @@ import (
 	"github.com/healz/worker/internal/worker"
 )
 
-// Status is the state of a worker at one moment. What is not known is NaN.
+// Status is the state of a worker. Unknown values are NaN.
 type Status struct {
 	Ready bool
-	// Parts says for each part of the worker "ok", or what is wrong.
+	// Parts are the components of the worker, each with "ok" or an error.
 	Parts map[string]string
-	// Totals are since the start of the worker.
+	// Totals count since the start of the worker.
 	Totals Totals
-	// Lag is how many events of the store are not on the bus yet, and LagSeconds the age of the first of them.
+	// Lag is the number of events that are not published yet. LagSeconds is the age of the oldest of them.
 	Lag, LagSeconds float64
-	// Queued is how many messages wait in the broker's queues.
+	// Queued is the backlog of the queues of the broker.
 	Queued float64
-	// Letters is how many dead letters there are.
+	// Letters is the number of waiting dead letters.
 	Letters float64
 }
 
-// Totals count what has passed each station.
+// Totals are the counters of the pipeline.
 type Totals struct {
-	// Appended are by whomever; the others are of this worker.
+	// Appended counts the events of all writers, the others count those of this worker.
 	Appended, Relayed, Received, Handled, Failed, DeadLettered float64
 }
 
-// StatusOf is what a worker's health and metrics tell of its status; the totals lack what was appended.
+// StatusOf returns the status from the health and the metrics of a worker, without the total of appended events.
 func StatusOf(h worker.Health, metrics map[string]float64) Status {
 	value := func(name string) float64 {
 		if v, known := metrics["worker_"+name]; known {
@@ -51,7 +51,6 @@ func StatusOf(h worker.Health, metrics map[string]float64) Status {
 	}
 }
 
-// rates are the [Totals] by second.
 type rates Totals
 
 func unknownRates() rates {
@@ -60,13 +59,13 @@ func unknownRates() rates {
 }
 
 const (
-	// sampleGap is the least time between two samples, and rateSpan that over which a rate is taken.
-	sampleGap = 900 * time.Millisecond
-	rateSpan  = 10 * time.Second
+	// sampleInterval is the minimum time between two samples. rateSpan is the time over which a rate is measured.
+	sampleInterval = 900 * time.Millisecond
+	rateSpan       = 10 * time.Second
 )
 
-// recorder keeps the samples of the last seconds, for rates. It is sampled by those who look, so that it costs nothing
-// when nobody does. The zero value is ready; it is safe for concurrent use.
+// recorder keeps the samples of the last seconds, for rates. Requests take the samples, so that an unused console costs
+// nothing. The zero value is ready; it is safe for concurrent use.
 type recorder struct {
 	mu      sync.Mutex
 	samples []sample
@@ -77,19 +76,19 @@ type sample struct {
 	totals Totals
 }
 
-// record takes a sample, if the last is not too new, and returns the rates since the oldest of the span.
+// record adds a sample, unless the last one is too new, and returns the rates since the oldest sample.
 func (r *recorder) record(now time.Time, t Totals) rates {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for len(r.samples) > 0 && now.Sub(r.samples[0].at) > rateSpan {
 		r.samples = r.samples[1:]
 	}
-	if n := len(r.samples); n == 0 || now.Sub(r.samples[n-1].at) >= sampleGap {
+	if n := len(r.samples); n == 0 || now.Sub(r.samples[n-1].at) >= sampleInterval {
 		r.samples = append(r.samples, sample{now, t})
 	}
 	first := r.samples[0]
 	seconds := now.Sub(first.at).Seconds()
-	if seconds < sampleGap.Seconds() {
+	if seconds < sampleInterval.Seconds() {
 		return unknownRates()
 	}
 	each := func(now, then float64) float64 { return max(0, now-then) / seconds }

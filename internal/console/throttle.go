@@ -6,14 +6,14 @@ import (
 	"time"
 )
 
-// Bounds of failed logins.
+// Limits of failed logins.
 const (
 	freeFailures    = 5
 	throttlePause   = time.Minute
 	throttleClients = 4096
 )
 
-// throttle makes those wait who fail to log in. The zero value is ready; it is safe for concurrent use.
+// throttle limits the login attempts per client. The zero value is ready; it is safe for concurrent use.
 type throttle struct {
 	mu      sync.Mutex
 	clients map[netip.Prefix]failures
@@ -24,8 +24,8 @@ type failures struct {
 	last  time.Time
 }
 
-// try lets a client try, or says how long it has to wait first. A try counts as failed, so that of many at once no more
-// are let through, until it has passed; it is forgotten when there was no other for the pause.
+// try returns 0 if a client may try to log in now, else the time it has to wait. An attempt counts as failed until passed is
+// called, so that parallel attempts are limited, too. Failures expire if there is no other during throttlePause.
 func (t *throttle) try(client netip.Addr, now time.Time) time.Duration {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -37,7 +37,7 @@ func (t *throttle) try(client netip.Addr, now time.Time) time.Duration {
 		return f.last.Add(throttlePause).Sub(now)
 	}
 	if len(t.clients) >= throttleClients {
-		t.forget(now)
+		t.evict(now)
 	}
 	if t.clients == nil {
 		t.clients = map[netip.Prefix]failures{}
@@ -46,7 +46,6 @@ func (t *throttle) try(client netip.Addr, now time.Time) time.Duration {
 	return 0
 }
 
-// passed says that a try did not fail.
 func (t *throttle) passed(client netip.Addr) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -55,8 +54,8 @@ func (t *throttle) passed(client netip.Addr) {
 	}
 }
 
-// forget makes room: of those who are quiet, or else of all.
-func (t *throttle) forget(now time.Time) {
+// evict removes expired clients or, if there are none, all clients.
+func (t *throttle) evict(now time.Time) {
 	for client, f := range t.clients {
 		if now.Sub(f.last) >= throttlePause {
 			delete(t.clients, client)
@@ -67,7 +66,7 @@ func (t *throttle) forget(now time.Time) {
 	}
 }
 
-// network is what counts as one client: a customer of a provider has all addresses of an IPv6 network of 64 bits.
+// network returns the addresses that count as one client: a client may use all addresses of an IPv6 /64 network.
 func network(client netip.Addr) netip.Prefix {
 	client = client.Unmap().WithZone("")
 	bits := client.BitLen()

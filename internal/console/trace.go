@@ -14,10 +14,8 @@ import (
 	"github.com/healz/worker/internal/deadletter"
 )
 
-// maxDrawn is how many events a drawing has.
 const maxDrawn = 400
 
-// tracePage is the body of a chain's page.
 type tracePage struct {
 	Tree   causation.Tree
 	Drawn  drawing
@@ -47,10 +45,9 @@ func (c *Console) trace(w http.ResponseWriter, r *http.Request) {
 	})
 }
 
-// drawing is a tree of causes over a time axis.
 type drawing struct {
 	Width, Height, Axis int
-	// Compressed tells that long pauses are drawn shorter than they were.
+	// Compressed is set if the scale is logarithmic.
 	Compressed bool
 	Ticks      []tick
 	Rows       []drawnEvent
@@ -61,26 +58,25 @@ type tick struct {
 	Label string
 }
 
-// drawnEvent is a row of a drawing.
 type drawnEvent struct {
 	causation.Node
 
 	Y, Middle, TextY int
 	LabelX           int
-	// At is where the event is on the axis, and From the line from its cause.
+	// At is the position of the event on the axis, and From the line from its cause.
 	At   float64
 	From string
 	// Spans are its handlings and failures.
 	Spans []span
-	// Failed tells that a dead letter of it waits.
+	// Failed is set if it has a waiting dead letter.
 	Failed bool
 	Offset string
 }
 
-// Depth8 is the depth as far as a table shows it.
+// Depth8 is the indentation in the table.
 func (e drawnEvent) Depth8() int { return min(e.Depth, maxIndent) }
 
-// label shows the label of the span that ends last: two would be one over the other.
+// label shows only the label of the span that ends last, as labels would overlap.
 func (e drawnEvent) label() {
 	if len(e.Spans) == 0 {
 		return
@@ -97,13 +93,12 @@ func (e drawnEvent) label() {
 	}
 }
 
-// span is from an event to what became of it.
 type span struct {
 	X, End float64
 	Label  string
 	TextX  float64
 	TextY  int
-	// Show tells that there is room for the label.
+	// Show is set if the label is shown.
 	Show bool
 	Bad  bool
 	Href string
@@ -120,7 +115,6 @@ const (
 	maxIndent  = 8
 )
 
-// draw places a tree's events.
 func draw(t causation.Tree) drawing {
 	scale := newScale(t)
 	d := drawing{Width: drawWidth, Height: axisHeight + rowHeight*len(t.Nodes) + 8, Axis: axisHeight, Compressed: scale.compressed}

@@ -14,7 +14,7 @@ import (
 	"github.com/healz/worker/internal/handlers/register"
 )
 
-// Register registers the handlers of the live demo: those of every worker, and some that make longer chains of them.
+// Register registers the handlers of the live demo: those of every worker, and some that make longer traces.
 func Register(reg *handlers.Registry, o register.Options) {
 	register.All(reg, o)
 	handlers.On(reg, clinicOpened{}.EventType(), "transfer-waiting-list", transferWaitingList)
@@ -29,22 +29,20 @@ type openingHours struct {
 	Closes string `json:"closes"`
 }
 
-// clinicOpened begins a clinic, which may bring the patients who wait for it.
+// clinicOpened opens a clinic, which may have a waiting list.
 type clinicOpened struct {
 	Name     string        `json:"name"`
 	Hours    *openingHours `json:"opening_hours"`
 	Patients []uuid.UUID   `json:"waiting_patients,omitempty"`
 }
 
-// clinicHoursSet supplies or changes a clinic's hours.
 type clinicHoursSet openingHours
 
-// waitingListTransferred hands patients over to a clinic.
 type waitingListTransferred struct {
 	Patients []uuid.UUID `json:"patients"`
 }
 
-// appointmentRequested asks for the first free time at the event's clinic.
+// appointmentRequested requests the first free time at the clinic of the event.
 type appointmentRequested struct {
 	PatientID uuid.UUID `json:"patient_id"`
 }
@@ -57,7 +55,6 @@ func (appointmentRequested) EventType() string       { return "AppointmentReques
 
 const requestType = "AppointmentRequest"
 
-// site is a clinic as an aggregate.
 type site struct {
 	events.Root
 
@@ -88,7 +85,6 @@ func (s *site) Apply(e events.Event) error {
 	return nil
 }
 
-// transferWaitingList lets a waiting list follow from the opening of a clinic.
 func transferWaitingList(_ context.Context, e events.Event, c clinicOpened) ([]events.Event, error) {
 	if len(c.Patients) == 0 {
 		return nil, nil
@@ -96,7 +92,6 @@ func transferWaitingList(_ context.Context, e events.Event, c clinicOpened) ([]e
 	return events.Follow(e, waitingListTransferred{Patients: c.Patients})
 }
 
-// requestAppointments asks for an appointment for each patient on a waiting list.
 func requestAppointments(_ context.Context, e events.Event, w waitingListTransferred) ([]events.Event, error) {
 	requests := make([]events.Event, len(w.Patients))
 	for i, patient := range w.Patients {
@@ -122,12 +117,12 @@ func bookAppointment(
 		case err != nil:
 			return nil, err
 		case c.hours == nil:
-			return nil, handlers.Permanent(fmt.Errorf("clinic %s has no opening hours: its ClinicOpened has none, "+
-				"and no ClinicHoursSet has followed", c.ID()))
+			return nil, handlers.Permanent(fmt.Errorf("clinic %s has no opening hours: they are missing in ClinicOpened, "+
+				"and there is no ClinicHoursSet", c.ID()))
 		}
 		opens, err := time.Parse("15:04", c.hours.Opens)
 		if err != nil {
-			return nil, handlers.Permanent(fmt.Errorf("the opening hours of clinic %s are no times of the day", c.ID()))
+			return nil, handlers.Permanent(fmt.Errorf("the opening hours of clinic %s are not times of the day", c.ID()))
 		}
 		day := e.CreatedAt.UTC().AddDate(0, 0, 3)
 		starts := time.Date(day.Year(), day.Month(), day.Day(), opens.Hour(), opens.Minute(), 0, 0, time.UTC)
@@ -137,7 +132,6 @@ func bookAppointment(
 	}
 }
 
-// appointmentOf is the id of the appointment that is booked on a request.
 func appointmentOf(request events.Event) uuid.UUID {
 	return events.DerivedID(request.ID, clinic.NewAppointment().AggregateType())
 }

@@ -1,5 +1,5 @@
-// Package demo shows the worker's main job on sample traffic of a clinic, in a folder that is gone afterwards: [Run] tells
-// it step by step, and [Live] leaves a worker running on it, to be looked at.
+// Package demo runs the worker on sample traffic of clinics in a temporary directory: [Run] is a short script, and [Live]
+// runs until it is stopped.
 package demo
 
 import (
@@ -26,25 +26,25 @@ import (
 )
 
 const (
-	// patience is how long a step may take.
-	patience = 20 * time.Second
-	// look is how often a step looks whether it has happened.
-	look = 20 * time.Millisecond
-	// attempts is how often the demo's handlers are tried.
+	// timeout bounds a step.
+	timeout = 20 * time.Second
+	// pollInterval is the interval at which a step polls for its result.
+	pollInterval = 20 * time.Millisecond
+	// attempts is the number of attempts of a handler.
 	attempts = 3
 )
 
-// Run narrates the demo to out. The error says which step did not come out as it should have.
+// Run prints each step to out. The error says which step failed.
 func Run(ctx context.Context, out io.Writer) (err error) {
-	folder, err := os.MkdirTemp("", "healz-demo-")
+	directory, err := os.MkdirTemp("", "healz-demo-")
 	if err != nil {
-		return fmt.Errorf("make the demo's folder: %w", err)
+		return fmt.Errorf("create the directory of the demo: %w", err)
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(folder)) }()
+	defer func() { err = errors.Join(err, os.RemoveAll(directory)) }()
 
-	out = &shared{out: out} // the worker's log goes there too
+	out = &shared{out: out} // the log of the worker is written there, too
 	settings := worker.DefaultSettings()
-	settings.SQLitePath = filepath.Join(folder, "demo.db")
+	settings.SQLitePath = filepath.Join(directory, "demo.db")
 	settings.Tuning.RetryAttempts = attempts
 	log := slog.New(slog.NewTextHandler(&indented{out: out}, &slog.HandlerOptions{Level: slog.LevelWarn, ReplaceAttr: withoutTime}))
 	registerAll := func(reg *handlers.Registry, streams events.Streams) {
@@ -86,12 +86,12 @@ func (d *demo) play(ctx context.Context) error {
 			return fmt.Errorf("step %d: %w", d.step, err)
 		}
 	}
-	d.say("\nThat is all: nothing was lost, nothing was done twice. The demo's folder is gone.")
+	d.say("\nDone: no event was lost, and none was handled twice. The directory of the demo is deleted.")
 	return nil
 }
 
 func (d *demo) handled(ctx context.Context) error {
-	d.title("A patient is registered. The event is appended; the relay carries it to its handler, which lets one follow.")
+	d.title("A patient is registered. The event is appended, the relay publishes it, and its handler returns a follow-up event.")
 	e, err := d.register(ctx, clinic.PatientRegistered{Name: "Ana"}, "")
 	if err != nil {
 		return err
@@ -100,7 +100,7 @@ func (d *demo) handled(ctx context.Context) error {
 }
 
 func (d *demo) commanded(ctx context.Context) error {
-	d.title("An appointment is scheduled, and cancelled twice: the aggregate refuses the second time.")
+	d.title("An appointment is scheduled, and cancelled twice: the aggregate refuses the second cancellation.")
 	repository := events.NewRepository(d.backend, clinic.NewAppointment)
 	id, patient := uuid.New(), uuid.New()
 	origin := d.clinic
@@ -116,14 +116,14 @@ func (d *demo) commanded(ctx context.Context) error {
 	}
 	_, err := repository.Execute(ctx, origin, id, cancel)
 	if !errors.Is(err, clinic.ErrAlreadyCancelled) {
-		return fmt.Errorf("cancelling twice was not refused but gave: %w", err)
+		return fmt.Errorf("the second cancellation was not refused: %w", err)
 	}
 	d.say("  refused: %s", err)
 	return d.await(ctx, events.Event{CorrelationID: origin.CorrelationID}, clinic.ReminderScheduled{}.EventType())
 }
 
 func (d *demo) retried(ctx context.Context) error {
-	d.title("A handler fails twice (we asked it to), and is tried again until it succeeds.")
+	d.title("A handler fails twice (as the metadata of the event asks it to), and is retried until it succeeds.")
 	e, err := d.register(ctx, clinic.PatientRegistered{Name: "Ben"}, `{"fail_times": 2}`)
 	if err != nil {
 		return err
@@ -132,7 +132,7 @@ func (d *demo) retried(ctx context.Context) error {
 }
 
 func (d *demo) deadLettered(ctx context.Context) error {
-	d.title("A handler fails each of its %d times. The event goes to the dead letters; others are not held up.", attempts)
+	d.title("A handler fails in all of its %d attempts. The event becomes a dead letter; other events are not delayed.", attempts)
 	e, err := d.register(ctx, clinic.PatientRegistered{Name: "Cleo"}, fmt.Sprintf(`{"fail_times": %d}`, attempts))
 	if err != nil {
 		return err
@@ -141,12 +141,12 @@ func (d *demo) deadLettered(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	d.title("Why did it fail? `worker dlq list` and `worker dlq show` tell.")
-	d.say("  letter   %s\n  event    %s %s\n  handler  %s\n  tries    %d\n  reason   %s", letter.ID, letter.Event.Type,
+	d.title("Why did it fail? See `worker dlq list` and `worker dlq show`.")
+	d.say("  letter   %s\n  event    %s %s\n  handler  %s\n  attempts %d\n  reason   %s", letter.ID, letter.Event.Type,
 		letter.Event.ID, letter.Handler, letter.Attempts, letter.Reason)
 
-	d.title("The cause is fixed: `worker dlq replay --id %s` releases it for the handler that had failed, and the worker sends it.", letter.ID)
-	replay := deadletter.ReplayOptions{Patience: patience}
+	d.title("The cause is fixed. `worker dlq replay --id %s` publishes it again, to the handler that failed.", letter.ID)
+	replay := deadletter.ReplayOptions{Patience: timeout}
 	for _, err := range d.letters.Replay(ctx, deadletter.Filter{IDs: []string{letter.ID}}, replay) {
 		if err != nil {
 			return err
@@ -155,7 +155,6 @@ func (d *demo) deadLettered(ctx context.Context) error {
 	return d.await(ctx, e, clinic.WelcomeMessageRequested{}.EventType())
 }
 
-// register appends the registration of a new patient.
 func (d *demo) register(ctx context.Context, p clinic.PatientRegistered, metadata string) (events.Event, error) {
 	e, err := events.New(d.clinic, "Patient", uuid.New(), 1, p)
 	if err != nil {
@@ -167,7 +166,7 @@ func (d *demo) register(ctx context.Context, p clinic.PatientRegistered, metadat
 	return e, d.backend.Append(ctx, e)
 }
 
-// await waits until an event of the type is in the chain of e, and shows the chain.
+// await waits for an event of a type with the correlation id of e, and prints all events with that id.
 func (d *demo) await(ctx context.Context, e events.Event, eventType string) error {
 	var chain []events.Event
 	err := d.until(ctx, func() (bool, error) {
@@ -184,7 +183,7 @@ func (d *demo) await(ctx context.Context, e events.Event, eventType string) erro
 		return fmt.Errorf("wait for %s: %w", eventType, err)
 	}
 	for _, c := range chain {
-		cause := "the beginning of the chain"
+		cause := "root"
 		if c.CausationID.Valid {
 			cause = "caused by " + c.CausationID.UUID.String()
 		}
@@ -208,9 +207,9 @@ func (d *demo) awaitLetter(ctx context.Context, wanted func(deadletter.Letter) b
 }
 
 func (d *demo) until(ctx context.Context, happened func() (bool, error)) error {
-	ctx, cancel := context.WithTimeout(ctx, patience)
+	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	ticker := time.NewTicker(look)
+	ticker := time.NewTicker(pollInterval)
 	defer ticker.Stop()
 	for {
 		if ok, err := happened(); ok || err != nil {
@@ -231,7 +230,6 @@ func (d *demo) title(format string, args ...any) {
 
 func (d *demo) say(format string, args ...any) { fmt.Fprintf(d.out, format+"\n", args...) }
 
-// shared lets goroutines share a writer.
 type shared struct {
 	mu  sync.Mutex
 	out io.Writer
@@ -243,7 +241,6 @@ func (s *shared) Write(p []byte) (int, error) {
 	return s.out.Write(p)
 }
 
-// indented sets the worker's log off from the narration.
 type indented struct{ out io.Writer }
 
 func (i *indented) Write(p []byte) (int, error) {

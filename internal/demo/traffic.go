@@ -15,27 +15,25 @@ import (
 )
 
 const (
-	// drip is the time from one new chain of events to the next.
-	drip = 250 * time.Millisecond
-	// dripsToFailure is how many of them there are from one that fails for good to the next.
-	dripsToFailure = 240
-	// maxFailures is how many of these there are, so that a demo that is forgotten does not fill up.
+	// interval is the time between two new events.
+	interval = 250 * time.Millisecond
+	// failureEvery is the number of new events per permanent failure.
+	failureEvery = 240
+	// maxFailures limits the failures of a demo that runs for long.
 	maxFailures = 20
-	// remembered is how many requests may still be answered by their patients.
-	remembered = 40
+	// maxRequests is the number of requests that are kept for answers of their patients.
+	maxRequests = 40
 )
 
-// traffic is what goes on in the clinics.
 type traffic struct {
 	backend worker.Backend
 	clinics []practice
-	// requests are appointments that were asked for, the oldest first.
+	// requests are requests for appointments, the oldest first.
 	requests []events.Event
 }
 
-// trickle goes on until ctx ends.
-func (t *traffic) trickle(ctx context.Context) error {
-	ticker := time.NewTicker(drip)
+func (t *traffic) run(ctx context.Context) error {
+	ticker := time.NewTicker(interval)
 	defer ticker.Stop()
 	failures := 0
 	for n := 1; ; n++ {
@@ -45,10 +43,10 @@ func (t *traffic) trickle(ctx context.Context) error {
 			return ctx.Err()
 		}
 		at := t.clinics[rand.IntN(len(t.clinics)-1)] // the last has no hours
-		err := t.drop(ctx, at)
-		if err == nil && n%dripsToFailure == 0 && failures < maxFailures {
+		err := t.next(ctx, at)
+		if err == nil && n%failureEvery == 0 && failures < maxFailures {
 			failures++
-			err = t.fact(ctx, at.beginning(), "Patient", clinic.PatientRegistered{}, nil)
+			err = t.fact(ctx, at.newOrigin(), "Patient", clinic.PatientRegistered{}, nil)
 		}
 		if err != nil {
 			return err
@@ -56,20 +54,20 @@ func (t *traffic) trickle(ctx context.Context) error {
 	}
 }
 
-// drop lets one thing happen at a clinic.
-func (t *traffic) drop(ctx context.Context, at practice) error {
+// next generates one random event at a clinic.
+func (t *traffic) next(ctx context.Context, at practice) error {
 	switch dice := rand.IntN(10); {
 	case dice < 4:
 		name := []string{"Ana", "Ben", "Cleo", "Dan", "Eve"}[rand.IntN(5)]
-		return t.fact(ctx, at.beginning(), "Patient", clinic.PatientRegistered{Name: name}, func(e *events.Event) {
+		return t.fact(ctx, at.newOrigin(), "Patient", clinic.PatientRegistered{Name: name}, func(e *events.Event) {
 			if dice == 0 {
 				e.Metadata = []byte(`{"fail_times": 1}`)
 			}
 		})
 	case dice < 8 || len(t.requests) == 0:
-		return t.fact(ctx, at.beginning(), requestType, appointmentRequested{PatientID: uuid.New()}, func(e *events.Event) {
+		return t.fact(ctx, at.newOrigin(), requestType, appointmentRequested{PatientID: uuid.New()}, func(e *events.Event) {
 			t.requests = append(t.requests, *e)
-			t.requests = t.requests[max(0, len(t.requests)-remembered):]
+			t.requests = t.requests[max(0, len(t.requests)-maxRequests):]
 		})
 	case dice < 9:
 		return t.answer(ctx, t.request())
@@ -78,14 +76,13 @@ func (t *traffic) drop(ctx context.Context, at practice) error {
 	}
 }
 
-// request takes the oldest request.
 func (t *traffic) request() events.Event {
 	r := t.requests[0]
 	t.requests = t.requests[1:]
 	return r
 }
 
-// answer lets a patient answer the reminder of the appointment that was requested, if there is one already.
+// answer confirms the appointment of a request, if its reminder exists already.
 func (t *traffic) answer(ctx context.Context, request events.Event) error {
 	chain, err := t.backend.ByCorrelation(ctx, request.CorrelationID, store.Query{})
 	if err != nil {
@@ -100,7 +97,7 @@ func (t *traffic) answer(ctx context.Context, request events.Event) error {
 	return nil
 }
 
-// cancel cancels the appointment that was requested, if it is booked already.
+// cancel cancels the appointment of a request, if it is booked already.
 func (t *traffic) cancel(ctx context.Context, request events.Event) error {
 	repository := events.NewRepository(t.backend, clinic.NewAppointment)
 	_, err := repository.Execute(ctx, events.CausedBy(request), appointmentOf(request), func(a *clinic.Appointment) error {
@@ -112,7 +109,7 @@ func (t *traffic) cancel(ctx context.Context, request events.Event) error {
 	return err
 }
 
-// fact appends the first event of a new aggregate, changed as the caller likes.
+// fact appends the first event of a new aggregate, after an optional change.
 func (t *traffic) fact(
 	ctx context.Context, origin events.Origin, aggregateType string, data events.Data, change func(*events.Event),
 ) error {

@@ -1,5 +1,5 @@
-// Package doctor examines what a worker runs on: its settings, its store and its broker. It says what is wrong and what
-// to do about it, and changes nothing.
+// Package doctor checks the settings, the store and the broker of a worker. It reports problems with advice, and changes
+// nothing.
 package doctor
 
 import (
@@ -12,44 +12,44 @@ import (
 	"github.com/healz/worker/internal/worker"
 )
 
-// Timeout is how long one check may take.
+// Timeout bounds one check.
 const Timeout = 10 * time.Second
 
-// Status is how a thing is.
+// Status is the result of a check.
 type Status string
 
 // The statuses.
 const (
 	OK Status = "ok"
-	// Warning: it works, but somebody should look at it.
+	// Warning: it works, but needs attention.
 	Warning Status = "warning"
-	// Wrong: the worker cannot work, or something of what it promises does not hold.
+	// Wrong: the worker cannot work, or cannot keep its guarantees.
 	Wrong Status = "wrong"
-	// Skipped: it could not be looked at, as something that it needs is wrong.
+	// Skipped: a check that it depends on is wrong.
 	Skipped Status = "skipped"
 )
 
-// Finding is what a check has found, one line each. Nothing of it is about a patient, or a secret.
+// Finding is a result of a check, in one line. It contains nothing about a patient, and no secret.
 type Finding struct {
 	// Check is the name of the check.
 	Check  string `json:"check"`
 	Status Status `json:"status"`
-	// What is how the thing is, or what is wrong with it.
+	// What is the state or the problem.
 	What string `json:"what"`
-	// Advice is what to do; "" where nothing is to be done.
+	// Advice says how to fix the problem; "" if there is none.
 	Advice string `json:"advice,omitempty"`
 }
 
-// Check looks at one thing.
+// Check is one check.
 type Check struct {
 	Name string
-	// Needs names an earlier check without which this one is skipped, if that has found something [Wrong]; it may be "".
+	// Needs names an earlier check. If that is [Wrong], this one is skipped. It may be "".
 	Needs string
-	// Look returns what it finds, without the name. An error is [Wrong]. It is to return when ctx ends.
-	Look func(ctx context.Context) ([]Finding, error)
+	// Run returns the findings, without the name. An error is [Wrong]. It returns when ctx ends.
+	Run func(ctx context.Context) ([]Finding, error)
 }
 
-// Checks are those of what the settings name: run by a worker that has the same.
+// Checks returns the checks for a worker with these settings.
 func Checks(s worker.Settings) []Check {
 	checks := settingsChecks(s)
 	if s.Embedded() {
@@ -63,8 +63,7 @@ func Checks(s worker.Settings) []Check {
 	return checks
 }
 
-// Examine makes the checks one after another and yields what they find. One that takes longer than the timeout is left
-// behind.
+// Examine runs the checks one after another and yields their findings. It does not wait longer than the timeout for a check.
 func Examine(ctx context.Context, checks []Check, timeout time.Duration) iter.Seq[Finding] {
 	return func(yield func(Finding) bool) {
 		wrong := map[string]bool{}
@@ -74,7 +73,7 @@ func Examine(ctx context.Context, checks []Check, timeout time.Duration) iter.Se
 			}
 			findings := []Finding{{Status: Skipped, What: c.Needs + " is wrong"}}
 			if c.Needs == "" || !wrong[c.Needs] {
-				findings = c.look(ctx, timeout)
+				findings = c.run(ctx, timeout)
 			} else {
 				wrong[c.Name] = true
 			}
@@ -89,13 +88,13 @@ func Examine(ctx context.Context, checks []Check, timeout time.Duration) iter.Se
 	}
 }
 
-// look makes a check, and does not wait longer than the timeout.
-func (c Check) look(ctx context.Context, timeout time.Duration) []Finding {
+// run runs a check, and does not wait longer than the timeout.
+func (c Check) run(ctx context.Context, timeout time.Duration) []Finding {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	found := make(chan []Finding, 1)
 	go func() {
 		defer cancel()
-		findings, err := c.Look(ctx)
+		findings, err := c.Run(ctx)
 		if err != nil {
 			findings = append(findings, wrongly(oneLine(err), ""))
 		}
@@ -107,18 +106,18 @@ func (c Check) look(ctx context.Context, timeout time.Duration) []Finding {
 	case <-ctx.Done():
 	}
 	select {
-	case findings := <-found: // it had just ended
+	case findings := <-found:
 		return findings
 	case <-time.After(grace):
 		return []Finding{wrongly(fmt.Sprintf("no answer within %s", timeout),
-			"look whether the server is frozen, or the network drops packets")}
+			"check whether the server hangs, or the network drops packets")}
 	}
 }
 
-// grace is how long a check may take to notice that its time is over.
+// grace is how long a check may take to return after the timeout.
 const grace = 500 * time.Millisecond
 
-// Worst is the worst status of some.
+// Worst returns the worse status.
 func Worst(a, b Status) Status {
 	for _, s := range []Status{Wrong, Skipped, Warning} {
 		if a == s || b == s {
@@ -138,7 +137,6 @@ func warning(what, advice string) Finding {
 
 func wrongly(what, advice string) Finding { return Finding{Status: Wrong, What: what, Advice: advice} }
 
-// oneLine is an error's text, which may have several lines.
 func oneLine(err error) string { return strings.Join(strings.Fields(err.Error()), " ") }
 
 func ago(d time.Duration) string { return d.Round(time.Second).String() }

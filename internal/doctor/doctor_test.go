@@ -111,13 +111,13 @@ func TestExamine(t *testing.T) {
 		return func(context.Context) ([]doctor.Finding, error) { return findings, nil }
 	}
 	checks := []doctor.Check{
-		{Name: "broken", Look: finds(ok, wrong)},
-		{Name: "needs it", Needs: "broken", Look: finds(ok)},
-		{Name: "needs that", Needs: "needs it", Look: finds(ok)},
-		{Name: "fails", Look: func(context.Context) ([]doctor.Finding, error) { return nil, errors.New("no\nluck") }},
-		{Name: "hangs", Look: func(context.Context) ([]doctor.Finding, error) { <-release; return nil, nil }},
-		{Name: "notices", Look: func(ctx context.Context) ([]doctor.Finding, error) { <-ctx.Done(); return nil, ctx.Err() }},
-		{Name: "goes on", Needs: "", Look: finds(ok)},
+		{Name: "broken", Run: finds(ok, wrong)},
+		{Name: "needs it", Needs: "broken", Run: finds(ok)},
+		{Name: "needs that", Needs: "needs it", Run: finds(ok)},
+		{Name: "fails", Run: func(context.Context) ([]doctor.Finding, error) { return nil, errors.New("no\nluck") }},
+		{Name: "hangs", Run: func(context.Context) ([]doctor.Finding, error) { <-release; return nil, nil }},
+		{Name: "notices", Run: func(ctx context.Context) ([]doctor.Finding, error) { <-ctx.Done(); return nil, ctx.Err() }},
+		{Name: "goes on", Needs: "", Run: finds(ok)},
 	}
 	var got []string
 	for f := range doctor.Examine(t.Context(), checks, time.Second) {

@@ -1,6 +1,7 @@
 package doctor
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -27,19 +28,21 @@ const (
 	inboxCheck    = "inbox"
 )
 
+const adviceOnRelay = "check whether a worker runs; see its /readyz and its log"
+
 const (
-	// skewWarning and skewWrong are how far the clocks of worker and database may be apart: reads sort by created_at.
+	// skewWarning and skewWrong are limits of the clock skew of worker and database: reads sort by created_at.
 	skewWarning = time.Second
 	skewWrong   = time.Minute
-	// heldWarning and heldWrong are how long a transaction may hold back the relay.
+	// heldWarning and heldWrong are limits of the time that a transaction holds back the relay.
 	heldWarning = 5 * time.Second
 	heldWrong   = time.Minute
-	// lagWarning and lagWrong are how old an event may be that the relay has not published, while its position rests.
+	// lagWarning and lagWrong are limits of the age of an unpublished event while the relay makes no progress.
 	lagWarning = 10 * time.Second
 	lagWrong   = time.Minute
-	// secondLook is after what time something suspicious is looked at again, as it may have been of that moment.
-	secondLook = 2 * time.Second
-	// most is up to where events and letters are counted.
+	// recheck is the time after which a problem is checked again, as it may be temporary.
+	recheck = 2 * time.Second
+	// most is the limit of counts of events and letters.
 	most = 10_000
 )
 
@@ -50,7 +53,7 @@ var (
 	horizonSQL string
 )
 
-// postgresDoctor looks at a Postgres database, each time on a connection that only reads.
+// postgresDoctor checks a Postgres database on read-only connections.
 type postgresDoctor struct {
 	settings worker.Settings
 	now      func() time.Time
@@ -64,7 +67,7 @@ func postgresChecks(s worker.Settings) []Check {
 	}
 	for _, c := range []struct {
 		name, needs string
-		look        func(context.Context, *pgx.Conn) ([]Finding, error)
+		run         func(context.Context, *pgx.Conn) ([]Finding, error)
 	}{
 		{"clock", postgresCheck, d.clock},
 		{"connections", postgresCheck, d.connections},
@@ -79,7 +82,7 @@ func postgresChecks(s worker.Settings) []Check {
 		checks = append(checks, Check{c.name, c.needs, func(ctx context.Context) ([]Finding, error) {
 			var findings []Finding
 			err := d.on(ctx, func(conn *pgx.Conn) (err error) {
-				findings, err = c.look(ctx, conn)
+				findings, err = c.run(ctx, conn)
 				return err
 			})
 			return findings, err
@@ -88,11 +91,11 @@ func postgresChecks(s worker.Settings) []Check {
 	return checks
 }
 
-// on does something on a connection of its own, which cannot write.
+// on calls do with a new read-only connection.
 func (d postgresDoctor) on(ctx context.Context, do func(*pgx.Conn) error) error {
 	config, err := pgx.ParseConfig(d.settings.DatabaseURL)
 	if err != nil { // its text may quote the password
-		return errors.New("the database URL cannot be read")
+		return errors.New("the database URL is invalid")
 	}
 	config.RuntimeParams["application_name"] = "worker doctor"
 	config.RuntimeParams["default_transaction_read_only"] = "on"
@@ -116,10 +119,10 @@ func (d postgresDoctor) reach(ctx context.Context) ([]Finding, error) {
 		findings = append(findings, fine("Postgres %s as role %s, %s", conn.PgConn().ParameterStatus("server_version"), role,
 			map[bool]string{true: "over TLS", false: "without TLS"}[encrypted]))
 		if !encrypted && !isLocal(conn.Config().Host) {
-			findings = append(findings, warning("patients' data go to Postgres unencrypted", "use sslmode=verify-full in DATABASE_URL"))
+			findings = append(findings, warning("patient data is sent to Postgres unencrypted", "use sslmode=verify-full in DATABASE_URL"))
 		}
 		if standby {
-			findings = append(findings, wrongly("the server is a standby: it takes no events", "name the primary in DATABASE_URL"))
+			findings = append(findings, wrongly("the server is a standby, which is read-only", "set DATABASE_URL to the primary"))
 		}
 		return nil
 	})
@@ -129,35 +132,34 @@ func (d postgresDoctor) reach(ctx context.Context) ([]Finding, error) {
 	return findings, nil
 }
 
-// adviceOnPostgres is what to do about a connection that cannot be made.
 func adviceOnPostgres(err error) string {
 	answer, ok := errors.AsType[*pgconn.PgError](err)
 	_, certificate := errors.AsType[*tls.CertificateVerificationError](err)
 	_, authority := errors.AsType[x509.UnknownAuthorityError](err)
 	switch {
 	case certificate || authority:
-		return "name the authority of the server's certificate as sslrootcert in DATABASE_URL"
+		return "set sslrootcert in DATABASE_URL to the CA of the server's certificate"
 	case !ok:
-		return "look whether it runs, and can be reached from here under that address"
+		return "check whether it runs, and is reachable at this address"
 	case answer.Code == "28P01":
 		return "correct the password in DATABASE_URL"
 	case answer.Code == "28000":
-		return "correct the role in DATABASE_URL, or let it in by pg_hba.conf"
+		return "correct the role in DATABASE_URL, or permit it in pg_hba.conf"
 	case answer.Code == "3D000":
 		return "correct the database in DATABASE_URL, or create it"
 	case answer.Code == "53300":
-		return "let go of connections, or raise max_connections"
+		return "close connections, or raise max_connections"
 	default:
-		return "look into the log of Postgres"
+		return "see the log of Postgres"
 	}
 }
 
 func (d postgresDoctor) schema(ctx context.Context) (findings []Finding, err error) {
 	config, err := pgx.ParseConfig(d.settings.DatabaseURL)
 	if err != nil {
-		return nil, errors.New("the database URL cannot be read")
+		return nil, errors.New("the database URL is invalid")
 	}
-	db := stdlib.OpenDB(*config) // not used: the migrator tells of the files
+	db := stdlib.OpenDB(*config) // never connected: only the migration files are read
 	defer db.Close()
 	migrator, err := migrations.Postgres(db)
 	if err != nil {
@@ -175,7 +177,7 @@ func (d postgresDoctor) schema(ctx context.Context) (findings []Finding, err err
 			err := conn.QueryRow(ctx, "SELECT coalesce(max(version_id), 0) FROM "+migrations.Table+" WHERE is_applied").Scan(&version)
 			if denied, ok := errors.AsType[*pgconn.PgError](err); ok && denied.Code == "42501" {
 				findings = append(findings, wrongly("the role may not read "+migrations.Table,
-					"grant the role what it needs: migrations/postgres/roles.sql"))
+					"grant its permissions: migrations/postgres/roles.sql"))
 				return nil
 			}
 			if err != nil {
@@ -183,8 +185,8 @@ func (d postgresDoctor) schema(ctx context.Context) (findings []Finding, err err
 			}
 		}
 		if version == 0 && adoptable {
-			findings = append(findings, wrongly("there is a table events, but not what the worker adds to it",
-				"`worker migrate up` adopts it, rows and all"))
+			findings = append(findings, wrongly("there is a table events without the additions of the worker",
+				"run `worker migrate up`: it adopts it with its rows"))
 			return nil
 		}
 		findings = append(findings, judgeSchema(version, migrator.Latest()))
@@ -192,11 +194,10 @@ func (d postgresDoctor) schema(ctx context.Context) (findings []Finding, err err
 	})
 }
 
-// judgeSchema compares the version of a database with the one that this worker needs.
 func judgeSchema(version, latest int64) Finding {
 	switch {
 	case version == 0:
-		return wrongly("the database has no schema", "run `worker migrate up`, or `worker run`, which does it too")
+		return wrongly("the database has no schema", "run `worker migrate up`, or `worker run`, which does the same")
 	case version < latest:
 		return wrongly(fmt.Sprintf("the schema has version %d, and this worker needs %d", version, latest), "run `worker migrate up`")
 	case version > latest:
@@ -222,25 +223,25 @@ func (d postgresDoctor) appendOnly(ctx context.Context, conn *pgx.Conn) ([]Findi
 	}
 	var findings []Finding
 	if !guards {
-		findings = append(findings, wrongly("events can be changed and deleted: the trigger events_append_only is off or gone",
+		findings = append(findings, wrongly("events can be changed and deleted: the trigger events_append_only is disabled or missing",
 			"as owner: ALTER TABLE events ENABLE TRIGGER events_append_only; "+
-				"if it is gone, restore it from migrations/postgres/00001_events.sql"))
+				"if it is missing, restore it from migrations/postgres/00001_events.sql"))
 	}
 	if !wakes {
-		findings = append(findings, warning("the trigger events_inserted is off or gone: the relay only finds events by its polls",
+		findings = append(findings, warning("the trigger events_inserted is disabled or missing: the relay gets no notifications, and only polls",
 			"as owner: ALTER TABLE events ENABLE TRIGGER events_inserted"))
 	}
-	const advice = "let the worker run as a role of its own: migrations/postgres/roles.sql"
+	const advice = "use a separate role for the worker: migrations/postgres/roles.sql"
 	switch {
 	case super:
-		findings = append(findings, warning("the role is a superuser, who can take the protection of events away", advice))
+		findings = append(findings, warning("the role is a superuser, which can remove the protection of events", advice))
 	case owner:
-		findings = append(findings, warning("the role owns events, and can take their protection away", advice))
+		findings = append(findings, warning("the role owns the table events, and can remove its protection", advice))
 	case len(may) > 0:
-		findings = append(findings, warning("the role has "+strings.Join(may, ", ")+" on events, which it has no need of", advice))
+		findings = append(findings, warning("the role has "+strings.Join(may, ", ")+" on events, which it does not need", advice))
 	}
 	if len(findings) == 0 {
-		findings = append(findings, fine("events can be neither changed nor deleted"))
+		findings = append(findings, fine("events cannot be changed or deleted"))
 	}
 	return findings, nil
 }
@@ -268,7 +269,7 @@ func (d postgresDoctor) grants(ctx context.Context, conn *pgx.Conn) ([]Finding, 
 		return []Finding{wrongly("the role lacks "+strings.Join(missing, ", "),
 			"as owner: psql -v ON_ERROR_STOP=1 -v worker="+conn.Config().User+" -f migrations/postgres/roles.sql")}, nil
 	}
-	return []Finding{fine("the role has all rights that the worker needs")}, nil
+	return []Finding{fine("the role has all permissions that the worker needs")}, nil
 }
 
 func (d postgresDoctor) clock(ctx context.Context, conn *pgx.Conn) ([]Finding, error) {
@@ -282,7 +283,7 @@ func (d postgresDoctor) clock(ctx context.Context, conn *pgx.Conn) ([]Finding, e
 	return []Finding{judgeClock(server.Sub(before.Add(trip/2)), trip)}, nil
 }
 
-// judgeClock judges how far the server's clock is ahead, as far as the time of the round trip lets it be known.
+// judgeClock checks the clock skew. The round trip time limits its accuracy.
 func judgeClock(skew, trip time.Duration) Finding {
 	apart := max(0, skew.Abs()-trip/2)
 	direction := "ahead of"
@@ -290,14 +291,14 @@ func judgeClock(skew, trip time.Duration) Finding {
 		direction = "behind"
 	}
 	what := fmt.Sprintf("the clock of Postgres is %s %s this machine's", apart.Round(time.Millisecond), direction)
-	const advice = "let both set their clocks by NTP: events are read in the order of their created_at"
+	const advice = "synchronise both clocks by NTP: events are sorted by created_at"
 	switch {
 	case apart >= skewWrong:
 		return wrongly(what, advice)
 	case apart >= skewWarning:
 		return warning(what, advice)
 	default:
-		return fine("the clocks of Postgres and of this machine agree")
+		return fine("the clocks of Postgres and of this machine are equal")
 	}
 }
 
@@ -309,14 +310,13 @@ func (d postgresDoctor) connections(ctx context.Context, conn *pgx.Conn) ([]Find
 	if err != nil {
 		return nil, err
 	}
-	what := fmt.Sprintf("%d of %d connections are in use", used, limit)
+	what := fmt.Sprintf("%d of %d connections in use", used, limit)
 	if used*10 > limit*9 {
 		return []Finding{warning(what, "raise max_connections, or lower --database-conns of the workers")}, nil
 	}
 	return []Finding{fine("%s", what)}, nil
 }
 
-// holder is a transaction that holds back the relay.
 type holder struct {
 	Age                                             int
 	PID                                             int
@@ -325,26 +325,22 @@ type holder struct {
 }
 
 func (d postgresDoctor) horizon(ctx context.Context, conn *pgx.Conn) ([]Finding, error) {
-	var first, second []holder
-	for _, holders := range []*[]holder{&first, &second} {
-		if holders == &second {
-			if len(first) == 0 {
-				break
-			}
-			if err := wait(ctx, secondLook); err != nil {
-				return nil, err
-			}
-		}
-		rows, err := conn.Query(ctx, horizonSQL)
-		if err != nil {
-			return nil, err
-		}
-		if *holders, err = pgx.CollectRows(rows, pgx.RowToStructByPos[holder]); err != nil {
-			return nil, err
+	read := func() ([]holder, error) {
+		rows, _ := conn.Query(ctx, horizonSQL) // CollectRows returns the error
+		return pgx.CollectRows(rows, pgx.RowToStructByPos[holder])
+	}
+	first, err := read()
+	var second []holder
+	if err == nil && len(first) > 0 {
+		if err = wait(ctx, recheck); err == nil {
+			second, err = read()
 		}
 	}
+	if err != nil {
+		return nil, err
+	}
 	var waiting int
-	err := conn.QueryRow(ctx, `
+	err = conn.QueryRow(ctx, `
 		SELECT count(*) FROM (
 			SELECT FROM events WHERE transaction_id >= pg_snapshot_xmin(pg_current_snapshot()) LIMIT $1
 		) AS held`, most+1).Scan(&waiting)
@@ -353,7 +349,7 @@ func (d postgresDoctor) horizon(ctx context.Context, conn *pgx.Conn) ([]Finding,
 	}
 	var findings []Finding
 	for _, h := range second {
-		lasted := secondLook
+		lasted := recheck
 		if h.Seconds != nil {
 			lasted = time.Duration(*h.Seconds * float64(time.Second))
 		} else if !sawBefore(first, h) {
@@ -362,20 +358,20 @@ func (d postgresDoctor) horizon(ctx context.Context, conn *pgx.Conn) ([]Finding,
 		if lasted < heldWarning && h.Seconds != nil {
 			continue
 		}
-		f := warning(h.describe(lasted)+"; "+counted(waiting, "committed event waits", "committed events wait")+" for it", h.advice())
+		f := warning(h.describe(lasted)+"; "+counted(waiting, "committed event")+" cannot be published meanwhile", h.advice())
 		if lasted >= heldWrong && waiting > 0 {
 			f.Status = Wrong
 		}
 		findings = append(findings, f)
 	}
 	if len(findings) == 0 {
-		findings = append(findings, fine("no transaction holds back those who read in commit order"))
+		findings = append(findings, fine("no transaction holds back the relay"))
 	}
 	return findings, nil
 }
 
-// sawBefore tells whether a session whose details are hidden was there at an earlier look, in the same transaction or an
-// older one.
+// sawBefore returns whether an earlier check found the session, whose details are hidden, in the same or an older
+// transaction.
 func sawBefore(earlier []holder, h holder) bool {
 	for _, e := range earlier {
 		if e.PID == h.PID && e.GID == h.GID && h.Age >= e.Age {
@@ -392,10 +388,10 @@ func (h holder) describe(lasted time.Duration) string {
 			h.GID, h.Role, h.Database, ago(lasted))
 	case h.Seconds == nil:
 		return fmt.Sprintf("a transaction of the session with pid %d holds back the relay for more than %s; "+
-			"this role may not see whose it is", h.PID, ago(lasted))
+			"this role may not see its details", h.PID, ago(lasted))
 	default:
 		return fmt.Sprintf("a transaction of role %s, application %q, database %s, client %s, pid %d, which is %s, "+
-			"holds back the relay for %s", h.Role, h.Application, h.Database, orNone(h.Client), h.PID, h.State, ago(lasted))
+			"holds back the relay for %s", h.Role, h.Application, h.Database, cmp.Or(h.Client, "local"), h.PID, h.State, ago(lasted))
 	}
 }
 
@@ -404,25 +400,17 @@ func (h holder) advice() string {
 	case h.GID != "":
 		return fmt.Sprintf("in database %s: COMMIT PREPARED '%s' or ROLLBACK PREPARED", h.Database, strings.ReplaceAll(h.GID, "'", "''"))
 	case h.Seconds == nil:
-		return "GRANT pg_read_all_stats to the role and look again"
+		return "GRANT pg_read_all_stats to the role and run doctor again"
 	default:
 		return fmt.Sprintf("end it in its application, or: SELECT pg_terminate_backend(%d)", h.PID)
 	}
 }
 
-func orNone(client string) string {
-	if client == "" {
-		return "local"
-	}
-	return client
-}
-
-// lag is how far the relay is behind.
 type lag struct {
 	Begun        bool
 	Moved        *float64 // seconds since the position moved
 	Waiting, Own int
-	Oldest       *float64 // seconds since the oldest of those was created
+	Oldest       *float64 // seconds since the oldest of these was created
 }
 
 func (d postgresDoctor) relay(ctx context.Context, conn *pgx.Conn) ([]Finding, error) {
@@ -431,8 +419,8 @@ func (d postgresDoctor) relay(ctx context.Context, conn *pgx.Conn) ([]Finding, e
 		return l, err
 	}
 	l, err := read()
-	if err == nil && l.resting() >= lagWarning {
-		if err = wait(ctx, secondLook); err == nil {
+	if err == nil && l.stalled() >= lagWarning {
+		if err = wait(ctx, recheck); err == nil {
 			l, err = read()
 		}
 	}
@@ -442,8 +430,8 @@ func (d postgresDoctor) relay(ctx context.Context, conn *pgx.Conn) ([]Finding, e
 	return []Finding{l.judge(d.settings.Relay.OnlyOwn)}, nil
 }
 
-// resting is for how long events have waited without the position moving.
-func (l lag) resting() time.Duration {
+// stalled returns how long there have been unpublished events and no progress.
+func (l lag) stalled() time.Duration {
 	if l.Waiting == 0 || l.Oldest == nil || l.Moved == nil {
 		return 0
 	}
@@ -452,26 +440,26 @@ func (l lag) resting() time.Duration {
 
 func (l lag) judge(onlyOwn bool) Finding {
 	if !l.Begun {
-		return warning("no relay has begun on this database", "start `worker run`")
+		return warning("no relay has started on this database", "start `worker run`")
 	}
 	if l.Waiting == 0 || onlyOwn && l.Own == 0 {
-		return fine("all events that are committed are published")
+		return fine("all committed events are published")
 	}
-	what := counted(l.Waiting, "event", "events") + " not published yet"
+	what := counted(l.Waiting, "event") + " not published yet"
 	if l.Oldest != nil {
 		what += ", the oldest was created " + ago(time.Duration(*l.Oldest*float64(time.Second))) + " ago"
 	}
-	rests := l.resting()
-	if rests < lagWarning {
-		return fine("%s; the relay is at work", what)
+	stalled := l.stalled()
+	if stalled < lagWarning {
+		return fine("%s; the relay makes progress", what)
 	}
-	f := warning(what+", and the relay has published none for "+ago(rests), "look whether a worker runs, and what its /readyz and log say")
-	if rests >= lagWrong {
+	f := warning(what+", and the relay has published none for "+ago(stalled), adviceOnRelay)
+	if stalled >= lagWrong {
 		f.Status = Wrong
 	}
 	if l.Own == 0 {
 		f.Status = Warning
-		f.Advice = "all of them are other programs': if the workers run with --relay-only-own, give that here too; else " + f.Advice
+		f.Advice = "all of them are from other programs: if the workers run with --relay-only-own, use it here, too; else " + f.Advice
 	}
 	return f
 }
@@ -487,12 +475,12 @@ func (d postgresDoctor) slots(ctx context.Context, conn *pgx.Conn) ([]Finding, e
 	var name string
 	var kept int64
 	_, err = pgx.ForEachRow(rows, []any{&name, &kept}, func() error {
-		what := fmt.Sprintf("nobody reads the replication slot %q, which keeps %s of log on disk", name, size(kept))
-		findings = append(findings, warning(what, "let its reader run, or: SELECT pg_drop_replication_slot('"+name+"')"))
+		what := fmt.Sprintf("the replication slot %q has no reader, and keeps %s of log on disk", name, size(kept))
+		findings = append(findings, warning(what, "start its reader, or: SELECT pg_drop_replication_slot('"+name+"')"))
 		return nil
 	})
 	if len(findings) == 0 && err == nil {
-		findings = append(findings, fine("none is left behind"))
+		findings = append(findings, fine("none is inactive"))
 	}
 	return findings, err
 }
@@ -522,44 +510,40 @@ func (d postgresDoctor) inbox(ctx context.Context, conn *pgx.Conn) ([]Finding, e
 	return []Finding{judgeInbox(count, age, d.settings.InboxRetention)}, nil
 }
 
-// judgeLetters judges the number of dead letters that wait.
 func judgeLetters(count int) Finding {
 	if count == 0 {
-		return fine("none waits")
+		return fine("none waiting")
 	}
-	return warning(counted(count, "dead letter", "dead letters"), "`worker dlq list` tells why; mend the cause and `worker dlq replay`")
+	return warning(counted(count, "dead letter"), "see `worker dlq list`; fix the cause, then run `worker dlq replay`")
 }
 
-// pruneSlack is how long an inbox may keep records beyond its retention.
+// pruneSlack is how long pruning may lag behind the retention.
 const pruneSlack = time.Hour
 
-// judgeInbox judges the number of records of an inbox, and the age of the oldest.
 func judgeInbox(count int, oldest, retention time.Duration) Finding {
-	size := counted(count, "record", "records")
+	size := counted(count, "record")
 	switch {
 	case retention > 0 && oldest > retention+pruneSlack:
-		return warning(fmt.Sprintf("%s, the oldest %s old, which is beyond the retention of %s", size, ago(oldest), retention),
-			"look whether a worker runs: the one that relays prunes the inbox")
+		return warning(fmt.Sprintf("%s, the oldest is %s old, which is beyond the retention of %s", size, ago(oldest), retention),
+			"check whether a worker runs: the leader prunes the inbox")
 	case count == 0:
 		return fine("empty")
 	default:
-		return fine("%s, the oldest %s old", size, ago(oldest))
+		return fine("%s, the oldest is %s old", size, ago(oldest))
 	}
 }
 
-// counted is a number of things, up to [most].
-func counted(n int, one, many string) string {
+func counted(n int, noun string) string {
 	switch {
 	case n == 1:
-		return "1 " + one
+		return "1 " + noun
 	case n > most:
-		return fmt.Sprintf("more than %d %s", most, many)
+		return fmt.Sprintf("more than %d %ss", most, noun)
 	default:
-		return fmt.Sprintf("%d %s", n, many)
+		return fmt.Sprintf("%d %ss", n, noun)
 	}
 }
 
-// size is a number of bytes for people.
 func size(bytes int64) string {
 	const kib, mib, gib = 1 << 10, 1 << 20, 1 << 30
 	switch {
@@ -572,7 +556,6 @@ func size(bytes int64) string {
 	}
 }
 
-// wait waits, unless ctx ends before.
 func wait(ctx context.Context, d time.Duration) error {
 	timer := time.NewTimer(d)
 	defer timer.Stop()

@@ -101,7 +101,7 @@ func TestPostgresFaults(t *testing.T) {
 		"it is down": {
 			address(func(u *url.URL) { u.Host = "127.0.0.1:1" }),
 			"postgres", doctor.Wrong,
-			[]string{"127.0.0.1", "look whether it runs"},
+			[]string{"127.0.0.1", "check whether it runs"},
 		},
 		"no such database": {
 			address(func(u *url.URL) { u.Path += "_other" }),
@@ -158,7 +158,7 @@ func TestPostgresFaults(t *testing.T) {
 			execute(t, owner, "GRANT DELETE ON events TO "+role)
 			s.DatabaseURL = limited
 		}, "append-only", doctor.Warning, []string{"DELETE on events"}},
-		"no relay yet": {statement(), "relay", doctor.Warning, []string{"no relay has begun"}},
+		"no relay yet": {statement(), "relay", doctor.Warning, []string{"no relay has started"}},
 		"a relay that rests": {func(t *testing.T, s *worker.Settings, owner *pgx.Conn) {
 			t.Helper()
 			b := migrated(t, *s)
@@ -199,7 +199,7 @@ func TestPostgresFaults(t *testing.T) {
 	}
 }
 
-// On a server of its own the doctor meets a frozen server, a wrong password, and whoever holds back the relay.
+// The doctor reports, on a separate server, inactive replication slots and transactions that hold back the relay.
 func TestPostgresServer(t *testing.T) {
 	t.Parallel()
 	server, err := testservers.StartPostgres(t.Context())
@@ -238,10 +238,10 @@ func TestPostgresServer(t *testing.T) {
 	require.Eventually(t, func() bool {
 		found = examine(t, s)
 		return found.has("horizon", doctor.Warning, `application "nightly_report"`, "pid "+pid, "idle in transaction",
-			"1 committed event waits for it", "pg_terminate_backend("+pid+")") &&
+			"1 committed event cannot be published meanwhile", "pg_terminate_backend("+pid+")") &&
 			found.has("horizon", doctor.Warning, `prepared transaction "forgotten"`, "ROLLBACK PREPARED")
 	}, patience, tick)
-	examine(t, limited).requireFinding(t, "horizon", doctor.Warning, "pid "+pid, "may not see whose it is", "pg_read_all_stats")
+	examine(t, limited).requireFinding(t, "horizon", doctor.Warning, "pid "+pid, "may not see its details", "pg_read_all_stats")
 	require.False(t, slices.ContainsFunc(found, func(f doctor.Finding) bool { return strings.Contains(f.What, "pLaNtEd") }))
 	execute(t, foreign, "ROLLBACK")
 	execute(t, admin, "ROLLBACK PREPARED 'forgotten'")

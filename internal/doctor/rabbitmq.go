@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"strings"
 
 	"github.com/healz/worker/internal/bus/amqp"
@@ -12,7 +13,6 @@ import (
 
 const rabbitMQCheck = "rabbitmq"
 
-// rabbitMQDoctor looks at a broker.
 type rabbitMQDoctor struct{ settings worker.Settings }
 
 func rabbitMQChecks(s worker.Settings) []Check {
@@ -32,16 +32,15 @@ func (d rabbitMQDoctor) reach(ctx context.Context) ([]Finding, error) {
 	return []Finding{fine("%s %s", survey.Product, survey.Version)}, nil
 }
 
-// adviceOnRabbitMQ is what to do about a connection that cannot be made.
 func adviceOnRabbitMQ(err error) string {
 	_, certificate := errors.AsType[*tls.CertificateVerificationError](err)
 	switch {
 	case certificate:
-		return "name the authority of the broker's certificate as cacertfile in RABBITMQ_URL"
+		return "set cacertfile in RABBITMQ_URL to the CA of the broker's certificate"
 	case errors.Is(err, amqp.ErrRefused):
-		return "correct user, password and vhost in RABBITMQ_URL, or give the user rights: rabbitmqctl set_permissions"
+		return "correct user, password and vhost in RABBITMQ_URL, or grant permissions: rabbitmqctl set_permissions"
 	default:
-		return "look whether it runs, and can be reached from here under that address"
+		return "check whether it runs, and is reachable at this address"
 	}
 }
 
@@ -61,25 +60,24 @@ func (d rabbitMQDoctor) topology(ctx context.Context) ([]Finding, error) {
 		}
 	}
 	if len(missing) > 0 {
-		findings = append(findings, warning("there is no "+strings.Join(missing, ", no "), "start `worker run`, which makes it"))
+		findings = append(findings, warning("there is no "+strings.Join(missing, ", no "), "start `worker run`, which declares it"))
 	}
 	if len(findings) == 0 {
-		findings = append(findings, fine("exchanges, queues and the rights to declare, bind and publish are as they should be"))
+		findings = append(findings, fine("exchanges, queues and permissions are correct"))
 	}
 	return findings, nil
 }
 
-// adviceOnPart is what to do about a part that is not as it should be.
 func adviceOnPart(p amqp.Part) string {
 	switch {
 	case strings.Contains(p.Err.Error(), "access"):
-		return "give the user rights on the vhost: rabbitmqctl set_permissions -p VHOST USER CONFIGURE WRITE READ"
+		return "grant permissions on the vhost: rabbitmqctl set_permissions -p VHOST USER CONFIGURE WRITE READ"
 	case p.Kind == "no exchange":
-		return "run with the --partitions of the others, or leave them: --leave-partitions"
+		return "run with the same --partitions as the other workers, or with --leave-partitions"
 	case p.Kind == "queue":
-		return "when it is empty, delete it and start `worker run`, which makes it anew; or correct the program that made it"
+		return "delete it when it is empty and start `worker run`, which declares it; or correct the program that declared it"
 	default:
-		return "delete it and start `worker run`, which makes it anew; or correct the program that made it"
+		return "delete it and start `worker run`, which declares it; or correct the program that declared it"
 	}
 }
 
@@ -89,27 +87,27 @@ func (d rabbitMQDoctor) queues(ctx context.Context) ([]Finding, error) {
 		return nil, err
 	}
 	var findings []Finding
-	waiting := 0
+	backlog := 0
 	for _, p := range survey.Parts {
 		switch {
 		case p.Kind != "queue" || p.Missing:
 		case p.Failed:
-			if p.Messages > 0 && p.Consumers == 0 { // which a worker would take into the table at once
-				advice := "start `worker run`: it takes them into the store"
+			if p.Messages > 0 && p.Consumers == 0 { // a worker would ingest them at once
+				advice := "start `worker run`, which ingests them"
 				if !d.settings.IngestDeadLetters {
-					advice = "`worker dlq ingest` takes them into the store"
+					advice = "run `worker dlq ingest`"
 				}
-				findings = append(findings, warning(counted(p.Messages, "dead letter", "dead letters")+" in "+p.Name, advice))
+				findings = append(findings, warning(counted(p.Messages, "dead letter")+" in "+p.Name, advice))
 			}
 		case p.Consumed && p.Consumers == 0:
-			what := "nobody consumes " + p.Name + ", in which " + counted(p.Messages, "message waits", "messages wait")
+			what := fmt.Sprintf("%s has no consumer, and a backlog of %s", p.Name, counted(p.Messages, "message"))
 			findings = append(findings, warning(what, "start `worker run`"))
 		default:
-			waiting += p.Messages
+			backlog += p.Messages
 		}
 	}
 	if len(findings) == 0 {
-		findings = append(findings, fine("%s to be handled", counted(waiting, "message waits", "messages wait")))
+		findings = append(findings, fine("backlog: %s", counted(backlog, "message")))
 	}
 	return findings, nil
 }

@@ -46,20 +46,20 @@ func TestBroker(t *testing.T) {
 	declare(t, s)
 	found := examine(t, s)
 	found.requireFinding(t, "topology", doctor.OK)
-	found.requireFinding(t, "queues", doctor.Warning, "nobody consumes healz.events.consumer")
+	found.requireFinding(t, "queues", doctor.Warning, "healz.events.consumer has no consumer")
 
 	require.NoError(t, channel.PublishWithContext(t.Context(), "", "healz.events.failed", false, false, amqp091.Publishing{}))
 	_, err := channel.Consume("healz.events.consumer", "", false, false, false, false, nil)
 	require.NoError(t, err)
 	require.Eventually(t, func() bool {
 		found = examine(t, s)
-		return found.has("queues", doctor.Warning, "1 dead letter in healz.events.failed", "worker run") && !found.has("queues", doctor.Warning, "nobody")
+		return found.has("queues", doctor.Warning, "1 dead letter in healz.events.failed", "worker run") && !found.has("queues", doctor.Warning, "no consumer")
 	}, patience, tick)
 	s.IngestDeadLetters = false
 	examine(t, s).requireFinding(t, "queues", doctor.Warning, "1 dead letter in healz.events.failed", "worker dlq ingest")
 	_, err = channel.Consume("healz.events.failed", "", true, true, false, false, nil) // as a worker does
 	require.NoError(t, err)
-	require.Eventually(t, func() bool { return examine(t, s).has("queues", doctor.OK, "0 messages wait to be handled") }, patience, tick)
+	require.Eventually(t, func() bool { return examine(t, s).has("queues", doctor.OK, "backlog: 0 messages") }, patience, tick)
 }
 
 func TestBrokerWithAnotherTopology(t *testing.T) {
@@ -90,7 +90,7 @@ func TestBrokerThatCannotBeReached(t *testing.T) {
 	migrated(t, s)
 	good := testservers.RabbitMQ(t)
 	for name, test := range map[string]struct{ url, says string }{
-		"it is down":     {"amqp://guest:s3cret@127.0.0.1:1/", "look whether it runs"},
+		"it is down":     {"amqp://guest:s3cret@127.0.0.1:1/", "check whether it runs"},
 		"no such vhost":  {good + "_other", "correct user, password and vhost"},
 		"wrong password": {strings.Replace(good, "guest:guest", "guest:s3cret", 1), "correct user, password and vhost"},
 	} {

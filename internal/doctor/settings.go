@@ -12,10 +12,10 @@ import (
 const settingsCheck = "settings"
 
 func settingsChecks(s worker.Settings) []Check {
-	return []Check{{Name: settingsCheck, Look: func(context.Context) ([]Finding, error) { return lookAtSettings(s), nil }}}
+	return []Check{{Name: settingsCheck, Run: func(context.Context) ([]Finding, error) { return checkSettings(s), nil }}}
 }
 
-func lookAtSettings(s worker.Settings) []Finding {
+func checkSettings(s worker.Settings) []Finding {
 	var findings []Finding
 	if err := s.Check(); err != nil {
 		for line := range strings.SplitSeq(err.Error(), "\n") {
@@ -27,17 +27,16 @@ func lookAtSettings(s worker.Settings) []Finding {
 	if s.AMQP.URL != "" {
 		u, err := url.Parse(s.AMQP.URL)
 		if err == nil && u.Scheme == "amqp" && !isLocal(u.Hostname()) {
-			findings = append(findings, warning("patients' data go to RabbitMQ unencrypted", "use amqps:// in RABBITMQ_URL"))
+			findings = append(findings, warning("patient data is sent to RabbitMQ unencrypted", "use amqps:// in RABBITMQ_URL"))
 		}
 	}
 	if s.Embedded() && s.AMQP.URL != "" {
-		findings = append(findings, warning("the store is a file of this machine, while the bus is shared",
-			"set DATABASE_URL, unless one worker on one machine is meant"))
+		findings = append(findings, warning("the store is a file of this machine, but the bus is shared",
+			"set DATABASE_URL, unless there is only one worker"))
 	}
 	return findings
 }
 
-// isLocal tells whether a host is this machine.
 func isLocal(host string) bool {
 	ip := net.ParseIP(host)
 	return host == "localhost" || strings.HasPrefix(host, "/") || ip != nil && ip.IsLoopback()

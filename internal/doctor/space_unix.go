@@ -4,7 +4,7 @@ package doctor
 
 import "syscall"
 
-// freeSpace is how many bytes a user who is not root may still write to the disk of a folder.
+// freeSpace returns the free bytes for users other than root on the disk of a directory.
 func freeSpace(folder string) (int64, error) {
 	var disk syscall.Statfs_t
 	if err := syscall.Statfs(folder, &disk); err != nil {

@@ -22,14 +22,14 @@ import (
 const fileCheck = "sqlite"
 
 const (
-	// littleSpace and noSpace are what a disk has left, in bytes.
+	// littleSpace and noSpace are limits of the free disk space, in bytes.
 	littleSpace = 1 << 30
 	noSpace     = 100 << 20
-	// longLog is the size of a write-ahead log, in bytes, that somebody who reads for long keeps from being emptied.
+	// longLog is the size of a write-ahead log, in bytes, that a long read transaction prevents from being truncated.
 	longLog = 512 << 20
 )
 
-// sqliteDoctor looks at the file of a SQLite store, on connections that only read.
+// sqliteDoctor checks the file of a SQLite store on read-only connections.
 type sqliteDoctor struct{ settings worker.Settings }
 
 func sqliteChecks(s worker.Settings) []Check {
@@ -41,13 +41,13 @@ func sqliteChecks(s worker.Settings) []Check {
 	}
 	for _, c := range []struct {
 		name string
-		look func(context.Context, *sql.DB) ([]Finding, error)
+		run  func(context.Context, *sql.DB) ([]Finding, error)
 	}{
 		{"append-only", d.appendOnly}, {relayCheck, d.relay}, {lettersCheck, d.letters}, {inboxCheck, d.inbox},
 	} {
 		checks = append(checks, Check{c.name, schemaCheck, func(ctx context.Context) (findings []Finding, err error) {
 			err = d.on(func(db *sql.DB) error {
-				findings, err = c.look(ctx, db)
+				findings, err = c.run(ctx, db)
 				return err
 			})
 			return findings, err
@@ -56,7 +56,7 @@ func sqliteChecks(s worker.Settings) []Check {
 	return checks
 }
 
-// on does something on the database, which it cannot write.
+// on calls do with a read-only connection.
 func (d sqliteDoctor) on(do func(*sql.DB) error) error {
 	path, err := filepath.Abs(d.settings.SQLitePath)
 	if err != nil {
@@ -71,12 +71,12 @@ func (d sqliteDoctor) on(do func(*sql.DB) error) error {
 	return do(db)
 }
 
-// file looks at the file without opening it as a database.
+// file checks the file without opening it as a database.
 func (d sqliteDoctor) file() ([]Finding, error) {
 	info, err := os.Stat(d.settings.SQLitePath)
 	if errors.Is(err, fs.ErrNotExist) {
 		return []Finding{wrongly("there is no file "+d.settings.SQLitePath,
-			"`worker run` and `worker append` make it; or correct --sqlite-path, or set DATABASE_URL")}, nil
+			"`worker run` and `worker append` create it; or correct --sqlite-path, or set DATABASE_URL")}, nil
 	}
 	if err != nil {
 		return nil, err
@@ -86,22 +86,22 @@ func (d sqliteDoctor) file() ([]Finding, error) {
 	}
 	file, err := os.OpenFile(d.settings.SQLitePath, os.O_RDWR, 0)
 	if err != nil {
-		return []Finding{wrongly(oneLine(err), "let the worker's user read and write it: chown and chmod 600")}, nil
+		return []Finding{wrongly(oneLine(err), "give the user of the worker read and write access: chown and chmod 600")}, nil
 	}
 	defer file.Close()
 	findings := judgeMode(info.Mode())
-	// A database begins with its format, and two bytes that say whether it has a write-ahead log.
+	// The header of a database has the format, and two bytes that say whether it uses a write-ahead log.
 	header := make([]byte, 20)
 	if _, err := io.ReadFull(file, header); err != nil || !bytes.HasPrefix(header, []byte("SQLite format 3\x00")) {
 		return append(findings, wrongly(d.settings.SQLitePath+" is not an SQLite database", "correct --sqlite-path")), nil
 	}
 	if header[18] != 2 || header[19] != 2 {
-		findings = append(findings, warning("the file has no write-ahead log: readers and writers wait for each other",
-			"start `worker run`, which turns it on"))
+		findings = append(findings, warning("the file has no write-ahead log: readers and writers block each other",
+			"start `worker run`, which enables it"))
 	}
 	if log, err := os.Stat(d.settings.SQLitePath + "-wal"); err == nil && log.Size() > longLog {
 		findings = append(findings, warning("the write-ahead log has grown to "+size(log.Size()),
-			"end the program that reads the file for so long"))
+			"end the program with the long read transaction"))
 	}
 	if len(findings) == 0 {
 		findings = append(findings, fine("%s, %s", d.settings.SQLitePath, size(info.Size())))
@@ -109,10 +109,9 @@ func (d sqliteDoctor) file() ([]Finding, error) {
 	return findings, nil
 }
 
-// judgeMode judges who may do what with the file.
 func judgeMode(mode fs.FileMode) []Finding {
 	if mode.Perm()&0o077 != 0 {
-		return []Finding{warning(fmt.Sprintf("others than the owner may open the file, with patients' data in it (%s)", mode), "chmod 600")}
+		return []Finding{warning(fmt.Sprintf("users other than the owner may open the file, which contains patient data (%s)", mode), "chmod 600")}
 	}
 	return nil
 }
@@ -120,22 +119,21 @@ func judgeMode(mode fs.FileMode) []Finding {
 func (d sqliteDoctor) disk() ([]Finding, error) {
 	free, err := freeSpace(filepath.Dir(d.settings.SQLitePath))
 	if errors.Is(err, errors.ErrUnsupported) {
-		return []Finding{fine("it is not known here how much of it is free")}, nil
+		return []Finding{fine("the free space is unknown on this system")}, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("look at the disk: %w", err)
+		return nil, fmt.Errorf("check the disk: %w", err)
 	}
 	return []Finding{judgeSpace(free)}, nil
 }
 
-// judgeSpace judges the bytes that a disk has left.
 func judgeSpace(free int64) Finding {
-	what := size(free) + " are free"
+	what := size(free) + " free"
 	switch {
 	case free < noSpace:
-		return wrongly(what, "make room, before appends fail")
+		return wrongly(what, "free disk space before appends fail")
 	case free < littleSpace:
-		return warning(what, "make room")
+		return warning(what, "free disk space")
 	default:
 		return fine("%s", what)
 	}
@@ -169,50 +167,40 @@ func (sqliteDoctor) appendOnly(ctx context.Context, db *sql.DB) ([]Finding, erro
 		return nil, err
 	}
 	if guards < 3 {
-		return []Finding{wrongly("events can be changed or deleted: a trigger that keeps them from it is gone",
+		return []Finding{wrongly("events can be changed or deleted: a trigger is missing",
 			"restore events_no_update, events_no_delete and events_no_replace from migrations/sqlite/00001_events.sql")}, nil
 	}
-	return []Finding{fine("events can be neither changed nor deleted")}, nil
+	return []Finding{fine("events cannot be changed or deleted")}, nil
 }
 
 func (d sqliteDoctor) relay(ctx context.Context, db *sql.DB) ([]Finding, error) {
-	read := func() (position, waiting int64, oldest time.Duration, err error) {
+	read := func() (l lag, position int64, err error) {
 		var created sql.NullInt64
 		err = db.QueryRowContext(ctx, `
 			WITH position AS (SELECT event FROM relay_position),
 			waiting AS (SELECT created_at, own FROM events WHERE id > (SELECT event FROM position) ORDER BY id LIMIT ?)
 			SELECT coalesce((SELECT event FROM position), -1), count(*), min(created_at) FROM waiting WHERE own = 1 OR NOT ?`,
-			most+1, d.settings.Relay.OnlyOwn).Scan(&position, &waiting, &created)
-		return position, waiting, time.Since(time.UnixMicro(created.Int64)), err
+			most+1, d.settings.Relay.OnlyOwn).Scan(&position, &l.Waiting, &created)
+		l.Begun, l.Own = position >= 0, l.Waiting
+		if created.Valid {
+			age := time.Since(time.UnixMicro(created.Int64)).Seconds()
+			l.Oldest = &age
+		}
+		return l, position, err
 	}
-	position, waiting, oldest, err := read()
+	l, before, err := read()
+	if err == nil && l.Oldest != nil && *l.Oldest >= lagWarning.Seconds() {
+		if err = wait(ctx, recheck); err == nil {
+			var after int64
+			if l, after, err = read(); after == before {
+				l.Moved = l.Oldest // SQLite does not record when the position moved
+			}
+		}
+	}
 	if err != nil {
 		return nil, err
 	}
-	if position < 0 {
-		return []Finding{warning("no relay has begun on this database", "start `worker run`")}, nil
-	}
-	if waiting > 0 && oldest >= lagWarning {
-		before := position
-		if err := wait(ctx, secondLook); err != nil {
-			return nil, err
-		}
-		if position, waiting, oldest, err = read(); err != nil {
-			return nil, err
-		}
-		if position == before {
-			f := warning(counted(int(waiting), "event", "events")+" not published yet, the oldest was created "+ago(oldest)+
-				" ago, and the relay rests", "look whether a worker runs, and what its /readyz and log say")
-			if oldest >= lagWrong {
-				f.Status = Wrong
-			}
-			return []Finding{f}, nil
-		}
-	}
-	if waiting > 0 {
-		return []Finding{fine("%s not published yet; the relay is at work", counted(int(waiting), "event", "events"))}, nil
-	}
-	return []Finding{fine("all events that are committed are published")}, nil
+	return []Finding{l.judge(d.settings.Relay.OnlyOwn)}, nil
 }
 
 func (d sqliteDoctor) letters(ctx context.Context, db *sql.DB) ([]Finding, error) {

@@ -54,7 +54,7 @@ func TestFile(t *testing.T) {
 		"open to others": {func(t *testing.T, s *worker.Settings) {
 			t.Helper()
 			require.NoError(t, os.Chmod(s.SQLitePath, 0o644))
-		}, "sqlite", doctor.Warning, []string{"others than the owner", "chmod 600"}},
+		}, "sqlite", doctor.Warning, []string{"other than the owner", "chmod 600"}},
 		"no write-ahead log": {statement("PRAGMA journal_mode = delete"), "sqlite", doctor.Warning, []string{"no write-ahead log"}},
 		"an old schema": {func(t *testing.T, s *worker.Settings) {
 			t.Helper()
@@ -70,7 +70,7 @@ func TestFile(t *testing.T) {
 			statement("DROP TRIGGER events_no_delete"), "append-only", doctor.Wrong, []string{"can be changed", "events_no_delete"},
 		},
 		"no relay yet": {
-			func(*testing.T, *worker.Settings) {}, "relay", doctor.Warning, []string{"no relay has begun", "worker run"},
+			func(*testing.T, *worker.Settings) {}, "relay", doctor.Warning, []string{"no relay has started", "worker run"},
 		},
 		"a relay that rests": {func(t *testing.T, s *worker.Settings) {
 			t.Helper()
@@ -78,7 +78,7 @@ func TestFile(t *testing.T) {
 			tail, err := b.Tail(t.Context(), store.TailConfig{BatchSize: 1})
 			require.NoError(t, err)
 			require.NoError(t, tail.Close())
-			require.NoError(t, b.Append(t.Context(), event(hourAgo)))
+			require.NoError(t, b.Append(t.Context(), event(time.Now().Add(-time.Hour))))
 		}, "relay", doctor.Wrong, []string{"1 event not published", "1h0m"}},
 		"others' events, of which the relay knows nothing": {func(t *testing.T, s *worker.Settings) {
 			t.Helper()
@@ -86,7 +86,7 @@ func TestFile(t *testing.T) {
 			tail, err := migrated(t, *s).Tail(t.Context(), store.TailConfig{BatchSize: 1})
 			require.NoError(t, err)
 			require.NoError(t, tail.Close())
-		}, "relay", doctor.OK, []string{"all events"}},
+		}, "relay", doctor.OK, []string{"all committed events"}},
 		"dead letters": {func(t *testing.T, s *worker.Settings) {
 			t.Helper()
 			addLetters(t, migrated(t, *s))

@@ -1,5 +1,4 @@
-// Package intake takes events that people and scripts write as JSON lines, fills in what they may leave out, and hands
-// them on in batches.
+// Package intake reads events from JSON lines, fills in optional fields, and appends or publishes them in batches.
 package intake
 
 import (
@@ -18,10 +17,10 @@ import (
 	"github.com/healz/worker/internal/store"
 )
 
-// MaxLine is the longest line that is read, in bytes.
+// MaxLine is the size limit of a line, in bytes.
 const MaxLine = 64 << 20
 
-// LineError says which line of the input is at fault. Its text quotes nothing of it.
+// LineError says which line of the input is invalid. Its text does not quote the line.
 type LineError struct {
 	Line int
 	Err  error
@@ -30,13 +29,12 @@ type LineError struct {
 func (e *LineError) Error() string { return fmt.Sprintf("line %d: %s", e.Line, e.Err) }
 func (e *LineError) Unwrap() error { return e.Err }
 
-// BatchError says which lines were not appended or published, because of one of them, which is then a *[LineError], or
-// as a whole.
+// BatchError says which lines were not appended or published. If one line is the reason, Err is a *[LineError].
 type BatchError struct {
 	First, Last int
-	// Done is what was to be done with them: "appended" or "published".
+	// Done is "appended" or "published".
 	Done string
-	// Unsure says that it may have been done all the same, to all or to some.
+	// Unsure is set if the outcome is unknown: all or some of the lines may have been appended or published.
 	Unsure bool
 	Err    error
 }
@@ -61,24 +59,24 @@ func (e *BatchError) Error() string {
 }
 func (e *BatchError) Unwrap() error { return e.Err }
 
-// Versions is what numbering needs of a store.
+// Versions returns the current version of an aggregate.
 type Versions interface {
 	Version(ctx context.Context, aggregateType string, aggregateID uuid.UUID) (int, error)
 }
 
-// Store is what [Append] needs of a store.
+// Store is the part of a store that [Append] uses.
 type Store interface {
 	Versions
 	AppendMany(ctx context.Context, batch []events.Event) error
 }
 
-// Append appends the events in r, batch lines at a time, each batch whole or not at all, and yields each batch that was
-// appended. Left out, these are filled in: event_id, created_at, correlation_id (each line a chain of its own), and
-// aggregate_version: the next one, whoever else appends to the aggregate. The first error ends it.
+// Append appends the events in r, batch lines per transaction, and yields each appended batch. It fills in missing fields:
+// event_id, created_at, correlation_id (each line gets its own) and aggregate_version (the next one; after a conflict with
+// another writer it tries the one after that). The first error ends it.
 func Append(ctx context.Context, s Store, r io.Reader, batch int) iter.Seq2[[]events.Event, error] {
 	unsure := func(err error) bool { return errors.Is(err, store.ErrUnknownOutcome) }
 	return inBatches(r, batch, "appended", unsure, func(drafts []draft) ([]events.Event, error) {
-		for { // each conflict is another writer's success, so this ends
+		for { // after a conflict, as another writer took the version
 			numbered, err := number(ctx, s, drafts)
 			if err != nil {
 				return nil, err
@@ -97,8 +95,8 @@ type Publisher interface {
 	PublishMany(ctx context.Context, batch []events.Event) error
 }
 
-// Publish publishes the events in r, batch lines at a time, and yields each batch that was published. It fills in what
-// [Append] does, but for the version, which only the store knows.
+// Publish publishes the events in r, batch lines at a time, and yields each published batch. It fills in the fields that
+// [Append] fills in, except the version, which only the store knows.
 func Publish(ctx context.Context, p Publisher, r io.Reader, batch int) iter.Seq2[[]events.Event, error] {
 	unsure := func(err error) bool {
 		_, refused := errors.AsType[*LineError](err)
@@ -116,13 +114,13 @@ func Publish(ctx context.Context, p Publisher, r io.Reader, batch int) iter.Seq2
 	})
 }
 
-// draft is an event that may still lack its version.
+// draft is an event whose version may still be missing.
 type draft struct {
 	events.Event
 	line int
 }
 
-// inLine names the line of the event that the store says is at fault.
+// inLine adds the line number to an error of one event.
 func inLine(drafts []draft, err error) error {
 	if fault, found := errors.AsType[*store.EventError](err); found {
 		return &LineError{Line: drafts[fault.Index].line, Err: fault.Err}
@@ -130,7 +128,7 @@ func inLine(drafts []draft, err error) error {
 	return err
 }
 
-// wasNumbered tells whether the version that was taken is one that numbering had chosen.
+// wasNumbered returns whether number assigned the version of the conflict.
 func wasNumbered(drafts []draft, numbered []events.Event, conflict *store.ConflictError) bool {
 	for i, e := range numbered {
 		if e.AggregateID == conflict.AggregateID && e.AggregateVersion == conflict.Wanted {
@@ -140,7 +138,7 @@ func wasNumbered(drafts []draft, numbered []events.Event, conflict *store.Confli
 	return false
 }
 
-// number returns the events with their versions: those that lack one follow what the store or the batch has.
+// number returns the events with their versions. A missing version is the next one after the store and the batch.
 func number(ctx context.Context, v Versions, drafts []draft) ([]events.Event, error) {
 	type stream struct {
 		aggregateType string
@@ -169,8 +167,7 @@ func number(ctx context.Context, v Versions, drafts []draft) ([]events.Event, er
 	return numbered, nil
 }
 
-// inBatches reads lines, hands each full batch to take, and yields what it returns. done and unsure are as in
-// [BatchError].
+// inBatches reads lines, calls take for each batch, and yields its result. done and unsure are for [BatchError].
 func inBatches(
 	r io.Reader, size int, done string, unsure func(error) bool, take func([]draft) ([]events.Event, error),
 ) iter.Seq2[[]events.Event, error] {
@@ -206,7 +203,6 @@ func inBatches(
 	}
 }
 
-// drafts reads one event a line. Empty lines are passed over.
 func drafts(r io.Reader) iter.Seq2[draft, error] {
 	return func(yield func(draft, error) bool) {
 		lines := bufio.NewScanner(r)

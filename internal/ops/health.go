@@ -1,4 +1,4 @@
-// Package ops shows operators how a worker fares.
+// Package ops serves the health of a worker over HTTP.
 package ops
 
 import (
@@ -15,11 +15,11 @@ type Reporter interface {
 	Health(ctx context.Context) worker.Health
 }
 
-// Health is the health of a worker that may still be starting. Its zero value is that of one that does; it is safe for
+// Health is the health of a worker that may still be starting. The zero value means that it is starting. It is safe for
 // concurrent use.
 type Health struct{ reporter atomic.Pointer[Reporter] }
 
-// Report lets r report from now on.
+// Report sets the reporter.
 func (h *Health) Report(r Reporter) { h.reporter.Store(&r) }
 
 func (h *Health) of(ctx context.Context) worker.Health {
@@ -29,9 +29,8 @@ func (h *Health) of(ctx context.Context) worker.Health {
 	return worker.Health{Parts: map[string]string{"worker": "starting"}}
 }
 
-// Handler serves /healthz, which answers as long as the process lives, and /readyz, which answers 200 when the worker can
-// do its work and 503 when not; its body, a [worker.Health] as JSON, says what of consumer, store, bus and relay is wrong.
-// At /metrics it serves metrics.
+// Handler serves /healthz (liveness), /readyz and /metrics. /readyz answers 200 if the worker is ready and 503 if not; its
+// body is a [worker.Health] as JSON, with the state of consumer, store, bus and relay.
 func Handler(h *Health, metrics http.Handler) *http.ServeMux {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", metrics)
@@ -53,5 +52,5 @@ func respond(w http.ResponseWriter, status int, body any) {
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Cache-Control", "no-store")
 	w.WriteHeader(status)
-	_ = json.NewEncoder(w).Encode(body) // the client has gone: nobody is left to tell
+	_ = json.NewEncoder(w).Encode(body) // the client has disconnected
 }

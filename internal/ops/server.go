@@ -8,18 +8,17 @@ import (
 
 const (
 	readHeaderTimeout = 5 * time.Second
-	// readTimeout bounds the time until a request is here, and ends the context of one that is answered later, unless its
-	// handler lifts it.
+	// readTimeout bounds the time to receive a request. It also ends the context of a request that takes longer, unless the
+	// handler resets the deadline.
 	readTimeout = 30 * time.Second
-	// writeTimeout bounds the time until the answer is on its way.
+	// writeTimeout bounds the time to send the response.
 	writeTimeout = 2 * time.Minute
 	idleTimeout  = 2 * time.Minute
-	// maxHeader bounds the header of a request, in bytes.
+	// maxHeader is the size limit of the header of a request, in bytes.
 	maxHeader = 32 << 10
 )
 
-// Server serves pages to whomever: who sends slowly, or nothing, or does not read, is left before long. What it finds wrong
-// with connections it logs.
+// Server returns a server with timeouts and limits against slow clients. It logs errors of connections.
 func Server(pages http.Handler, logger *slog.Logger) *http.Server {
 	return &http.Server{
 		Handler: pages, ErrorLog: slog.NewLogLogger(logger.Handler(), slog.LevelWarn), MaxHeaderBytes: maxHeader,

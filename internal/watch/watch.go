@@ -1,4 +1,4 @@
-// Package watch follows a store: it yields events as they are committed. It only reads, and so is in nobody's way.
+// Package watch follows a store: it yields events as they are committed. It only reads.
 package watch
 
 import (
@@ -15,31 +15,31 @@ import (
 )
 
 const (
-	// poll is how often it is looked for new events, each time at the cost of a lookup in an index.
-	poll = 250 * time.Millisecond
-	// maxWait is the longest wait between two tries to reach a store that is away.
-	maxWait = 2 * time.Second
+	// pollInterval is the interval of polls for new events. A poll is an index lookup.
+	pollInterval = 250 * time.Millisecond
+	// maxBackoff is the maximum backoff while the store is unavailable.
+	maxBackoff = 2 * time.Second
 )
 
-// Store is what is followed.
+// Store is the part of a store that is followed.
 type Store interface {
 	All(ctx context.Context, after store.Position) iter.Seq2[store.Recorded, error]
 	End(ctx context.Context) (store.Position, error)
 	Since(ctx context.Context, t time.Time) (store.Position, error)
 }
 
-// Filter chooses events by all that is set; the zero value chooses all.
+// Filter matches events by all fields that are set. The zero value matches all events.
 type Filter struct {
 	TenantID      uuid.UUID
 	CorrelationID uuid.UUID
 	Type          string
 	AggregateType string
 	AggregateID   uuid.UUID
-	// Since is when an event must have been created at the earliest.
+	// Since is the earliest creation time.
 	Since time.Time
 }
 
-// Match tells whether f chooses the event.
+// Match returns whether the filter matches the event.
 func (f Filter) Match(e events.Event) bool {
 	return (f.TenantID == uuid.Nil || f.TenantID == e.TenantID) &&
 		(f.CorrelationID == uuid.Nil || f.CorrelationID == e.CorrelationID) &&
@@ -49,14 +49,14 @@ func (f Filter) Match(e events.Event) bool {
 		!e.CreatedAt.Before(f.Since)
 }
 
-// Events yields the events that f chooses in commit order, each once, until ctx ends: first those since f.Since, or none
-// if that is zero, and then each as it is committed. While the store is away it waits, after a call of away with the
-// error, and goes on where it was, after a call with nil. It ends with an error that time does not heal, and without one
-// when ctx ends.
-func Events(ctx context.Context, s Store, f Filter, away func(error)) iter.Seq2[events.Event, error] {
+// Events yields the events that f matches in commit order, each once: first those since f.Since, unless that is zero, then
+// each as it is committed. If the store becomes unavailable, it calls onUnavailable with the error, and retries; when the
+// store is available again, it calls onUnavailable with nil and continues at its position. It ends without an error when ctx
+// ends, and with any other error of the store.
+func Events(ctx context.Context, s Store, f Filter, onUnavailable func(error)) iter.Seq2[events.Event, error] {
 	return func(yield func(events.Event, error) bool) {
-		w := watcher{away: away, waits: backoff.NewExponentialBackOff()}
-		w.waits.InitialInterval, w.waits.MaxInterval = poll, maxWait
+		r := retrier{onUnavailable: onUnavailable, backoff: backoff.NewExponentialBackOff()}
+		r.backoff.InitialInterval, r.backoff.MaxInterval = pollInterval, maxBackoff
 		var position store.Position
 		begin := func() (err error) {
 			if f.Since.IsZero() {
@@ -68,21 +68,21 @@ func Events(ctx context.Context, s Store, f Filter, away func(error)) iter.Seq2[
 		}
 		stopped := false
 		read := func() error {
-			for r, err := range s.All(ctx, position) {
+			for e, err := range s.All(ctx, position) {
 				if err != nil {
 					return err
 				}
-				position = r.Position
-				if f.Match(r.Event) && !yield(r.Event, nil) {
+				position = e.Position
+				if f.Match(e.Event) && !yield(e.Event, nil) {
 					stopped = true
 					return nil
 				}
 			}
 			return nil
 		}
-		err := w.try(ctx, begin)
-		for err == nil && !stopped && w.wait(ctx, poll) {
-			err = w.try(ctx, read)
+		err := r.retry(ctx, begin)
+		for err == nil && !stopped && wait(ctx, pollInterval) {
+			err = r.retry(ctx, read)
 		}
 		if err != nil && !stopped && ctx.Err() == nil {
 			yield(events.Event{}, err)
@@ -90,36 +90,33 @@ func Events(ctx context.Context, s Store, f Filter, away func(error)) iter.Seq2[
 	}
 }
 
-// watcher waits for a store that is away.
-type watcher struct {
-	away  func(error)
-	waits *backoff.ExponentialBackOff
+type retrier struct {
+	onUnavailable func(error)
+	backoff       *backoff.ExponentialBackOff
 }
 
-// try tries until the store is there.
-func (w watcher) try(ctx context.Context, do func() error) error {
-	gone := false
+func (r retrier) retry(ctx context.Context, do func() error) error {
+	unavailable := false
 	for {
 		err := do()
-		if err == nil && gone {
-			w.away(nil)
-			w.waits.Reset()
+		if err == nil && unavailable {
+			r.onUnavailable(nil)
+			r.backoff.Reset()
 		}
 		if err == nil || ctx.Err() != nil || !errors.Is(err, store.ErrUnavailable) {
 			return err
 		}
-		if !gone {
-			gone = true
-			w.away(err)
+		if !unavailable {
+			unavailable = true
+			r.onUnavailable(err)
 		}
-		if !w.wait(ctx, w.waits.NextBackOff()) {
+		if !wait(ctx, r.backoff.NextBackOff()) {
 			return ctx.Err()
 		}
 	}
 }
 
-// wait tells whether ctx goes on.
-func (watcher) wait(ctx context.Context, d time.Duration) bool {
+func wait(ctx context.Context, d time.Duration) bool {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {

@@ -155,7 +155,7 @@ func TestFilter(t *testing.T) {
 	}
 }
 
-// What was committed while the store could not be reached comes, once, when it can be again.
+// Events that were committed while the store was unavailable are yielded once it is available again.
 func TestEventsOutliveTheStore(t *testing.T) {
 	t.Parallel()
 	server, err := testservers.StartPostgres(t.Context())

@@ -213,35 +213,36 @@ func (s Settings) OpenDeadLetters(ctx context.Context) (*deadletter.Table, func(
 	return deadletter.NewTable(b.SQL()), b.Close, nil
 }
 
-// QueuedDeadLetters is how many dead letters lie in the broker's queue and not in the table yet; 0 without a broker.
-func (s Settings) QueuedDeadLetters(ctx context.Context) (n int, err error) {
-	err = s.withIngester(ctx, nil, func(i *amqp.Ingester) error {
-		n, err = i.Waiting(ctx)
-		return err
-	})
-	if errors.Is(err, ErrNoBroker) {
+// QueuedDeadLetters returns how many dead letters are in the failed queue and not ingested yet; 0 without a broker. It
+// declares nothing.
+func (s Settings) QueuedDeadLetters(ctx context.Context) (int, error) {
+	if s.AMQP.URL == "" {
 		return 0, nil
 	}
-	return n, err
+	c := s.AMQP
+	c.Partitions, c.RetryLater = 0, nil // these queues are not of interest
+	survey, err := amqp.Inspect(ctx, c)
+	if err != nil {
+		return 0, err
+	}
+	for _, p := range survey.Parts {
+		if p.Failed {
+			return p.Messages, p.Err
+		}
+	}
+	return 0, nil
 }
 
-// IngestQueued takes the dead letters that lie in the broker's queue into the table, and returns how many. It is
-// [ErrNoBroker] if none is set.
-func (s Settings) IngestQueued(ctx context.Context, table *deadletter.Table) (n int, err error) {
-	err = s.withIngester(ctx, table, func(i *amqp.Ingester) error {
-		n, err = i.Drain(ctx)
-		return err
-	})
-	return n, err
-}
-
-func (s Settings) withIngester(ctx context.Context, table *deadletter.Table, do func(*amqp.Ingester) error) error {
+// IngestQueued ingests the dead letters of the failed queue into the table, and returns how many. It returns [ErrNoBroker]
+// if there is no broker.
+func (s Settings) IngestQueued(ctx context.Context, table *deadletter.Table) (int, error) {
 	if s.AMQP.URL == "" {
-		return ErrNoBroker
+		return 0, ErrNoBroker
 	}
 	conn, err := amqp.Dial(ctx, s.AMQP)
 	if err != nil {
-		return err
+		return 0, err
 	}
-	return errors.Join(do(amqp.NewIngester(conn, table, slog.New(slog.DiscardHandler))), conn.Close())
+	n, err := amqp.NewIngester(conn, table, slog.New(slog.DiscardHandler)).Drain(ctx)
+	return n, errors.Join(err, conn.Close())
 }

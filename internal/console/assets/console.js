@@ -1,4 +1,4 @@
-// Keeps the live part of a page up to date. Without it the page is as good as when it was loaded.
+// Updates the live part of a page. Without this script, pages work and are not updated.
 "use strict";
 
 for (const live of document.querySelectorAll("[data-live]")) {
@@ -6,8 +6,8 @@ for (const live of document.querySelectorAll("[data-live]")) {
   let source, part, last = false;
   const isUsed = () => {
     const selected = document.getSelection();
-    if (selected && !selected.isCollapsed && live.contains(selected.anchorNode)) return true; // somebody copies
-    return !last && live.querySelector(":is(a, button):hover"); // or is about to press
+    if (selected && !selected.isCollapsed && live.contains(selected.anchorNode)) return true; // text is selected
+    return !last && live.querySelector(":is(a, button):hover"); // the pointer is on a link or button
   };
   const show = () => {
     if (part === undefined || isUsed()) return;
@@ -30,12 +30,12 @@ for (const live of document.querySelectorAll("[data-live]")) {
     source = undefined;
   };
   const open = () => {
-    if (source || last || document.hidden) return; // a page that nobody sees asks for nothing
+    if (source || last || document.hidden) return; // a hidden page needs no updates
     source = new EventSource(address);
     source.onopen = () => { stale.hidden = true; };
     source.onerror = () => {
       stale.hidden = false;
-      if (source?.readyState === EventSource.CLOSED) { // the browser does not try again: the worker may be starting
+      if (source?.readyState === EventSource.CLOSED) { // the browser does not reconnect: the worker may be starting
         close();
         setTimeout(open, again);
       }
@@ -44,6 +44,6 @@ for (const live of document.querySelectorAll("[data-live]")) {
     source.addEventListener("last", (event) => { part = event.data; last = true; close(); show(); });
   };
   open();
-  setInterval(show, 1000); // what could not be shown when it came
+  setInterval(show, 1000); // a part that could not be shown when it came
   document.addEventListener("visibilitychange", () => document.hidden ? close() : open());
 }

@@ -1,6 +1,5 @@
--- The transactions, of the whole cluster, that keep those who read in commit order from reading on, the oldest first.
--- What they do is not asked: a query may quote a patient's data. Of others' sessions a role that is not in
--- pg_read_all_stats sees no more than the pid.
+-- The oldest transactions of the whole cluster, which hold back reads in commit order. Their queries are not read, as they
+-- may contain patient data. Without pg_read_all_stats a role sees only the pid of sessions of other roles.
 SELECT *
 FROM (
     SELECT

@@ -1,5 +1,5 @@
--- How far the relay is behind: whether it has begun, when it moved last, and of at most 10 001 events that it could
--- publish now how many there are, how many of them the worker has appended, and when the oldest was created.
+-- The lag of the relay: whether it has started, when its position moved last and, of at most 10 001 events that it could
+-- publish now, their number, how many of them the worker has appended, and when the oldest was created.
 WITH position AS MATERIALIZED (
     SELECT * FROM relay_position
 ),
