@@ -160,7 +160,7 @@ func BenchmarkReplay(b *testing.B) {
 			table, conn := benchTable(b)
 			ctx, cancel := context.WithCancel(b.Context())
 			defer cancel()
-			go deadletter.NewReplayer(table, settler{table, consumers}, func() bool { return true }, testLogger(b)).Run(ctx)
+			go deadletter.NewReplayer(table, settler{table, consumers}, testLogger(b)).Run(ctx)
 			for b.Loop() {
 				b.StopTimer()
 				_, err := conn.Exec(b.Context(), "TRUNCATE dead_letters")

@@ -65,20 +65,18 @@ func (f *fakeBus) sent() []string {
 }
 
 // run has a worker replay until the test ends or it is told to stop.
-func (f *fakeBus) run(t *testing.T, leads func() bool) (stop func()) {
+func (f *fakeBus) run(t *testing.T) (stop func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		deadletter.NewReplayer(f.table, f, leads, testLogger(t)).Run(ctx)
+		deadletter.NewReplayer(f.table, f, testLogger(t)).Run(ctx)
 	}()
 	stop = func() { cancel(); <-ended }
 	t.Cleanup(stop)
 	return stop
 }
-
-func leads() bool { return true }
 
 // fail has the handler of a letter fail again.
 func (f *fakeBus) fail(ctx context.Context, r deadletter.Release) deadletter.Sending {
@@ -128,7 +126,7 @@ func TestReplayTellsWhatBecomesOfEachLetter(t *testing.T) {
 				return f.settle(ctx, r)
 			}
 		}
-		f.run(t, leads)
+		f.run(t)
 		var kept, again deadletter.Progress
 		var last deadletter.Progress
 		for p, err := range table.Replay(t.Context(), deadletter.Filter{}, deadletter.ReplayOptions{MaxFailures: 1, Patience: patience}) {
@@ -208,7 +206,7 @@ func TestReplayKeepsTheOrder(t *testing.T) {
 		require.Equal(t, want, bySQL)
 
 		f := &fakeBus{table: table}
-		f.run(t, leads)
+		f.run(t)
 		_, last, err := replay(t.Context(), table, deadletter.Filter{}, deadletter.ReplayOptions{Patience: patience, Parallel: 70, MaxFailures: -1})
 		require.NoError(t, err)
 		require.Equal(t, deadletter.Counts{Chosen: 600, Sent: 600, Handled: 600}, last.Counts)
@@ -239,7 +237,7 @@ func TestReplayBeginsWithFewLetters(t *testing.T) {
 		many(t, table, 60)
 		f := &fakeBus{table: table}
 		f.handle = f.fail
-		f.run(t, leads)
+		f.run(t)
 		_, last, err := replay(t.Context(), table, deadletter.Filter{}, deadletter.ReplayOptions{MaxFailures: 2, Patience: patience})
 		require.ErrorIs(t, err, deadletter.ErrTooManyFailures)
 		require.Equal(t, deadletter.Counts{Chosen: 60, Sent: 3, FailedAgain: 3}, last.Counts)
@@ -261,7 +259,7 @@ func TestReplayKeepsItsRate(t *testing.T) {
 		t.Helper()
 		many(t, table, 4)
 		f := &fakeBus{table: table}
-		f.run(t, leads)
+		f.run(t)
 		began := time.Now()
 		_, last, err := replay(t.Context(), table, deadletter.Filter{}, deadletter.ReplayOptions{Rate: 4, MaxFailures: -1, Patience: patience})
 		require.NoError(t, err)
@@ -277,7 +275,7 @@ func TestReplayHasPatienceOnlyWithWhatIsOnItsWay(t *testing.T) {
 		t.Helper()
 		many(t, table, 2)
 		f := &fakeBus{table: table}
-		f.run(t, leads)
+		f.run(t)
 		_, last, err := replay(t.Context(), table, deadletter.Filter{}, deadletter.ReplayOptions{Rate: 0.2, Patience: 4 * time.Second})
 		require.NoError(t, err)
 		require.Equal(t, 2, last.Handled)
@@ -289,12 +287,9 @@ func TestReplayWithoutAWorkerGivesUp(t *testing.T) {
 	onBoth(t, func(t *testing.T, _ backend, table *deadletter.Table) {
 		t.Helper()
 		many(t, table, 3)
-		f := &fakeBus{table: table}
-		f.run(t, func() bool { return false })
 		_, last, err := replay(t.Context(), table, deadletter.Filter{}, deadletter.ReplayOptions{Patience: 300 * time.Millisecond, MaxFailures: 1})
 		require.ErrorIs(t, err, deadletter.ErrNoOutcome)
 		require.Equal(t, deadletter.Counts{Chosen: 3}, last.Counts)
-		require.Empty(t, f.sent(), "it does not lead")
 		require.Len(t, all(t, table, deadletter.Filter{}), 3, "what was released is taken back")
 	})
 }
@@ -305,7 +300,7 @@ func TestReplayEndsWhenAllIsOnItsWay(t *testing.T) {
 		t.Helper()
 		many(t, table, 3)
 		f := &fakeBus{table: table, handle: func(context.Context, deadletter.Release) deadletter.Sending { return deadletter.Sending{} }}
-		f.run(t, leads)
+		f.run(t)
 		_, last, err := replay(t.Context(), table, deadletter.Filter{}, deadletter.ReplayOptions{})
 		require.NoError(t, err)
 		require.Equal(t, deadletter.Counts{Chosen: 3, Sent: 3}, last.Counts)
@@ -376,7 +371,7 @@ func TestTwoReplaysSendNoLetterTwice(t *testing.T) {
 		t.Helper()
 		many(t, table, 400)
 		f := &fakeBus{table: table}
-		f.run(t, leads)
+		f.run(t)
 		var done sync.WaitGroup
 		var last [2]deadletter.Progress
 		var errs [2]error
@@ -432,7 +427,7 @@ func TestLettersThatOthersTakeMeanwhile(t *testing.T) {
 					}
 					return f.settle(ctx, r)
 				}
-				f.run(t, leads)
+				f.run(t)
 				_, last, err := replay(t.Context(), table, deadletter.Filter{}, deadletter.ReplayOptions{Patience: patience, Parallel: 1})
 				require.NoError(t, err)
 				require.Equal(t, []string{"0", "1"}, f.sent())
@@ -449,7 +444,7 @@ func TestALetterThatIsGoneAfterItWasSent(t *testing.T) {
 		t.Helper()
 		many(t, table, 1)
 		f := &fakeBus{table: table, handle: func(context.Context, deadletter.Release) deadletter.Sending { return deadletter.Sending{} }}
-		f.run(t, leads)
+		f.run(t)
 		var last deadletter.Progress
 		for p, err := range table.Replay(t.Context(), deadletter.Filter{}, deadletter.ReplayOptions{Patience: patience}) {
 			require.NoError(t, err)
@@ -469,7 +464,7 @@ func TestReplayToARenamedHandler(t *testing.T) {
 		was := only(t, table)
 		f := &fakeBus{table: table}
 		f.handle = f.fail
-		f.run(t, leads)
+		f.run(t)
 		_, last, err := replay(t.Context(), table, deadletter.Filter{Handler: "old"}, deadletter.ReplayOptions{Handler: "new", MaxFailures: -1, Patience: patience})
 		require.NoError(t, err)
 		require.Equal(t, 1, last.FailedAgain)
@@ -499,7 +494,7 @@ func TestReplayerTriesAgain(t *testing.T) {
 			}
 			return nil
 		}}
-		f.run(t, leads)
+		f.run(t)
 		_, last, err := replay(t.Context(), table, deadletter.Filter{}, deadletter.ReplayOptions{Patience: patience, MaxFailures: -1})
 		require.NoError(t, err)
 		require.Equal(t, 3, last.Handled)
@@ -519,7 +514,7 @@ func TestReplayerThatDiesBeforeItsNote(t *testing.T) {
 		ended := make(chan struct{})
 		go func() {
 			defer close(ended)
-			deadletter.NewReplayer(table, dying, leads, testLogger(t)).Run(ctx)
+			deadletter.NewReplayer(table, dying, testLogger(t)).Run(ctx)
 		}()
 		defer func() { cancel(); <-ended }()
 		_, last, err := replay(t.Context(), table, deadletter.Filter{}, deadletter.ReplayOptions{Patience: patience, MaxFailures: -1})
@@ -575,7 +570,7 @@ func TestIngestWhileSentLettersAreNoted(t *testing.T) {
 			failing <- r
 			return deadletter.Sending{}
 		}
-		f.run(t, leads)
+		f.run(t)
 		errs := make(chan error, 1)
 		go func() {
 			var batch []deadletter.Arrival

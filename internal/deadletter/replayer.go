@@ -54,30 +54,27 @@ type Publisher interface {
 type Replayer struct {
 	table     *Table
 	publisher Publisher
-	leads     func() bool
 	logger    *slog.Logger
 }
 
-// NewReplayer returns a replayer from a table to a bus. leads tells whether this worker is the one among several that
-// replays: two would both send a letter.
-func NewReplayer(table *Table, publisher Publisher, leads func() bool, logger *slog.Logger) *Replayer {
-	return &Replayer{table: table, publisher: publisher, leads: leads, logger: logger}
+// NewReplayer returns a replayer from a table to a bus.
+func NewReplayer(table *Table, publisher Publisher, logger *slog.Logger) *Replayer {
+	return &Replayer{table: table, publisher: publisher, logger: logger}
 }
 
-// Run sends released letters until ctx is done. When that fails it tries again later.
+// Run sends released letters until ctx is done. When that fails it tries again later. It is for one worker at a time: two
+// would both send a letter.
 func (r *Replayer) Run(ctx context.Context) {
 	ticker := time.NewTicker(pollInterval)
 	defer ticker.Stop()
 	var swept time.Time
 	for {
 		var err error
-		if r.leads() {
-			if time.Since(swept) > sweepInterval {
-				swept = time.Now()
-				err = r.table.giveUp(ctx, time.Now())
-			}
-			err = errors.Join(err, r.sendAll(ctx))
+		if time.Since(swept) > sweepInterval {
+			swept = time.Now()
+			err = r.table.giveUp(ctx, time.Now())
 		}
+		err = errors.Join(err, r.sendAll(ctx))
 		if err != nil && ctx.Err() == nil {
 			r.logger.WarnContext(ctx, "cannot replay dead letters, will try again", "error", err)
 		}
@@ -91,7 +88,7 @@ func (r *Replayer) Run(ctx context.Context) {
 
 // sendAll sends the letters that are released now.
 func (r *Replayer) sendAll(ctx context.Context) error {
-	for ctx.Err() == nil && r.leads() {
+	for ctx.Err() == nil {
 		letters, seqs, err := r.table.releases(ctx)
 		if err != nil || len(letters) == 0 {
 			return err

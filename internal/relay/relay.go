@@ -9,38 +9,41 @@ import (
 	"sync"
 	"time"
 
-	"github.com/ThreeDotsLabs/watermill"
-	wsql "github.com/ThreeDotsLabs/watermill-sql/v3/pkg/sql"
 	"github.com/ThreeDotsLabs/watermill/message"
 
 	"github.com/healz/worker/internal/bus"
 	"github.com/healz/worker/internal/deadletter"
+	"github.com/healz/worker/internal/lease"
 	"github.com/healz/worker/internal/observe"
 	"github.com/healz/worker/internal/rawjson"
 	"github.com/healz/worker/internal/store"
 )
 
 const (
-	// handlerName and topic are the relay's in the router. The tail reads one table, whatever the topic.
-	handlerName = "relay"
-	topic       = "events"
-
 	// resendInterval is the wait before a batch that could not be published is tried again.
 	resendInterval = 500 * time.Millisecond
+	// errorInterval is the wait after an error of the store.
+	errorInterval = time.Second
+	// yieldTime is how long a relay that cannot publish leaves the lease to others.
+	yieldTime = 2 * time.Second
 )
+
+// followUpPolls are the waits before the polls after a wake: an event can be announced a moment before the horizon of
+// the tail has passed it.
+var followUpPolls = [...]time.Duration{time.Millisecond, 2 * time.Millisecond, 5 * time.Millisecond, 20 * time.Millisecond, 50 * time.Millisecond} //nolint:gochecknoglobals // a constant
 
 // State is what the relay does at the moment.
 type State string
 
 // The states of a relay.
 const (
-	// Starting: it has not looked at the store yet.
+	// Starting: it is not known yet whether it is the leader.
 	Starting State = "starting"
 	// Relaying: it has events in hand.
 	Relaying State = "relaying"
 	// Idle: all events are on the bus.
 	Idle State = "idle"
-	// Standby: another worker relays; this one takes over when that one dies.
+	// Standby: another worker is the leader; this one takes over when that one dies.
 	Standby State = "standby"
 	// Failing: the store or the bus does not answer; it tries again by itself.
 	Failing State = "failing"
@@ -48,114 +51,189 @@ const (
 	Stopped State = "stopped"
 )
 
-// Relay tails a store and publishes its events, in commit order and at least once.
+// Relay tails a store and publishes its events, in commit order and at least once, while it holds a lease.
 type Relay struct {
 	tail      *store.Tail
+	lease     *lease.Lease
 	publisher bus.BatchPublisher
 	config    Config
 	logger    *slog.Logger
-	handler   *message.Handler
 
-	// giveUp ends the publishing of the batch in hand.
-	giveUp context.CancelFunc
+	// stopping is closed when no further batch may begin, and stopped when the last one is done with.
+	stopping, stopped chan struct{}
 
-	// stopping is closed when no further batch may begin, rested when the last one is done with, and released when
-	// the subscription has been told to end.
-	stopping, rested, released chan struct{}
-	rest                       func()
-
-	mu    sync.Mutex
-	state State
-	err   error
-	// unpublished tells that the last batch could not be published.
-	unpublished bool
+	mu     sync.Mutex
+	state  State
+	err    error
+	giveUp context.CancelFunc // ends the batch in flight
 }
 
 // Config is how a relay works.
 type Config struct {
 	// Poll is how often it looks for events that it was not woken for.
 	Poll time.Duration
-	// Patience is how long a batch may be in hand, tries to publish it included. After it the batch is let go, and
-	// whichever worker comes first tries it again: one that cannot reach the bus does not keep others from relaying.
+	// Patience is how long it tries to publish a batch; 0 is for ever. After it the relay yields the lease: one that cannot
+	// reach the bus does not keep others from relaying.
 	Patience time.Duration
 	// Refused takes the events that the bus will never take; the others of their batch are published.
 	Refused  deadletter.Sink
 	Observer observe.Observer
 }
 
-// New returns a relay from tail to publisher.
-func New(tail *store.Tail, publisher bus.BatchPublisher, c Config, logger *slog.Logger) *Relay {
-	rested := make(chan struct{})
+// New returns a relay from tail to publisher. The lease is that of [store.RelayTask]; the relay runs it.
+func New(tail *store.Tail, l *lease.Lease, publisher bus.BatchPublisher, c Config, logger *slog.Logger) *Relay {
 	return &Relay{
-		tail: tail, publisher: publisher, config: c, logger: logger, state: Starting,
-		stopping: make(chan struct{}), rested: rested, released: make(chan struct{}),
-		rest: sync.OnceFunc(func() { close(rested) }),
+		tail: tail, lease: l, publisher: publisher, config: c, logger: logger, state: Starting, giveUp: func() {},
+		stopping: make(chan struct{}), stopped: make(chan struct{}),
 	}
 }
 
-// AddTo makes the relay a handler of the router. Publishing ends early with ctx, which is done when a stop's grace
-// period is over. The bus must be ready to take messages when the router runs the handler.
-func (r *Relay) AddTo(ctx context.Context, router *message.Router) error {
-	ctx, r.giveUp = context.WithCancel(ctx)
-	subscriber, err := wsql.NewSubscriber(r.tail.DB, wsql.SubscriberConfig{
-		AckDeadline:    &r.config.Patience,
-		ResendInterval: resendInterval,
-		BackoffManager: &pacer{relay: r},
-		SchemaAdapter:  r.tail.Schema,
-		OffsetsAdapter: r.tail.Offsets,
-	}, watermill.NopLogger{}) // it adds each error to all its later lines; the pacer logs them
-	if err != nil {
-		return fmt.Errorf("build the relay's subscriber: %w", err)
+// Run relays until [Relay.Stop]; the batch in flight ends early with ctx, which is done when a stop's grace period is
+// over. The bus must be ready to take messages.
+func (r *Relay) Run(ctx context.Context) {
+	defer close(r.stopped)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	r.mu.Lock()
+	r.giveUp = cancel
+	r.mu.Unlock()
+	leasing, release := context.WithCancel(context.WithoutCancel(ctx))
+	var renewing sync.WaitGroup
+	defer renewing.Wait()
+	defer release()
+	renewing.Go(func() { r.lease.Run(leasing) })
+
+	polls := 0 // since the last wake, that have found nothing
+	for !r.isStopping() && ctx.Err() == nil {
+		status := r.lease.Status()
+		if status.Err != nil {
+			r.notLeader(status.Err)
+			r.wait(nil, nil, status.Changed)
+			continue
+		}
+		found, err := r.relayNext(ctx, status)
+		var woken bool
+		switch {
+		case err != nil:
+			r.wait(time.After(errorInterval), nil, status.Changed)
+		case found:
+			polls = 0
+		case polls < len(followUpPolls):
+			woken = r.wait(time.After(followUpPolls[polls]), r.tail.Wake, status.Changed)
+			polls++
+		default:
+			r.become(Idle, nil)
+			woken = r.wait(time.After(r.config.Poll), r.tail.Wake, status.Changed)
+		}
+		if woken {
+			polls = 0
+		}
 	}
-	r.handler = router.AddConsumerHandler(handlerName, topic, subscriber, func(m *message.Message) error {
-		return r.publish(ctx, m)
-	})
-	return nil
 }
 
-// publish publishes the batch in m. An error makes the subscriber send it again.
-func (r *Relay) publish(ended context.Context, m *message.Message) error {
-	if r.isStopping() {
-		r.rest()
-		return errStopping
+// wait waits for time to pass, for a wake, for another status of the lease or for the stop, and tells whether it was a wake.
+func (r *Relay) wait(timer <-chan time.Time, wake, changed <-chan struct{}) (woken bool) {
+	select {
+	case <-r.stopping:
+	case <-timer:
+	case <-changed:
+	case <-wake:
+		return true
 	}
+	return false
+}
+
+func (r *Relay) notLeader(err error) {
+	switch {
+	case errors.Is(err, lease.ErrPending): // it starts, or has yielded because it fails
+	case errors.Is(err, store.ErrNotLeader):
+		r.become(Standby, nil)
+	default:
+		r.become(Failing, err)
+	}
+}
+
+// relayNext relays the next batch, and tells whether there was one.
+func (r *Relay) relayNext(ctx context.Context, status lease.Status) (found bool, err error) {
+	held, cancel := status.While(ctx)
+	defer cancel()
+	batch, err := r.tail.Next(held)
+	if err == nil && batch.Events != nil && !r.isStopping() {
+		if !r.publish(held, batch) {
+			return true, nil
+		}
+		found = true
+		err = r.move(ctx, held, batch.Position, status.Fence)
+	}
+	if err != nil && held.Err() == nil && !errors.Is(err, store.ErrNotLeader) { // else the lease says more
+		r.become(Failing, err)
+	}
+	return found, err
+}
+
+// move moves the position. It tries again while the lease is held: the batch is published, and need not be once more.
+func (r *Relay) move(ctx, held context.Context, behind store.Position, fence store.Fence) error {
+	for {
+		err := r.tail.Move(ctx, behind, fence)
+		if err == nil || errors.Is(err, store.ErrNotLeader) || held.Err() != nil || r.isStopping() {
+			return err
+		}
+		r.become(Failing, err)
+		r.wait(time.After(errorInterval), nil, held.Done())
+	}
+}
+
+// publish publishes a batch, and tries again until it is published, the lease is lost or yielded, or the relay stops.
+func (r *Relay) publish(ctx context.Context, b store.Batch) (published bool) {
 	if state, _ := r.Status(); state != Failing {
 		r.become(Relaying, nil)
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(m.Context()), time.Until(deadlineOf(m, r.config.Patience)))
+	attempts, cancel := ctx, context.CancelFunc(func() {})
+	if r.config.Patience > 0 {
+		attempts, cancel = context.WithTimeout(ctx, r.config.Patience)
+	}
 	defer cancel()
-	defer context.AfterFunc(ended, cancel)()
+	for {
+		err := r.publishBatch(attempts, b)
+		if err == nil {
+			r.become(Relaying, nil)
+			return true
+		}
+		if r.isStopping() || ctx.Err() != nil {
+			return false
+		}
+		r.become(Failing, err)
+		if attempts.Err() == nil {
+			r.wait(time.After(resendInterval), nil, attempts.Done())
+		}
+		if r.isStopping() || ctx.Err() != nil {
+			return false
+		}
+		if attempts.Err() != nil {
+			r.lease.Yield(ctx, yieldTime)
+			return false
+		}
+	}
+}
 
-	bodies, err := rawjson.Elements(m.Payload)
+// publishBatch publishes a batch, without the events that the bus refuses.
+func (r *Relay) publishBatch(ctx context.Context, b store.Batch) error {
+	bodies, err := rawjson.Elements(b.Events)
 	if err != nil {
-		return r.fail(fmt.Errorf("read a batch of the tail: %w", err))
+		return fmt.Errorf("read a batch of the tail: %w", err)
 	}
 	batch := make([]*message.Message, len(bodies))
 	for i, body := range bodies {
 		batch[i] = bus.NewMessage(body)
 	}
-	if err := r.publishBatch(ctx, batch); err != nil {
-		return r.fail(fmt.Errorf("publish %d events: %w", len(batch), err))
-	}
-	r.become(Relaying, nil)
-	return nil
-}
-
-// deadlineOf is when the subscriber lets the batch in m go.
-func deadlineOf(m *message.Message, patience time.Duration) time.Time {
-	if deadline, ok := m.Context().Deadline(); ok {
-		return deadline
-	}
-	return time.Now().Add(patience)
-}
-
-// publishBatch publishes the batch, without the events that the bus refuses.
-func (r *Relay) publishBatch(ctx context.Context, batch []*message.Message) error {
 	for len(batch) > 0 {
 		err := r.publisher.PublishBatch(ctx, batch)
 		refused, ok := errors.AsType[*bus.RefusedError](err)
+		if err == nil {
+			return nil
+		}
 		if !ok {
-			return err
+			return fmt.Errorf("publish %d events: %w", len(batch), err)
 		}
 		now := time.Now().UTC()
 		m := batch[refused.Index]
@@ -172,30 +250,6 @@ func (r *Relay) publishBatch(ctx context.Context, batch []*message.Message) erro
 	return nil
 }
 
-// errStopping wraps context.Canceled, which the router does not log as an error.
-var errStopping = fmt.Errorf("the relay is stopping: %w", context.Canceled)
-
-func (r *Relay) fail(err error) error {
-	if r.isStopping() {
-		r.rest()
-		return errors.Join(errStopping, err)
-	}
-	r.become(Failing, err)
-	r.mu.Lock()
-	r.unpublished = true
-	r.mu.Unlock()
-	return errors.Join(errLogged, err)
-}
-
-// wasUnpublished tells, once, whether the last batch could not be published.
-func (r *Relay) wasUnpublished() bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	was := r.unpublished
-	r.unpublished = false
-	return was
-}
-
 func (r *Relay) isStopping() bool {
 	select {
 	case <-r.stopping:
@@ -205,9 +259,6 @@ func (r *Relay) isStopping() bool {
 	}
 }
 
-// errLogged keeps the router from logging once more what become has logged.
-var errLogged = fmt.Errorf("will be tried again: %w", context.Canceled)
-
 // Status is what the relay does, and the error that keeps it from it.
 func (r *Relay) Status() (State, error) {
 	r.mu.Lock()
@@ -215,17 +266,11 @@ func (r *Relay) Status() (State, error) {
 	return r.state, r.err
 }
 
-// Leads tells whether this relay is the one among several that relays.
-func (r *Relay) Leads() bool {
-	state, _ := r.Status()
-	return state == Relaying || state == Idle
-}
-
 // become changes the state. An outage is logged once when it begins and once when it ends.
 func (r *Relay) become(s State, err error) {
 	r.mu.Lock()
 	before := r.state
-	r.state, r.err, r.unpublished = s, err, false
+	r.state, r.err = s, err
 	r.mu.Unlock()
 	switch {
 	case s == Failing && before != Failing:
@@ -233,27 +278,23 @@ func (r *Relay) become(s State, err error) {
 	case before == Failing && s != Failing && s != Stopped:
 		r.logger.Info("relay has recovered")
 	case s == Standby && before != Standby:
-		r.logger.Info("relay stands by: another worker relays")
+		r.logger.Info("relay stands by: another worker is the leader")
 	case (before == Standby || before == Starting) && s != Stopped && s != Failing:
-		r.logger.Info("relay is at work")
+		r.logger.Info("relay is at work: this worker is the leader")
 	}
 }
 
-// Stop lets the batch in hand finish, begins none, and waits until the relay has stopped or ctx is done. A batch that
-// could not be finished is published again by whoever relays next.
+// Stop lets the batch in flight finish, begins none, and waits until the relay has stopped or ctx is done. A batch that
+// could not be finished is published again by whoever relays next. [Relay.Run] must have been called.
 func (r *Relay) Stop(ctx context.Context) {
 	close(r.stopping)
-	if state, _ := r.Status(); state == Failing {
+	r.mu.Lock()
+	if r.state == Failing {
 		r.giveUp()
 	}
+	r.mu.Unlock()
 	select {
-	case <-r.rested:
-	case <-ctx.Done():
-	}
-	r.handler.Stop()
-	close(r.released)
-	select {
-	case <-r.handler.Stopped():
+	case <-r.stopped:
 	case <-ctx.Done():
 	}
 	r.become(Stopped, nil)

@@ -9,12 +9,12 @@ import (
 	"testing"
 	"time"
 
-	"github.com/ThreeDotsLabs/watermill"
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/stretchr/testify/require"
 
 	"github.com/healz/worker/internal/bus"
 	"github.com/healz/worker/internal/deadletter"
+	"github.com/healz/worker/internal/lease"
 	"github.com/healz/worker/internal/observe"
 	"github.com/healz/worker/internal/relay"
 	"github.com/healz/worker/internal/store"
@@ -87,7 +87,7 @@ func openStore(t *testing.T, path string) *sqlite.Store {
 	return s
 }
 
-// start runs a relay in a router of its own. stop stops it within the given time and closes its tail.
+// start runs a relay. stop stops it within the given time and closes its tail.
 func start(t *testing.T, s backend, p *publisher) (r *relay.Relay, stop func(time.Duration)) {
 	t.Helper()
 	return startPatiently(t, s, p, patience)
@@ -103,24 +103,19 @@ func startPatiently(t *testing.T, s backend, p *publisher, patience time.Duratio
 	t.Helper()
 	tail, err := s.Tail(t.Context(), store.TailConfig{BatchSize: 10, Start: store.StartAuto})
 	require.NoError(t, err)
-	router, err := message.NewRouter(message.RouterConfig{CloseTimeout: patience}, watermill.NopLogger{})
-	require.NoError(t, err)
-	r = relay.New(tail, p, relay.Config{
+	r = relay.New(tail, lease.New(tail, store.RelayTask), p, relay.Config{
 		Observer: observe.None{},
 		Poll:     50 * time.Millisecond, Patience: patience, Refused: deadletter.NewTable(s.SQL()),
 	}, slog.New(slog.DiscardHandler))
 	ended, end := context.WithCancel(context.WithoutCancel(t.Context()))
-	require.NoError(t, r.AddTo(ended, router))
-	done := make(chan error, 1)
-	go func() { done <- router.Run(ended) }()
-	<-router.Running()
+	var running sync.WaitGroup
+	running.Go(func() { r.Run(ended) })
 	return r, func(grace time.Duration) {
 		ctx, cancel := context.WithTimeout(ended, grace)
 		defer cancel()
 		r.Stop(ctx)
 		end()
-		require.NoError(t, router.Close())
-		require.NoError(t, <-done)
+		running.Wait()
 		require.NoError(t, tail.Close())
 	}
 }

@@ -3,13 +3,12 @@ package store
 import (
 	"context"
 	"errors"
-
-	wsql "github.com/ThreeDotsLabs/watermill-sql/v3/pkg/sql"
+	"time"
 )
 
 // TailConfig says what of a store the relay reads.
 type TailConfig struct {
-	// BatchSize is the most events that one message of the tail carries. Required.
+	// BatchSize is the most events that one batch of the tail carries. Required.
 	BatchSize int
 	// Start is where a relay begins that has never run on this database. Later starts go on where it was.
 	Start Start
@@ -31,19 +30,42 @@ const (
 	StartEnd Start = "end"
 )
 
-// ErrNotLeader is what Tail.DB returns while another process gets the messages. It is no fault: the next poll may win.
-var ErrNotLeader = errors.New("another worker tails the store")
+// ErrNotLeader says that another worker holds the lease that is needed.
+var ErrNotLeader = errors.New("another worker is the leader")
 
-// Tail is a store's side of the relay: the parts from which watermill-sql's subscriber is built. Each message that the
-// subscriber yields carries a batch: its payload is a JSON array of events as they go over the wire, in commit order,
-// with the versions of each aggregate ascending; at least one, at most TailConfig.BatchSize. (Lower versions that would
-// follow behind the batch are put into it besides, and come again: only a program that writes in long transactions
-// brings that about.) Acking it moves the position behind the batch. Only one subscriber over all processes gets
-// messages at a time; when its process dies, another's next poll takes over.
+// RelayTask is the task whose leader moves the position of the tail.
+const RelayTask = "relay"
+
+// Fence is a fencing token: it names one period in which one holder has held a lease. The numbers of a task only grow.
+type Fence struct {
+	Holder string
+	Number int64
+}
+
+// Batch is a number of events in commit order.
+type Batch struct {
+	// Events is a JSON array of events as they go over the wire, with the versions of each aggregate ascending: at most
+	// TailConfig.BatchSize. (Lower versions that would follow behind the batch are put into it besides, and come again:
+	// only a program that writes in long transactions brings that about.) It is nil if there is no event.
+	Events []byte
+	// Position is behind the batch.
+	Position Position
+}
+
+// Tail is a store's side of the relay, and of the leases of package lease. Its connections are its own, so that a busy
+// store does not delay it. Each call is one statement and leaves no state in a session, so that a pooler in transaction
+// mode may stand between; no transaction is open while a batch is handled, however long that takes.
 type Tail struct {
-	DB      wsql.Beginner
-	Schema  wsql.SchemaAdapter
-	Offsets wsql.OffsetsAdapter
+	// Next reads the batch behind the position.
+	Next func(ctx context.Context) (Batch, error)
+	// Move moves the position. It is [ErrNotLeader] if the lease of [RelayTask] has another holder or fence meanwhile: a
+	// former leader, which may have been frozen at any point, moves nothing.
+	Move func(ctx context.Context, behind Position, fence Fence) error
+	// TakeLease takes or renews the lease of a task for as long as ttl, by the clock of the database. It is
+	// [ErrNotLeader] while another holds it.
+	TakeLease func(ctx context.Context, task, holder string, ttl time.Duration) (Fence, error)
+	// GiveLease lets others take the lease at once, if the holder has it.
+	GiveLease func(ctx context.Context, task, holder string) error
 	// Wake receives a value soon after something was appended, by this process or, where the database can tell, by
 	// another; many appends may give one value, and some may be missed: a poll is still needed. It is never closed.
 	Wake <-chan struct{}

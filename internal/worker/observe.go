@@ -40,7 +40,7 @@ func (o observed) Record(ctx context.Context, handler string, e events.Event, fo
 // sources are what the metrics poll of an opened worker.
 func sources(w *Worker, backend Backend, letters *deadletter.Table, conn *amqp.Connection) metrics.Sources {
 	s := metrics.Sources{
-		Backlog: w.parts.Tail.Backlog, Letters: letters.Count, Pools: backend.Pools, Leads: w.relay.Leads,
+		Backlog: w.parts.Tail.Backlog, Letters: letters.Count, Pools: backend.Pools, Leads: w.lease.Held,
 		Parts: func(ctx context.Context) map[string]bool {
 			up := map[string]bool{}
 			for part, err := range w.check(ctx) {

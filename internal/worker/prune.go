@@ -3,8 +3,6 @@ package worker
 import (
 	"context"
 	"time"
-
-	"github.com/healz/worker/internal/relay"
 )
 
 const (
@@ -16,23 +14,16 @@ const (
 	pruneBreak = 50 * time.Millisecond
 )
 
-// prune prunes a table until ctx is done. Of several workers the one that relays does it. once deletes up to [pruneBatch]
-// rows, and returns how many.
+// prune prunes a table until ctx is done. once deletes up to [pruneBatch] rows, and returns how many.
 func (w *Worker) prune(ctx context.Context, table string, once func(context.Context) (int, error)) {
 	for {
+		pruned, err := once(ctx)
+		if err != nil && ctx.Err() == nil {
+			w.logger.WarnContext(ctx, "cannot prune a table, will try again", "table", table, "error", err)
+		}
 		wait := pruneInterval
-		switch state, _ := w.relay.Status(); state {
-		case relay.Starting:
+		if pruned == pruneBatch {
 			wait = pruneBreak
-		case relay.Relaying, relay.Idle:
-			pruned, err := once(ctx)
-			if err != nil && ctx.Err() == nil {
-				w.logger.WarnContext(ctx, "cannot prune a table, will try again", "table", table, "error", err)
-			}
-			if pruned == pruneBatch {
-				wait = pruneBreak
-			}
-		default: // the one that relays does it
 		}
 		select {
 		case <-ctx.Done():

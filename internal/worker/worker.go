@@ -18,6 +18,7 @@ import (
 	"github.com/healz/worker/internal/bus"
 	"github.com/healz/worker/internal/deadletter"
 	"github.com/healz/worker/internal/handlers"
+	"github.com/healz/worker/internal/lease"
 	"github.com/healz/worker/internal/metrics"
 	"github.com/healz/worker/internal/middleware"
 	"github.com/healz/worker/internal/observe"
@@ -26,11 +27,11 @@ import (
 )
 
 const (
-	// relayPatience is how long a batch for the broker may be in flight.
+	// relayPatience is how long the relay tries to publish a batch to a broker. On the in-process bus that takes as long as
+	// all handlers of the batch.
 	relayPatience = 15 * time.Second
-	// embeddedPatience is the same for the in-process bus, where it includes all handlers of the batch with their retries
-	// and outages: it is there only because watermill-sql demands a limit.
-	embeddedPatience = 24 * time.Hour
+	// ingestTask is the task whose leader takes dead letters from a broker into the table.
+	ingestTask = "ingest"
 	// closeTimeout bounds the router's own close, when only handlers that ignore their context still run.
 	closeTimeout = time.Second
 )
@@ -84,6 +85,7 @@ type Worker struct {
 	tuning    Tuning
 	logger    *slog.Logger
 	routerLog *slog.Logger // quiet while the worker stops
+	lease     *lease.Lease // of the relay, the replays and the pruning
 	relay     *relay.Relay
 	replayer  *deadletter.Replayer
 	dispatch  *handlers.Dispatcher
@@ -114,16 +116,17 @@ func New(ctx context.Context, parts Parts, tuning Tuning, logger *slog.Logger) (
 	if parts.Metrics != nil {
 		parts.Metrics.Handlers(parts.Handlers.EventTypes())
 	}
-	config := relay.Config{Poll: tuning.RelayPoll, Patience: relayPatience, Refused: parts.Letters, Observer: w.observer}
-	if parts.Embedded {
-		config.Patience = embeddedPatience
+	config := relay.Config{Poll: tuning.RelayPoll, Refused: parts.Letters, Observer: w.observer}
+	if !parts.Embedded {
+		config.Patience = relayPatience
 	}
 	replays := parts.Replays
 	if replays == nil {
 		replays = deadletter.BusPublisher{BatchPublisher: parts.Bus}
 	}
-	w.replayer = deadletter.NewReplayer(parts.Letters, replays, func() bool { return w.relay.Leads() }, logger)
-	w.relay = relay.New(parts.Tail, observe.Publisher{Next: parts.Bus, Observer: w.observer}, config, logger)
+	w.replayer = deadletter.NewReplayer(parts.Letters, replays, logger)
+	w.lease = lease.New(parts.Tail, store.RelayTask)
+	w.relay = relay.New(parts.Tail, w.lease, observe.Publisher{Next: parts.Bus, Observer: w.observer}, config, logger)
 	var err error
 	w.dispatch, err = handlers.NewDispatcher(parts.Handlers, handlers.Config{
 		Inbox: parts.Inbox, Letters: parts.Letters, After: tuning.AfterDeadLetter, Retry: w.retry(),
@@ -164,20 +167,22 @@ func (w *Worker) Run(ctx context.Context) error {
 		return errors.Join(fmt.Errorf("start consuming: %w", err), router.Close())
 	}
 	w.setConsumer(nil)
-	if err := w.startRelay(running, router); err != nil {
-		return errors.Join(err, w.stop(router, consumers, nil))
-	}
+	background.Go(func() { w.relay.Run(w.ended) })
 	side, stopSide := context.WithCancel(running)
 	defer stopSide()
-	background.Go(func() { w.replayer.Run(side) })
+	asLeader := func(work func(context.Context)) {
+		background.Go(func() { w.lease.Do(side, work) })
+	}
+	asLeader(w.replayer.Run)
 	if w.parts.Ingester != nil {
-		background.Go(func() { w.parts.Ingester.Run(side) })
+		// The broker has one consumer of dead letters, too: while the store is away it keeps them, and requeues none.
+		background.Go(func() { lease.New(w.parts.Tail, ingestTask).RunUntilTaken(side, w.parts.Ingester.Run) })
 	}
 	if w.parts.InboxRetention > 0 {
-		background.Go(func() { w.prune(side, "handled", w.pruneInbox) })
+		asLeader(func(ctx context.Context) { w.prune(ctx, "handled", w.pruneInbox) })
 	}
 	if w.parts.LetterRetention > 0 {
-		background.Go(func() { w.prune(side, "dead_letters", w.pruneLetters) })
+		asLeader(func(ctx context.Context) { w.prune(ctx, "dead_letters", w.pruneLetters) })
 	}
 	if w.parts.Metrics != nil {
 		background.Go(func() { w.parts.Metrics.Poll(side, w.sources) })
@@ -187,6 +192,7 @@ func (w *Worker) Run(ctx context.Context) error {
 	select {
 	case <-ctx.Done():
 	case err := <-routerDone:
+		w.end()
 		return fmt.Errorf("the router stopped by itself: %w", errors.Join(err, errors.New("all subscriptions ended")))
 	}
 	w.logger.InfoContext(ctx, "worker is stopping", "grace_period", w.tuning.GracePeriod)
@@ -212,16 +218,6 @@ func (w *Worker) addConsumers(router *message.Router) []*message.Handler {
 	return consumers
 }
 
-func (w *Worker) startRelay(ctx context.Context, router *message.Router) error {
-	if err := w.relay.AddTo(w.ended, router); err != nil {
-		return err
-	}
-	if err := router.RunHandlers(ctx); err != nil {
-		return fmt.Errorf("start the relay: %w", err)
-	}
-	return nil
-}
-
 // stop stops the parts in the order in which nothing is lost or doubled: no new batch from the store, no new message from
 // the bus, and the router itself only when nothing is in flight, as its own shutdown is not graceful.
 func (w *Worker) stop(router *message.Router, consumers []*message.Handler, stopSide func()) error {
@@ -231,10 +227,8 @@ func (w *Worker) stop(router *message.Router, consumers []*message.Handler, stop
 	defer grace.Stop()
 
 	var stops sync.WaitGroup
-	if stopSide != nil {
-		stopSide()
-		stops.Go(func() { w.relay.Stop(w.ended) })
-	}
+	stopSide()
+	stops.Go(func() { w.relay.Stop(w.ended) })
 	for _, c := range consumers {
 		c.Stop()
 		stops.Go(func() {

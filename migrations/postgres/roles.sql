@@ -10,5 +10,6 @@ GRANT USAGE ON SEQUENCE events_id_seq TO :"worker";
 GRANT SELECT, INSERT, DELETE ON handled TO :"worker";
 GRANT SELECT, INSERT, DELETE ON parked TO :"worker";
 GRANT SELECT, INSERT, UPDATE ON relay_position TO :"worker";
+GRANT SELECT, INSERT, UPDATE ON leases TO :"worker";
 GRANT SELECT, INSERT, UPDATE, DELETE ON dead_letters TO :"worker";
 GRANT SELECT ON worker_migrations TO :"worker";

@@ -31,7 +31,7 @@ const (
 // Options are the settings of a store. The zero value is fit for use.
 type Options struct {
 	// MaxConns is the most connections that the store's calls share; 0 is what the URL says in pool_max_conns, or else
-	// pgxpool's default. A tail has up to three more of its own.
+	// pgxpool's default. A tail has up to four more of its own.
 	MaxConns int
 }
 

@@ -2,24 +2,23 @@ package postgres
 
 import (
 	"context"
-	"database/sql"
 	_ "embed"
 	"errors"
 	"fmt"
-	"maps"
+	"strconv"
 	"sync"
 	"time"
 
-	wsql "github.com/ThreeDotsLabs/watermill-sql/v3/pkg/sql"
-	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/stdlib"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgconn/ctxwatch"
+	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/healz/worker/internal/store"
 )
 
-// tailConns is how many connections a tail polls on: one is at work, and one may still be ending.
-const tailConns = 2
+// tailConns is how many connections a tail has besides its listener: one that reads and moves, and one for each lease.
+const tailConns = 3
 
 // Waits of the listener before it connects again.
 const (
@@ -32,21 +31,22 @@ const (
 var (
 	//go:embed statements/begin_tail.sql
 	beginTailSQL string
-	//go:embed statements/lead.sql
-	leadSQL string
+	//go:embed statements/plan_tail.sql
+	planTailSQL string
 	//go:embed statements/tail.sql
 	tailSQL string
 	//go:embed statements/move.sql
 	moveSQL string
+	//go:embed statements/take_lease.sql
+	takeLeaseSQL string
+	//go:embed statements/give_lease.sql
+	giveLeaseSQL string
 	//go:embed statements/listen.sql
 	listenSQL string
 )
 
 // Tail returns the store's side of the relay; see [store.Tail]. It fixes where a first relay begins, for good. The
 // context bounds this call, not the tail.
-//
-// The transaction in which a batch is handled holds an advisory lock, and no transaction id: however long the handlers
-// take, it delays nobody. The server notices within some ten seconds when the relay's machine is gone.
 func (s *Store) Tail(ctx context.Context, c store.TailConfig) (*store.Tail, error) {
 	const doing = "tail the events"
 	if c.BatchSize < 1 {
@@ -63,143 +63,89 @@ func (s *Store) Tail(ctx context.Context, c store.TailConfig) (*store.Tail, erro
 		return nil, fault(ctx, doing, err)
 	}
 
-	config := s.config.Copy()
-	beImpatient(config)
-	maps.Copy(config.RuntimeParams, tailParams())
-	db := stdlib.OpenDB(*config)
-	db.SetMaxOpenConns(tailConns)
-
-	wake := make(chan struct{}, 1)
+	config := s.pool.Config()
+	config.MaxConns, config.MinConns, config.MinIdleConns = tailConns, 0, 0
+	// A statement whose context ends costs its connection, and nothing waits for a server that hangs to cancel it: the
+	// next statement may be in time to keep a lease.
+	config.ConnConfig.BuildContextWatcherHandler = func(conn *pgconn.PgConn) ctxwatch.Handler {
+		return &pgconn.DeadlineContextWatcherHandler{Conn: conn.Conn()}
+	}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	pool, err := pgxpool.NewWithConfig(ctx, config)
+	if err != nil {
+		cancel()
+		return nil, fault(ctx, doing, err)
+	}
+	wake := make(chan struct{}, 1)
 	var listening sync.WaitGroup
 	listening.Go(func() { s.listen(ctx, wake) })
+	t := tail{pool: pool, batchSize: c.BatchSize, statement: tailSQL}
+	if c.OnlyOwn {
+		t.statement = onlyOwn(tailSQL)
+	}
 	return &store.Tail{
-		DB:      leader{db},
-		Schema:  newTailSchema(c),
-		Offsets: tailOffsets{},
+		Next: t.next, Move: t.move, TakeLease: t.takeLease, GiveLease: t.giveLease,
 		Wake:    wake,
 		Backlog: func(ctx context.Context) (store.Backlog, error) { return s.backlog(ctx, c) },
 		Close: func() error {
 			cancel()
 			listening.Wait()
-			return db.Close()
+			pool.Close()
+			return nil
 		},
 	}, nil
 }
 
-// tailParams are the session's settings on a tail's connections.
-func tailParams() map[string]string {
-	return map[string]string{
-		// A leader's machine that is gone is noticed, and its lock given up, in some ten seconds.
-		"tcp_keepalives_idle":     "5",
-		"tcp_keepalives_interval": "2",
-		"tcp_keepalives_count":    "3",
-		"tcp_user_timeout":        "10000",
-		// Selecting a batch is a scan of an index however little is known of the table, and planned once.
-		"plan_cache_mode":   "force_generic_plan",
-		"enable_seqscan":    "off",
-		"enable_bitmapscan": "off",
-		"jit":               "off",
-	}
+// tail runs the statements of a [store.Tail].
+type tail struct {
+	pool      *pgxpool.Pool
+	statement string
+	batchSize int
 }
 
-// leader begins transactions that only one process has at a time.
-type leader struct{ *sql.DB }
-
-// BeginTx is [store.ErrNotLeader] while another process has such a transaction.
-func (l leader) BeginTx(ctx context.Context, o *sql.TxOptions) (*sql.Tx, error) {
-	const doing = "begin to relay"
-	tx, err := l.DB.BeginTx(ctx, o)
-	if err != nil {
-		return nil, fault(ctx, doing, err)
+func (t tail) next(ctx context.Context) (store.Batch, error) {
+	const doing = "read a batch of events"
+	batch := &pgx.Batch{} // one round trip, and one transaction
+	batch.Queue(planTailSQL)
+	batch.Queue(t.statement, t.batchSize)
+	results := t.pool.SendBatch(ctx, batch)
+	defer results.Close()
+	if _, err := results.Exec(); err != nil {
+		return store.Batch{}, fault(ctx, doing, err)
 	}
-	var leads bool
-	err = tx.QueryRowContext(ctx, leadSQL).Scan(&leads)
-	if err == nil && leads {
-		return tx, nil
+	var b store.Batch
+	var transaction string
+	err := results.QueryRow().Scan(&b.Events, &transaction, &b.Position.ID)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return store.Batch{}, nil
 	}
-	if rollbackErr := tx.Rollback(); rollbackErr != nil && !errors.Is(rollbackErr, sql.ErrTxDone) {
-		err = errors.Join(err, rollbackErr)
+	if err == nil {
+		b.Position.Transaction, err = strconv.ParseUint(transaction, 10, 64)
 	}
-	if err != nil {
-		return nil, fault(ctx, doing, err)
-	}
-	return nil, store.ErrNotLeader
+	return b, fault(ctx, doing, err)
 }
 
-// positionKey is where a row carries its position.
-const positionKey = "position"
-
-// tailSchema reads batches.
-type tailSchema struct{ query wsql.Query }
-
-func newTailSchema(c store.TailConfig) tailSchema {
-	statement := tailSQL
-	if c.OnlyOwn {
-		statement = onlyOwn(statement)
+func (t tail) move(ctx context.Context, behind store.Position, fence store.Fence) error {
+	moved, err := t.pool.Exec(ctx, moveSQL, fmt.Sprint(behind.Transaction), behind.ID, fence.Holder, fence.Number)
+	if err == nil && moved.RowsAffected() == 0 {
+		err = store.ErrNotLeader
 	}
-	return tailSchema{query: wsql.Query{Query: statement, Args: []any{c.BatchSize}}}
+	return fault(ctx, "move the relay's position", err)
 }
 
-// SelectQuery selects the next batch.
-func (s tailSchema) SelectQuery(string, string, wsql.OffsetsAdapter) wsql.Query {
-	return s.query
-}
-
-// UnmarshalMessage makes a message of a batch.
-func (s tailSchema) UnmarshalMessage(row wsql.Scanner) (wsql.Row, error) {
-	var (
-		payload     []byte
-		transaction string
-		id          int64
-	)
-	if err := row.Scan(&payload, &transaction, &id); err != nil {
-		return wsql.Row{}, fmt.Errorf("read a batch: %w", err)
+func (t tail) takeLease(ctx context.Context, task, holder string, ttl time.Duration) (store.Fence, error) {
+	fence := store.Fence{Holder: holder}
+	err := t.pool.QueryRow(ctx, takeLeaseSQL, task, holder, ttl).Scan(&fence.Number)
+	if errors.Is(err, pgx.ErrNoRows) {
+		err = store.ErrNotLeader
 	}
-	position, err := store.ParsePosition(fmt.Sprintf("%s:%d", transaction, id))
-	if err != nil {
-		return wsql.Row{}, fmt.Errorf("read a batch: %w", err)
-	}
-	return wsql.Row{
-		Offset:    id, // the subscriber only asks whether it is 0
-		Msg:       message.NewMessage(position.String(), payload),
-		ExtraData: map[string]any{positionKey: position},
-	}, nil
+	return fence, fault(ctx, "take the lease of "+task, err)
 }
 
-// SubscribeIsolationLevel lets the batch be selected from what the relay before this one has committed.
-func (s tailSchema) SubscribeIsolationLevel() sql.IsolationLevel { return sql.LevelReadCommitted }
-
-// InsertQuery is not for a tail.
-func (s tailSchema) InsertQuery(string, message.Messages) (wsql.Query, error) {
-	return wsql.Query{}, errors.New("a tail is only read: events are appended by the store")
+func (t tail) giveLease(ctx context.Context, task, holder string) error {
+	_, err := t.pool.Exec(ctx, giveLeaseSQL, task, holder)
+	return fault(ctx, "give back the lease of "+task, err)
 }
-
-// SchemaInitializingQueries are none: the migrations make the schema.
-func (s tailSchema) SchemaInitializingQueries(string) []wsql.Query { return nil }
-
-// tailOffsets moves the position.
-type tailOffsets struct{}
-
-// AckMessageQuery moves the position behind the row's batch.
-func (tailOffsets) AckMessageQuery(_ string, row wsql.Row, _ string) wsql.Query {
-	position, _ := row.ExtraData[positionKey].(store.Position)
-	return wsql.Query{Query: moveSQL, Args: []any{fmt.Sprint(position.Transaction), position.ID}}
-}
-
-// ConsumedMessageQuery is none.
-func (tailOffsets) ConsumedMessageQuery(string, wsql.Row, string, []byte) wsql.Query {
-	return wsql.Query{}
-}
-
-// NextOffsetQuery is none: the statement that selects the batch finds the position itself.
-func (tailOffsets) NextOffsetQuery(string, string) wsql.Query { return wsql.Query{} }
-
-// SchemaInitializingQueries are none: the migrations make the schema.
-func (tailOffsets) SchemaInitializingQueries(string) []wsql.Query { return nil }
-
-// BeforeSubscribingQueries are none.
-func (tailOffsets) BeforeSubscribingQueries(string, string) []wsql.Query { return nil }
 
 // listen wakes the tail when anybody has inserted events, until ctx ends. Its faults go no further: the relay's polls
 // meet the same server, and report it.

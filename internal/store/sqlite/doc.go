@@ -4,7 +4,7 @@
 // that readers and the one writer do not wait for each other; writers of all processes take turns. What an append has
 // returned for is on the disk, and outlives a power cut.
 //
-// Two more files lie beside the database for as long as it is open, its -wal and -shm, and two that are empty, its
-// -relay.lock and -setup.lock. All belong to the user who runs the worker and to no one else. A copy of a database in
+// Two more files lie beside the database for as long as it is open, its -wal and -shm, and one that is empty, its
+// -setup.lock. All belong to the user who runs the worker and to no one else. A copy of a database in
 // use is made with VACUUM INTO, not by copying the file. The file must not be on a network file system.
 package sqlite

@@ -32,7 +32,6 @@ const (
 	lockRetry = 10 * time.Millisecond
 
 	setupLockSuffix = "-setup.lock"
-	relayLockSuffix = "-relay.lock"
 )
 
 // Open opens the store in the file at path, and makes the file, and the folders that it is in, where there are none.

@@ -52,10 +52,7 @@ func TestOpenMakesFilesForTheirOwnerAlone(t *testing.T) {
 	t.Parallel()
 	folder := filepath.Join(t.TempDir(), "data", "clinic")
 	s := opened(t, filepath.Join(folder, "events.db"))
-	tail, err := s.Tail(t.Context(), store.TailConfig{BatchSize: 1})
-	require.NoError(t, err)
-	defer func() { require.NoError(t, tail.Close()) }()
-	require.NoError(t, lead(t.Context(), tail))
+	storetest.Subscribe(t, s, store.TailConfig{BatchSize: 1})
 	require.NoError(t, s.Append(t.Context(), storetest.NewStream().Next()))
 
 	for _, made := range []string{filepath.Dir(folder), folder} {
@@ -69,7 +66,7 @@ func TestOpenMakesFilesForTheirOwnerAlone(t *testing.T) {
 		requireMode(t, 0o600, filepath.Join(folder, e.Name()))
 	}
 	require.Equal(t, []string{
-		"events.db", "events.db-relay.lock", "events.db-setup.lock", "events.db-shm", "events.db-wal",
+		"events.db", "events.db-setup.lock", "events.db-shm", "events.db-wal",
 	}, names)
 }
 

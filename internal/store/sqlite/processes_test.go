@@ -6,7 +6,6 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"strconv"
@@ -60,8 +59,6 @@ func act(ctx context.Context, role string, args []string) error {
 		err = contend(ctx, s, args[1], args[2])
 	case "append":
 		err = appendForever(ctx, s)
-	case "lead":
-		err = leadForever(ctx, s)
 	}
 	return errors.Join(err, s.Close())
 }
@@ -105,28 +102,6 @@ func appendForever(ctx context.Context, s *Store) error {
 			fmt.Println(e.ID)
 		}
 	}
-}
-
-// leadForever tells when it has become the one that tails the store.
-func leadForever(ctx context.Context, s *Store) error {
-	tail, err := s.Tail(ctx, store.TailConfig{BatchSize: 1})
-	if err == nil {
-		err = lead(ctx, tail)
-	}
-	if err == nil {
-		fmt.Println("leading")
-		select {}
-	}
-	return err
-}
-
-// lead tries to become the one that tails the store.
-func lead(ctx context.Context, tail *store.Tail) error {
-	tx, err := tail.DB.BeginTx(ctx, nil)
-	if err != nil {
-		return err
-	}
-	return tx.Commit()
 }
 
 func TestProcessesAppendToOneAggregate(t *testing.T) {
@@ -207,48 +182,6 @@ func TestKilledWhileAppending(t *testing.T) {
 	requireIntact(t, path, len(found))
 }
 
-func TestTakesOverFromAKilledProcess(t *testing.T) {
-	t.Parallel()
-	path := newPath(t)
-	s := opened(t, path)
-	c := child(t, "lead", path)
-	out, err := c.StdoutPipe()
-	require.NoError(t, err)
-	require.NoError(t, c.Start())
-	line, err := bufio.NewReader(out).ReadString('\n')
-	require.NoError(t, err)
-	require.Equal(t, "leading\n", line)
-
-	stream := storetest.NewStream()
-	require.NoError(t, s.AppendMany(t.Context(), stream.Take(3)))
-	subscription := storetest.Subscribe(t, s, store.TailConfig{BatchSize: 10})
-	subscription.Silent(t)
-
-	require.NoError(t, c.Process.Kill())
-	killed := time.Now()
-	subscription.Take(t, 3)
-	require.Less(t, time.Since(killed), 2*time.Second)
-	_, _ = io.Copy(io.Discard, out)
-	require.Error(t, c.Wait(), "killed")
-}
-
-func TestOneTailLeadsInAProcess(t *testing.T) {
-	t.Parallel()
-	s := opened(t, newPath(t))
-	config := store.TailConfig{BatchSize: 1}
-	first, err := s.Tail(t.Context(), config)
-	require.NoError(t, err)
-	second, err := s.Tail(t.Context(), config)
-	require.NoError(t, err)
-	defer func() { require.NoError(t, second.Close()) }()
-
-	require.NoError(t, lead(t.Context(), first))
-	require.ErrorIs(t, lead(t.Context(), second), store.ErrNotLeader)
-	require.NoError(t, lead(t.Context(), first))
-	require.NoError(t, first.Close())
-	require.NoError(t, lead(t.Context(), second))
-}
-
 func TestWakesAfterAnotherProcessHasAppended(t *testing.T) {
 	t.Parallel()
 	path := newPath(t)
@@ -283,8 +216,7 @@ func TestTailHoldsNothingBack(t *testing.T) {
 	s, stream := opened(t, path), storetest.NewStream()
 	require.NoError(t, s.AppendMany(t.Context(), stream.Take(3)))
 	subscription := storetest.Subscribe(t, s, store.TailConfig{BatchSize: 10})
-	m, batch := subscription.Receive(t)
-	require.Len(t, batch, 3)
+	require.Len(t, subscription.Receive(t), 3)
 
 	require.NoError(t, s.AppendMany(t.Context(), stream.Take(3)))
 	var busy, frames, emptied int
@@ -293,6 +225,6 @@ func TestTailHoldsNothingBack(t *testing.T) {
 	require.Zero(t, busy)
 	require.Equal(t, frames, emptied)
 
-	subscription.Ack(t, m)
+	subscription.Ack(t)
 	subscription.Take(t, 3)
 }

@@ -3,16 +3,10 @@ package sqlite
 import (
 	"context"
 	"database/sql"
-	"database/sql/driver"
 	"errors"
 	"fmt"
 	"sync"
 	"time"
-
-	"github.com/ThreeDotsLabs/watermill"
-	wsql "github.com/ThreeDotsLabs/watermill-sql/v3/pkg/sql"
-	"github.com/ThreeDotsLabs/watermill/message"
-	"github.com/gofrs/flock"
 
 	"github.com/healz/worker/internal/store"
 )
@@ -25,13 +19,21 @@ const (
 		WHERE id > coalesce((SELECT event FROM relay_position), 0) AND (own = 1 OR NOT ?) ORDER BY id LIMIT ?`
 	initPosition = `INSERT OR IGNORE INTO relay_position (singleton, event)
 		SELECT 1, CASE WHEN ? THEN coalesce(max(id), 0) ELSE 0 END FROM events`
-	updatePosition = `UPDATE relay_position SET event = ?`
+	updatePosition = `UPDATE relay_position SET event = ?
+		WHERE EXISTS (SELECT 1 FROM leases WHERE task = 'relay' AND holder = ? AND fence = ?)`
+
+	// takeLease returns no row while another holds the lease. One that ends later than any can is of a time when the clock
+	// was ahead, and counts as ended.
+	takeLease = `INSERT INTO leases (task, holder, fence, expires_at) VALUES (?1, ?2, 1, ` + now + ` + ?3)
+		ON CONFLICT (task) DO UPDATE
+		SET holder = excluded.holder, fence = fence + (holder <> excluded.holder), expires_at = excluded.expires_at
+		WHERE holder = excluded.holder OR expires_at NOT BETWEEN ` + now + ` AND ` + now + ` + 60000000
+		RETURNING fence`
+	giveLease = `UPDATE leases SET holder = '', expires_at = ` + now + ` WHERE task = ? AND holder = ?`
+	now       = `CAST(unixepoch('subsec') * 1000000 AS INTEGER)`
 )
 
 // Tail returns the store's side of the relay. It fixes where a first relay begins, for good.
-//
-// The relay among several is the process that holds the lock on a file beside the database, which the system releases
-// when the process ends, however it ends. It is taken at the first poll that finds it free, and kept until Close.
 func (s *Store) Tail(ctx context.Context, c store.TailConfig) (*store.Tail, error) {
 	const doing = "tail the events"
 	if c.BatchSize < 1 {
@@ -49,30 +51,25 @@ func (s *Store) Tail(ctx context.Context, c store.TailConfig) (*store.Tail, erro
 	if err := s.readers.QueryRowContext(ctx, selectLastID).Scan(&last); err != nil {
 		return nil, translate(doing, err)
 	}
-	connector, err := newConnector(s.dsn(reading))
+	db, err := openDB(s.dsn(reading), 1)
 	if err != nil {
 		return nil, translate(doing, err)
 	}
-	lock := flock.New(s.path + relayLockSuffix)
-	db := sql.OpenDB(tailConnector{connector: connector, store: s, lock: lock})
-	db.SetMaxOpenConns(1)
-
 	wake := make(chan struct{}, 1)
 	s.wakers.add(wake)
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	var watching sync.WaitGroup
 	watching.Go(func() { s.watch(ctx, last, wake) })
 	return &store.Tail{
-		DB:      db,
-		Schema:  tailSchema{config: c},
-		Offsets: tailOffsets{},
+		Next: func(ctx context.Context) (store.Batch, error) { return next(ctx, db, c) },
+		Move: s.movePosition, TakeLease: s.takeLease, GiveLease: s.giveLease,
 		Wake:    wake,
 		Backlog: func(ctx context.Context) (store.Backlog, error) { return s.backlog(ctx, c) },
 		Close: func() error {
 			cancel()
 			watching.Wait()
 			s.wakers.remove(wake)
-			return translate("stop tailing the events", errors.Join(db.Close(), lock.Unlock()))
+			return translate("stop tailing the events", db.Close())
 		},
 	}, nil
 }
@@ -133,127 +130,61 @@ func signal(wake chan<- struct{}) {
 	}
 }
 
-// tailSchema is the reading side of watermill-sql's subscriber.
-type tailSchema struct{ config store.TailConfig }
-
-func (t tailSchema) SelectQuery(string, string, wsql.OffsetsAdapter) wsql.Query {
-	return wsql.Query{Query: selectTail, Args: []any{t.config.OnlyOwn, t.config.BatchSize}}
-}
-
-// UnmarshalMessage makes one message of all the rows, or of as many as fit: the subscriber passes its rows, so that
-// their Next can be called here. Closing them ends the read before the message is handled, and lets the subscriber see
-// no further row.
-func (tailSchema) UnmarshalMessage(row wsql.Scanner) (wsql.Row, error) {
+// next reads the batch behind the position: as many events as the batch size and streamBytes allow, but at least one.
+func next(ctx context.Context, db *sql.DB, c store.TailConfig) (store.Batch, error) {
 	const doing = "read a batch of events"
-	rows, ok := row.(*sql.Rows)
-	if !ok {
-		return wsql.Row{}, fmt.Errorf("%s: the subscriber passed a %T, not its rows", doing, row)
+	rows, err := db.QueryContext(ctx, selectTail, c.OnlyOwn, c.BatchSize)
+	if err != nil {
+		return store.Batch{}, translate(doing, err)
 	}
 	defer rows.Close()
-	var offset int64
-	payload := []byte{'['}
-	for more := true; more; more = rows.Next() {
+	var b store.Batch
+	for rows.Next() {
 		r, err := scan(rows)
 		if err != nil {
-			return wsql.Row{}, fmt.Errorf("%s: the one after position %d: %w", doing, offset, err)
+			return store.Batch{}, fmt.Errorf("%s: the one after position %d: %w", doing, b.Position.ID, err)
 		}
 		body, err := r.MarshalJSON()
 		if err != nil {
-			return wsql.Row{}, fmt.Errorf("%s: encode event %s: %w", doing, r.Event.ID, err)
+			return store.Batch{}, fmt.Errorf("%s: encode event %s: %w", doing, r.Event.ID, err)
 		}
-		if offset > 0 {
-			if len(payload)+len(body) > streamBytes {
+		separator := byte('[')
+		if b.Events != nil {
+			if len(b.Events)+len(body) > streamBytes {
 				break
 			}
-			payload = append(payload, ',')
+			separator = ','
 		}
-		payload = append(payload, body...)
-		offset = r.Position.ID
+		b.Events = append(append(b.Events, separator), body...)
+		b.Position.ID = r.Position.ID
 	}
-	if err := rows.Err(); err != nil {
-		return wsql.Row{}, translate(doing, err)
+	if b.Events != nil {
+		b.Events = append(b.Events, ']')
 	}
-	return wsql.Row{Offset: offset, Msg: message.NewMessage(watermill.NewUUID(), append(payload, ']'))}, nil
+	return b, translate(doing, rows.Err())
 }
 
-func (tailSchema) SubscribeIsolationLevel() sql.IsolationLevel { return sql.LevelDefault }
-
-func (tailSchema) SchemaInitializingQueries(string) []wsql.Query { return nil }
-
-func (tailSchema) InsertQuery(string, message.Messages) (wsql.Query, error) {
-	return wsql.Query{}, errors.New("a tail cannot be published to: append to the store")
-}
-
-// tailOffsets is the acknowledging side of watermill-sql's subscriber.
-type tailOffsets struct{}
-
-func (tailOffsets) AckMessageQuery(_ string, row wsql.Row, _ string) wsql.Query {
-	return wsql.Query{Query: updatePosition, Args: []any{row.Offset}}
-}
-
-func (tailOffsets) ConsumedMessageQuery(string, wsql.Row, string, []byte) wsql.Query {
-	return wsql.Query{}
-}
-
-func (tailOffsets) NextOffsetQuery(string, string) wsql.Query { return wsql.Query{} }
-
-func (tailOffsets) SchemaInitializingQueries(string) []wsql.Query { return nil }
-
-func (tailOffsets) BeforeSubscribingQueries(string, string) []wsql.Query { return nil }
-
-// tailConnector makes the connections of a tail. The subscriber reads a batch, waits until it is handled, and moves the
-// position, all in one transaction. As a transaction of SQLite's that could not end well: while it is open the log
-// cannot be emptied, and once a handler has appended something it may no longer write. Here each statement stands for
-// itself; what the transaction was to ensure, that nobody else moves the position meanwhile, the lock does.
-type tailConnector struct {
-	connector
-	store *Store
-	lock  *flock.Flock
-}
-
-func (c tailConnector) Connect(ctx context.Context) (driver.Conn, error) {
-	conn, err := c.open(ctx)
-	if err != nil {
-		return nil, translate("open a connection", err)
+func (s *Store) movePosition(ctx context.Context, behind store.Position, fence store.Fence) error {
+	moved, err := s.exec(ctx, "move the relay's position", updatePosition, behind.ID, fence.Holder, fence.Number)
+	if err == nil && moved == 0 {
+		return store.ErrNotLeader
 	}
-	return tailConn{conn: conn, store: c.store, lock: c.lock}, nil
+	return err
 }
 
-// tailConn reads by a connection of its own and writes as the store does, in turn.
-type tailConn struct {
-	*conn
-	store *Store
-	lock  *flock.Flock
+func (s *Store) takeLease(ctx context.Context, task, holder string, ttl time.Duration) (store.Fence, error) {
+	fence := store.Fence{Holder: holder}
+	err := s.write(ctx, "take the lease of "+task, func(ctx context.Context, tx *sql.Tx) error {
+		err := tx.QueryRowContext(ctx, takeLease, task, holder, ttl.Microseconds()).Scan(&fence.Number)
+		if errors.Is(err, sql.ErrNoRows) {
+			return store.ErrNotLeader
+		}
+		return err
+	})
+	return fence, err
 }
 
-// BeginTx only takes the lock, and is [store.ErrNotLeader] when another has it.
-func (c tailConn) BeginTx(context.Context, driver.TxOptions) (driver.Tx, error) {
-	locked, err := c.lock.TryLock()
-	if err != nil {
-		return nil, translate("lock "+c.lock.Path(), err)
-	}
-	if !locked {
-		return nil, store.ErrNotLeader
-	}
-	return noTransaction{}, nil
+func (s *Store) giveLease(ctx context.Context, task, holder string) error {
+	_, err := s.exec(ctx, "give back the lease of "+task, giveLease, task, holder)
+	return err
 }
-
-func (c tailConn) QueryContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
-	rows, err := c.conn.QueryContext(ctx, query, args)
-	return rows, translate("read a batch of events", err)
-}
-
-func (c tailConn) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Result, error) {
-	values := make([]any, len(args))
-	for i, a := range args {
-		values[i] = a.Value
-	}
-	changed, err := c.store.exec(ctx, "move the relay's position", query, values...)
-	return driver.RowsAffected(changed), err
-}
-
-// noTransaction is a transaction of statements that each stand for themselves.
-type noTransaction struct{}
-
-func (noTransaction) Commit() error   { return nil }
-func (noTransaction) Rollback() error { return nil }

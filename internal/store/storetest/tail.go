@@ -10,9 +10,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/ThreeDotsLabs/watermill"
-	wsql "github.com/ThreeDotsLabs/watermill-sql/v3/pkg/sql"
-	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
 
@@ -35,24 +32,26 @@ type Database struct {
 	Insert func(t *testing.T, e events.Event)
 }
 
-// RunTail holds stores to [store.Tail], with watermill-sql's own subscriber.
+// RunTail holds stores to [store.Tail].
 func RunTail(t *testing.T, create func(t *testing.T) Database) {
 	t.Helper()
 	for name, test := range map[string]func(*testing.T, Database){
-		"relays in commit order and in wire form":  relaysInOrder,
-		"batches are bounded":                      boundsBatches,
-		"large events":                             relaysLargeEvents,
-		"relays what other programs insert":        relaysInserts,
-		"only own":                                 relaysOnlyOwn,
-		"goes on behind the last ack":              goesOn,
-		"a nack brings the batch again":            redelivers,
-		"what was not acked comes again":           repeatsUnacked,
-		"start at the beginning":                   startsAtBeginning(store.StartBeginning),
-		"start by default":                         startsAtBeginning(store.StartAuto),
-		"start at the end":                         startsAtEnd,
-		"one subscriber at a time, and a takeover": takesOver,
-		"skips nothing under concurrent commits":   skipsNothing,
-		"wakes after an append":                    wakes,
+		"relays in commit order and in wire form": relaysInOrder,
+		"batches are bounded":                     boundsBatches,
+		"large events":                            relaysLargeEvents,
+		"relays what other programs insert":       relaysInserts,
+		"only own":                                relaysOnlyOwn,
+		"goes on behind the position":             goesOn,
+		"a batch comes until the position moves":  repeatsUnacked,
+		"start at the beginning":                  startsAtBeginning(store.StartBeginning),
+		"start by default":                        startsAtBeginning(store.StartAuto),
+		"start at the end":                        startsAtEnd,
+		"a lease has one holder":                  leasesToOne,
+		"a lease expires":                         expiresLeases,
+		"a lease of a clock that was ahead":       distrustsClocks,
+		"a former leader moves nothing":           fences,
+		"skips nothing under concurrent commits":  skipsNothing,
+		"wakes after an append":                   wakes,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -68,93 +67,57 @@ func (d Database) open(t *testing.T) Tailed {
 	return s
 }
 
-// Subscription is a watermill-sql subscriber on a store's tail.
+// Subscription is the only reader of a store's tail.
 type Subscription struct {
-	Messages <-chan *message.Message
-	tail     *store.Tail
-	sub      *wsql.Subscriber
-	closed   sync.Once
-	// moved receives a value after the transaction that moved the position has ended.
-	moved chan struct{}
+	*store.Tail
+	fence  store.Fence
+	batch  store.Batch // in flight
+	closed sync.Once
 }
 
-// Subscribe starts a subscriber on the store's tail. It is closed at the end of the test at the latest.
+// Subscribe takes the lease of a store's tail. It is given back at the end of the test at the latest.
 func Subscribe(t *testing.T, s Tailed, config store.TailConfig) *Subscription {
 	t.Helper()
 	tail, err := s.Tail(t.Context(), config)
 	require.NoError(t, err)
-	moved := make(chan struct{}, 1)
-	sub, err := wsql.NewSubscriber(tail.DB, wsql.SubscriberConfig{
-		SchemaAdapter:  tail.Schema,
-		OffsetsAdapter: tail.Offsets,
-		ResendInterval: time.Millisecond,
-		BackoffManager: backoff{t, moved},
-	}, watermill.NopLogger{})
+	fence, err := tail.TakeLease(t.Context(), store.RelayTask, uuid.NewString(), time.Minute)
 	require.NoError(t, err)
-	messages, err := sub.Subscribe(context.WithoutCancel(t.Context()), "events")
-	require.NoError(t, err)
-	subscription := &Subscription{Messages: messages, tail: tail, sub: sub, moved: moved}
+	subscription := &Subscription{Tail: tail, fence: fence}
 	t.Cleanup(func() { subscription.Close(t) })
 	return subscription
 }
 
-// backoff polls often, and fails the test at an error. The subscriber calls it after the transaction of each poll.
-type backoff struct {
-	t     *testing.T
-	moved chan<- struct{}
-}
-
-func (b backoff) HandleError(_ watermill.LoggerAdapter, noMsg bool, err error) time.Duration {
-	switch {
-	case err != nil && !errors.Is(err, store.ErrNotLeader):
-		b.t.Errorf("tail: %v", err)
-		return time.Second
-	case err != nil || noMsg:
-		return 10 * time.Millisecond
-	}
-	select {
-	case b.moved <- struct{}{}:
-	default:
-	}
-	return 0
-}
-
-// Close stops the subscriber and then closes the tail.
+// Close gives the lease back and closes the tail.
 func (s *Subscription) Close(t *testing.T) {
 	t.Helper()
 	s.closed.Do(func() {
-		require.NoError(t, s.sub.Close())
-		require.NoError(t, s.tail.Close())
+		require.NoError(t, s.GiveLease(context.WithoutCancel(t.Context()), store.RelayTask, s.fence.Holder))
+		require.NoError(t, s.Tail.Close())
 	})
 }
 
-// Receive waits for the next message and returns it un-acked, with its events.
-func (s *Subscription) Receive(t *testing.T) (*message.Message, []events.Event) {
+// Receive waits for the next batch and leaves the position before it.
+func (s *Subscription) Receive(t *testing.T) []events.Event {
 	t.Helper()
-	select {
-	case m := <-s.Messages:
-		require.NotNil(t, m, "the subscription ended")
-		return m, batchOf(t, m)
-	case <-time.After(patience):
-		require.FailNow(t, "no message came")
-		return nil, nil
-	}
+	require.Eventually(t, func() bool {
+		var err error
+		s.batch, err = s.Next(t.Context())
+		require.NoError(t, err)
+		return s.batch.Events != nil
+	}, patience, 5*time.Millisecond, "no batch came")
+	return batchOf(t, s.batch)
 }
 
-// Ack acks a message of the subscription and waits until the position has moved. An ack alone moves nothing: a
-// subscriber that is closed before its transaction is committed has the batch delivered again.
-func (s *Subscription) Ack(t *testing.T, m *message.Message) {
+// Ack moves the position behind the batch that was received last.
+func (s *Subscription) Ack(t *testing.T) {
 	t.Helper()
-	select {
-	case <-s.moved:
-	default:
-	}
-	require.True(t, m.Ack())
-	select {
-	case <-s.moved:
-	case <-time.After(patience):
-		require.FailNow(t, "the position did not move after an ack")
-	}
+	require.NoError(t, s.TryAck(t))
+}
+
+// TryAck is Ack for a test in which it may fail.
+func (s *Subscription) TryAck(t *testing.T) error {
+	t.Helper()
+	return s.Move(t.Context(), s.batch.Position, s.fence)
 }
 
 // Take receives and acks until it has n events; the position is behind them then.
@@ -162,28 +125,29 @@ func (s *Subscription) Take(t *testing.T, n int) []events.Event {
 	t.Helper()
 	var taken []events.Event
 	for len(taken) < n {
-		m, batch := s.Receive(t)
-		s.Ack(t, m)
-		taken = append(taken, batch...)
+		taken = append(taken, s.Receive(t)...)
+		s.Ack(t)
 	}
 	require.Len(t, taken, n)
 	return taken
 }
 
-// Silent checks that no message comes for a while.
+// Silent checks that no batch comes for a while.
 func (s *Subscription) Silent(t *testing.T) {
 	t.Helper()
-	select {
-	case m := <-s.Messages:
-		require.Fail(t, "a message came", "%d events", len(batchOf(t, m)))
-	case <-time.After(300 * time.Millisecond):
+	ticker := time.NewTicker(10 * time.Millisecond)
+	defer ticker.Stop()
+	for began := time.Now(); time.Since(began) < 300*time.Millisecond; <-ticker.C {
+		batch, err := s.Next(t.Context())
+		require.NoError(t, err)
+		require.Nil(t, batch.Events, "a batch came")
 	}
 }
 
-func batchOf(t *testing.T, m *message.Message) []events.Event {
+func batchOf(t *testing.T, b store.Batch) []events.Event {
 	t.Helper()
 	var bodies []json.RawMessage
-	require.NoError(t, json.Unmarshal(m.Payload, &bodies))
+	require.NoError(t, json.Unmarshal(b.Events, &bodies))
 	require.NotEmpty(t, bodies)
 	batch := make([]events.Event, len(bodies))
 	for i, body := range bodies {
@@ -222,12 +186,11 @@ func relaysInOrder(t *testing.T, d Database) {
 	var got []events.Event
 	var bodies []map[string]json.RawMessage
 	for len(got) < len(want) {
-		m, batch := tail.Receive(t)
-		got = append(got, batch...)
+		got = append(got, tail.Receive(t)...)
 		var some []map[string]json.RawMessage
-		require.NoError(t, json.Unmarshal(m.Payload, &some))
+		require.NoError(t, json.Unmarshal(tail.batch.Events, &some))
 		bodies = append(bodies, some...)
-		tail.Ack(t, m)
+		tail.Ack(t)
 	}
 
 	requireSame(t, asOnWire(want), got)
@@ -251,10 +214,10 @@ func boundsBatches(t *testing.T, d Database) {
 	tail := Subscribe(t, s, store.TailConfig{BatchSize: 10})
 	var got []events.Event
 	for len(got) < len(want) {
-		m, batch := tail.Receive(t)
+		batch := tail.Receive(t)
 		require.LessOrEqual(t, len(batch), 10)
 		got = append(got, batch...)
-		tail.Ack(t, m)
+		tail.Ack(t)
 	}
 	requireSame(t, want, got)
 	tail.Silent(t)
@@ -275,10 +238,9 @@ func relaysLargeEvents(t *testing.T, d Database) {
 	tail := Subscribe(t, s, store.TailConfig{BatchSize: 100})
 	var got []events.Event
 	for len(got) < len(want) {
-		m, batch := tail.Receive(t)
-		require.Less(t, len(m.Payload), 4*size)
-		got = append(got, batch...)
-		tail.Ack(t, m)
+		got = append(got, tail.Receive(t)...)
+		require.Less(t, len(tail.batch.Events), 4*size)
+		tail.Ack(t)
 	}
 	requireSame(t, want, got)
 }
@@ -331,32 +293,20 @@ func goesOn(t *testing.T, d Database) {
 	requireSame(t, asOnWire(stored(t, s, stream)), got)
 }
 
-func redelivers(t *testing.T, d Database) {
-	t.Helper()
-	s, stream := d.open(t), NewStream()
-	want := stream.Take(3)
-	appendAll(t, s, want)
-	tail := Subscribe(t, s, store.TailConfig{BatchSize: 5})
-	for range 3 {
-		m, batch := tail.Receive(t)
-		require.True(t, m.Nack())
-		requireSame(t, asOnWire(want), batch)
-	}
-	requireSame(t, asOnWire(want), tail.Take(t, 3))
-	tail.Silent(t)
-}
-
 func repeatsUnacked(t *testing.T, d Database) {
 	t.Helper()
 	s, stream := d.open(t), NewStream()
 	want := stream.Take(3)
 	appendAll(t, s, want)
 	first := Subscribe(t, s, store.TailConfig{BatchSize: 5})
-	_, batch := first.Receive(t)
-	requireSame(t, asOnWire(want), batch)
+	for range 3 {
+		requireSame(t, asOnWire(want), first.Receive(t))
+	}
 	first.Close(t)
 
-	requireSame(t, asOnWire(want), Subscribe(t, s, store.TailConfig{BatchSize: 5}).Take(t, 3))
+	second := Subscribe(t, s, store.TailConfig{BatchSize: 5})
+	requireSame(t, asOnWire(want), second.Take(t, 3))
+	second.Silent(t)
 }
 
 func startsAtBeginning(start store.Start) func(*testing.T, Database) {
@@ -391,40 +341,106 @@ func startsAtEnd(t *testing.T, d Database) {
 	requireSame(t, asOnWire(want), Subscribe(t, s, config).Take(t, 1))
 }
 
-func takesOver(t *testing.T, d Database) {
+// leases are the tails of two processes.
+func leases(t *testing.T, d Database) (one, other *store.Tail) {
 	t.Helper()
-	s, stream := d.open(t), NewStream()
-	config := store.TailConfig{BatchSize: 2}
-	first := Subscribe(t, s, config)
-	appendAll(t, s, stream.Take(4))
-	m, got := first.Receive(t)
-	second := Subscribe(t, d.open(t), config)
-
-	second.Silent(t) // while the first holds a batch
-	first.Ack(t, m)
-	leader, m, batch := receiveAny(t, first, second)
-	got = append(got, batch...)
-	leader.Ack(t, m)
-	first.Silent(t)
-	first.Close(t)
-	appendAll(t, s, stream.Take(1))
-	got = append(got, second.Take(t, 1)...)
-	second.Silent(t)
-
-	requireSame(t, asOnWire(stored(t, s, stream)), got)
+	open := func() *store.Tail {
+		tail, err := d.open(t).Tail(t.Context(), store.TailConfig{BatchSize: 2})
+		require.NoError(t, err)
+		t.Cleanup(func() { require.NoError(t, tail.Close()) })
+		return tail
+	}
+	return open(), open()
 }
 
-func receiveAny(t *testing.T, one, other *Subscription) (*Subscription, *message.Message, []events.Event) {
+func leasesToOne(t *testing.T, d Database) {
 	t.Helper()
-	select {
-	case m := <-one.Messages:
-		return one, m, batchOf(t, m)
-	case m := <-other.Messages:
-		return other, m, batchOf(t, m)
-	case <-time.After(patience):
-		require.FailNow(t, "no message came")
-		return nil, nil, nil
+	one, other := leases(t, d)
+	const task, ttl = "some task", time.Minute
+
+	first, err := one.TakeLease(t.Context(), task, "one", ttl)
+	require.NoError(t, err)
+	require.Equal(t, store.Fence{Holder: "one", Number: 1}, first)
+	_, err = other.TakeLease(t.Context(), task, "other", ttl)
+	require.ErrorIs(t, err, store.ErrNotLeader)
+	again, err := one.TakeLease(t.Context(), task, "one", ttl)
+	require.NoError(t, err)
+	require.Equal(t, first, again, "a renewal is the same period")
+	_, err = other.TakeLease(t.Context(), "another task", "other", ttl)
+	require.NoError(t, err)
+
+	require.NoError(t, other.GiveLease(t.Context(), task, "other"))
+	_, err = other.TakeLease(t.Context(), task, "other", ttl)
+	require.ErrorIs(t, err, store.ErrNotLeader, "nobody gives back what is another's")
+	require.NoError(t, one.GiveLease(t.Context(), task, "one"))
+	second, err := other.TakeLease(t.Context(), task, "other", ttl)
+	require.NoError(t, err)
+	require.Equal(t, store.Fence{Holder: "other", Number: 2}, second)
+
+	require.NoError(t, other.GiveLease(t.Context(), task, "other"))
+	third, err := other.TakeLease(t.Context(), task, "other", ttl)
+	require.NoError(t, err)
+	require.EqualValues(t, 3, third.Number, "what was given back was another period")
+}
+
+func expiresLeases(t *testing.T, d Database) {
+	t.Helper()
+	one, other := leases(t, d)
+	const task, ttl = "some task", 300 * time.Millisecond
+	_, err := one.TakeLease(t.Context(), task, "one", ttl)
+	require.NoError(t, err)
+	taken := time.Now()
+	require.Eventually(t, func() bool {
+		fence, err := other.TakeLease(t.Context(), task, "other", ttl)
+		return err == nil && fence.Number == 2
+	}, patience, time.Millisecond)
+	require.GreaterOrEqual(t, time.Since(taken), ttl-10*time.Millisecond)
+	_, err = one.TakeLease(t.Context(), task, "one", ttl)
+	require.ErrorIs(t, err, store.ErrNotLeader)
+}
+
+func distrustsClocks(t *testing.T, d Database) {
+	t.Helper()
+	one, other := leases(t, d)
+	_, err := one.TakeLease(t.Context(), "some task", "one", time.Hour)
+	require.NoError(t, err)
+	_, err = other.TakeLease(t.Context(), "some task", "other", time.Second)
+	require.NoError(t, err, "no lease is as long as that")
+}
+
+// fences lets a leader freeze, whose lease another takes meanwhile.
+func fences(t *testing.T, d Database) {
+	t.Helper()
+	former, leader := leases(t, d)
+	want := NewStream().Take(4)
+	appendAll(t, d.open(t), want)
+	old, err := former.TakeLease(t.Context(), store.RelayTask, "former", time.Millisecond)
+	require.NoError(t, err)
+	stale, err := former.Next(t.Context())
+	require.NoError(t, err)
+
+	var fence store.Fence
+	require.Eventually(t, func() bool {
+		fence, err = leader.TakeLease(t.Context(), store.RelayTask, "leader", 50*time.Millisecond)
+		return err == nil
+	}, patience, time.Millisecond)
+	for range 2 {
+		batch, err := leader.Next(t.Context())
+		require.NoError(t, err)
+		require.NoError(t, leader.Move(t.Context(), batch.Position, fence))
 	}
+
+	require.ErrorIs(t, former.Move(t.Context(), stale.Position, old), store.ErrNotLeader)
+	batch, err := leader.Next(t.Context())
+	require.NoError(t, err)
+	require.Nil(t, batch.Events, "the position is where the leader has moved it")
+
+	require.Eventually(t, func() bool { // and is the leader again
+		fence, err = former.TakeLease(t.Context(), store.RelayTask, "former", time.Minute)
+		return err == nil
+	}, patience, time.Millisecond)
+	require.ErrorIs(t, former.Move(t.Context(), stale.Position, old), store.ErrNotLeader, "the fence is of another period")
+	require.NoError(t, former.Move(t.Context(), stale.Position, fence))
 }
 
 func skipsNothing(t *testing.T, d Database) {

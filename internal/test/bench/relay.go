@@ -9,13 +9,13 @@ import (
 	"sync"
 	"time"
 
-	"github.com/ThreeDotsLabs/watermill"
 	wsql "github.com/ThreeDotsLabs/watermill-sql/v3/pkg/sql"
 	"github.com/ThreeDotsLabs/watermill/components/forwarder"
 	"github.com/ThreeDotsLabs/watermill/message"
 
 	"github.com/healz/worker/internal/bus"
 	"github.com/healz/worker/internal/deadletter"
+	"github.com/healz/worker/internal/lease"
 	"github.com/healz/worker/internal/observe"
 	"github.com/healz/worker/internal/relay"
 	"github.com/healz/worker/internal/store"
@@ -88,23 +88,15 @@ func (s *stage) ownRelay(ctx context.Context, settings worker.Settings, backend 
 			return spent{}, err
 		}
 		counted := &countedPublisher{publisher: publisher, count: newCount(n)}
-		router, err := message.NewRouter(message.RouterConfig{}, watermill.NopLogger{})
-		if err != nil {
-			return spent{}, err
-		}
-		r := relay.New(tail, counted, relay.Config{
+		r := relay.New(tail, lease.New(tail, store.RelayTask), counted, relay.Config{
 			Observer: observe.None{},
 			Poll:     settings.Tuning.RelayPoll, Patience: relayPatience, Refused: deadletter.NewTable(backend.SQL()),
 		}, logger())
 		stop := spending()
-		if err := r.AddTo(ctx, router); err != nil {
-			return spent{}, err
-		}
-		took, err := whileRouting(ctx, router, func(ctx context.Context) (spent, error) {
-			defer r.Stop(ctx)
-			_, err := counted.count.wait(ctx)
-			return stop(), err
-		})
+		go r.Run(ctx)
+		_, err = counted.count.wait(ctx)
+		took := stop()
+		r.Stop(ctx)
 		return took, errors.Join(err, s.empty(queue))
 	}, nil
 }

@@ -1,0 +1,97 @@
+package worker_test
+
+import (
+	"context"
+	"errors"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/stretchr/testify/require"
+
+	"github.com/healz/worker/internal/deadletter"
+	"github.com/healz/worker/internal/events"
+	"github.com/healz/worker/internal/handlers"
+	"github.com/healz/worker/internal/metrics"
+	"github.com/healz/worker/internal/test/testservers"
+	"github.com/healz/worker/internal/worker"
+)
+
+// On every combination of store and bus one of two workers leads, and a replay runs its handler once.
+func TestOneOfTwoWorkersLeads(t *testing.T) {
+	t.Parallel()
+	for name, create := range map[string]func(*worker.Settings){
+		"postgres":            func(s *worker.Settings) { s.DatabaseURL = testservers.Postgres(t) },
+		"sqlite":              func(s *worker.Settings) { s.SQLitePath = filepath.Join(t.TempDir(), "test.db") },
+		"postgres and broker": func(s *worker.Settings) { s.DatabaseURL, s.AMQP.URL = testservers.Postgres(t), testservers.RabbitMQ(t) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			settings := worker.DefaultSettings()
+			create(&settings)
+			settings.Tuning.RetryInitial, settings.Tuning.RetryAttempts = time.Millisecond, 1
+			const letters = 20
+			var mu sync.Mutex
+			runs, broken := map[uuid.UUID]int{}, true
+			register := func(reg *handlers.Registry, _ events.Streams) {
+				handlers.On(reg, "PatientRegistered", "welcome-patient",
+					func(_ context.Context, e events.Event, _ registered) ([]events.Event, error) {
+						mu.Lock()
+						defer mu.Unlock()
+						if broken {
+							return nil, handlers.Permanent(errors.New("broken"))
+						}
+						runs[e.ID]++
+						return nil, nil
+					})
+			}
+			one, other := metrics.New("v1"), metrics.New("v1")
+			for _, m := range []*metrics.Metrics{one, other} {
+				runObserved(t, settings, register, m, nil)
+			}
+			lead := func() int {
+				n := 0
+				for _, m := range []*metrics.Metrics{one, other} {
+					if has(m, "worker_relay_leads 1") {
+						n++
+					}
+				}
+				return n
+			}
+			require.Eventually(t, func() bool { return lead() == 1 }, patience, tick)
+			require.Never(t, func() bool { return lead() != 1 }, 3*time.Second, tick, "of idle workers")
+
+			backend, err := settings.OpenStore(t.Context())
+			require.NoError(t, err)
+			defer func() { require.NoError(t, backend.Close()) }()
+			for range letters {
+				e, err := events.New(events.Origin{TenantID: uuid.New()}, "Patient", uuid.New(), 1, registered{secret})
+				require.NoError(t, err)
+				require.NoError(t, backend.Append(t.Context(), e))
+			}
+			table := deadletter.NewTable(backend.SQL())
+			require.Eventually(t, func() bool {
+				n, err := table.Count(t.Context())
+				require.NoError(t, err)
+				return n == letters
+			}, patience, tick)
+			mu.Lock()
+			broken = false
+			mu.Unlock()
+			var last deadletter.Progress
+			for last, err = range table.Replay(t.Context(), deadletter.Filter{}, deadletter.ReplayOptions{Patience: patience}) {
+				require.NoError(t, err)
+			}
+			require.Equal(t, letters, last.Handled)
+			mu.Lock()
+			defer mu.Unlock()
+			require.Len(t, runs, letters)
+			for id, n := range runs {
+				require.Equal(t, 1, n, "runs of the handler for %s", id)
+			}
+			require.Equal(t, 1, lead())
+		})
+	}
+}
