@@ -47,7 +47,7 @@ type handling struct {
 // Handled returns the names of the handlers that have handled e; see [store.Store].
 func (s *Store) Handled(ctx context.Context, e events.Event) ([]string, error) {
 	l := &lookup{eventID: e.ID}
-	if company, err := s.lookups.do(ctx, l); company && err != nil {
+	if shared, err := s.lookups.do(ctx, l); shared && err != nil {
 		return handled(ctx, s.pool, e)
 	} else if err != nil {
 		return nil, fault(ctx, lookingUp, err)
@@ -81,8 +81,8 @@ func (l *lookup) handlers(e events.Event) ([]string, error) {
 	return names, nil
 }
 
-// shareLookup keeps out what would be too much, and a second question for the same event.
-func shareLookup(first *lookup) func(*lookup) bool {
+// fitLookups keeps out what would be too much, and a second question for the same event.
+func fitLookups(first *lookup) func(*lookup) bool {
 	asked := map[uuid.UUID]struct{}{first.eventID: {}}
 	return func(l *lookup) bool {
 		if _, found := asked[l.eventID]; found || len(asked) == maxLookups {

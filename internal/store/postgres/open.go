@@ -44,9 +44,9 @@ type Store struct {
 	migrationDB *sql.DB
 	migrator    *migrations.Migrator
 
-	// writes and lookups are shared by the calls that come while one is under way.
-	writes  lane[*unit]
-	lookups lane[*lookup]
+	// writes and lookups combine concurrent calls into one statement.
+	writes  batcher[*unit]
+	lookups batcher[*lookup]
 }
 
 var _ store.Store = (*Store)(nil)
@@ -64,9 +64,9 @@ func Open(ctx context.Context, url string, o Options) (*Store, error) {
 	}
 	configure(config.ConnConfig)
 	s := &Store{config: config.ConnConfig.Copy()}
-	s.writes.run, s.writes.sharing, s.writes.regroups = s.writeTogether, shareWrite, true
-	s.lookups.run = func(ctx context.Context, lookups []*lookup) error { return lookUp(ctx, s.pool, lookups) }
-	s.lookups.sharing = shareLookup
+	s.writes.execute, s.writes.fitter, s.writes.linger = s.writeTogether, fitWrites, true
+	s.lookups.execute = func(ctx context.Context, lookups []*lookup) error { return lookUp(ctx, s.pool, lookups) }
+	s.lookups.fitter = fitLookups
 	s.migrationDB = stdlib.OpenDB(*s.config)
 	s.migrationDB.SetMaxIdleConns(0)
 	if s.migrator, err = migrations.Postgres(s.migrationDB); err != nil {

@@ -106,8 +106,8 @@ func (s *Store) writeShared(ctx context.Context, u *unit) error {
 	if len(u.batch) > maxSmall || u.bytes() > maxSharedBytes {
 		return s.writeTogether(ctx, []*unit{u})
 	}
-	company, err := s.writes.do(ctx, u)
-	if _, answered := errors.AsType[*pgconn.PgError](err); answered && company {
+	shared, err := s.writes.do(ctx, u)
+	if _, answered := errors.AsType[*pgconn.PgError](err); answered && shared {
 		return s.writeTogether(ctx, []*unit{u})
 	}
 	return err
@@ -127,9 +127,9 @@ func (s *Store) onConnection(ctx context.Context, do func(*pgxpool.Conn) error) 
 	return do(conn)
 }
 
-// shareWrite keeps out what would be too much for the statement of the first, and what has to see another of its units
+// fitWrites keeps out what would be too much for the statement of the first, and what has to see another of its units
 // written: the next event of an aggregate, or the same event for the same handler.
-func shareWrite(first *unit) func(*unit) bool {
+func fitWrites(first *unit) func(*unit) bool {
 	taken := make(map[uuid.UUID]struct{})
 	count, bytes := 0, 0
 	add := func(u *unit) {
@@ -189,7 +189,7 @@ func writeUnits(ctx context.Context, conn sender, units []*unit) error {
 	}
 	patience := 0
 	if len(units) > 1 {
-		patience = int(lanePatience.Milliseconds())
+		patience = int(statementTimeout.Milliseconds())
 	}
 	rows, err := conn.Query(ctx, writeSQL, append(columns(units), patience)...)
 	if err != nil {
