@@ -53,6 +53,17 @@ func (m *Migrator) Latest() int64 {
 	return sources[len(sources)-1].Version
 }
 
+// Check is [store.ErrNoSchema] or [store.ErrNewerSchema] if a database has another version than this worker needs.
+func (m *Migrator) Check(version int64) error {
+	switch latest := m.Latest(); {
+	case version < latest:
+		return fmt.Errorf("version %d of %d: %w", version, latest, store.ErrNoSchema)
+	case version > latest:
+		return fmt.Errorf("version %d, known are %d: %w", version, latest, store.ErrNewerSchema)
+	}
+	return nil
+}
+
 // Up applies all versions that the database lacks. It is [store.ErrNewerSchema] when it has one that this worker does
 // not know.
 func (m *Migrator) Up(ctx context.Context) error {

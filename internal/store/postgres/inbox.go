@@ -1,7 +1,6 @@
 package postgres
 
 import (
-	"bytes"
 	"context"
 	_ "embed"
 	"errors"
@@ -32,56 +31,37 @@ var (
 // maxLookups is how many events are looked up at once.
 const maxLookups = 256
 
-// lookup is the question who has handled an event.
+// lookup asks who has handled an event.
 type lookup struct {
 	eventID uuid.UUID
-	found   []handling
-}
-
-// handling says which handler has handled an event, and what that said then.
-type handling struct {
-	handler     string
-	fingerprint []byte
+	found   []store.HandledBy
 }
 
 // Handled returns the names of the handlers that have handled e; see [store.Store].
 func (s *Store) Handled(ctx context.Context, e events.Event) ([]string, error) {
 	l := &lookup{eventID: e.ID}
-	if shared, err := s.lookups.do(ctx, l); shared && err != nil {
-		return handled(ctx, s.pool, e)
-	} else if err != nil {
-		return nil, fault(ctx, lookingUp, err)
+	shared, err := s.lookups.do(ctx, l)
+	if shared && err != nil {
+		return s.queries.Handled(ctx, e)
 	}
-	return l.handlers(e)
+	return l.handlers(ctx, e, err)
 }
 
-const lookingUp = "read who has handled an event"
-
-func handled(ctx context.Context, q querier, e events.Event) ([]string, error) {
+// Handled is [Store.Handled] in a statement of its own.
+func (q queries) Handled(ctx context.Context, e events.Event) ([]string, error) {
 	l := &lookup{eventID: e.ID}
-	if err := lookUp(ctx, q, []*lookup{l}); err != nil {
-		return nil, fault(ctx, lookingUp, err)
-	}
-	return l.handlers(e)
+	err := q.lookUp(ctx, []*lookup{l})
+	return l.handlers(ctx, e, err)
 }
 
-// handlers are those that were found, or [store.ErrContradiction].
-func (l *lookup) handlers(e events.Event) ([]string, error) {
-	if len(l.found) == 0 {
-		return nil, nil
+func (l *lookup) handlers(ctx context.Context, e events.Event, err error) (names []string, _ error) {
+	if err == nil {
+		names, err = store.HandlersOf(e, l.found)
 	}
-	var names []string
-	want := e.Fingerprint()
-	for _, h := range l.found {
-		if !bytes.Equal(h.fingerprint, want[:]) {
-			return nil, fmt.Errorf("%s: event %s: %w", lookingUp, e.ID, store.ErrContradiction)
-		}
-		names = append(names, h.handler)
-	}
-	return names, nil
+	return names, fault(ctx, "read who has handled an event", err)
 }
 
-// fitLookups keeps out what would be too much, and a second question for the same event.
+// fitLookups bounds the batch, and keeps out a second lookup of the same event.
 func fitLookups(first *lookup) func(*lookup) bool {
 	asked := map[uuid.UUID]struct{}{first.eventID: {}}
 	return func(l *lookup) bool {
@@ -93,8 +73,8 @@ func fitLookups(first *lookup) func(*lookup) bool {
 	}
 }
 
-// lookUp answers the questions, which are for different events, with one query.
-func lookUp(ctx context.Context, q querier, lookups []*lookup) error {
+// lookUp runs the lookups, which are of different events, as one statement.
+func (q queries) lookUp(ctx context.Context, lookups []*lookup) error {
 	ids := make([]pgtype.UUID, len(lookups))
 	byID := make(map[uuid.UUID]*lookup, len(lookups))
 	for i, l := range lookups {
@@ -105,8 +85,8 @@ func lookUp(ctx context.Context, q querier, lookups []*lookup) error {
 		return err
 	}
 	var id pgtype.UUID
-	var h handling
-	_, err = pgx.ForEachRow(rows, []any{&id, &h.handler, &h.fingerprint}, func() error {
+	var h store.HandledBy
+	_, err = pgx.ForEachRow(rows, []any{&id, &h.Handler, &h.Fingerprint}, func() error {
 		l := byID[id.Bytes]
 		l.found = append(l.found, h)
 		return nil
@@ -173,10 +153,8 @@ func recordWith(
 	if err := writeUnits(ctx, tx, []*unit{u}); err != nil || !u.written {
 		return nil, err
 	}
-	for _, step := range work {
-		if err := step(ctx, handlersTx{tx}); err != nil {
-			return workFault(ctx, conn, err), nil
-		}
+	if failed := runWork(ctx, tx, work); failed != nil {
+		return failed, nil
 	}
 	err = tx.Commit(ctx)
 	_, refused := errors.AsType[*pgconn.PgError](err)
@@ -186,13 +164,20 @@ func recordWith(
 	return nil, err
 }
 
-// workFault is a *[store.WorkError], or an outage when the connection broke under the work.
-func workFault(ctx context.Context, conn *pgxpool.Conn, err error) error {
-	ended := ctx.Err() != nil || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled)
-	if conn.Conn().IsClosed() && !ended {
-		return fmt.Errorf("do the handler's work: %w: %w", store.ErrUnavailable, err)
+// runWork runs a handler's work. The error is a *[store.WorkError], or [store.ErrUnavailable] when the connection broke.
+func runWork(ctx context.Context, tx pgx.Tx, work []func(context.Context, pgx.Tx) error) error {
+	for _, step := range work {
+		err := step(ctx, handlersTx{tx})
+		ended := ctx.Err() != nil || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled)
+		switch {
+		case err == nil:
+		case tx.Conn().IsClosed() && !ended:
+			return fmt.Errorf("do the handler's work: %w: %w", store.ErrUnavailable, err)
+		default:
+			return &store.WorkError{Err: err}
+		}
 	}
-	return &store.WorkError{Err: err}
+	return nil
 }
 
 // errNotYours is the error of work that would end the transaction.
@@ -211,12 +196,8 @@ func (s *Store) Park(ctx context.Context, handler string, e events.Event) error 
 }
 
 // Parked returns behind which events e has to wait; see [store.Store].
-func (s *Store) Parked(ctx context.Context, e events.Event, handlers []string) (map[string]uuid.UUID, error) {
-	return parked(ctx, s.pool, e, handlers)
-}
-
-func parked(ctx context.Context, q querier, e events.Event, handlers []string) (map[string]uuid.UUID, error) {
-	const doing = "look for parked events"
+func (q queries) Parked(ctx context.Context, e events.Event, handlers []string) (map[string]uuid.UUID, error) {
+	const doing = "read parked events"
 	rows, err := q.Query(ctx, parkedSQL, e.AggregateID, e.AggregateVersion, handlers)
 	if err != nil {
 		return nil, fault(ctx, doing, err)

@@ -5,7 +5,6 @@ import (
 	"database/sql"
 	_ "embed"
 	"errors"
-	"fmt"
 	"net"
 	"time"
 
@@ -37,6 +36,8 @@ type Options struct {
 
 // Store is an event store in one schema of a Postgres database.
 type Store struct {
+	store.Reads
+	queries
 	pool *pgxpool.Pool
 	db   *sql.DB // over the pool
 	// config is what connections outside the pool begin from.
@@ -64,9 +65,6 @@ func Open(ctx context.Context, url string, o Options) (*Store, error) {
 	}
 	configure(config.ConnConfig)
 	s := &Store{config: config.ConnConfig.Copy()}
-	s.writes.execute, s.writes.fitter, s.writes.linger = s.writeTogether, fitWrites, true
-	s.lookups.execute = func(ctx context.Context, lookups []*lookup) error { return lookUp(ctx, s.pool, lookups) }
-	s.lookups.fitter = fitLookups
 	s.migrationDB = stdlib.OpenDB(*s.config)
 	s.migrationDB.SetMaxIdleConns(0)
 	if s.migrator, err = migrations.Postgres(s.migrationDB); err != nil {
@@ -76,7 +74,10 @@ func Open(ctx context.Context, url string, o Options) (*Store, error) {
 	if s.pool, err = pgxpool.NewWithConfig(ctx, config); err != nil {
 		return nil, fault(ctx, "open Postgres", err)
 	}
-	s.db = stdlib.OpenDBFromPool(s.pool)
+	s.db, s.queries = stdlib.OpenDBFromPool(s.pool), queries{s.pool}
+	s.Reads = store.NewReads(s.queries)
+	s.writes.execute, s.writes.fitter, s.writes.linger = s.writeTogether, fitWrites, true
+	s.lookups.execute, s.lookups.fitter = s.lookUp, fitLookups
 	if err := s.pool.Ping(ctx); err != nil {
 		return nil, errors.Join(fault(ctx, "open Postgres", err), s.Close())
 	}
@@ -139,11 +140,5 @@ func (s *Store) Ping(ctx context.Context) error {
 	if err := s.pool.QueryRow(ctx, pingSQL).Scan(&version); err != nil {
 		return fault(ctx, "ping", err)
 	}
-	switch latest := s.migrator.Latest(); {
-	case version < latest:
-		return fmt.Errorf("version %d of %d: %w", version, latest, store.ErrNoSchema)
-	case version > latest:
-		return fmt.Errorf("version %d, known are %d: %w", version, latest, store.ErrNewerSchema)
-	}
-	return nil
+	return s.migrator.Check(version)
 }

@@ -85,7 +85,7 @@ func (s *Store) write(ctx context.Context, doing string, u *unit, q querier, sta
 // explain tells why the unit cannot be written as the store is now, or nil if it can.
 func (u *unit) explain(ctx context.Context, q querier) error {
 	if r := u.record; r != nil {
-		names, err := handled(ctx, q, r.event)
+		names, err := queries{q}.Handled(ctx, r.event)
 		if err != nil {
 			return err
 		}
@@ -173,17 +173,11 @@ func (u *unit) bytes() int {
 	return n
 }
 
-// sender is a connection or a transaction.
-type sender interface {
-	querier
-	Exec(ctx context.Context, statement string, args ...any) (pgconn.CommandTag, error)
-}
-
 // writeUnits runs the statement that writes the units, and notes which of them it has written. When there are several it
 // does not wait for long for what another program is about to write.
-func writeUnits(ctx context.Context, conn sender, units []*unit) error {
+func writeUnits(ctx context.Context, q querier, units []*unit) error {
 	if u := units[0]; len(units) == 1 && len(u.batch) == 1 && u.record == nil {
-		tag, err := conn.Exec(ctx, appendOneSQL, values(u.batch[0])...)
+		tag, err := q.Exec(ctx, appendOneSQL, values(u.batch[0])...)
 		u.written = tag.RowsAffected() == 1
 		return err
 	}
@@ -191,7 +185,7 @@ func writeUnits(ctx context.Context, conn sender, units []*unit) error {
 	if len(units) > 1 {
 		patience = int(statementTimeout.Milliseconds())
 	}
-	rows, err := conn.Query(ctx, writeSQL, append(columns(units), patience)...)
+	rows, err := q.Query(ctx, writeSQL, append(columns(units), patience)...)
 	if err != nil {
 		return err
 	}

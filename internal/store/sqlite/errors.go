@@ -17,9 +17,12 @@ import (
 // translate says what was being done, and gives the error the meaning that it has for callers. SQLite's own texts name
 // tables and columns, and quote no values.
 func translate(doing string, err error) error {
+	work, failed := errors.AsType[*store.WorkError](err)
 	switch {
 	case err == nil:
 		return nil
+	case failed: // a handler's error, also if it wraps one of SQLite's
+		return work
 	case errors.Is(err, store.ErrUnavailable), errors.Is(err, store.ErrUnknownOutcome):
 		return fmt.Errorf("%s: %w", doing, err)
 	case isPassing(err):

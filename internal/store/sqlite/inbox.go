@@ -1,7 +1,6 @@
 package sqlite
 
 import (
-	"bytes"
 	"context"
 	"database/sql"
 	"errors"
@@ -32,31 +31,28 @@ const (
 )
 
 // Handled returns the names of the handlers that have handled e. See [store.Store].
-func (s *Store) Handled(ctx context.Context, e events.Event) ([]string, error) {
-	return handled(ctx, s.readers, e)
+func (q queries) Handled(ctx context.Context, e events.Event) (names []string, err error) {
+	records, err := q.handledBy(ctx, e)
+	if err == nil {
+		names, err = store.HandlersOf(e, records)
+	}
+	return names, translate("read who has handled an event", err)
 }
 
-func handled(ctx context.Context, q querier, e events.Event) ([]string, error) {
-	doing := fmt.Sprintf("read who has handled event %s", e.ID)
+func (q queries) handledBy(ctx context.Context, e events.Event) (records []store.HandledBy, err error) {
 	rows, err := q.QueryContext(ctx, selectHandled, e.ID.String())
 	if err != nil {
-		return nil, translate(doing, err)
+		return nil, err
 	}
 	defer rows.Close()
-	said := e.Fingerprint()
-	var handlers []string
 	for rows.Next() {
-		var handler string
-		var fingerprint []byte
-		if err := rows.Scan(&handler, &fingerprint); err != nil {
-			return nil, translate(doing, err)
+		var r store.HandledBy
+		if err := rows.Scan(&r.Handler, &r.Fingerprint); err != nil {
+			return nil, err
 		}
-		if !bytes.Equal(fingerprint, said[:]) {
-			return nil, translate(doing, store.ErrContradiction)
-		}
-		handlers = append(handlers, handler)
+		records = append(records, r)
 	}
-	return handlers, translate(doing, rows.Err())
+	return records, rows.Err()
 }
 
 // InTx registers SQL of a handler's own for the transaction in which the worker records that the handler has handled
@@ -80,33 +76,44 @@ func (s *Store) Attempt(ctx context.Context) context.Context { return store.With
 
 // Record appends followUps together with the record that handler has handled e. See [store.Store].
 func (s *Store) Record(ctx context.Context, handler string, e events.Event, followUps []events.Event) error {
-	doing := fmt.Sprintf("record that %s has handled event %s", handler, e.ID)
+	doing := recording(handler, e)
 	if err := store.CheckBatch(followUps); err != nil {
 		return fmt.Errorf("%s: %w", doing, err)
 	}
-	handlersCtx, work := ctx, store.TakeWork[*sql.Tx](ctx)
-	var failed error // of the work: no fault of the store's
-	err := s.write(ctx, doing, func(ctx context.Context, tx *sql.Tx) error {
-		if err := insertRecord(ctx, tx, handler, e); err != nil {
-			return err
-		}
-		if err := insertBatch(ctx, tx, followUps); err != nil {
-			return err
-		}
-		for _, step := range work {
-			if failed = step(handlersCtx, tx); failed != nil {
-				return failed
-			}
-		}
-		return nil
+	work := store.TakeWork[*sql.Tx](ctx)
+	err := s.write(ctx, doing, func(_ context.Context, tx *sql.Tx) error {
+		return record(ctx, tx, handler, e, followUps, work)
 	})
-	if failed != nil && ctx.Err() == nil {
-		return &store.WorkError{Err: failed}
-	}
 	if err == nil && len(followUps) > 0 {
 		s.wakers.wake()
 	}
 	return err
+}
+
+func recording(handler string, e events.Event) string {
+	return fmt.Sprintf("record that %s has handled event %s", handler, e.ID)
+}
+
+// record inserts record and follow-ups and does the work, whose error is no fault of the store's.
+func record(
+	ctx context.Context, tx *sql.Tx, handler string, e events.Event, followUps []events.Event,
+	work []func(context.Context, *sql.Tx) error,
+) error {
+	uncanceled := context.WithoutCancel(ctx)
+	if err := insertRecord(uncanceled, tx, handler, e); err != nil {
+		return err
+	}
+	if err := insertBatch(uncanceled, tx, followUps); err != nil {
+		return err
+	}
+	for _, step := range work {
+		if err := step(ctx, tx); err != nil && ctx.Err() == nil {
+			return &store.WorkError{Err: err}
+		} else if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func insertRecord(ctx context.Context, tx *sql.Tx, handler string, e events.Event) error {
@@ -136,11 +143,7 @@ func (s *Store) Park(ctx context.Context, handler string, e events.Event) error 
 }
 
 // Parked returns behind which events e has to wait. See [store.Store].
-func (s *Store) Parked(ctx context.Context, e events.Event, handlers []string) (map[string]uuid.UUID, error) {
-	return parked(ctx, s.readers, e, handlers)
-}
-
-func parked(ctx context.Context, q querier, e events.Event, handlers []string) (map[string]uuid.UUID, error) {
+func (q queries) Parked(ctx context.Context, e events.Event, handlers []string) (map[string]uuid.UUID, error) {
 	firsts := make(map[string]uuid.UUID)
 	for _, handler := range handlers {
 		var first uuid.UUID
@@ -149,7 +152,7 @@ func parked(ctx context.Context, q querier, e events.Event, handlers []string) (
 			continue
 		}
 		if err != nil {
-			return nil, translate("look for parked events", err)
+			return nil, translate("read parked events", err)
 		}
 		firsts[handler] = first
 	}

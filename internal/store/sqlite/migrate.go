@@ -50,11 +50,5 @@ func (s *Store) Ping(ctx context.Context) error {
 	if err := s.readers.QueryRowContext(ctx, selectSchema).Scan(&version); err != nil {
 		return translate(doing, err)
 	}
-	switch latest := s.migrator.Latest(); {
-	case version < latest:
-		return fmt.Errorf("%s: version %d: %w", doing, version, store.ErrNoSchema)
-	case version > latest:
-		return fmt.Errorf("%s: version %d: %w", doing, version, store.ErrNewerSchema)
-	}
-	return nil
+	return translate(doing, s.migrator.Check(version))
 }

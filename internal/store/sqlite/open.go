@@ -68,6 +68,8 @@ func open(ctx context.Context, path string, timeout time.Duration) (*Store, erro
 	if s.readers, err = openDB(s.dsn(reading), readerConnections); err != nil {
 		return nil, translate(doing, err)
 	}
+	s.queries = queries{s.readers}
+	s.Reads = store.NewReads(s.queries)
 	if s.migrating, err = openDB(s.dsn(migrating), 1); err != nil {
 		return nil, translate(doing, err)
 	}

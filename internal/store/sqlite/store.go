@@ -16,6 +16,8 @@ var _ store.Store = (*Store)(nil)
 
 // Store is the event store in one SQLite file. It is safe for concurrent use, by several processes too.
 type Store struct {
+	store.Reads
+	queries
 	path string
 	// busyTimeout is how long a write waits for those of other processes.
 	busyTimeout time.Duration
