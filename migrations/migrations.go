@@ -17,7 +17,7 @@ import (
 	"github.com/healz/worker/internal/store"
 )
 
-// Table is the table that tells which versions a database has: a row for each, its number in version_id.
+// Table is the table of the versions that a database has: a row for each, its number in version_id.
 const Table = "worker_migrations"
 
 // Status says whether a database has a version of the schema.
@@ -74,7 +74,7 @@ func (m *Migrator) Up(ctx context.Context) error {
 	return err
 }
 
-// Down takes the newest version back. It is [store.ErrNoSchema] when there is none.
+// Down reverts the newest version. It is [store.ErrNoSchema] when there is none.
 func (m *Migrator) Down(ctx context.Context) error {
 	version, err := m.version(ctx)
 	if err != nil {

@@ -102,7 +102,7 @@ func headsOf(ctx context.Context, q querier, aggregateIDs []uuid.UUID) (map[uuid
 	return heads, err
 }
 
-// isUnfitJSON tells whether the server met JSON that is valid and that jsonb does not take all the same.
+// isUnfitJSON reports whether the server refused valid JSON that jsonb cannot hold.
 func isUnfitJSON(code string) bool { return unfitness(code) != "" }
 
 func unfitness(code string) string {

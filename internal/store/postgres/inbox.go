@@ -28,7 +28,7 @@ var (
 	pruneSQL string
 )
 
-// maxLookups is how many events are looked up at once.
+// maxLookups bounds a batch of lookups.
 const maxLookups = 256
 
 // lookup asks who has handled an event.
@@ -105,10 +105,10 @@ func (q queries) lookUp(ctx context.Context, lookups []*lookup) error {
 // until the store answers. Work does not run when another delivery of the event was first.
 //
 // While it runs, the transaction holds back the relay, for the whole database and for all who read in commit order:
-// keep the work to a few fast statements, and compute, call and wait in the handler itself. Besides, it costs two round
+// keep the work to a few fast statements, and do all else in the handler itself. Besides, it costs two round
 // trips more than a handler without it. The transaction is READ COMMITTED. The work may begin nested transactions, and
 // cannot end the one it is given. It does not append events: those are what the handler returns. Nor does it call the
-// store, which may wait for a connection while those who have one all wait for another.
+// store: when all connections are in such transactions, each would wait for another connection.
 func InTx(ctx context.Context, work func(ctx context.Context, tx pgx.Tx) error) error {
 	return store.AddWork(ctx, work)
 }
@@ -123,7 +123,7 @@ func (s *Store) Record(ctx context.Context, handler string, e events.Event, foll
 	}
 	u := recordOf(handler, e, followUps)
 	statement := func() error { return s.writeShared(ctx, u) }
-	var failed error // of the work, which tells nothing of the record
+	var failed error // of the work, not of the record
 	if work := store.TakeWork[pgx.Tx](ctx); len(work) > 0 {
 		statement = func() error {
 			return s.onConnection(ctx, func(conn *pgxpool.Conn) (err error) {
@@ -140,8 +140,8 @@ func (s *Store) Record(ctx context.Context, handler string, e events.Event, foll
 }
 
 // recordWith records and then does the work, in one transaction. The record is the transaction's first statement, so
-// that the transaction's id is younger than all that the record's statement has seen; see write.sql. When the work has
-// failed, nothing is written, and that the unit is says only that there is nothing to be tried again.
+// that the transaction's id is younger than all that the record's statement has seen; see write.sql. When the work
+// has failed, nothing is written; u.written then only means that the statement is not repeated.
 func recordWith(
 	ctx context.Context, conn *pgxpool.Conn, u *unit, work []func(context.Context, pgx.Tx) error,
 ) (failed, err error) {
@@ -189,7 +189,7 @@ type handlersTx struct{ pgx.Tx }
 func (handlersTx) Commit(context.Context) error   { return errNotYours }
 func (handlersTx) Rollback(context.Context) error { return errNotYours }
 
-// Park notes that e rests in the dead letters of handler; see [store.Store].
+// Park records that e is a dead letter of handler; see [store.Store].
 func (s *Store) Park(ctx context.Context, handler string, e events.Event) error {
 	_, err := s.pool.Exec(ctx, parkSQL, e.ID, handler, e.AggregateID, e.AggregateVersion)
 	return fault(ctx, "park an event", err)
@@ -212,7 +212,7 @@ func (q queries) Parked(ctx context.Context, e events.Event, handlers []string) 
 	return firsts, fault(ctx, doing, err)
 }
 
-// PruneHandled forgets records that are older than age; see [store.Store].
+// PruneHandled deletes records that are older than age; see [store.Store].
 func (s *Store) PruneHandled(ctx context.Context, age time.Duration, limit int) (int, error) {
 	var pruned int
 	err := s.pool.QueryRow(ctx, pruneSQL, age, limit).Scan(&pruned)

@@ -21,7 +21,7 @@ import (
 const (
 	// connectTimeout bounds an attempt to connect where the URL does not.
 	connectTimeout = 10 * time.Second
-	// answerTimeout is how long the server may take to answer. Peers that die silently are noticed by it.
+	// answerTimeout is how long the server may take to answer. It detects dead connections.
 	answerTimeout = time.Minute
 	// cancelTimeout is how long a statement whose context ended may take to be canceled, before its outcome is unknown.
 	cancelTimeout = 5 * time.Second
@@ -53,7 +53,7 @@ type Store struct {
 var _ store.Store = (*Store)(nil)
 
 // Open connects to a database, given as a URL or as libpq's keywords and values. It makes no tables: that is
-// [Store.Migrate]. The error wraps [store.ErrUnavailable] when the server cannot be reached, and never tells the
+// [Store.Migrate]. The error wraps [store.ErrUnavailable] when the server cannot be reached, and never contains the
 // password.
 func Open(ctx context.Context, url string, o Options) (*Store, error) {
 	config, err := pgxpool.ParseConfig(url)
@@ -97,7 +97,7 @@ func configure(c *pgx.ConnConfig) {
 	}
 }
 
-// beImpatient gives up on answers that do not come in time, and cancels statements whose context ends, so that their
+// beImpatient fails statements without an answer in time, and cancels statements whose context ends, so that their
 // outcome is known.
 func beImpatient(c *pgx.ConnConfig) {
 	c.BuildContextWatcherHandler = func(conn *pgconn.PgConn) ctxwatch.Handler {
@@ -109,21 +109,21 @@ func beImpatient(c *pgx.ConnConfig) {
 		if err != nil {
 			return nil, err
 		}
-		return impatientConn{conn}, nil
+		return timeoutConn{conn}, nil
 	}
 }
 
-// impatientConn is a connection on which what is sent must be answered in time.
-type impatientConn struct{ net.Conn }
+// timeoutConn is a connection on which what is sent must be answered in time.
+type timeoutConn struct{ net.Conn }
 
-func (c impatientConn) Write(b []byte) (int, error) {
+func (c timeoutConn) Write(b []byte) (int, error) {
 	if err := c.SetDeadline(time.Now().Add(answerTimeout)); err != nil {
 		return 0, err
 	}
 	return c.Conn.Write(b)
 }
 
-// Close waits for the calls under way and closes the connections.
+// Close waits for the calls that run and closes the connections.
 func (s *Store) Close() error {
 	err := s.db.Close()
 	s.pool.Close()

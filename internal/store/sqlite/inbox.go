@@ -16,7 +16,7 @@ import (
 const (
 	selectHandled = `SELECT handler, fingerprint FROM handled WHERE event_id = ? ORDER BY handler`
 	insertHandled = `INSERT INTO handled (event_id, handler, fingerprint, handled_at) VALUES (?, ?, ?, ?)`
-	// selectRecord tells of the records of an event how many contradict it, and whether the handler's is among them.
+	// selectRecord counts the records of an event that contradict it, and those of the handler.
 	selectRecord = `SELECT count(*) FILTER (WHERE fingerprint <> ?), count(*) FILTER (WHERE handler = ?)
 		FROM handled WHERE event_id = ?`
 	deleteHandled = `DELETE FROM handled WHERE (event_id, handler) IN
@@ -64,8 +64,8 @@ func (q queries) handledBy(ctx context.Context, e events.Event) (records []store
 // An error of the work rolls everything back and is the handler's: the next try runs the handler anew, and all that it
 // registers. Work does not run when another delivery of the event was first.
 //
-// While it runs nobody else writes to the file: keep the work to a few fast statements, and compute, call and wait in the
-// handler itself. It closes its rows before it goes on, passes values as arguments (each text of a statement is kept
+// While it runs nobody else writes to the file: keep the work to a few fast statements, and do all else in the handler
+// itself. It closes its rows before it goes on, passes values as arguments (each text of a statement is kept
 // prepared), and does not commit or roll back. It does not append events: those are what the handler returns.
 func InTx(ctx context.Context, work func(ctx context.Context, tx *sql.Tx) error) error {
 	return store.AddWork(ctx, work)
@@ -135,7 +135,7 @@ func insertRecord(ctx context.Context, tx *sql.Tx, handler string, e events.Even
 	return err
 }
 
-// Park notes that e rests in the dead letters of handler. See [store.Store].
+// Park records that e is a dead letter of handler. See [store.Store].
 func (s *Store) Park(ctx context.Context, handler string, e events.Event) error {
 	_, err := s.exec(ctx, "park an event", insertParked,
 		e.ID.String(), handler, e.AggregateID.String(), e.AggregateVersion, time.Now().UnixMicro())
@@ -159,7 +159,7 @@ func (q queries) Parked(ctx context.Context, e events.Event, handlers []string) 
 	return firsts, nil
 }
 
-// PruneHandled forgets records that are older than age. See [store.Store].
+// PruneHandled deletes records that are older than age. See [store.Store].
 func (s *Store) PruneHandled(ctx context.Context, age time.Duration, limit int) (int, error) {
 	n, err := s.exec(ctx, "prune the inbox", deleteHandled, time.Now().Add(-age).UnixMicro(), limit)
 	return int(n), err

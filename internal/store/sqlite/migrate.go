@@ -17,7 +17,7 @@ func (s *Store) Migrate(ctx context.Context) error {
 	return s.migrate(ctx, "migrate up", (*migrations.Migrator).Up)
 }
 
-// MigrateDown takes the newest version of the schema back. It is [store.ErrNoSchema] when there is none, and
+// MigrateDown reverts the newest version of the schema. It is [store.ErrNoSchema] when there is none, and
 // [store.ErrWouldLose] when anything would be destroyed.
 func (s *Store) MigrateDown(ctx context.Context) error {
 	return s.migrate(ctx, "migrate down", (*migrations.Migrator).Down)

@@ -24,7 +24,7 @@ const (
 	busyTimeout = 10 * time.Second
 	// readerConnections is how many reads run at once; more wait. They are short, and each has a cache of 2 MB.
 	readerConnections = 4
-	// logSizeLimit is to what the log is cut, in bytes, after something big had made it larger.
+	// logSizeLimit is the size in bytes to which the log is truncated after a large transaction.
 	logSizeLimit = 64 << 20
 	// shortWait is how long SQLite itself waits for other writers, see [Store.begin].
 	shortWait = 4 * time.Millisecond
@@ -89,7 +89,7 @@ func (s *Store) exclusively(ctx context.Context, work func() error) error {
 	return errors.Join(work(), lock.Unlock())
 }
 
-// prepareFile makes the file, turns on its write-ahead log, and finds out now what appends would fail of.
+// prepareFile makes the file, turns on its write-ahead log, and checks that it can be written.
 func (s *Store) prepareFile(ctx context.Context) error {
 	db, err := openDB(s.dsn(creating), 1)
 	if err != nil {
@@ -114,7 +114,7 @@ func (s *Store) prepareFile(ctx context.Context) error {
 
 const walMode = "wal"
 
-// checkWritable asks SQLite, which opens a file that it may not write all the same, to read it.
+// checkWritable is needed as SQLite opens a file that it may not write, for reading only.
 func checkWritable(ctx context.Context, db *sql.DB) error {
 	c, err := db.Conn(ctx)
 	if err != nil {
