@@ -15,8 +15,8 @@ const (
 )
 
 // batcher combines concurrent calls into one statement (group commit). A single caller never waits for others: calls
-// that arrive while a statement runs are queued and form the next batch. One goroutine runs the batches one after the
-// other; it exists while there are calls.
+// that arrive while a statement runs are queued and form the next batch. One goroutine at a time runs the batches: that of
+// the first caller, for its own batch, and then one that exists while calls are queued.
 type batcher[U any] struct {
 	// execute runs one statement for all units and stores in each its result. The error is that of all.
 	execute func(ctx context.Context, units []U) error
@@ -50,7 +50,12 @@ type call[U any] struct {
 // of a single caller is canceled at once, a shared one only if it has not ended [cancelTimeout] later.
 func (b *batcher[U]) do(ctx context.Context, unit U) (shared bool, err error) {
 	c := &call[U]{ctx: ctx, unit: unit, done: make(chan struct{})}
-	b.enqueue(c)
+	if b.enqueue(c) {
+		if b.runBatch() && !b.idle() {
+			go b.run()
+		}
+		return c.shared, c.err
+	}
 	select {
 	case <-c.done:
 	case <-ctx.Done():
@@ -62,7 +67,8 @@ func (b *batcher[U]) do(ctx context.Context, unit U) (shared bool, err error) {
 	return c.shared, c.err
 }
 
-func (b *batcher[U]) enqueue(c *call[U]) {
+// enqueue reports whether no goroutine runs the batches, which then is up to the caller.
+func (b *batcher[U]) enqueue(c *call[U]) (first bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.queue = append(b.queue, c)
@@ -70,10 +76,9 @@ func (b *batcher[U]) enqueue(c *call[U]) {
 		close(b.full)
 		b.full = nil
 	}
-	if !b.running {
-		b.running = true
-		go b.run()
-	}
+	first = !b.running
+	b.running = true
+	return first
 }
 
 // dequeue removes a call whose context has ended, and reports whether it was still queued.
@@ -87,36 +92,46 @@ func (b *batcher[U]) dequeue(c *call[U]) bool {
 	return i >= 0
 }
 
-// run executes batches until the queue is empty, or until a statement has run into [statementTimeout] and another
-// goroutine has taken over.
+// run runs batches until the queue is empty or another goroutine has taken over.
 func (b *batcher[U]) run() {
-	for {
-		b.awaitCallers()
-		batch := b.next()
-		if len(batch) == 0 {
-			return
-		}
-		units := make([]U, len(batch))
-		for i, c := range batch {
-			units[i] = c.unit
-		}
-		ctx, release := batchContext(batch)
-		began := time.Now()
-		takeover := time.AfterFunc(statementTimeout, b.run)
-		err := b.execute(ctx, units)
-		replaced := !takeover.Stop()
-		release()
-		if !replaced {
-			b.ended(len(batch), time.Since(began))
-		}
-		for _, c := range batch {
-			c.shared, c.err = len(batch) > 1, err
-			close(c.done)
-		}
-		if replaced {
-			return
-		}
+	for !b.idle() && b.runBatch() {
 	}
+}
+
+// idle reports whether the queue is empty, and then ends the run.
+func (b *batcher[U]) idle() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.running = len(b.queue) > 0
+	return !b.running
+}
+
+// runBatch executes the next batch. It reports false when the statement has exceeded [statementTimeout], upon which
+// another goroutine has taken over.
+func (b *batcher[U]) runBatch() bool {
+	b.awaitCallers()
+	batch := b.next()
+	if len(batch) == 0 {
+		return true
+	}
+	units := make([]U, len(batch))
+	for i, c := range batch {
+		units[i] = c.unit
+	}
+	ctx, release := batchContext(batch)
+	began := time.Now()
+	takeover := time.AfterFunc(statementTimeout, b.run)
+	err := b.execute(ctx, units)
+	runs := takeover.Stop()
+	release()
+	if runs {
+		b.ended(len(batch), time.Since(began))
+	}
+	for _, c := range batch {
+		c.shared, c.err = len(batch) > 1, err
+		close(c.done)
+	}
+	return runs
 }
 
 func (b *batcher[U]) ended(size int, took time.Duration) {
@@ -147,12 +162,11 @@ func (b *batcher[U]) awaitCallers() {
 	b.full = nil
 }
 
-// next removes the next batch from the queue. If there is none, the goroutine ends.
+// next removes the next batch from the queue.
 func (b *batcher[U]) next() []*call[U] {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if len(b.queue) == 0 {
-		b.running = false
 		return nil
 	}
 	batch := []*call[U]{b.queue[0]}
