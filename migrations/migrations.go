@@ -17,7 +17,7 @@ import (
 	"github.com/healz/worker/internal/store"
 )
 
-// Table is the table that tells which versions a database has: a row for each, its number in version_id.
+// Table is the table of the versions that a database has: a row for each, its number in version_id.
 const Table = "worker_migrations"
 
 // Status says whether a database has a version of the schema.
@@ -53,6 +53,17 @@ func (m *Migrator) Latest() int64 {
 	return sources[len(sources)-1].Version
 }
 
+// Check is [store.ErrNoSchema] or [store.ErrNewerSchema] if a database has another version than this worker needs.
+func (m *Migrator) Check(version int64) error {
+	switch latest := m.Latest(); {
+	case version < latest:
+		return fmt.Errorf("version %d of %d: %w", version, latest, store.ErrNoSchema)
+	case version > latest:
+		return fmt.Errorf("version %d, known are %d: %w", version, latest, store.ErrNewerSchema)
+	}
+	return nil
+}
+
 // Up applies all versions that the database lacks. It is [store.ErrNewerSchema] when it has one that this worker does
 // not know.
 func (m *Migrator) Up(ctx context.Context) error {
@@ -63,7 +74,7 @@ func (m *Migrator) Up(ctx context.Context) error {
 	return err
 }
 
-// Down takes the newest version back. It is [store.ErrNoSchema] when there is none.
+// Down reverts the newest version. It is [store.ErrNoSchema] when there is none.
 func (m *Migrator) Down(ctx context.Context) error {
 	version, err := m.version(ctx)
 	if err != nil {

@@ -13,7 +13,7 @@ import (
 //go:embed postgres/0*.sql
 var postgres embed.FS
 
-// The wait for another process that migrates: a look each second, for five minutes.
+// The wait for another process that migrates: one try each second, for five minutes.
 const (
 	lockPeriod   = 1
 	lockAttempts = 300

@@ -42,7 +42,7 @@ type Outcome struct {
 
 // Tried is a store in which handlers can be tried. Both stores are one.
 type Tried interface {
-	Try(ctx context.Context, do func(context.Context, store.Trial) error) error
+	Try(ctx context.Context, do func(context.Context, *store.DryRun) error) error
 }
 
 // TrialConfig says how letters are tried.
@@ -80,7 +80,7 @@ func NewTrials(
 
 // Try tries letters, and yields the outcome of each: aggregate by aggregate, and in the order in which the letters are
 // given within one. The letters of an aggregate share a trial: a later one finds what an earlier one that passes has done.
-// Trials are short, for the sake of others (see [store.Trial]): for letters to which [store.TrialLimit] leaves no time it
+// Trials are short, for the sake of others (see [store.DryRun]): for letters to which [store.DryRunLimit] leaves no time it
 // cannot be told. None is under way while an outcome is yielded.
 //
 // An error ends it: the store does not work, or ctx is done. Only one Try runs at a time.
@@ -120,9 +120,9 @@ func byAggregate(letters []deadletter.Letter) [][]deadletter.Letter {
 // tryGroup tries the letters of one aggregate. An error at the first of them is that of a store that does not work; later
 // ones may come of the trial's own transaction.
 func (t *Trials) tryGroup(ctx context.Context, group []deadletter.Letter) (outcomes []Outcome, err error) {
-	err = t.store.Try(ctx, func(ctx context.Context, opened store.Trial) error {
+	err = t.store.Try(ctx, func(ctx context.Context, opened *store.DryRun) error {
 		t.stage.set(opened)
-		running := &trial{Trial: opened, Trials: t}
+		running := &trial{DryRun: opened, Trials: t}
 		for i, l := range group {
 			o, err := running.try(ctx, l)
 			if err != nil && (i == 0 || ctx.Err() != nil) {
@@ -141,7 +141,7 @@ func (t *Trials) tryGroup(ctx context.Context, group []deadletter.Letter) (outco
 
 // trial is one that is under way.
 type trial struct {
-	store.Trial
+	*store.DryRun
 	*Trials
 
 	deadline time.Time // from the first write on
@@ -212,14 +212,14 @@ func (t *trial) tryHandler(ctx context.Context, h handler, e events.Event) (Verd
 		return CannotTell, "the handler declares outside effects", nil
 	}
 	for attempt := 1; ; attempt++ {
-		err := t.Apart(ctx, func(ctx context.Context) error { return t.run(ctx, h, e) })
+		err := t.Savepoint(ctx, func(ctx context.Context) error { return t.run(ctx, h, e) })
 		switch {
 		case err == nil:
 			return WouldPass, "", nil
 		case ctx.Err() != nil:
 			return "", "", ctx.Err()
 		case !t.deadline.IsZero() && time.Now().After(t.deadline):
-			t.over = fmt.Sprintf("its trial was over after %s, for the sake of others: try fewer letters", store.TrialLimit)
+			t.over = fmt.Sprintf("its trial was over after %s, for the sake of others: try fewer letters", store.DryRunLimit)
 			return CannotTell, t.over, nil
 		case errors.Is(err, store.ErrUnavailable) && !IsPermanent(err):
 			return "", "", err
@@ -235,7 +235,7 @@ func (t *trial) run(ctx context.Context, h handler, e events.Event) error {
 	defer cancel()
 	return h.attempt(ctx, e, t.config.HandlerTimeout, func(ctx context.Context, followUps []events.Event) error {
 		if t.deadline.IsZero() {
-			t.deadline = time.Now().Add(store.TrialLimit)
+			t.deadline = time.Now().Add(store.DryRunLimit)
 		}
 		ctx, cancel := t.bound(ctx)
 		defer cancel()
@@ -258,20 +258,20 @@ func (t *trial) bound(ctx context.Context) (context.Context, context.CancelFunc)
 // stage is what handlers load aggregates from: the trial that is under way, and after it one that is over.
 type stage struct {
 	mu    sync.Mutex
-	trial store.Trial
+	trial *store.DryRun
 }
 
-func (s *stage) set(trial store.Trial) {
+func (s *stage) set(trial *store.DryRun) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.trial = trial
 }
 
-func (s *stage) get() (store.Trial, error) {
+func (s *stage) get() (*store.DryRun, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.trial == nil {
-		return nil, store.ErrTrialOver
+		return nil, store.ErrDryRunOver
 	}
 	return s.trial, nil
 }

@@ -228,11 +228,11 @@ func TestTrialsLeaveHandlersNoWayOut(t *testing.T) {
 	var kept events.Streams
 	b := newTrials(t, handlers.TrialConfig{}, func(reg *handlers.Registry, streams events.Streams) {
 		kept = streams
-		require.ErrorIs(t, streams.AppendMany(t.Context(), stream(t, 1)), store.ErrTrialOver)
+		require.ErrorIs(t, streams.AppendMany(t.Context(), stream(t, 1)), store.ErrDryRunOver)
 		handlers.On(reg, "Registered", "welcome", welcome)
 	})
 	b.try(letterOf(t, stream(t, 1)[0], "welcome"))
-	require.ErrorIs(t, kept.AppendMany(t.Context(), stream(t, 1)), store.ErrTrialOver)
+	require.ErrorIs(t, kept.AppendMany(t.Context(), stream(t, 1)), store.ErrDryRunOver)
 }
 
 func TestTrialsEndWithTheirContextAndWithTheStore(t *testing.T) {

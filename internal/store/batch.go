@@ -1,6 +1,8 @@
 package store
 
 import (
+	"bytes"
+	"errors"
 	"fmt"
 
 	"github.com/google/uuid"
@@ -14,19 +16,19 @@ import (
 func CheckBatch(batch []events.Event) error {
 	for i, e := range batch {
 		if err := e.Validate(); err != nil {
-			return inBatch(i, batch, err)
+			return InBatch(batch, i, err)
 		}
 	}
 	ids := make(map[uuid.UUID]struct{}, len(batch))
 	heads := make(map[uuid.UUID]events.Event)
 	for i, e := range batch {
 		if _, twice := ids[e.ID]; twice {
-			return inBatch(i, batch, &DuplicateError{EventID: e.ID})
+			return InBatch(batch, i, &DuplicateError{EventID: e.ID})
 		}
 		ids[e.ID] = struct{}{}
 		if head, found := heads[e.AggregateID]; found {
-			if err := Continues(head, e); err != nil {
-				return inBatch(i, batch, err)
+			if err := continues(head, e); err != nil {
+				return InBatch(batch, i, err)
 			}
 		}
 		heads[e.AggregateID] = e
@@ -34,9 +36,20 @@ func CheckBatch(batch []events.Event) error {
 	return nil
 }
 
-// Continues tells why e cannot stand right behind head, the last event of the same aggregate: of the two only the
-// tenant, the type and the version of the aggregate count.
-func Continues(head, e events.Event) error {
+// CheckNext finds why e cannot be the next event of an aggregate whose last event is head, of which the tenant, the type
+// and the version of the aggregate are enough. Without a head the aggregate has no events.
+func CheckNext(head *events.Event, e events.Event) error {
+	if head == nil {
+		head = &events.Event{AggregateType: e.AggregateType, TenantID: e.TenantID}
+	}
+	err := continues(*head, e)
+	if gap, is := errors.AsType[*GapError](err); is && gap.Wanted <= gap.Found {
+		return new(ConflictError(*gap))
+	}
+	return err
+}
+
+func continues(head, e events.Event) error {
 	switch {
 	case e.TenantID != head.TenantID:
 		return fmt.Errorf("%s %s: %w", e.AggregateType, e.AggregateID, events.ErrOtherTenant)
@@ -53,6 +66,29 @@ func Continues(head, e events.Event) error {
 	return nil
 }
 
-func inBatch(i int, batch []events.Event, err error) error {
+// InBatch wraps the error of an event in an *[EventError].
+func InBatch(batch []events.Event, i int, err error) error {
 	return &EventError{Index: i, Of: len(batch), Err: err}
+}
+
+// HandledBy is the record that a handler has handled an event with this fingerprint.
+type HandledBy struct {
+	Handler     string
+	Fingerprint []byte
+}
+
+// HandlersOf returns the handlers of all records of an event, or [ErrContradiction].
+func HandlersOf(e events.Event, records []HandledBy) ([]string, error) {
+	if len(records) == 0 {
+		return nil, nil
+	}
+	names := make([]string, len(records))
+	want := e.Fingerprint()
+	for i, r := range records {
+		if !bytes.Equal(r.Fingerprint, want[:]) {
+			return nil, fmt.Errorf("event %s: %w", e.ID, ErrContradiction)
+		}
+		names[i] = r.Handler
+	}
+	return names, nil
 }

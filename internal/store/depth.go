@@ -2,14 +2,14 @@ package store
 
 import "time"
 
-// MaxCount is where a store stops counting what waits, so that a look costs no more than that however much there is.
+// MaxCount is where a store stops counting a backlog, which bounds the cost of a count.
 const MaxCount = 100_000
 
-// Backlog is what the relay has not brought to the bus yet.
+// Backlog is what the relay has not published yet.
 type Backlog struct {
 	// Events is how many there are, at most [MaxCount].
 	Events int
-	// Age is how old the first of them is, by its created_at and the store's clock; 0 if there is none.
+	// Age is the age of the first of them, by its created_at and the store's clock; 0 if there is none.
 	Age time.Duration
 }
 

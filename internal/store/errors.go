@@ -15,7 +15,7 @@ var (
 	// ErrContradiction says that an event of the same id, saying something else, was handled before.
 	ErrContradiction = errors.New("event_id was handled before with other contents")
 	// ErrUnknownOutcome says that the connection broke after the append was sent: it may or may not have
-	// happened. Appending the same events again tells: a *[DuplicateError] means that it had.
+	// happened. Append the same events again to find out: a *[DuplicateError] means that it had.
 	ErrUnknownOutcome = errors.New("the connection broke and the outcome is unknown")
 	// ErrUnavailable says that the store could not be reached or could not serve: the fault is not the event's,
 	// and the same call can succeed later.
@@ -69,7 +69,7 @@ func (e *GapError) Error() string {
 
 // EventError says which event of a batch the error is about.
 type EventError struct {
-	// Index is the event's place in the batch, from 0, and Of how many there are.
+	// Index is the event's index in the batch, from 0, and Of the size of the batch.
 	Index, Of int
 	Err       error
 }

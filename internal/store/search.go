@@ -3,17 +3,16 @@ package store
 import (
 	"context"
 	"fmt"
+	"math"
 	"time"
 
 	"github.com/google/uuid"
-
-	"github.com/healz/worker/internal/events"
 )
 
-// SearchReach is how many events one page of a search looks at, at the most; its limit, where that is more.
+// SearchReach is how many events one page of a search examines at most; its limit, where that is more.
 const SearchReach = 5_000
 
-// Search chooses events: all that is set must hold. The zero value chooses every event.
+// Search chooses events: all conditions that are set must hold. The zero value chooses every event.
 type Search struct {
 	CausationID, AggregateID, CorrelationID, TenantID uuid.UUID
 	// Type is the type of the event.
@@ -22,71 +21,68 @@ type Search struct {
 	From, Until time.Time
 }
 
-// Walk is an order in which a search looks at events: newest first along the index of one of its conditions.
-type Walk string
+// Index is the index that a search scans, newest event first: that of one of its conditions.
+type Index string
 
-// The walks. The first two come to few events, whatever the table holds.
+// The indexes. On the first two there are few events of a key, whatever the table holds.
 const (
-	WalkCausation   Walk = "causation"
-	WalkAggregate   Walk = "aggregate"
-	WalkCorrelation Walk = "correlation"
-	WalkTenant      Walk = "tenant"
-	WalkType        Walk = "type"
-	WalkTime        Walk = "time"
+	IndexCausation   Index = "causation"
+	IndexAggregate   Index = "aggregate"
+	IndexCorrelation Index = "correlation"
+	IndexTenant      Index = "tenant"
+	IndexType        Index = "type"
+	IndexTime        Index = "time"
 )
 
-// walks are those that find what s chooses, the best one first. Where there are two, which of them passes over fewer
-// events depends on the events.
-func (s Search) walks() []Walk {
+// indexes are those by which s can be searched, the best one first. Where there are two, it depends on the events which
+// of them has to examine fewer.
+func (s Search) indexes() []Index {
 	switch {
 	case s.CausationID != uuid.Nil:
-		return []Walk{WalkCausation}
+		return []Index{IndexCausation}
 	case s.AggregateID != uuid.Nil:
-		return []Walk{WalkAggregate}
+		return []Index{IndexAggregate}
 	case s.CorrelationID != uuid.Nil:
-		return []Walk{WalkCorrelation}
+		return []Index{IndexCorrelation}
 	case s.TenantID != uuid.Nil && s.Type != "":
-		return []Walk{WalkTenant, WalkType}
+		return []Index{IndexTenant, IndexType}
 	case s.TenantID != uuid.Nil:
-		return []Walk{WalkTenant}
+		return []Index{IndexTenant}
 	case s.Type != "":
-		return []Walk{WalkType}
+		return []Index{IndexType}
 	default:
-		return []Walk{WalkTime}
+		return []Index{IndexTime}
 	}
 }
 
-// read names the search for its cursors.
-func (s Search) read() string {
-	return fmt.Sprintf("search %s %s %s %s %d %d %s", s.CausationID, s.AggregateID, s.CorrelationID, s.TenantID,
-		s.From.UnixMicro(), s.Until.UnixMicro(), s.Type)
+// Scan examines up to Reach events along an index, and finds up to Limit of them.
+type Scan struct {
+	Index  Index
+	Search Search
+	// From is the first created_at in microseconds, and Before the key of the events before which the scan begins. They are
+	// the ends of int64 where the search sets no bound.
+	From         int64
+	Before       SortKey
+	Limit, Reach int
 }
 
-// Place is a place in the order of (created_at, id).
-type Place struct {
-	CreatedAt time.Time
-	ID        int64
+// Scan is the scan along an index that finds up to limit events.
+func (s Search) Scan(index Index, limit int) Scan {
+	scan := Scan{
+		Index: index, Search: s, Limit: limit, Reach: max(SearchReach, limit),
+		From: math.MinInt64, Before: SortKey{math.MaxInt64, math.MaxInt64},
+	}
+	if !s.From.IsZero() {
+		scan.From = s.From.UnixMicro()
+	}
+	if !s.Until.IsZero() {
+		scan.Before = SortKey{s.Until.UnixMicro(), math.MinInt64}
+	}
+	return scan
 }
 
-func (p Place) before(other Place) bool {
-	return p.CreatedAt.Before(other.CreatedAt) || p.CreatedAt.Equal(other.CreatedAt) && p.ID < other.ID
-}
-
-func (p Place) cursor(read string) Cursor { return NewCursor(read, p.CreatedAt.UnixMicro(), p.ID) }
-
-// Walked is what a walk has come by.
-type Walked struct {
-	// Found are the first of the events that the search chooses.
-	Found []Recorded
-	// End is the last event that was looked at, if there may be more behind it.
-	End *Place
-}
-
-// RunSearch searches with a store's walk, which looks at up to [SearchReach] or limit events behind a place (nil: from
-// the newest) and finds up to limit of them. The errors about q are as of all reads.
-func RunSearch(
-	ctx context.Context, s Search, q Query, walk func(ctx context.Context, w Walk, behind *Place, limit int) (Walked, error),
-) (Page, error) {
+// Search reads a page of the events that s chooses; see [Store].
+func (r Reads) Search(ctx context.Context, s Search, q Query) (Page, error) {
 	q, err := q.Check()
 	if err == nil && q.Offset != 0 {
 		err = &QueryError{Field: "offset", Problem: "must be 0 in a search, which is continued by its cursor"}
@@ -94,38 +90,36 @@ func RunSearch(
 	if err != nil {
 		return Page{}, err
 	}
-	read := s.read()
-	var behind *Place
+	name := fmt.Sprintf("search %s %s %s %s %d %d %s", s.CausationID, s.AggregateID, s.CorrelationID, s.TenantID,
+		s.From.UnixMicro(), s.Until.UnixMicro(), s.Type)
+	cursor := func(last Recorded) Cursor { return NewCursor(name, ReadTenant.key(last)) }
+	var before *SortKey
 	if q.After != "" {
-		micros, id, err := q.After.Place(read)
+		key, err := q.After.Key(name)
 		if err != nil {
 			return Page{}, err
 		}
-		behind = &Place{CreatedAt: time.UnixMicro(micros).UTC(), ID: id}
+		before = &key
 	}
-	var furthest Walked
-	for _, w := range s.walks() {
-		walked, err := walk(ctx, w, behind, q.Limit+1)
-		switch {
-		case err != nil:
+	var furthest Page
+	var end *SortKey // of the scan that has come furthest
+	for _, index := range s.indexes() {
+		scan := s.Scan(index, q.Limit+1)
+		if before != nil {
+			scan.Before = *before
+		}
+		found, ended, err := r.source.Scan(ctx, scan)
+		if err != nil {
 			return Page{}, err
-		case len(walked.Found) > q.Limit:
-			last := walked.Found[q.Limit-1]
-			next := Place{CreatedAt: last.CreatedAt, ID: last.Position.ID}
-			return Page{Events: eventsOf(walked.Found[:q.Limit]), Next: next.cursor(read)}, nil
-		case walked.End == nil:
-			return Page{Events: eventsOf(walked.Found)}, nil
-		case furthest.End == nil || walked.End.before(*furthest.End):
-			furthest = walked
+		}
+		page := pageOf(found, q.Limit, cursor)
+		if page.Next != "" || ended == nil {
+			return page, nil
+		}
+		if end == nil || ended.Value < end.Value || ended.Value == end.Value && ended.ID < end.ID {
+			page.Next = NewCursor(name, *ended)
+			furthest, end = page, ended
 		}
 	}
-	return Page{Events: eventsOf(furthest.Found), Next: furthest.End.cursor(read)}, nil
-}
-
-func eventsOf(list []Recorded) []events.Event {
-	found := make([]events.Event, len(list))
-	for i, r := range list {
-		found[i] = r.Event
-	}
-	return found
+	return furthest, nil
 }

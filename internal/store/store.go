@@ -1,4 +1,4 @@
-// Package store is the event store: the one place where events are kept for good, in order, and never changed.
+// Package store is the event store: events are kept there for good, in order, and are never changed.
 //
 // There are two stores of one interface, [postgres] and [sqlite], held to one conformance suite (storetest).
 // Appending is all there is to writing: the events table is also the outbox that the relay tails, so an append
@@ -51,7 +51,7 @@ type Store interface {
 	// ByTenant reads a page of a tenant's events, newest first.
 	ByTenant(ctx context.Context, tenantID uuid.UUID, q Query) (Page, error)
 
-	// Search reads a page of the events that s chooses, newest first. It looks at no more than [SearchReach] events for
+	// Search reads a page of the events that s chooses, newest first. It examines no more than [SearchReach] events for
 	// it, so a page may have fewer events than its limit, or none, and yet a Next, which continues the search. An offset
 	// is a *[QueryError].
 	Search(ctx context.Context, s Search, q Query) (Page, error)
@@ -88,22 +88,22 @@ type Store interface {
 	// Otherwise errors are as of AppendMany.
 	Record(ctx context.Context, handler string, e events.Event, followUps []events.Event) error
 
-	// Park notes that e rests in the dead letters of handler, unless handler has handled it. [Store.Record] takes the
-	// note away. Parking twice is as once.
+	// Park records that e is a dead letter of handler, unless handler has handled it. [Store.Record] removes that record.
+	// Parking twice is the same as once.
 	Park(ctx context.Context, handler string, e events.Event) error
 
-	// Parked returns for each of the handlers, if e has to wait behind a parked event of its aggregate, which is one of
-	// a lower version, the id of the first such.
+	// Parked returns for each of the handlers, if e has to wait behind a parked event of its aggregate, that is, one of
+	// a lower version, the id of the first such event.
 	Parked(ctx context.Context, e events.Event, handlers []string) (map[string]uuid.UUID, error)
 
-	// PruneHandled forgets up to limit records that are older than age, the oldest first, and returns how many. An event
+	// PruneHandled deletes up to limit records that are older than age, the oldest first, and returns how many. An event
 	// that is delivered again after that is handled again.
 	PruneHandled(ctx context.Context, age time.Duration, limit int) (int, error)
 
 	// Ping says whether the store answers and has the schema that this version of the worker needs.
 	Ping(ctx context.Context) error
 
-	// Close releases what the store holds, after what is under way.
+	// Close waits for the calls that run and closes the connections.
 	Close() error
 }
 
@@ -117,13 +117,13 @@ const (
 type Query struct {
 	// Limit is the most events to read. 0 is [DefaultLimit]; below 0 or above [MaxLimit] is a *[QueryError].
 	Limit int
-	// Offset is how many events to pass over first, at the cost of reading them. Below 0 is a *[QueryError].
+	// Offset is how many events to skip first, at the cost of reading them. Below 0 is a *[QueryError].
 	Offset int
 	// After continues behind an earlier page, at the same cost however far in. "" begins at the beginning.
 	After Cursor
 }
 
-// Cursor is the place behind the last event of a page. It is opaque, belongs to the read that gave it, and stays
+// Cursor is the position after the last event of a page. It is opaque, belongs to the read that gave it, and stays
 // valid: events appended meanwhile neither repeat nor hide others.
 type Cursor string
 
@@ -134,7 +134,7 @@ type Page struct {
 	Next Cursor
 }
 
-// Recorded is an event with its place in the store.
+// Recorded is an event with its position in the store.
 type Recorded struct {
 	events.Event
 	Position Position
@@ -147,7 +147,7 @@ type Handling struct {
 	At time.Time
 }
 
-// Position is a place in commit order. The zero value is before the first event.
+// Position is an event's position in commit order. The zero value is before the first event.
 type Position struct {
 	// Transaction is the id of the transaction that wrote the event; 0 where the store has no need of it.
 	Transaction uint64

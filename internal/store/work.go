@@ -6,7 +6,7 @@ import (
 	"sync"
 )
 
-// ErrNoTransaction says that there is no transaction of that kind to work in: the caller is not a handler that runs, or
+// ErrNoTransaction says that there is no transaction of that kind: the caller is not a handler that runs, or
 // the worker runs on another store.
 var ErrNoTransaction = errors.New("there is no such transaction: call it from a handler, with its context, on this store")
 
@@ -16,7 +16,7 @@ type WorkError struct{ Err error }
 func (e *WorkError) Error() string { return e.Err.Error() }
 func (e *WorkError) Unwrap() error { return e.Err }
 
-// work is what a handler wants done in the transaction of its record.
+// work is what a handler has registered for the transaction of its record.
 type work[Tx any] struct {
 	mu    sync.Mutex
 	taken bool
@@ -25,12 +25,12 @@ type work[Tx any] struct {
 
 type workKey[Tx any] struct{}
 
-// WithWork returns a context in which [AddWork] finds a place to keep work on transactions of type Tx.
+// WithWork returns a context for which [AddWork] can register work on transactions of type Tx.
 func WithWork[Tx any](ctx context.Context) context.Context {
 	return context.WithValue(ctx, workKey[Tx]{}, &work[Tx]{})
 }
 
-// AddWork keeps a step for [TakeWork]. It is [ErrNoTransaction] where there is no place for it, or no longer.
+// AddWork registers a step for [TakeWork]. It is [ErrNoTransaction] without [WithWork], or after TakeWork.
 func AddWork[Tx any](ctx context.Context, step func(context.Context, Tx) error) error {
 	w, found := ctx.Value(workKey[Tx]{}).(*work[Tx])
 	if !found {
@@ -45,7 +45,7 @@ func AddWork[Tx any](ctx context.Context, step func(context.Context, Tx) error) 
 	return nil
 }
 
-// TakeWork returns the steps in the order in which they were added, and lets no more be added.
+// TakeWork returns the steps in the order in which they were added. After it none can be added.
 func TakeWork[Tx any](ctx context.Context) []func(context.Context, Tx) error {
 	w, found := ctx.Value(workKey[Tx]{}).(*work[Tx])
 	if !found {

@@ -53,36 +53,21 @@ func (s *Streams) AppendMany(ctx context.Context, batch []events.Event) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	heads := make(map[uuid.UUID]events.Event)
+	heads := make(map[uuid.UUID]*events.Event)
 	for _, e := range s.appended {
-		heads[e.AggregateID] = e
+		heads[e.AggregateID] = &e
 		if i := slices.IndexFunc(batch, func(b events.Event) bool { return b.ID == e.ID }); i >= 0 {
-			return &store.EventError{Index: i, Of: len(batch), Err: &store.DuplicateError{EventID: e.ID}}
+			return store.InBatch(batch, i, &store.DuplicateError{EventID: e.ID})
 		}
 	}
 	for i, e := range batch {
-		if err := continues(heads[e.AggregateID], e); err != nil {
-			return &store.EventError{Index: i, Of: len(batch), Err: err}
+		if err := store.CheckNext(heads[e.AggregateID], e); err != nil {
+			return store.InBatch(batch, i, err)
 		}
-		heads[e.AggregateID] = e
+		heads[e.AggregateID] = &e
 	}
 	s.appended = append(s.appended, batch...)
 	return nil
-}
-
-// continues tells why e cannot be appended behind head, which is zero when the aggregate has no events.
-func continues(head, e events.Event) error {
-	if head.AggregateVersion == 0 {
-		head = e
-		head.AggregateVersion = 0
-	}
-	if head.TenantID == e.TenantID && e.AggregateVersion <= head.AggregateVersion {
-		return &store.ConflictError{
-			AggregateType: e.AggregateType, AggregateID: e.AggregateID,
-			Wanted: e.AggregateVersion, Found: head.AggregateVersion,
-		}
-	}
-	return store.Continues(head, e)
 }
 
 // Stream yields the events of an aggregate after the given version, by version ascending, as they are when it begins.

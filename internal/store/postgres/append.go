@@ -40,7 +40,7 @@ func (s *Store) AppendMany(ctx context.Context, batch []events.Event) error {
 	return s.write(ctx, "append", u, s.pool, func() error { return s.writeShared(ctx, u) })
 }
 
-// explain tells why the batch cannot be appended as the store is now, or nil if it can.
+// explain finds why the batch cannot be appended as the store is now. It is nil if it can.
 func explain(ctx context.Context, q querier, batch []events.Event) error {
 	ids := make([]uuid.UUID, len(batch))
 	for i, e := range batch {
@@ -48,11 +48,11 @@ func explain(ctx context.Context, q querier, batch []events.Event) error {
 	}
 	known, err := knownIDs(ctx, q, ids)
 	if err != nil {
-		return fault(ctx, "look for duplicates", err)
+		return fault(ctx, "check for duplicates", err)
 	}
 	for i, e := range batch {
 		if _, found := known[e.ID]; found {
-			return inBatch(i, batch, &store.DuplicateError{EventID: e.ID})
+			return store.InBatch(batch, i, &store.DuplicateError{EventID: e.ID})
 		}
 	}
 
@@ -63,31 +63,14 @@ func explain(ctx context.Context, q querier, batch []events.Event) error {
 	}
 	heads, err := headsOf(ctx, q, ids)
 	if err != nil {
-		return fault(ctx, "look for the aggregates' versions", err)
+		return fault(ctx, "read the aggregates' versions", err)
 	}
 	for _, i := range begins {
-		if err := continues(heads, batch[i]); err != nil {
-			return inBatch(i, batch, err)
+		if err := store.CheckNext(heads[batch[i].AggregateID], batch[i]); err != nil {
+			return store.InBatch(batch, i, err)
 		}
 	}
 	return nil
-}
-
-// continues tells why e cannot be the next event of its aggregate.
-func continues(heads map[uuid.UUID]events.Event, e events.Event) error {
-	head, found := heads[e.AggregateID]
-	if !found {
-		head = events.Event{AggregateType: e.AggregateType, TenantID: e.TenantID}
-	}
-	err := store.Continues(head, e)
-	if gap, is := errors.AsType[*store.GapError](err); is && gap.Wanted <= gap.Found {
-		return new(store.ConflictError(*gap))
-	}
-	return err
-}
-
-func inBatch(i int, batch []events.Event, err error) error {
-	return &store.EventError{Index: i, Of: len(batch), Err: err}
 }
 
 func knownIDs(ctx context.Context, q querier, ids []uuid.UUID) (map[uuid.UUID]struct{}, error) {
@@ -104,22 +87,22 @@ func knownIDs(ctx context.Context, q querier, ids []uuid.UUID) (map[uuid.UUID]st
 	return known, err
 }
 
-// headsOf are the last events of those aggregates that have any, as far as [store.Continues] asks.
-func headsOf(ctx context.Context, q querier, aggregateIDs []uuid.UUID) (map[uuid.UUID]events.Event, error) {
+// headsOf are the last events of those aggregates that have any, with what [store.CheckNext] needs of them.
+func headsOf(ctx context.Context, q querier, aggregateIDs []uuid.UUID) (map[uuid.UUID]*events.Event, error) {
 	rows, err := q.Query(ctx, headsSQL, aggregateIDs)
 	if err != nil {
 		return nil, err
 	}
-	heads := make(map[uuid.UUID]events.Event)
+	heads := make(map[uuid.UUID]*events.Event)
 	var e events.Event
 	_, err = pgx.ForEachRow(rows, []any{&e.AggregateID, &e.AggregateType, &e.TenantID, &e.AggregateVersion}, func() error {
-		heads[e.AggregateID] = e
+		heads[e.AggregateID] = new(e)
 		return nil
 	})
 	return heads, err
 }
 
-// isUnfitJSON tells whether the server met JSON that is valid and that jsonb does not take all the same.
+// isUnfitJSON reports whether the server refused valid JSON that jsonb cannot hold.
 func isUnfitJSON(code string) bool { return unfitness(code) != "" }
 
 func unfitness(code string) string {
@@ -154,7 +137,7 @@ func (s *Store) findUnfitJSON(ctx context.Context, batch []events.Event) error {
 			if !answered || !isUnfitJSON(pgErr.Code) {
 				return fault(ctx, "check the JSON of the batch", err)
 			}
-			return inBatch(i, batch, &events.InvalidError{
+			return store.InBatch(batch, i, &events.InvalidError{
 				Fields: []events.FieldError{{Field: field.name, Problem: unfitness(pgErr.Code)}},
 			})
 		}

@@ -12,7 +12,7 @@ import (
 //go:embed statements/backlog.sql
 var backlogSQL string
 
-// backlog looks at what the tail has before it; see [store.Tail].
+// backlog is what the tail has not read yet; see [store.Tail].
 func (s *Store) backlog(ctx context.Context, c store.TailConfig) (store.Backlog, error) {
 	statement := backlogSQL
 	if c.OnlyOwn {
@@ -22,10 +22,10 @@ func (s *Store) backlog(ctx context.Context, c store.TailConfig) (store.Backlog,
 	var seconds float64
 	err := s.pool.QueryRow(ctx, statement, store.MaxCount).Scan(&b.Events, &seconds)
 	b.Age = time.Duration(seconds * float64(time.Second))
-	return b, fault(ctx, "look at the relay's backlog", err)
+	return b, fault(ctx, "read the relay's backlog", err)
 }
 
-// onlyOwn makes a statement pass over the rows of other programs.
+// onlyOwn makes a statement skip the rows of other programs.
 func onlyOwn(statement string) string {
 	return strings.ReplaceAll(statement, "true /* or own */", "own")
 }

@@ -14,7 +14,7 @@ import (
 	"github.com/healz/worker/internal/store"
 )
 
-// SQLSTATEs that the store decides on.
+// SQLSTATEs by which the store decides.
 const (
 	uniqueViolation      = "23505"
 	serializationFailure = "40001"
@@ -30,7 +30,7 @@ const (
 	programLimitExceeded = "54000"
 )
 
-// fault says what was being done when err came, and gives it the store's name where it has one.
+// fault adds what was being done, and wraps the error of package store that err means, if any.
 func fault(ctx context.Context, doing string, err error) error {
 	if err == nil {
 		return nil
@@ -40,26 +40,26 @@ func fault(ctx context.Context, doing string, err error) error {
 	switch {
 	case ctx.Err() != nil && !errors.Is(err, ctx.Err()):
 		return fmt.Errorf("%s: %w: %w", doing, ctx.Err(), err)
-	case ctx.Err() != nil, errors.Is(err, puddle.ErrClosedPool), isNamed(err):
+	case ctx.Err() != nil, errors.Is(err, puddle.ErrClosedPool), isTranslated(err):
 		return fmt.Errorf("%s: %w", doing, err)
 	case answered && (pgErr.Code == undefinedTable || pgErr.Code == undefinedColumn):
 		return fmt.Errorf("%s: %w (%w)", doing, store.ErrNoSchema, err)
-	case answered && isPassing(pgErr.Code), !answered && (connecting || isBroken(err)):
+	case answered && isTemporary(pgErr.Code), !answered && (connecting || isBroken(err)):
 		return fmt.Errorf("%s: %w: %w", doing, store.ErrUnavailable, err)
 	}
 	return fmt.Errorf("%s: %w", doing, err)
 }
 
-// isNamed tells whether err has a name of the store's already.
-func isNamed(err error) bool {
+// isTranslated reports whether err wraps an error of package store already.
+func isTranslated(err error) bool {
 	return slices.ContainsFunc([]error{
 		store.ErrUnavailable, store.ErrUnknownOutcome, store.ErrNoSchema, store.ErrNewerSchema,
 	}, func(name error) bool { return errors.Is(err, name) })
 }
 
-// isPassing tells whether time may heal what the server refuses: it is short of something, starts, stops, has become a
-// standby, or was in the way of itself.
-func isPassing(code string) bool {
+// isTemporary reports whether the same call may succeed later: the server lacks a resource, starts, stops, is a standby,
+// or transactions collided.
+func isTemporary(code string) bool {
 	switch code[:2] {
 	case "08", "53", "57", "58":
 		return true
@@ -73,23 +73,23 @@ func isPassing(code string) bool {
 	return false
 }
 
-// isBroken tells whether the connection failed.
+// isBroken reports whether the connection failed.
 func isBroken(err error) bool {
 	_, network := errors.AsType[net.Error](err)
 	return network || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || pgconn.SafeToRetry(err)
 }
 
-// unsentError is of a call that did nothing, as it got no connection or its context ended before.
+// unsentError is the error of a call that did nothing, as it got no connection or its context ended before.
 type unsentError struct{ error }
 
 func (e unsentError) Unwrap() error { return e.error }
 
-// SafeToRetry is what [pgconn.SafeToRetry] asks.
+// SafeToRetry implements [pgconn.SafeToRetry].
 func (unsentError) SafeToRetry() bool { return true }
 
 // writeFault is fault for a statement that writes, once it may have been sent: without an answer its outcome is
 // unknown. The server answers with an error only if nothing was written: a session that is terminated after its commit
-// ends without a word.
+// ends without an answer.
 func writeFault(ctx context.Context, doing string, err error) error {
 	_, answered := errors.AsType[*pgconn.PgError](err)
 	if err == nil || answered || pgconn.SafeToRetry(err) {

@@ -2,9 +2,10 @@ package postgres
 
 import "github.com/healz/worker/internal/store"
 
-// SearchStatements are the two statements of a walk of a search, and their arguments.
-func SearchStatements(w store.Walk, s store.Search) (statements []string, args any) {
-	return []string{along(w, searchSQL), along(w, searchEndSQL)}, searchArgs(s, nil, store.DefaultLimit+1)
+// SearchStatements are the two statements of a search's scan of an index, and their arguments.
+func SearchStatements(index store.Index, s store.Search) (statements []string, args any) {
+	statement, end, args := scanStatements(s.Scan(index, store.DefaultLimit+1))
+	return []string{statement, end}, args
 }
 
 // TailStatements are those that select a batch in one transaction.

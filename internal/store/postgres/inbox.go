@@ -1,7 +1,6 @@
 package postgres
 
 import (
-	"bytes"
 	"context"
 	_ "embed"
 	"errors"
@@ -29,60 +28,41 @@ var (
 	pruneSQL string
 )
 
-// maxLookups is how many events are looked up at once.
+// maxLookups bounds a batch of lookups.
 const maxLookups = 256
 
-// lookup is the question who has handled an event.
+// lookup asks who has handled an event.
 type lookup struct {
 	eventID uuid.UUID
-	found   []handling
-}
-
-// handling says which handler has handled an event, and what that said then.
-type handling struct {
-	handler     string
-	fingerprint []byte
+	found   []store.HandledBy
 }
 
 // Handled returns the names of the handlers that have handled e; see [store.Store].
 func (s *Store) Handled(ctx context.Context, e events.Event) ([]string, error) {
 	l := &lookup{eventID: e.ID}
-	if company, err := s.lookups.do(ctx, l); company && err != nil {
-		return handled(ctx, s.pool, e)
-	} else if err != nil {
-		return nil, fault(ctx, lookingUp, err)
+	shared, err := s.lookups.do(ctx, l)
+	if shared && err != nil {
+		return s.queries.Handled(ctx, e)
 	}
-	return l.handlers(e)
+	return l.handlers(ctx, e, err)
 }
 
-const lookingUp = "read who has handled an event"
-
-func handled(ctx context.Context, q querier, e events.Event) ([]string, error) {
+// Handled is [Store.Handled] in a statement of its own.
+func (q queries) Handled(ctx context.Context, e events.Event) ([]string, error) {
 	l := &lookup{eventID: e.ID}
-	if err := lookUp(ctx, q, []*lookup{l}); err != nil {
-		return nil, fault(ctx, lookingUp, err)
-	}
-	return l.handlers(e)
+	err := q.lookUp(ctx, []*lookup{l})
+	return l.handlers(ctx, e, err)
 }
 
-// handlers are those that were found, or [store.ErrContradiction].
-func (l *lookup) handlers(e events.Event) ([]string, error) {
-	if len(l.found) == 0 {
-		return nil, nil
+func (l *lookup) handlers(ctx context.Context, e events.Event, err error) (names []string, _ error) {
+	if err == nil {
+		names, err = store.HandlersOf(e, l.found)
 	}
-	var names []string
-	want := e.Fingerprint()
-	for _, h := range l.found {
-		if !bytes.Equal(h.fingerprint, want[:]) {
-			return nil, fmt.Errorf("%s: event %s: %w", lookingUp, e.ID, store.ErrContradiction)
-		}
-		names = append(names, h.handler)
-	}
-	return names, nil
+	return names, fault(ctx, "read who has handled an event", err)
 }
 
-// shareLookup keeps out what would be too much, and a second question for the same event.
-func shareLookup(first *lookup) func(*lookup) bool {
+// fitLookups bounds the batch, and keeps out a second lookup of the same event.
+func fitLookups(first *lookup) func(*lookup) bool {
 	asked := map[uuid.UUID]struct{}{first.eventID: {}}
 	return func(l *lookup) bool {
 		if _, found := asked[l.eventID]; found || len(asked) == maxLookups {
@@ -93,8 +73,8 @@ func shareLookup(first *lookup) func(*lookup) bool {
 	}
 }
 
-// lookUp answers the questions, which are for different events, with one query.
-func lookUp(ctx context.Context, q querier, lookups []*lookup) error {
+// lookUp runs the lookups, which are of different events, as one statement.
+func (q queries) lookUp(ctx context.Context, lookups []*lookup) error {
 	ids := make([]pgtype.UUID, len(lookups))
 	byID := make(map[uuid.UUID]*lookup, len(lookups))
 	for i, l := range lookups {
@@ -105,8 +85,8 @@ func lookUp(ctx context.Context, q querier, lookups []*lookup) error {
 		return err
 	}
 	var id pgtype.UUID
-	var h handling
-	_, err = pgx.ForEachRow(rows, []any{&id, &h.handler, &h.fingerprint}, func() error {
+	var h store.HandledBy
+	_, err = pgx.ForEachRow(rows, []any{&id, &h.Handler, &h.Fingerprint}, func() error {
 		l := byID[id.Bytes]
 		l.found = append(l.found, h)
 		return nil
@@ -125,10 +105,10 @@ func lookUp(ctx context.Context, q querier, lookups []*lookup) error {
 // until the store answers. Work does not run when another delivery of the event was first.
 //
 // While it runs, the transaction holds back the relay, for the whole database and for all who read in commit order:
-// keep the work to a few fast statements, and compute, call and wait in the handler itself. Besides, it costs two round
+// keep the work to a few fast statements, and do all else in the handler itself. Besides, it costs two round
 // trips more than a handler without it. The transaction is READ COMMITTED. The work may begin nested transactions, and
 // cannot end the one it is given. It does not append events: those are what the handler returns. Nor does it call the
-// store, which may wait for a connection while those who have one all wait for another.
+// store: when all connections are in such transactions, each would wait for another connection.
 func InTx(ctx context.Context, work func(ctx context.Context, tx pgx.Tx) error) error {
 	return store.AddWork(ctx, work)
 }
@@ -143,7 +123,7 @@ func (s *Store) Record(ctx context.Context, handler string, e events.Event, foll
 	}
 	u := recordOf(handler, e, followUps)
 	statement := func() error { return s.writeShared(ctx, u) }
-	var failed error // of the work, which tells nothing of the record
+	var failed error // of the work, not of the record
 	if work := store.TakeWork[pgx.Tx](ctx); len(work) > 0 {
 		statement = func() error {
 			return s.onConnection(ctx, func(conn *pgxpool.Conn) (err error) {
@@ -160,8 +140,8 @@ func (s *Store) Record(ctx context.Context, handler string, e events.Event, foll
 }
 
 // recordWith records and then does the work, in one transaction. The record is the transaction's first statement, so
-// that the transaction's id is younger than all that the record's statement has seen; see write.sql. When the work has
-// failed, nothing is written, and that the unit is says only that there is nothing to be tried again.
+// that the transaction's id is younger than all that the record's statement has seen; see write.sql. When the work
+// has failed, nothing is written; u.written then only means that the statement is not repeated.
 func recordWith(
 	ctx context.Context, conn *pgxpool.Conn, u *unit, work []func(context.Context, pgx.Tx) error,
 ) (failed, err error) {
@@ -173,10 +153,8 @@ func recordWith(
 	if err := writeUnits(ctx, tx, []*unit{u}); err != nil || !u.written {
 		return nil, err
 	}
-	for _, step := range work {
-		if err := step(ctx, handlersTx{tx}); err != nil {
-			return workFault(ctx, conn, err), nil
-		}
+	if failed := runWork(ctx, tx, work); failed != nil {
+		return failed, nil
 	}
 	err = tx.Commit(ctx)
 	_, refused := errors.AsType[*pgconn.PgError](err)
@@ -186,13 +164,20 @@ func recordWith(
 	return nil, err
 }
 
-// workFault is a *[store.WorkError], or an outage when the connection broke under the work.
-func workFault(ctx context.Context, conn *pgxpool.Conn, err error) error {
-	ended := ctx.Err() != nil || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled)
-	if conn.Conn().IsClosed() && !ended {
-		return fmt.Errorf("do the handler's work: %w: %w", store.ErrUnavailable, err)
+// runWork runs a handler's work. The error is a *[store.WorkError], or [store.ErrUnavailable] when the connection broke.
+func runWork(ctx context.Context, tx pgx.Tx, work []func(context.Context, pgx.Tx) error) error {
+	for _, step := range work {
+		err := step(ctx, handlersTx{tx})
+		ended := ctx.Err() != nil || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled)
+		switch {
+		case err == nil:
+		case tx.Conn().IsClosed() && !ended:
+			return fmt.Errorf("do the handler's work: %w: %w", store.ErrUnavailable, err)
+		default:
+			return &store.WorkError{Err: err}
+		}
 	}
-	return &store.WorkError{Err: err}
+	return nil
 }
 
 // errNotYours is the error of work that would end the transaction.
@@ -204,19 +189,15 @@ type handlersTx struct{ pgx.Tx }
 func (handlersTx) Commit(context.Context) error   { return errNotYours }
 func (handlersTx) Rollback(context.Context) error { return errNotYours }
 
-// Park notes that e rests in the dead letters of handler; see [store.Store].
+// Park records that e is a dead letter of handler; see [store.Store].
 func (s *Store) Park(ctx context.Context, handler string, e events.Event) error {
 	_, err := s.pool.Exec(ctx, parkSQL, e.ID, handler, e.AggregateID, e.AggregateVersion)
 	return fault(ctx, "park an event", err)
 }
 
 // Parked returns behind which events e has to wait; see [store.Store].
-func (s *Store) Parked(ctx context.Context, e events.Event, handlers []string) (map[string]uuid.UUID, error) {
-	return parked(ctx, s.pool, e, handlers)
-}
-
-func parked(ctx context.Context, q querier, e events.Event, handlers []string) (map[string]uuid.UUID, error) {
-	const doing = "look for parked events"
+func (q queries) Parked(ctx context.Context, e events.Event, handlers []string) (map[string]uuid.UUID, error) {
+	const doing = "read parked events"
 	rows, err := q.Query(ctx, parkedSQL, e.AggregateID, e.AggregateVersion, handlers)
 	if err != nil {
 		return nil, fault(ctx, doing, err)
@@ -231,7 +212,7 @@ func parked(ctx context.Context, q querier, e events.Event, handlers []string) (
 	return firsts, fault(ctx, doing, err)
 }
 
-// PruneHandled forgets records that are older than age; see [store.Store].
+// PruneHandled deletes records that are older than age; see [store.Store].
 func (s *Store) PruneHandled(ctx context.Context, age time.Duration, limit int) (int, error) {
 	var pruned int
 	err := s.pool.QueryRow(ctx, pruneSQL, age, limit).Scan(&pruned)

@@ -4,6 +4,7 @@ import (
 	"context"
 	_ "embed"
 	"errors"
+	"math"
 	"time"
 
 	"github.com/google/uuid"
@@ -14,8 +15,8 @@ import (
 )
 
 var (
-	//go:embed statements/by_id.sql
-	byIDSQL string
+	//go:embed statements/version.sql
+	versionSQL string
 	//go:embed statements/end.sql
 	endSQL string
 	//go:embed statements/since.sql
@@ -24,16 +25,26 @@ var (
 	handledOfSQL string
 )
 
+// Version is the version of the aggregate's last event; see [store.Store].
+func (s *Store) Version(ctx context.Context, aggregateType string, aggregateID uuid.UUID) (int, error) {
+	var version int
+	err := s.pool.QueryRow(ctx, versionSQL, aggregateType, aggregateID).Scan(&version)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return 0, nil
+	}
+	return version, fault(ctx, "read the version of an aggregate", err)
+}
+
 // ByID reads one event; see [store.Store].
 func (s *Store) ByID(ctx context.Context, eventID uuid.UUID) (store.Recorded, error) {
-	list, err := s.read(ctx, "read an event", byIDSQL, eventID)
+	found, _, err := s.read(ctx, math.MaxInt, byIDSQL, eventID)
+	if err == nil && len(found) == 0 {
+		err = store.ErrNoEvent
+	}
 	if err != nil {
-		return store.Recorded{}, err
+		return store.Recorded{}, fault(ctx, "read an event", err)
 	}
-	if len(list) == 0 {
-		return store.Recorded{}, store.ErrNoEvent
-	}
-	return list[0], nil
+	return found[0], nil
 }
 
 // HandledOf returns by whom and when events were handled; see [store.Store].
@@ -58,13 +69,13 @@ func (s *Store) HandledOf(ctx context.Context, eventIDs []uuid.UUID) (map[uuid.U
 
 // End is where reading in commit order ends now; see [store.Store].
 func (s *Store) End(ctx context.Context) (store.Position, error) {
-	p, _, err := s.position(ctx, "look for the last event", endSQL)
+	p, _, err := s.position(ctx, "read the last position", endSQL)
 	return p, err
 }
 
 // Since is where to begin for what was created at t or later; see [store.Store].
 func (s *Store) Since(ctx context.Context, t time.Time) (store.Position, error) {
-	p, found, err := s.position(ctx, "look for the first event since a time", sinceSQL, t)
+	p, found, err := s.position(ctx, "read the first position since a time", sinceSQL, t)
 	if err != nil {
 		return p, err
 	}

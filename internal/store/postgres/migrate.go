@@ -11,13 +11,13 @@ import (
 	"github.com/healz/worker/migrations"
 )
 
-// Migrate brings the schema up to date; nothing happens when it is. It takes over a table events that another service
-// has made, with its rows, if its columns are those of the contract.
+// Migrate brings the schema up to date; nothing happens when it is. It adopts a table events that another service has
+// made, with its rows, if its columns are those of the contract.
 func (s *Store) Migrate(ctx context.Context) error {
 	return migrationFault(ctx, "migrate up", s.migrator.Up(ctx))
 }
 
-// MigrateDown takes the newest version of the schema back, and never destroys events. It is [store.ErrNoSchema] when
+// MigrateDown reverts the newest version of the schema, and never destroys events. It is [store.ErrNoSchema] when
 // there is none, and [store.ErrWouldLose] when anything would be lost.
 func (s *Store) MigrateDown(ctx context.Context) error {
 	return migrationFault(ctx, "migrate down", s.migrator.Down(ctx))
@@ -29,7 +29,7 @@ func (s *Store) MigrationStatus(ctx context.Context) ([]migrations.Status, error
 	return status, migrationFault(ctx, "read the migrations", err)
 }
 
-// migrationFault leaves out what goose adds to the server's words: the whole statement.
+// migrationFault leaves out the statement, which goose adds to the server's message.
 func migrationFault(ctx context.Context, doing string, err error) error {
 	pgErr, found := errors.AsType[*pgconn.PgError](err)
 	if !found {

@@ -5,7 +5,6 @@ import (
 	"database/sql"
 	_ "embed"
 	"errors"
-	"fmt"
 	"net"
 	"time"
 
@@ -22,7 +21,7 @@ import (
 const (
 	// connectTimeout bounds an attempt to connect where the URL does not.
 	connectTimeout = 10 * time.Second
-	// answerTimeout is how long the server may take to answer. Peers that die silently are noticed by it.
+	// answerTimeout is how long the server may take to answer. It detects dead connections.
 	answerTimeout = time.Minute
 	// cancelTimeout is how long a statement whose context ended may take to be canceled, before its outcome is unknown.
 	cancelTimeout = 5 * time.Second
@@ -37,6 +36,8 @@ type Options struct {
 
 // Store is an event store in one schema of a Postgres database.
 type Store struct {
+	store.Reads
+	queries
 	pool *pgxpool.Pool
 	db   *sql.DB // over the pool
 	// config is what connections outside the pool begin from.
@@ -44,15 +45,15 @@ type Store struct {
 	migrationDB *sql.DB
 	migrator    *migrations.Migrator
 
-	// writes and lookups are shared by the calls that come while one is under way.
-	writes  lane[*unit]
-	lookups lane[*lookup]
+	// writes and lookups combine concurrent calls into one statement.
+	writes  batcher[*unit]
+	lookups batcher[*lookup]
 }
 
 var _ store.Store = (*Store)(nil)
 
 // Open connects to a database, given as a URL or as libpq's keywords and values. It makes no tables: that is
-// [Store.Migrate]. The error wraps [store.ErrUnavailable] when the server cannot be reached, and never tells the
+// [Store.Migrate]. The error wraps [store.ErrUnavailable] when the server cannot be reached, and never contains the
 // password.
 func Open(ctx context.Context, url string, o Options) (*Store, error) {
 	config, err := pgxpool.ParseConfig(url)
@@ -64,9 +65,6 @@ func Open(ctx context.Context, url string, o Options) (*Store, error) {
 	}
 	configure(config.ConnConfig)
 	s := &Store{config: config.ConnConfig.Copy()}
-	s.writes.run, s.writes.sharing, s.writes.regroups = s.writeTogether, shareWrite, true
-	s.lookups.run = func(ctx context.Context, lookups []*lookup) error { return lookUp(ctx, s.pool, lookups) }
-	s.lookups.sharing = shareLookup
 	s.migrationDB = stdlib.OpenDB(*s.config)
 	s.migrationDB.SetMaxIdleConns(0)
 	if s.migrator, err = migrations.Postgres(s.migrationDB); err != nil {
@@ -76,7 +74,10 @@ func Open(ctx context.Context, url string, o Options) (*Store, error) {
 	if s.pool, err = pgxpool.NewWithConfig(ctx, config); err != nil {
 		return nil, fault(ctx, "open Postgres", err)
 	}
-	s.db = stdlib.OpenDBFromPool(s.pool)
+	s.db, s.queries = stdlib.OpenDBFromPool(s.pool), queries{s.pool}
+	s.Reads = store.NewReads(s.queries)
+	s.writes.execute, s.writes.fitter, s.writes.linger = s.writeTogether, fitWrites, true
+	s.lookups.execute, s.lookups.fitter = s.lookUp, fitLookups
 	if err := s.pool.Ping(ctx); err != nil {
 		return nil, errors.Join(fault(ctx, "open Postgres", err), s.Close())
 	}
@@ -96,7 +97,7 @@ func configure(c *pgx.ConnConfig) {
 	}
 }
 
-// beImpatient gives up on answers that do not come in time, and cancels statements whose context ends, so that their
+// beImpatient fails statements without an answer in time, and cancels statements whose context ends, so that their
 // outcome is known.
 func beImpatient(c *pgx.ConnConfig) {
 	c.BuildContextWatcherHandler = func(conn *pgconn.PgConn) ctxwatch.Handler {
@@ -108,21 +109,21 @@ func beImpatient(c *pgx.ConnConfig) {
 		if err != nil {
 			return nil, err
 		}
-		return impatientConn{conn}, nil
+		return timeoutConn{conn}, nil
 	}
 }
 
-// impatientConn is a connection on which what is sent must be answered in time.
-type impatientConn struct{ net.Conn }
+// timeoutConn is a connection on which what is sent must be answered in time.
+type timeoutConn struct{ net.Conn }
 
-func (c impatientConn) Write(b []byte) (int, error) {
+func (c timeoutConn) Write(b []byte) (int, error) {
 	if err := c.SetDeadline(time.Now().Add(answerTimeout)); err != nil {
 		return 0, err
 	}
 	return c.Conn.Write(b)
 }
 
-// Close waits for the calls under way and closes the connections.
+// Close waits for the calls that run and closes the connections.
 func (s *Store) Close() error {
 	err := s.db.Close()
 	s.pool.Close()
@@ -139,11 +140,5 @@ func (s *Store) Ping(ctx context.Context) error {
 	if err := s.pool.QueryRow(ctx, pingSQL).Scan(&version); err != nil {
 		return fault(ctx, "ping", err)
 	}
-	switch latest := s.migrator.Latest(); {
-	case version < latest:
-		return fmt.Errorf("version %d of %d: %w", version, latest, store.ErrNoSchema)
-	case version > latest:
-		return fmt.Errorf("version %d, known are %d: %w", version, latest, store.ErrNewerSchema)
-	}
-	return nil
+	return s.migrator.Check(version)
 }

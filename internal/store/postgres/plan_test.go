@@ -30,7 +30,7 @@ func TestReadsUseIndexes(t *testing.T) {
 		"by_correlation": {"events_correlation_page", []any{id, before, 0, 101, 0}},
 		"by_tenant":      {"events_tenant_page", []any{id, forever, 0, 101, 0}},
 		"by_type":        {"events_type_page", []any{"Type1", forever, 0, 101, 0}},
-		"all":            {"events_transaction_unique", []any{pgtype.Uint64{Valid: true}, 0, 500}},
+		"all":            {"events_transaction_unique", []any{pgtype.Uint64{Valid: true}, 0, 500, 0}},
 		"version":        {"events_aggregate_page", []any{"Patient", id}},
 		"heads":          {"events_aggregate_version_unique", []any{[]uuid.UUID{id}}},
 		"known_ids":      {"events_event_id_key", []any{[]uuid.UUID{id}}},
@@ -45,29 +45,29 @@ func TestReadsUseIndexes(t *testing.T) {
 	}
 }
 
-// Each walk of a search goes along its index. What it comes by it may sort, as that is not more than it may look at.
+// Each scan of a search uses its index. It may sort the rows of the scan, as their number is bounded.
 func TestSearchesUseIndexes(t *testing.T) {
 	t.Parallel()
 	conn := connect(t, migrated(t))
 	fill(t, conn)
 	id := uuid.NewMD5(uuid.Nil, nil)
 	from := time.Now().Add(-time.Hour)
-	for walk, test := range map[store.Walk]struct {
+	for index, test := range map[store.Index]struct {
 		index  string
 		search store.Search
 	}{
-		store.WalkCausation:   {"idx_events_causation", store.Search{CausationID: id}},
-		store.WalkAggregate:   {"events_aggregate_version_unique", store.Search{AggregateID: id}},
-		store.WalkCorrelation: {"events_correlation_page", store.Search{CorrelationID: id, TenantID: id, From: from}},
-		store.WalkTenant:      {"events_tenant_page", store.Search{TenantID: id, Type: "Type1", From: from}},
-		store.WalkType:        {"events_type_page", store.Search{TenantID: id, Type: "Type1", Until: from}},
-		store.WalkTime:        {"idx_events_created_at", store.Search{From: from}},
+		store.IndexCausation:   {"idx_events_causation", store.Search{CausationID: id}},
+		store.IndexAggregate:   {"events_aggregate_version_unique", store.Search{AggregateID: id}},
+		store.IndexCorrelation: {"events_correlation_page", store.Search{CorrelationID: id, TenantID: id, From: from}},
+		store.IndexTenant:      {"events_tenant_page", store.Search{TenantID: id, Type: "Type1", From: from}},
+		store.IndexType:        {"events_type_page", store.Search{TenantID: id, Type: "Type1", Until: from}},
+		store.IndexTime:        {"idx_events_created_at", store.Search{From: from}},
 	} {
-		statements, args := postgres.SearchStatements(walk, test.search)
+		statements, args := postgres.SearchStatements(index, test.search)
 		for _, statement := range statements {
 			plan := explain(t, conn, statement, args)
-			require.Contains(t, plan, test.index, "%s:\n%s", walk, plan)
-			require.NotContains(t, plan, "Seq Scan", "%s:\n%s", walk, plan)
+			require.Contains(t, plan, test.index, "%s:\n%s", index, plan)
+			require.NotContains(t, plan, "Seq Scan", "%s:\n%s", index, plan)
 		}
 	}
 }

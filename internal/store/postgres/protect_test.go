@@ -95,8 +95,8 @@ func TestLeastPrivilege(t *testing.T) {
 	require.NoError(t, err)
 	require.Len(t, page.Events, 2)
 	useLetters(t, deadletter.NewTable(s.SQL()))
-	require.NoError(t, s.Try(t.Context(), func(ctx context.Context, trial store.Trial) error {
-		return trial.AppendMany(ctx, stream.Take(1))
+	require.NoError(t, s.Try(t.Context(), func(ctx context.Context, d *store.DryRun) error {
+		return d.AppendMany(ctx, stream.Take(1))
 	}))
 
 	conn := connect(t, address.String())

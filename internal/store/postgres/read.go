@@ -4,21 +4,18 @@ import (
 	"context"
 	_ "embed"
 	"errors"
-	"iter"
 	"math"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgtype"
 
-	"github.com/healz/worker/internal/events"
 	"github.com/healz/worker/internal/store"
 )
-
-// pageSize is how many events a streaming read holds at a time.
-const pageSize = 1024
 
 var (
 	//go:embed statements/by_aggregate.sql
@@ -31,173 +28,125 @@ var (
 	byTenantSQL string
 	//go:embed statements/all.sql
 	allSQL string
-	//go:embed statements/version.sql
-	versionSQL string
+	//go:embed statements/by_id.sql
+	byIDSQL string
+	//go:embed statements/search.sql
+	searchSQL string
+	//go:embed statements/search_end.sql
+	searchEndSQL string
 )
 
-// Version is the version of the aggregate's last event; see [store.Store].
-func (s *Store) Version(ctx context.Context, aggregateType string, aggregateID uuid.UUID) (int, error) {
-	var version int
-	err := s.pool.QueryRow(ctx, versionSQL, aggregateType, aggregateID).Scan(&version)
-	if errors.Is(err, pgx.ErrNoRows) {
-		return 0, nil
-	}
-	return version, fault(ctx, "read the version of an aggregate", err)
-}
-
-// Stream yields the events of an aggregate; see [store.Store].
-func (s *Store) Stream(
-	ctx context.Context, aggregateType string, aggregateID uuid.UUID, afterVersion int,
-) iter.Seq2[events.Event, error] {
-	return stream(ctx, s.read, aggregateType, aggregateID, afterVersion)
-}
-
-// reading is [Store.read], or another's.
-type reading func(ctx context.Context, doing, statement string, args ...any) ([]store.Recorded, error)
-
-func stream(
-	ctx context.Context, read reading, aggregateType string, aggregateID uuid.UUID, afterVersion int,
-) iter.Seq2[events.Event, error] {
-	return func(yield func(events.Event, error) bool) {
-		for {
-			page, err := read(ctx, "stream an aggregate", byAggregateSQL,
-				aggregateType, aggregateID, afterVersion, pageSize, 0)
-			if err != nil {
-				yield(events.Event{}, err)
-				return
-			}
-			for _, r := range page {
-				if !yield(r.Event, nil) {
-					return
-				}
-				afterVersion = r.AggregateVersion
-			}
-			if len(page) < pageSize {
-				return
-			}
-		}
-	}
-}
-
-// All yields events in commit order; see [store.Store].
-func (s *Store) All(ctx context.Context, after store.Position) iter.Seq2[store.Recorded, error] {
-	return func(yield func(store.Recorded, error) bool) {
-		for {
-			page, err := s.read(ctx, "read all events", allSQL, transactionID(after), after.ID, pageSize)
-			if err != nil {
-				yield(store.Recorded{}, err)
-				return
-			}
-			for _, r := range page {
-				if !yield(r, nil) {
-					return
-				}
-				after = r.Position
-			}
-			if len(page) < pageSize {
-				return
-			}
-		}
-	}
-}
-
-func transactionID(p store.Position) pgtype.Uint64 {
-	return pgtype.Uint64{Uint64: p.Transaction, Valid: true}
-}
-
-// ByAggregate reads a page of an aggregate's events; see [store.Store].
-func (s *Store) ByAggregate(
-	ctx context.Context, aggregateType string, aggregateID uuid.UUID, q store.Query,
-) (store.Page, error) {
-	read := "aggregate " + aggregateType + "/" + aggregateID.String()
-	q, err := q.Check()
-	if err != nil {
-		return store.Page{}, err
-	}
-	var version int64
-	if q.After != "" {
-		if version, _, err = q.After.Place(read); err != nil {
-			return store.Page{}, err
-		}
-	}
-	list, err := s.read(ctx, "read an aggregate", byAggregateSQL, aggregateType, aggregateID, version, q.Limit+1, q.Offset)
-	return page(list, err, q.Limit, func(last store.Recorded) store.Cursor {
-		return store.NewCursor(read, int64(last.AggregateVersion), 0)
-	})
-}
-
-// ByCorrelation reads a page of a chain of causes; see [store.Store].
-func (s *Store) ByCorrelation(ctx context.Context, correlationID uuid.UUID, q store.Query) (store.Page, error) {
-	return s.byTime(ctx, byCorrelationSQL, "correlation", correlationID.String(), pgtype.NegativeInfinity, q)
-}
-
-// ByType reads a page of the events of a type; see [store.Store].
-func (s *Store) ByType(ctx context.Context, eventType string, q store.Query) (store.Page, error) {
-	return s.byTime(ctx, byTypeSQL, "type", eventType, pgtype.Infinity, q)
-}
-
-// ByTenant reads a page of a tenant's events; see [store.Store].
-func (s *Store) ByTenant(ctx context.Context, tenantID uuid.UUID, q store.Query) (store.Page, error) {
-	return s.byTime(ctx, byTenantSQL, "tenant", tenantID.String(), pgtype.Infinity, q)
-}
-
-// byTime reads a page in the order of (created_at, id), which begins at one of the two infinities.
-func (s *Store) byTime(
-	ctx context.Context, statement, kind, key string, begin pgtype.InfinityModifier, q store.Query,
-) (store.Page, error) {
-	read := kind + " " + key
-	q, err := q.Check()
-	if err != nil {
-		return store.Page{}, err
-	}
-	createdAt, id := pgtype.Timestamptz{InfinityModifier: begin, Valid: true}, int64(math.MaxInt64)
-	if q.After != "" {
-		var micros int64
-		if micros, id, err = q.After.Place(read); err != nil {
-			return store.Page{}, err
-		}
-		createdAt = pgtype.Timestamptz{Time: time.UnixMicro(micros), Valid: true}
-	}
-	list, err := s.read(ctx, "read by "+kind, statement, key, createdAt, id, q.Limit+1, q.Offset)
-	return page(list, err, q.Limit, func(last store.Recorded) store.Cursor {
-		return store.NewCursor(read, last.CreatedAt.UnixMicro(), last.Position.ID)
-	})
-}
-
-// page makes a page of what was read with a limit one higher, which tells whether there is more.
-func page(list []store.Recorded, err error, limit int, cursor func(store.Recorded) store.Cursor) (store.Page, error) {
-	if err != nil {
-		return store.Page{}, err
-	}
-	var p store.Page
-	if len(list) > limit {
-		list = list[:limit]
-		p.Next = cursor(list[limit-1])
-	}
-	p.Events = make([]events.Event, len(list))
-	for i, r := range list {
-		p.Events[i] = r.Event
-	}
-	return p, nil
-}
-
-// querier is the pool, or a transaction.
+// querier is the pool, a connection or a transaction.
 type querier interface {
 	Query(ctx context.Context, statement string, args ...any) (pgx.Rows, error)
+	QueryRow(ctx context.Context, statement string, args ...any) pgx.Row
+	Exec(ctx context.Context, statement string, args ...any) (pgconn.CommandTag, error)
 }
 
-// read runs one of the statements that select whole events.
-func (s *Store) read(ctx context.Context, doing, statement string, args ...any) ([]store.Recorded, error) {
-	return read(ctx, s.pool, doing, statement, args...)
+// queries are the store's reads, on the pool or in a transaction.
+type queries struct{ querier }
+
+// Select returns the events of a read; see [store.Source].
+func (q queries) Select(ctx context.Context, s store.Selection) ([]store.Recorded, bool, error) {
+	var statement string
+	after := []any{timestamp(s.After.Value), s.After.ID}
+	switch s.Read {
+	case store.ReadAggregate:
+		statement, after = byAggregateSQL, []any{s.After.Value}
+	case store.ReadCorrelation:
+		statement = byCorrelationSQL
+	case store.ReadType:
+		statement = byTypeSQL
+	case store.ReadTenant:
+		statement = byTenantSQL
+	case store.ReadAll:
+		statement, after[0] = allSQL, pgtype.Uint64{Uint64: uint64(s.After.Value), Valid: true}
+	}
+	args := make([]any, 0, len(s.Key)+len(after)+2)
+	for _, k := range s.Key {
+		args = append(args, k)
+	}
+	args = append(append(args, after...), s.Limit, s.Offset)
+	found, more, err := q.read(ctx, s.MaxBytes, statement, args...)
+	return found, more || len(found) == s.Limit, fault(ctx, "read events by "+string(s.Read), err)
 }
 
-func read(ctx context.Context, q querier, doing, statement string, args ...any) ([]store.Recorded, error) {
+// Scan examines events along an index; see [store.Source].
+func (q queries) Scan(ctx context.Context, s store.Scan) ([]store.Recorded, *store.SortKey, error) {
+	statement, endStatement, args := scanStatements(s)
+	found, _, err := q.read(ctx, math.MaxInt, statement, args)
+	if err != nil || len(found) == s.Limit {
+		return found, nil, fault(ctx, "search events", err)
+	}
+	var end time.Time
+	var id int64
+	err = q.QueryRow(ctx, endStatement, args).Scan(&end, &id)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return found, nil, nil
+	}
+	return found, &store.SortKey{Value: end.UnixMicro(), ID: id}, fault(ctx, "search events", err)
+}
+
+// scanStatements are the statements of a scan, which differ by its index, and their arguments.
+func scanStatements(s store.Scan) (statement, endStatement string, args pgx.NamedArgs) {
+	// The rows of one key are few and are sorted. No index of all rows has this order, so the planner scans none for it.
+	order := "ROW (created_at, id) DESC"
+	few := func(column, parameter string) string {
+		return column + " = " + parameter + " AND created_at >= @from AND (created_at, id) < (@created_at, @id)"
+	}
+	// The rows of one key are many, in the order of an index on the key, created_at and id.
+	many := func(column, parameter string) string {
+		order = column + " DESC, created_at DESC, id DESC"
+		return "(" + column + ", created_at) >= (" + parameter + ", @from)" +
+			" AND (" + column + ", created_at, id) < (" + parameter + ", @created_at, @id)"
+	}
+	var condition string
+	switch s.Index {
+	case store.IndexCausation:
+		condition = few("causation_id", "@causation")
+	case store.IndexAggregate:
+		condition = few("aggregate_id", "@aggregate")
+	case store.IndexCorrelation:
+		condition = many("correlation_id", "@correlation")
+	case store.IndexTenant:
+		condition = many("tenant_id", "@tenant")
+	case store.IndexType:
+		condition = many("event_type", "@type")
+	case store.IndexTime:
+		condition, order = "created_at >= @from AND (created_at, id) < (@created_at, @id)", "created_at DESC, id DESC"
+	}
+	complete := strings.NewReplacer("{{condition}}", condition, "{{order}}", order).Replace
+	orNull := func(id uuid.UUID) pgtype.UUID { return pgtype.UUID{Bytes: id, Valid: id != uuid.Nil} }
+	return complete(searchSQL), complete(searchEndSQL), pgx.NamedArgs{
+		"causation": orNull(s.Search.CausationID), "aggregate": orNull(s.Search.AggregateID),
+		"correlation": orNull(s.Search.CorrelationID), "tenant": orNull(s.Search.TenantID),
+		"type": pgtype.Text{String: s.Search.Type, Valid: s.Search.Type != ""},
+		"from": timestamp(s.From), "created_at": timestamp(s.Before.Value), "id": s.Before.ID,
+		"reach": s.Reach, "limit": s.Limit,
+	}
+}
+
+// timestamp is a time in microseconds. The ends of int64 are the infinities.
+func timestamp(micros int64) pgtype.Timestamptz {
+	switch micros {
+	case math.MinInt64:
+		return pgtype.Timestamptz{InfinityModifier: pgtype.NegativeInfinity, Valid: true}
+	case math.MaxInt64:
+		return pgtype.Timestamptz{InfinityModifier: pgtype.Infinity, Valid: true}
+	}
+	return pgtype.Timestamptz{Time: time.UnixMicro(micros), Valid: true}
+}
+
+// errFull ends a read whose events have reached its limit of bytes.
+var errFull = errors.New("the limit of bytes is reached")
+
+// read runs one of the statements that select whole events. There may be more if it ends at maxBytes of data.
+func (q queries) read(ctx context.Context, maxBytes int, statement string, args ...any) (list []store.Recorded, more bool, err error) {
 	rows, err := q.Query(ctx, statement, args...)
 	if err != nil {
-		return nil, fault(ctx, doing, err)
+		return nil, false, err
 	}
 	var (
-		list                          []store.Recorded
 		r                             store.Recorded
 		clinicID, causationID, userID pgtype.UUID
 		transactionID                 pgtype.Uint64
@@ -209,6 +158,9 @@ func read(ctx context.Context, q querier, doing, statement string, args ...any) 
 		(*[16]byte)(&r.TenantID), &clinicID, (*[16]byte)(&r.CorrelationID), &causationID, &userID, &r.CreatedAt, (*[]byte)(&r.Data), (*[]byte)(&r.Metadata),
 		&transactionID, &r.Position.ID,
 	}, func() error {
+		if maxBytes -= len(r.Data) + len(r.Metadata); maxBytes < 0 && len(list) > 0 {
+			return errFull
+		}
 		r.ClinicID, r.CausationID, r.UserID = nullUUID(clinicID), nullUUID(causationID), nullUUID(userID)
 		r.CreatedAt = r.CreatedAt.UTC()
 		r.Position.Transaction = transactionID.Uint64
@@ -218,11 +170,14 @@ func read(ctx context.Context, q querier, doing, statement string, args ...any) 
 		list = append(list, r)
 		return nil
 	})
-	return list, fault(ctx, doing, err)
+	if errors.Is(err, errFull) {
+		return list, true, nil
+	}
+	return list, false, err
 }
 
-// minGrowth is for how many events there is room at first. It grows fourfold and so meets [pageSize]: an event is large,
-// and to double or less would copy most of them twice.
+// minGrowth is for how many events there is room at first. It grows fourfold and so meets the 1024 of a stream: an event
+// is large, and to double or less would copy most of them twice.
 const minGrowth = 4
 
 func nullUUID(id pgtype.UUID) uuid.NullUUID { return uuid.NullUUID{UUID: id.Bytes, Valid: id.Valid} }

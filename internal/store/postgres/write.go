@@ -20,10 +20,10 @@ import (
 )
 
 const (
-	// writeAttempts is how often a unit is tried that others got in the way of and that should succeed all the same.
+	// writeAttempts is how often a unit is written that collides with other writers though it should succeed.
 	writeAttempts = 10
-	// maxSmall is the most events of a unit that shares statements. What a larger one would save is little beside what
-	// it costs, and others would wait for it.
+	// maxSmall is the most events of a unit that shares statements. A larger one would save little, and others would wait
+	// for it.
 	maxSmall = 16
 	// maxShared and maxSharedBytes are the most events of a shared statement, and about the most bytes of their data.
 	maxShared, maxSharedBytes = 256, 1 << 20
@@ -55,8 +55,8 @@ func recordOf(handler string, e events.Event, followUps []events.Event) *unit {
 	return &unit{batch: followUps, record: &record{handler: handler, event: e, fingerprint: e.Fingerprint()}}
 }
 
-// write runs a statement that writes a unit or does not. When it did not, and for errors that may come of other writers,
-// it looks for the reason in q; when there is none, the others are gone and the statement runs again.
+// write runs a statement that writes a unit or does not. If it did not, or failed with an error that other writers may
+// cause, explain finds the reason; without one the collision is over and the statement runs again.
 func (s *Store) write(ctx context.Context, doing string, u *unit, q querier, statement func() error) error {
 	var err error
 	for range writeAttempts {
@@ -79,13 +79,13 @@ func (s *Store) write(ctx context.Context, doing string, u *unit, q querier, sta
 			return err
 		}
 	}
-	return fmt.Errorf("%s: %w: %d attempts met other writers: %w", doing, store.ErrUnavailable, writeAttempts, err)
+	return fmt.Errorf("%s: %w: %d attempts collided with other writers: %w", doing, store.ErrUnavailable, writeAttempts, err)
 }
 
-// explain tells why the unit cannot be written as the store is now, or nil if it can.
+// explain finds why the unit cannot be written as the store is now. It is nil if it can.
 func (u *unit) explain(ctx context.Context, q querier) error {
 	if r := u.record; r != nil {
-		names, err := handled(ctx, q, r.event)
+		names, err := queries{q}.Handled(ctx, r.event)
 		if err != nil {
 			return err
 		}
@@ -100,14 +100,14 @@ func isCollision(code string) bool {
 	return code == uniqueViolation || code == serializationFailure || code == deadlockDetected
 }
 
-// writeShared writes a unit in the statement of all that are about to be written. What the server refuses for the sake of
-// one of them, or would let wait for the sake of one, each then writes by itself.
+// writeShared writes a unit in a batch. When the server refuses a shared statement, because of one unit or because one
+// has to wait for another program, each caller then writes its own unit alone.
 func (s *Store) writeShared(ctx context.Context, u *unit) error {
 	if len(u.batch) > maxSmall || u.bytes() > maxSharedBytes {
 		return s.writeTogether(ctx, []*unit{u})
 	}
-	company, err := s.writes.do(ctx, u)
-	if _, answered := errors.AsType[*pgconn.PgError](err); answered && company {
+	shared, err := s.writes.do(ctx, u)
+	if _, answered := errors.AsType[*pgconn.PgError](err); answered && shared {
 		return s.writeTogether(ctx, []*unit{u})
 	}
 	return err
@@ -117,7 +117,7 @@ func (s *Store) writeTogether(ctx context.Context, units []*unit) error {
 	return s.onConnection(ctx, func(conn *pgxpool.Conn) error { return writeUnits(ctx, conn, units) })
 }
 
-// onConnection tells a connection that was not to be had from one that broke.
+// onConnection distinguishes a connection that could not be acquired from one that broke.
 func (s *Store) onConnection(ctx context.Context, do func(*pgxpool.Conn) error) error {
 	conn, err := s.pool.Acquire(ctx)
 	if err != nil {
@@ -127,9 +127,9 @@ func (s *Store) onConnection(ctx context.Context, do func(*pgxpool.Conn) error) 
 	return do(conn)
 }
 
-// shareWrite keeps out what would be too much for the statement of the first, and what has to see another of its units
-// written: the next event of an aggregate, or the same event for the same handler.
-func shareWrite(first *unit) func(*unit) bool {
+// fitWrites bounds the batch, and keeps out a unit that depends on another one of the batch: the next event of an
+// aggregate, or the same event for the same handler.
+func fitWrites(first *unit) func(*unit) bool {
 	taken := make(map[uuid.UUID]struct{})
 	count, bytes := 0, 0
 	add := func(u *unit) {
@@ -173,25 +173,19 @@ func (u *unit) bytes() int {
 	return n
 }
 
-// sender is a connection or a transaction.
-type sender interface {
-	querier
-	Exec(ctx context.Context, statement string, args ...any) (pgconn.CommandTag, error)
-}
-
-// writeUnits runs the statement that writes the units, and notes which of them it has written. When there are several it
-// does not wait for long for what another program is about to write.
-func writeUnits(ctx context.Context, conn sender, units []*unit) error {
+// writeUnits runs the statement that writes the units, and sets which of them it has written. With several units it
+// fails when it has to wait for another program for longer than [statementTimeout].
+func writeUnits(ctx context.Context, q querier, units []*unit) error {
 	if u := units[0]; len(units) == 1 && len(u.batch) == 1 && u.record == nil {
-		tag, err := conn.Exec(ctx, appendOneSQL, values(u.batch[0])...)
+		tag, err := q.Exec(ctx, appendOneSQL, values(u.batch[0])...)
 		u.written = tag.RowsAffected() == 1
 		return err
 	}
-	patience := 0
+	lockTimeout := 0
 	if len(units) > 1 {
-		patience = int(lanePatience.Milliseconds())
+		lockTimeout = int(statementTimeout.Milliseconds())
 	}
-	rows, err := conn.Query(ctx, writeSQL, append(columns(units), patience)...)
+	rows, err := q.Query(ctx, writeSQL, append(columns(units), lockTimeout)...)
 	if err != nil {
 		return err
 	}
@@ -234,14 +228,14 @@ func columns(units []*unit) []any {
 	)
 	for i, u := range units {
 		begins := firsts(u.batch)
-		for place, e := range u.batch {
+		for k, e := range u.batch {
 			ids, types = append(ids, uuidOf(e.ID)), append(types, e.Type)
 			aggregateTypes, aggregateIDs = append(aggregateTypes, e.AggregateType), append(aggregateIDs, uuidOf(e.AggregateID))
 			versions, tenantIDs = append(versions, int32(e.AggregateVersion)), append(tenantIDs, uuidOf(e.TenantID))
 			clinicIDs, causationIDs = append(clinicIDs, nullable(e.ClinicID)), append(causationIDs, nullable(e.CausationID))
 			correlationIDs, userIDs = append(correlationIDs, uuidOf(e.CorrelationID)), append(userIDs, nullable(e.UserID))
 			times, data, metadata = append(times, e.CreatedAt), append(data, string(e.Data)), append(metadata, metadataOf(e))
-			begin := len(begins) > 0 && begins[0] == place
+			begin := len(begins) > 0 && begins[0] == k
 			if begin {
 				begins = begins[1:]
 			}
@@ -258,7 +252,7 @@ func columns(units []*unit) []any {
 	}
 }
 
-// uuidOf spares pgx the way over the text of the id.
+// uuidOf saves pgx the conversion of the id to text.
 func uuidOf(id uuid.UUID) pgtype.UUID { return pgtype.UUID{Bytes: id, Valid: true} }
 
 func nullable(id uuid.NullUUID) pgtype.UUID { return pgtype.UUID{Bytes: id.UUID, Valid: id.Valid} }
@@ -267,15 +261,15 @@ func metadataOf(e events.Event) pgtype.Text {
 	return pgtype.Text{String: string(e.Metadata), Valid: len(e.Metadata) > 0}
 }
 
-// firsts are the places in the batch at which its aggregates begin.
+// firsts are the indexes in the batch at which its aggregates begin.
 func firsts(batch []events.Event) []int {
-	var places []int
+	var indexes []int
 	seen := make(map[uuid.UUID]struct{})
 	for i, e := range batch {
 		if _, found := seen[e.AggregateID]; !found {
 			seen[e.AggregateID] = struct{}{}
-			places = append(places, i)
+			indexes = append(indexes, i)
 		}
 	}
-	return places
+	return indexes
 }

@@ -32,7 +32,7 @@ func TestStatementsAreNotPlannedAnew(t *testing.T) {
 			require.NoError(t, writeUnits(t.Context(), conn, []*unit{u}))
 			require.True(t, u.written)
 		}
-		require.NoError(t, lookUp(t.Context(), conn, []*lookup{{eventID: uuid.New()}}))
+		require.NoError(t, queries{conn}.lookUp(t.Context(), []*lookup{{eventID: uuid.New()}}))
 	}
 	rows, err := conn.Query(t.Context(), `SELECT custom_plans FROM pg_prepared_statements WHERE statement = ANY ($1)`,
 		[]string{writeSQL, appendOneSQL, handledSQL})

@@ -45,23 +45,23 @@ func (s *Store) AppendMany(ctx context.Context, batch []events.Event) error {
 	return err
 }
 
-// insertBatch inserts a checked batch. Nobody else writes meanwhile, so an aggregate's head stays what it is read as.
+// insertBatch inserts a checked batch. Nobody else writes meanwhile, so the last event of an aggregate remains the last.
 func insertBatch(ctx context.Context, tx *sql.Tx, batch []events.Event) error {
 	begun := make(map[uuid.UUID]struct{})
 	for i, e := range batch {
 		if _, ok := begun[e.AggregateID]; !ok {
-			head, err := readHead(ctx, tx, e)
+			head, err := readHead(ctx, tx, e.AggregateID)
 			if err != nil {
 				return err
 			}
-			if err := continues(head, e); err != nil {
+			if err := store.CheckNext(head, e); err != nil {
 				return orDuplicate(ctx, tx, batch, i, err)
 			}
 			begun[e.AggregateID] = struct{}{}
 		}
 		err := insertOne(ctx, tx, e)
-		if isUnique(err) { // of the event_id: the version is the head's successor
-			return inBatch(batch, i, &store.DuplicateError{EventID: e.ID})
+		if isUnique(err) { // of the event_id: the version is the next one
+			return store.InBatch(batch, i, &store.DuplicateError{EventID: e.ID})
 		}
 		if err != nil {
 			return err
@@ -70,30 +70,19 @@ func insertBatch(ctx context.Context, tx *sql.Tx, batch []events.Event) error {
 	return nil
 }
 
-// readHead reads the last event of e's aggregate, as far as [store.Continues] asks.
-func readHead(ctx context.Context, tx *sql.Tx, e events.Event) (events.Event, error) {
-	head := events.Event{AggregateType: e.AggregateType, TenantID: e.TenantID}
-	err := tx.QueryRowContext(ctx, selectHead, e.AggregateID.String()).
+// readHead reads the last event of an aggregate, with what [store.CheckNext] needs of it, or nil.
+func readHead(ctx context.Context, tx *sql.Tx, aggregateID uuid.UUID) (*events.Event, error) {
+	var head events.Event
+	err := tx.QueryRowContext(ctx, selectHead, aggregateID.String()).
 		Scan(&head.AggregateType, &head.TenantID, &head.AggregateVersion)
 	if errors.Is(err, sql.ErrNoRows) {
-		err = nil
+		return nil, nil //nolint:nilnil // the aggregate has no events
 	}
-	return head, err
+	return &head, err
 }
 
-// continues tells why e cannot be the next event of its aggregate, behind head.
-func continues(head, e events.Event) error {
-	err := store.Continues(head, e)
-	if gap, ok := errors.AsType[*store.GapError](err); ok && gap.Wanted <= gap.Found {
-		return &store.ConflictError{
-			AggregateType: gap.AggregateType, AggregateID: gap.AggregateID, Wanted: gap.Wanted, Found: gap.Found,
-		}
-	}
-	return err
-}
-
-// orDuplicate looks for the cause of err, which event i met, that tells the caller more: the batch, or a part of it, is
-// in the store already. The events before i are in it for the sake of this transaction only.
+// orDuplicate is err, the error of event i, or a better one: that an event of the batch is in the store already. The
+// events before i have been inserted by this transaction.
 func orDuplicate(ctx context.Context, tx *sql.Tx, batch []events.Event, i int, err error) error {
 	for j := i; j < len(batch); j++ {
 		var exists bool
@@ -101,10 +90,10 @@ func orDuplicate(ctx context.Context, tx *sql.Tx, batch []events.Event, i int, e
 			return errExists
 		}
 		if exists {
-			return inBatch(batch, j, &store.DuplicateError{EventID: batch[j].ID})
+			return store.InBatch(batch, j, &store.DuplicateError{EventID: batch[j].ID})
 		}
 	}
-	return inBatch(batch, i, err)
+	return store.InBatch(batch, i, err)
 }
 
 func insertOne(ctx context.Context, tx *sql.Tx, e events.Event) error {
@@ -117,8 +106,4 @@ func insertOne(ctx context.Context, tx *sql.Tx, e events.Event) error {
 		e.ClinicID, e.CausationID, e.CorrelationID.String(), e.UserID,
 		e.CreatedAt.UnixMicro(), string(e.Data), metadata)
 	return err
-}
-
-func inBatch(batch []events.Event, i int, err error) error {
-	return &store.EventError{Index: i, Of: len(batch), Err: err}
 }

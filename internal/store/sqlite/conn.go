@@ -11,7 +11,7 @@ import (
 	modernc "modernc.org/sqlite"
 )
 
-// openDB opens a pool of so many connections, and none of them yet.
+// openDB opens a pool of so many connections, without opening one yet.
 func openDB(dsn string, connections int) (*sql.DB, error) {
 	c, err := newConnector(dsn)
 	if err != nil {
@@ -23,7 +23,7 @@ func openDB(dsn string, connections int) (*sql.DB, error) {
 	return db, nil
 }
 
-// connector makes connections that remember their statements. As part of a [sql.DB] it lets the DB's Close, which does
+// connector makes connections that keep their prepared statements. As part of a [sql.DB] it lets the DB's Close, which does
 // not wait for the connections in use, wait for them.
 type connector struct {
 	driver.Connector
@@ -63,7 +63,7 @@ type innerConn interface {
 	driver.ConnBeginTx
 	driver.SessionResetter
 	driver.Validator
-	// IsReadOnly tells whether the database of the connection, by its name there, cannot be written.
+	// IsReadOnly reports whether the database of the connection, by its name there, cannot be written.
 	IsReadOnly(database string) (bool, error)
 }
 

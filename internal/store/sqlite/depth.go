@@ -16,7 +16,7 @@ const (
 		)`
 )
 
-// backlog looks at what the tail has before it. See [store.Tail].
+// backlog is what the tail has not read yet. See [store.Tail].
 func (s *Store) backlog(ctx context.Context, c store.TailConfig) (store.Backlog, error) {
 	var b store.Backlog
 	var first int64
@@ -24,7 +24,7 @@ func (s *Store) backlog(ctx context.Context, c store.TailConfig) (store.Backlog,
 	if b.Events > 0 {
 		b.Age = max(0, time.Since(time.UnixMicro(first)))
 	}
-	return b, translate("look at the relay's backlog", err)
+	return b, translate("read the relay's backlog", err)
 }
 
 // Pools is the state of the connections that read and of the one that writes.

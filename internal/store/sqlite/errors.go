@@ -14,15 +14,18 @@ import (
 	"github.com/healz/worker/internal/store"
 )
 
-// translate says what was being done, and gives the error the meaning that it has for callers. SQLite's own texts name
+// translate adds what was being done, and wraps the error of package store that err means, if any. SQLite's own texts name
 // tables and columns, and quote no values.
 func translate(doing string, err error) error {
+	work, failed := errors.AsType[*store.WorkError](err)
 	switch {
 	case err == nil:
 		return nil
+	case failed: // a handler's error, also if it wraps one of SQLite's
+		return work
 	case errors.Is(err, store.ErrUnavailable), errors.Is(err, store.ErrUnknownOutcome):
 		return fmt.Errorf("%s: %w", doing, err)
-	case isPassing(err):
+	case isTemporary(err):
 		return fmt.Errorf("%s: %w: %w", doing, store.ErrUnavailable, err)
 	case resultCode(err) == sqlite3.SQLITE_ERROR && strings.Contains(err.Error(), "no such table"):
 		return fmt.Errorf("%s: %w", doing, store.ErrNoSchema)
@@ -33,9 +36,9 @@ func translate(doing string, err error) error {
 	}
 }
 
-// isPassing tells whether the same call can succeed later, when others have released their locks, or somebody has made
-// room or given the right to write.
-func isPassing(err error) bool {
+// isTemporary reports whether the same call can succeed later, when locks are released, space is freed or the right to
+// write is granted.
+func isTemporary(err error) bool {
 	switch resultCode(err) {
 	case sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR,
 		sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_NOMEM:
@@ -62,7 +65,7 @@ func unknownIfIO(err error) error {
 	return err
 }
 
-// isUnique tells whether SQLite refused a row because another has its key.
+// isUnique reports whether SQLite refused a row because another has its key.
 func isUnique(err error) bool {
 	e, ok := errors.AsType[*modernc.Error](err)
 	return ok && e.Code() == sqlite3.SQLITE_CONSTRAINT_UNIQUE

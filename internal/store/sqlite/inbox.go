@@ -1,7 +1,6 @@
 package sqlite
 
 import (
-	"bytes"
 	"context"
 	"database/sql"
 	"errors"
@@ -17,7 +16,7 @@ import (
 const (
 	selectHandled = `SELECT handler, fingerprint FROM handled WHERE event_id = ? ORDER BY handler`
 	insertHandled = `INSERT INTO handled (event_id, handler, fingerprint, handled_at) VALUES (?, ?, ?, ?)`
-	// selectRecord tells of the records of an event how many contradict it, and whether the handler's is among them.
+	// selectRecord counts the records of an event that contradict it, and those of the handler.
 	selectRecord = `SELECT count(*) FILTER (WHERE fingerprint <> ?), count(*) FILTER (WHERE handler = ?)
 		FROM handled WHERE event_id = ?`
 	deleteHandled = `DELETE FROM handled WHERE (event_id, handler) IN
@@ -32,31 +31,28 @@ const (
 )
 
 // Handled returns the names of the handlers that have handled e. See [store.Store].
-func (s *Store) Handled(ctx context.Context, e events.Event) ([]string, error) {
-	return handled(ctx, s.readers, e)
+func (q queries) Handled(ctx context.Context, e events.Event) (names []string, err error) {
+	records, err := q.handledBy(ctx, e)
+	if err == nil {
+		names, err = store.HandlersOf(e, records)
+	}
+	return names, translate("read who has handled an event", err)
 }
 
-func handled(ctx context.Context, q querier, e events.Event) ([]string, error) {
-	doing := fmt.Sprintf("read who has handled event %s", e.ID)
+func (q queries) handledBy(ctx context.Context, e events.Event) (records []store.HandledBy, err error) {
 	rows, err := q.QueryContext(ctx, selectHandled, e.ID.String())
 	if err != nil {
-		return nil, translate(doing, err)
+		return nil, err
 	}
 	defer rows.Close()
-	said := e.Fingerprint()
-	var handlers []string
 	for rows.Next() {
-		var handler string
-		var fingerprint []byte
-		if err := rows.Scan(&handler, &fingerprint); err != nil {
-			return nil, translate(doing, err)
+		var r store.HandledBy
+		if err := rows.Scan(&r.Handler, &r.Fingerprint); err != nil {
+			return nil, err
 		}
-		if !bytes.Equal(fingerprint, said[:]) {
-			return nil, translate(doing, store.ErrContradiction)
-		}
-		handlers = append(handlers, handler)
+		records = append(records, r)
 	}
-	return handlers, translate(doing, rows.Err())
+	return records, rows.Err()
 }
 
 // InTx registers SQL of a handler's own for the transaction in which the worker records that the handler has handled
@@ -68,8 +64,8 @@ func handled(ctx context.Context, q querier, e events.Event) ([]string, error) {
 // An error of the work rolls everything back and is the handler's: the next try runs the handler anew, and all that it
 // registers. Work does not run when another delivery of the event was first.
 //
-// While it runs nobody else writes to the file: keep the work to a few fast statements, and compute, call and wait in the
-// handler itself. It closes its rows before it goes on, passes values as arguments (each text of a statement is kept
+// While it runs nobody else writes to the file: keep the work to a few fast statements, and do all else in the handler
+// itself. It closes its rows before it goes on, passes values as arguments (each text of a statement is kept
 // prepared), and does not commit or roll back. It does not append events: those are what the handler returns.
 func InTx(ctx context.Context, work func(ctx context.Context, tx *sql.Tx) error) error {
 	return store.AddWork(ctx, work)
@@ -80,33 +76,44 @@ func (s *Store) Attempt(ctx context.Context) context.Context { return store.With
 
 // Record appends followUps together with the record that handler has handled e. See [store.Store].
 func (s *Store) Record(ctx context.Context, handler string, e events.Event, followUps []events.Event) error {
-	doing := fmt.Sprintf("record that %s has handled event %s", handler, e.ID)
+	doing := recording(handler, e)
 	if err := store.CheckBatch(followUps); err != nil {
 		return fmt.Errorf("%s: %w", doing, err)
 	}
-	handlersCtx, work := ctx, store.TakeWork[*sql.Tx](ctx)
-	var failed error // of the work: no fault of the store's
-	err := s.write(ctx, doing, func(ctx context.Context, tx *sql.Tx) error {
-		if err := insertRecord(ctx, tx, handler, e); err != nil {
-			return err
-		}
-		if err := insertBatch(ctx, tx, followUps); err != nil {
-			return err
-		}
-		for _, step := range work {
-			if failed = step(handlersCtx, tx); failed != nil {
-				return failed
-			}
-		}
-		return nil
+	work := store.TakeWork[*sql.Tx](ctx)
+	err := s.write(ctx, doing, func(_ context.Context, tx *sql.Tx) error {
+		return record(ctx, tx, handler, e, followUps, work)
 	})
-	if failed != nil && ctx.Err() == nil {
-		return &store.WorkError{Err: failed}
-	}
 	if err == nil && len(followUps) > 0 {
 		s.wakers.wake()
 	}
 	return err
+}
+
+func recording(handler string, e events.Event) string {
+	return fmt.Sprintf("record that %s has handled event %s", handler, e.ID)
+}
+
+// record inserts record and follow-ups and does the work, whose error is no fault of the store's.
+func record(
+	ctx context.Context, tx *sql.Tx, handler string, e events.Event, followUps []events.Event,
+	work []func(context.Context, *sql.Tx) error,
+) error {
+	uncanceled := context.WithoutCancel(ctx)
+	if err := insertRecord(uncanceled, tx, handler, e); err != nil {
+		return err
+	}
+	if err := insertBatch(uncanceled, tx, followUps); err != nil {
+		return err
+	}
+	for _, step := range work {
+		if err := step(ctx, tx); err != nil && ctx.Err() == nil {
+			return &store.WorkError{Err: err}
+		} else if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func insertRecord(ctx context.Context, tx *sql.Tx, handler string, e events.Event) error {
@@ -128,7 +135,7 @@ func insertRecord(ctx context.Context, tx *sql.Tx, handler string, e events.Even
 	return err
 }
 
-// Park notes that e rests in the dead letters of handler. See [store.Store].
+// Park records that e is a dead letter of handler. See [store.Store].
 func (s *Store) Park(ctx context.Context, handler string, e events.Event) error {
 	_, err := s.exec(ctx, "park an event", insertParked,
 		e.ID.String(), handler, e.AggregateID.String(), e.AggregateVersion, time.Now().UnixMicro())
@@ -136,11 +143,7 @@ func (s *Store) Park(ctx context.Context, handler string, e events.Event) error 
 }
 
 // Parked returns behind which events e has to wait. See [store.Store].
-func (s *Store) Parked(ctx context.Context, e events.Event, handlers []string) (map[string]uuid.UUID, error) {
-	return parked(ctx, s.readers, e, handlers)
-}
-
-func parked(ctx context.Context, q querier, e events.Event, handlers []string) (map[string]uuid.UUID, error) {
+func (q queries) Parked(ctx context.Context, e events.Event, handlers []string) (map[string]uuid.UUID, error) {
 	firsts := make(map[string]uuid.UUID)
 	for _, handler := range handlers {
 		var first uuid.UUID
@@ -149,14 +152,14 @@ func parked(ctx context.Context, q querier, e events.Event, handlers []string) (
 			continue
 		}
 		if err != nil {
-			return nil, translate("look for parked events", err)
+			return nil, translate("read parked events", err)
 		}
 		firsts[handler] = first
 	}
 	return firsts, nil
 }
 
-// PruneHandled forgets records that are older than age. See [store.Store].
+// PruneHandled deletes records that are older than age. See [store.Store].
 func (s *Store) PruneHandled(ctx context.Context, age time.Duration, limit int) (int, error) {
 	n, err := s.exec(ctx, "prune the inbox", deleteHandled, time.Now().Add(-age).UnixMicro(), limit)
 	return int(n), err

@@ -13,11 +13,20 @@ import (
 )
 
 const (
+	selectVersion   = `SELECT coalesce(max(aggregate_version), 0) FROM events WHERE aggregate_type = ? AND aggregate_id = ?`
+	selectLastID    = `SELECT coalesce(max(id), 0) FROM events`
 	selectSince     = `SELECT min(id) FROM events WHERE created_at >= ?`
 	selectByID      = `SELECT ` + columns + ` FROM events WHERE event_id = ?`
 	selectHandledOf = `SELECT event_id, handler, handled_at FROM handled
 		WHERE event_id IN (SELECT value FROM json_each(?)) ORDER BY handled_at, handler`
 )
+
+// Version is the version of an aggregate's last event. See [store.Store].
+func (s *Store) Version(ctx context.Context, aggregateType string, aggregateID uuid.UUID) (int, error) {
+	var version int
+	err := s.readers.QueryRowContext(ctx, selectVersion, aggregateType, aggregateID.String()).Scan(&version)
+	return version, translate("read the version of an aggregate", err)
+}
 
 // ByID reads one event. See [store.Store].
 func (s *Store) ByID(ctx context.Context, eventID uuid.UUID) (store.Recorded, error) {
@@ -59,7 +68,7 @@ func (s *Store) HandledOf(ctx context.Context, eventIDs []uuid.UUID) (map[uuid.U
 func (s *Store) End(ctx context.Context) (store.Position, error) {
 	var p store.Position
 	err := s.readers.QueryRowContext(ctx, selectLastID).Scan(&p.ID)
-	return p, translate("look for the last event", err)
+	return p, translate("read the last position", err)
 }
 
 // Since is where to begin for what was created at t or later. See [store.Store].
@@ -67,7 +76,7 @@ func (s *Store) Since(ctx context.Context, t time.Time) (store.Position, error) 
 	var first sql.NullInt64
 	err := s.readers.QueryRowContext(ctx, selectSince, t.UnixMicro()).Scan(&first)
 	if err != nil {
-		return store.Position{}, translate("look for the first event since a time", err)
+		return store.Position{}, translate("read the first position since a time", err)
 	}
 	if !first.Valid {
 		return s.End(ctx)

@@ -17,7 +17,7 @@ func (s *Store) Migrate(ctx context.Context) error {
 	return s.migrate(ctx, "migrate up", (*migrations.Migrator).Up)
 }
 
-// MigrateDown takes the newest version of the schema back. It is [store.ErrNoSchema] when there is none, and
+// MigrateDown reverts the newest version of the schema. It is [store.ErrNoSchema] when there is none, and
 // [store.ErrWouldLose] when anything would be destroyed.
 func (s *Store) MigrateDown(ctx context.Context) error {
 	return s.migrate(ctx, "migrate down", (*migrations.Migrator).Down)
@@ -50,11 +50,5 @@ func (s *Store) Ping(ctx context.Context) error {
 	if err := s.readers.QueryRowContext(ctx, selectSchema).Scan(&version); err != nil {
 		return translate(doing, err)
 	}
-	switch latest := s.migrator.Latest(); {
-	case version < latest:
-		return fmt.Errorf("%s: version %d: %w", doing, version, store.ErrNoSchema)
-	case version > latest:
-		return fmt.Errorf("%s: version %d: %w", doing, version, store.ErrNewerSchema)
-	}
-	return nil
+	return translate(doing, s.migrator.Check(version))
 }

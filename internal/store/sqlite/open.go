@@ -24,7 +24,7 @@ const (
 	busyTimeout = 10 * time.Second
 	// readerConnections is how many reads run at once; more wait. They are short, and each has a cache of 2 MB.
 	readerConnections = 4
-	// logSizeLimit is to what the log is cut, in bytes, after something big had made it larger.
+	// logSizeLimit is the size in bytes to which the log is truncated after a large transaction.
 	logSizeLimit = 64 << 20
 	// shortWait is how long SQLite itself waits for other writers, see [Store.begin].
 	shortWait = 4 * time.Millisecond
@@ -67,6 +67,8 @@ func open(ctx context.Context, path string, timeout time.Duration) (*Store, erro
 	if s.readers, err = openDB(s.dsn(reading), readerConnections); err != nil {
 		return nil, translate(doing, err)
 	}
+	s.queries = queries{s.readers}
+	s.Reads = store.NewReads(s.queries)
 	if s.migrating, err = openDB(s.dsn(migrating), 1); err != nil {
 		return nil, translate(doing, err)
 	}
@@ -86,7 +88,7 @@ func (s *Store) exclusively(ctx context.Context, work func() error) error {
 	return errors.Join(work(), lock.Unlock())
 }
 
-// prepareFile makes the file, turns on its write-ahead log, and finds out now what appends would fail of.
+// prepareFile makes the file, turns on its write-ahead log, and checks that it can be written.
 func (s *Store) prepareFile(ctx context.Context) error {
 	db, err := openDB(s.dsn(creating), 1)
 	if err != nil {
@@ -111,7 +113,7 @@ func (s *Store) prepareFile(ctx context.Context) error {
 
 const walMode = "wal"
 
-// checkWritable asks SQLite, which opens a file that it may not write all the same, to read it.
+// checkWritable is needed as SQLite opens a file that it may not write, for reading only.
 func checkWritable(ctx context.Context, db *sql.DB) error {
 	c, err := db.Conn(ctx)
 	if err != nil {

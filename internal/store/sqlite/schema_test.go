@@ -170,7 +170,7 @@ func TestReadsFollowIndexes(t *testing.T) {
 			[]any{id, 1, 2, 10, 0},
 			"SEARCH events USING INDEX idx_events_tenant (tenant_id=? AND created_at<?)",
 		},
-		"all":     {selectAll, []any{1, 10}, "SEARCH events USING INTEGER PRIMARY KEY (rowid>?)"},
+		"all":     {selectAll, []any{1, 10, 0}, "SEARCH events USING INTEGER PRIMARY KEY (rowid>?)"},
 		"last id": {selectLastID, nil, "SEARCH events"},
 		"head": {
 			selectHead,

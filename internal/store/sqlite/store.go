@@ -16,6 +16,8 @@ var _ store.Store = (*Store)(nil)
 
 // Store is the event store in one SQLite file. It is safe for concurrent use, by several processes too.
 type Store struct {
+	store.Reads
+	queries
 	path string
 	// busyTimeout is how long a write waits for those of other processes.
 	busyTimeout time.Duration
@@ -26,7 +28,7 @@ type Store struct {
 	wakers      wakers
 }
 
-// Close waits for what is under way and closes the file.
+// Close waits for the calls that run and closes the file.
 func (s *Store) Close() error {
 	// The writer is last: closing the last connection moves the log into the file.
 	return errors.Join(s.migrating.Close(), s.readers.Close(), s.writer.Close())
@@ -49,8 +51,8 @@ func (s *Store) write(ctx context.Context, doing string, work func(ctx context.C
 	return translate(doing, err)
 }
 
-// begin waits for the writers of other processes by many short waits. In one long wait SQLite looks ever more seldom
-// whether it is its turn, and is never lucky while another process writes one thing after the other.
+// begin waits for the writers of other processes by many short waits. In one long wait SQLite polls ever more
+// seldom, and never gets the lock while another process writes continuously.
 func (s *Store) begin(ctx context.Context) (*sql.Tx, error) {
 	for deadline := time.Now().Add(s.busyTimeout); ; {
 		tx, err := s.writer.BeginTx(ctx, nil)
@@ -72,7 +74,7 @@ func (s *Store) exec(ctx context.Context, doing, query string, args ...any) (cha
 	return changed, err
 }
 
-// SQL is the database. Writes take their turn among those of all processes.
+// SQL is the database. Writes of all processes run one after the other.
 func (s *Store) SQL() store.SQL {
 	return store.SQL{
 		Dialect: store.SQLite, DB: s.readers, Write: s.write,

@@ -21,7 +21,7 @@ func TestWork(t *testing.T) {
 
 func TestTrial(t *testing.T) {
 	t.Parallel()
-	storetest.RunTrial(t, workplace)
+	storetest.RunDryRun(t, workplace)
 }
 
 func workplace(t *testing.T) storetest.Workplace {

@@ -1,5 +1,5 @@
--- The events of a tenant before a place among them ($2, $3), newest first.
--- Why tenant_id is not compared by = stands in by_type.sql.
+-- The events of a tenant before a sort key ($2, $3), newest first.
+-- Why tenant_id is not compared by =: see by_type.sql.
 SELECT
     event_id, event_type, aggregate_type, aggregate_id, aggregate_version, tenant_id, clinic_id, correlation_id,
     causation_id, user_id, created_at, event_data, metadata, transaction_id, id

@@ -1,7 +1,7 @@
--- The events of a type before a place among them ($2, $3), newest first.
+-- The events of a type before a sort key ($2, $3), newest first.
 --
--- With event_type = $1 the planner might go through the events of all others by created_at, which takes long when this
--- type's lie far away. This order only the index on (event_type, created_at, id) has.
+-- With event_type = $1 the planner might scan the events of all types by created_at, which takes long when those of this
+-- type are old. Only the index on (event_type, created_at, id) has this order.
 SELECT
     event_id, event_type, aggregate_type, aggregate_id, aggregate_version, tenant_id, clinic_id, correlation_id,
     causation_id, user_id, created_at, event_data, metadata, transaction_id, id

@@ -1,4 +1,4 @@
--- The last position that a reader in commit order may come to.
+-- The last position below the horizon.
 SELECT transaction_id, id
 FROM events
 WHERE transaction_id < pg_snapshot_xmin(pg_current_snapshot())

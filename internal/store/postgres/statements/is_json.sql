@@ -1,2 +1,2 @@
--- Fails if the text is not for a jsonb column.
+-- Fails if a jsonb column cannot hold the text.
 SELECT FROM (SELECT $1::text::jsonb) AS parsed (value) WHERE value IS NULL

@@ -1,5 +1,5 @@
 -- For each of the handlers ($3) the first event of an aggregate ($1) that is parked before a version ($2). One that has
--- been handled counts no longer, also when it was parked in the very moment in which another worker handled it.
+-- been handled does not count, even if it was parked at the same time as another worker handled it.
 SELECT handlers.handler, first.event_id
 FROM unnest($3::text[]) AS handlers (handler)
 CROSS JOIN LATERAL (

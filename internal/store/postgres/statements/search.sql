@@ -1,11 +1,11 @@
--- The events that a search chooses among the @reach that come first in a walk, newest first.
+-- The events that a search chooses among the first @reach of an index scan, newest first.
 --
--- {{walk}} and {{order}} are those of an index, which the planner thereby takes: see by_type.sql. What else is asked for
--- is looked for in the rows that the walk comes by, so a page never takes longer than @reach rows do.
+-- {{condition}} and {{order}} are those of an index, so that the planner takes it: see by_type.sql. The other conditions
+-- are checked on the rows of the scan, so a page never takes longer than @reach rows do.
 SELECT
     event_id, event_type, aggregate_type, aggregate_id, aggregate_version, tenant_id, clinic_id, correlation_id,
     causation_id, user_id, created_at, event_data, metadata, transaction_id, id
-FROM (SELECT * FROM events WHERE {{walk}} ORDER BY {{order}} LIMIT @reach) AS walked
+FROM (SELECT * FROM events WHERE {{condition}} ORDER BY {{order}} LIMIT @reach) AS examined
 WHERE (@causation::uuid IS NULL OR causation_id = @causation)
     AND (@aggregate::uuid IS NULL OR aggregate_id = @aggregate)
     AND (@correlation::uuid IS NULL OR correlation_id = @correlation)

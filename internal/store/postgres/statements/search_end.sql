@@ -1,7 +1,7 @@
--- The last of the @reach rows that come first in a walk of search.sql, none if there are fewer.
+-- The last of the first @reach rows of a scan of search.sql, none if there are fewer.
 SELECT created_at, id
 FROM events
-WHERE {{walk}}
+WHERE {{condition}}
 ORDER BY {{order}}
 OFFSET @reach - 1
 LIMIT 1

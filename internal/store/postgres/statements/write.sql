@@ -1,9 +1,9 @@
--- Writes units, each of them all or not at all and whatever becomes of the others, and returns the numbers of those that
+-- Writes units, each of them all or not at all independently of the others, and returns the numbers of those that
 -- it did not write. A unit is a batch of events, or the record that a handler has handled an event together with what
 -- follows from it, which may be nothing. It is not written when one of its aggregates does not continue what the store
--- has, or when the event is on record for the handler, or with another fingerprint. An event that was parked is so no
--- longer. No two units have an aggregate in common. With $20 > 0 it fails after so many milliseconds when it has to wait
--- for another program, so that the units are not held up by one.
+-- has, or when the event is on record for the handler, or with another fingerprint. The event's parked record is
+-- deleted. No two units have an aggregate in common. $20 > 0 is the lock timeout in milliseconds, so that one
+-- unit that waits for another program does not delay the others.
 --
 -- It is one statement so that the transaction's id is younger than all that the statement has seen: by (transaction_id,
 -- id) an aggregate's events then stand in the order of their versions. A writer that comes between is refused by the

@@ -14,8 +14,8 @@ import (
 	"github.com/healz/worker/internal/store/storetest"
 )
 
-// While a trial has written, others are announced, and it is not.
-func TestTrialWakesNobodyAndTakesNobodysTurn(t *testing.T) {
+// While a dry run has written, the appends of others are notified, and its own are not.
+func TestDryRunDoesNotNotify(t *testing.T) {
 	t.Parallel()
 	address := migrated(t)
 	s, listener := open(t, address), connect(t, address)
@@ -24,8 +24,8 @@ func TestTrialWakesNobodyAndTakesNobodysTurn(t *testing.T) {
 	_, err := listener.Exec(t.Context(), "LISTEN "+channel)
 	require.NoError(t, err)
 
-	require.NoError(t, s.Try(t.Context(), func(ctx context.Context, trial store.Trial) error {
-		require.NoError(t, trial.AppendMany(ctx, storetest.NewStream().Take(1)))
+	require.NoError(t, s.Try(t.Context(), func(ctx context.Context, dry *store.DryRun) error {
+		require.NoError(t, dry.AppendMany(ctx, storetest.NewStream().Take(1)))
 		require.NoError(t, s.AppendMany(ctx, storetest.NewStream().Take(1)))
 		waiting, cancel := context.WithTimeout(ctx, 30*time.Second)
 		defer cancel()
@@ -40,8 +40,8 @@ func TestTrialWakesNobodyAndTakesNobodysTurn(t *testing.T) {
 	require.Equal(t, "the next", next.Payload)
 }
 
-// What a commit would refuse, a trial refuses too, and goes on.
-func TestTrialOfWorkThatCannotBeCommitted(t *testing.T) {
+// What a commit would refuse, a dry run refuses too, and goes on.
+func TestDryRunRefusesWhatCannotBeCommitted(t *testing.T) {
 	t.Parallel()
 	address := migrated(t)
 	_, err := connect(t, address).Exec(t.Context(),
@@ -49,28 +49,28 @@ func TestTrialOfWorkThatCannotBeCommitted(t *testing.T) {
 	require.NoError(t, err)
 	s := open(t, address)
 	causes := storetest.NewStream().Take(3)
-	try := func(ctx context.Context, trial store.Trial, cause events.Event, work func(context.Context, pgx.Tx) error) error {
-		return trial.Apart(ctx, func(ctx context.Context) error {
-			ctx = trial.Attempt(ctx)
+	try := func(ctx context.Context, dry *store.DryRun, cause events.Event, work func(context.Context, pgx.Tx) error) error {
+		return dry.Savepoint(ctx, func(ctx context.Context) error {
+			ctx = dry.Attempt(ctx)
 			require.NoError(t, postgres.InTx(ctx, work))
-			return trial.Record(ctx, "handler", cause, nil)
+			return dry.Record(ctx, "handler", cause, nil)
 		})
 	}
-	require.NoError(t, s.Try(t.Context(), func(ctx context.Context, trial store.Trial) error {
+	require.NoError(t, s.Try(t.Context(), func(ctx context.Context, dry *store.DryRun) error {
 		var refused *store.WorkError
 		for _, cause := range causes[:2] {
-			err := try(ctx, trial, cause, func(ctx context.Context, tx pgx.Tx) error {
+			err := try(ctx, dry, cause, func(ctx context.Context, tx pgx.Tx) error {
 				_, err := tx.Exec(ctx, "INSERT INTO numbers VALUES (1)")
 				return err
 			})
 			require.ErrorAs(t, err, &refused)
 			require.ErrorContains(t, err, "23505")
-			require.NoError(t, try(ctx, trial, cause, func(ctx context.Context, tx pgx.Tx) error {
+			require.NoError(t, try(ctx, dry, cause, func(ctx context.Context, tx pgx.Tx) error {
 				_, err := tx.Exec(ctx, "INSERT INTO numbers VALUES (1); DELETE FROM numbers; INSERT INTO numbers VALUES (1)")
 				return err
 			}), "for a moment it may be broken")
 		}
-		err := try(ctx, trial, causes[2], func(ctx context.Context, tx pgx.Tx) error {
+		err := try(ctx, dry, causes[2], func(ctx context.Context, tx pgx.Tx) error {
 			_, err := tx.Exec(ctx, "INSERT INTO nowhere VALUES (1)")
 			require.Error(t, err)
 			return nil

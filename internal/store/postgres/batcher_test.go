@@ -11,22 +11,22 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// statement is a run of a lane, which ends when it is told how.
+// statement is what a batcher executes; a test decides when and how it ends.
 type statement struct {
 	ctx   context.Context //nolint:containedctx // what the test is about
 	units []int
 	end   chan error
 }
 
-// outcome is what became of a call.
+// outcome is the result of a call.
 type outcome struct {
-	company bool
-	err     error
+	shared bool
+	err    error
 }
 
-// traffic is a lane of which a test has each statement in its hand.
+// traffic is a batcher whose statements a test controls. Units with the same tens fit into one batch.
 type traffic struct {
-	lane[int]
+	batcher[int]
 	statements chan statement
 	calls      sync.WaitGroup
 }
@@ -34,38 +34,39 @@ type traffic struct {
 func newTraffic(t *testing.T) *traffic {
 	t.Helper()
 	tr := &traffic{statements: make(chan statement)}
-	tr.run = func(ctx context.Context, units []int) error {
+	tr.execute = func(ctx context.Context, units []int) error {
 		s := statement{ctx, units, make(chan error)}
 		tr.statements <- s
 		return <-s.end
 	}
-	tr.sharing = func(first int) func(int) bool { return func(next int) bool { return next/10 == first/10 } }
+	tr.fitter = func(first int) func(int) bool { return func(next int) bool { return next/10 == first/10 } }
 	t.Cleanup(func() {
 		tr.calls.Wait()
-		require.False(t, tr.busy)
-		require.Empty(t, tr.waiting)
+		synctest.Wait()
+		require.False(t, tr.running)
+		require.Empty(t, tr.queue)
 	})
 	return tr
 }
 
-// call calls, and returns when the call has come to a statement, or waits.
+// call makes a call, and returns once it is executed or queued.
 func (tr *traffic) call(ctx context.Context, unit int) <-chan outcome {
 	done := make(chan outcome, 1)
 	tr.calls.Go(func() {
-		company, err := tr.do(ctx, unit)
-		done <- outcome{company, err}
+		shared, err := tr.do(ctx, unit)
+		done <- outcome{shared, err}
 	})
 	synctest.Wait()
 	return done
 }
 
-func TestLaneIsSharedByThoseWhoComeMeanwhile(t *testing.T) {
+func TestCallsDuringAStatementFormTheNextBatch(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		tr := newTraffic(t)
 		first := tr.call(t.Context(), 1)
 		alone := <-tr.statements
-		require.Equal(t, []int{1}, alone.units, "nobody waits for company")
+		require.Equal(t, []int{1}, alone.units, "a single caller does not wait")
 		second, other, third := tr.call(t.Context(), 2), tr.call(t.Context(), 11), tr.call(t.Context(), 3)
 		alone.end <- nil
 		require.Equal(t, outcome{false, nil}, <-first)
@@ -84,14 +85,14 @@ func TestLaneIsSharedByThoseWhoComeMeanwhile(t *testing.T) {
 	})
 }
 
-func TestLaneWaitsForThoseWhoRodeTogether(t *testing.T) {
+func TestBatcherLingersForTheCallersOfTheLastBatch(t *testing.T) {
 	t.Parallel()
 	const took = 4 * time.Millisecond
-	// ride returns a lane on which two have just shared a statement.
-	ride := func(t *testing.T) *traffic {
+	// afterTwo returns a batcher whose last batch had two calls.
+	afterTwo := func(t *testing.T) *traffic {
 		t.Helper()
 		tr := newTraffic(t)
-		tr.regroups = true
+		tr.linger = true
 		tr.call(t.Context(), 1)
 		alone := <-tr.statements
 		one, other := tr.call(t.Context(), 2), tr.call(t.Context(), 3)
@@ -103,10 +104,10 @@ func TestLaneWaitsForThoseWhoRodeTogether(t *testing.T) {
 		<-other
 		return tr
 	}
-	t.Run("the last to come ends the wait", func(t *testing.T) {
+	t.Run("until as many have arrived", func(t *testing.T) {
 		t.Parallel()
 		synctest.Test(t, func(t *testing.T) {
-			tr := ride(t)
+			tr := afterTwo(t)
 			began := time.Now()
 			one, other := tr.call(t.Context(), 4), tr.call(t.Context(), 5)
 			together := <-tr.statements
@@ -117,10 +118,10 @@ func TestLaneWaitsForThoseWhoRodeTogether(t *testing.T) {
 			<-other
 		})
 	})
-	t.Run("for a quarter of the time", func(t *testing.T) {
+	t.Run("at most a quarter of the statement's time", func(t *testing.T) {
 		t.Parallel()
 		synctest.Test(t, func(t *testing.T) {
-			tr := ride(t)
+			tr := afterTwo(t)
 			began := time.Now()
 			one := tr.call(t.Context(), 4)
 			alone := <-tr.statements
@@ -130,14 +131,14 @@ func TestLaneWaitsForThoseWhoRodeTogether(t *testing.T) {
 
 			tr.call(t.Context(), 5)
 			alone = <-tr.statements
-			require.Equal(t, took/4, time.Since(began), "who was alone is not waited for")
+			require.Equal(t, took/4, time.Since(began), "a single caller has nobody to wait for")
 			alone.end <- nil
 		})
 	})
-	t.Run("not when it was long ago", func(t *testing.T) {
+	t.Run("not when the batch was long ago", func(t *testing.T) {
 		t.Parallel()
 		synctest.Test(t, func(t *testing.T) {
-			tr := ride(t)
+			tr := afterTwo(t)
 			time.Sleep(took) //nolint:forbidigo // the bubble's time
 			began := time.Now()
 			tr.call(t.Context(), 4)
@@ -148,24 +149,24 @@ func TestLaneWaitsForThoseWhoRodeTogether(t *testing.T) {
 	})
 }
 
-func TestLaneIsFreeAgainWhenAStatementHangs(t *testing.T) {
+func TestBlockedStatementDoesNotBlockTheNextBatch(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		tr := newTraffic(t)
 		began := time.Now()
 		first := tr.call(t.Context(), 1)
-		hanging := <-tr.statements
+		blocked := <-tr.statements
 		second := tr.call(t.Context(), 2)
 		next := <-tr.statements
-		require.Equal(t, lanePatience, time.Since(began))
+		require.Equal(t, statementTimeout, time.Since(began))
 		next.end <- nil
 		require.NoError(t, (<-second).err)
-		hanging.end <- nil
+		blocked.end <- nil
 		require.NoError(t, (<-first).err)
 	})
 }
 
-func TestLaneIsLeftByThoseWhoseContextEnds(t *testing.T) {
+func TestQueuedCallEndsWithItsContext(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		tr := newTraffic(t)
@@ -187,9 +188,9 @@ func TestLaneIsLeftByThoseWhoseContextEnds(t *testing.T) {
 	})
 }
 
-// Of those whose contexts have ended when the lead comes to them, some run a statement with that context, which is none,
-// and others hand the lead on: nobody is forgotten.
-func TestLaneIsHandedOnByThoseWhoLeave(t *testing.T) {
+// Calls whose contexts end just when their batch begins are either dequeued or executed with that context. Neither loses
+// the calls behind them.
+func TestCanceledCallsLoseNoOthers(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		tr := newTraffic(t)
@@ -220,7 +221,7 @@ func TestLaneIsHandedOnByThoseWhoLeave(t *testing.T) {
 	})
 }
 
-func TestLaneAndTheEndOfAContextDuringAStatement(t *testing.T) {
+func TestContextEndsDuringAStatement(t *testing.T) {
 	t.Parallel()
 	// begin returns a statement of two, and their outcomes: that of one whose context can be canceled, and another's.
 	begin := func(t *testing.T) (running statement, cancel func(), one, other <-chan outcome) {
@@ -242,11 +243,11 @@ func TestLaneAndTheEndOfAContextDuringAStatement(t *testing.T) {
 			synctest.Wait()
 			require.NoError(t, running.ctx.Err())
 			running.end <- nil
-			require.Equal(t, outcome{true, nil}, <-one, "the outcome is the true one")
+			require.Equal(t, outcome{true, nil}, <-one, "the true outcome")
 			require.Equal(t, outcome{true, nil}, <-other)
 		})
 	})
-	t.Run("it is canceled when it does not end", func(t *testing.T) {
+	t.Run("it is canceled when it has not ended in time", func(t *testing.T) {
 		t.Parallel()
 		synctest.Test(t, func(t *testing.T) {
 			running, cancel, one, other := begin(t)
