@@ -122,8 +122,8 @@ func openStore(ctx context.Context) (s *sqlite.Store, remove func(), err error) 
 	return s, func() { _ = errors.Join(s.Close(), os.RemoveAll(folder)) }, s.Migrate(ctx)
 }
 
-// Trials tell whether dead letters would pass with the handlers of now, and leave everything as it is.
-func ExampleTrials() {
+// A DryRun tells whether dead letters would pass with the handlers of now, and leaves everything as it is.
+func ExampleDryRun() {
 	ctx := context.Background()
 	s, closeStore, err := openStore(ctx)
 	if err != nil {
@@ -131,7 +131,7 @@ func ExampleTrials() {
 		return
 	}
 	defer closeStore()
-	trials, err := handlers.NewTrials(s, func(reg *handlers.Registry, _ events.Streams) {
+	dryRun, err := handlers.NewDryRun(s, func(reg *handlers.Registry, _ events.Streams) {
 		handlers.On(reg, "RoomBooked", "order-cleaning",
 			func(_ context.Context, e events.Event, booked RoomBooked) ([]events.Event, error) {
 				if booked.Patient == "" {
@@ -141,7 +141,7 @@ func ExampleTrials() {
 			})
 		handlers.On(reg, "RoomBooked", "mail-reception",
 			func(context.Context, events.Event, RoomBooked) ([]events.Event, error) { return nil, nil }, handlers.OutsideEffects)
-	}, handlers.TrialConfig{HandlerTimeout: time.Second, MaxMessage: 1 << 20}, slog.New(slog.DiscardHandler))
+	}, handlers.DryRunConfig{HandlerTimeout: time.Second, MaxMessage: 1 << 20}, slog.New(slog.DiscardHandler))
 	if err != nil {
 		fmt.Println(err)
 		return
@@ -161,7 +161,7 @@ func ExampleTrials() {
 		letter := deadletter.Letter{Body: body, Failure: deadletter.Failure{Handler: failed.handler}}
 		letters = append(letters, deadletter.Complete(letter))
 	}
-	for outcome, err := range trials.Try(ctx, letters) {
+	for outcome, err := range dryRun.Run(ctx, letters) {
 		if err != nil {
 			fmt.Println(err)
 			return

@@ -94,7 +94,7 @@ type Option string
 
 // OutsideEffects declares that a handler has effects outside the store's transaction: it sends an e-mail, calls another
 // service to change something there, or writes with a database connection of its own. Whether it would pass cannot be
-// told without those effects, so [Trials] do not run it; all others they do run.
+// told without those effects, so a [DryRun] does not run it; it runs all others.
 const OutsideEffects Option = "outside effects"
 
 // On registers a handler for one event type. name tells handlers apart, in the record of what was handled and in dead

@@ -117,7 +117,7 @@ const maxPrefetch = 65535
 // Backend is a store with all that belongs to it.
 type Backend interface {
 	store.Store
-	handlers.Tried
+	handlers.DryStore
 
 	// Migrate brings the schema up to date; nothing happens when it is.
 	Migrate(ctx context.Context) error

@@ -26,7 +26,7 @@ type TryOptions struct {
 }
 
 // TryDeadLetters yields whether the dead letters that f chooses would pass if they were replayed now; see
-// [handlers.Trials]. It reads the letters first, and leaves queue and store as they are.
+// [handlers.DryRun]. It reads the letters first, and leaves queue and store as they are.
 func (s Settings) TryDeadLetters(ctx context.Context, f deadletter.Filter, o TryOptions) iter.Seq2[handlers.Outcome, error] {
 	return func(yield func(handlers.Outcome, error) bool) {
 		going := true
@@ -52,13 +52,13 @@ func (s Settings) tryDeadLetters(
 	if err != nil {
 		return err
 	}
-	trials, err := handlers.NewTrials(b, o.Register, handlers.TrialConfig{
+	dryRun, err := handlers.NewDryRun(b, o.Register, handlers.DryRunConfig{
 		HandlerTimeout: s.Tuning.HandlerTimeout, MaxMessage: s.Tuning.MaxMessage, AllHandlers: o.AllHandlers,
 	}, o.Logger)
 	if err != nil {
 		return err
 	}
-	for outcome, err := range trials.Try(ctx, letters) {
+	for outcome, err := range dryRun.Run(ctx, letters) {
 		if err != nil {
 			return err
 		}

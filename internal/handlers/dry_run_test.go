@@ -21,25 +21,25 @@ import (
 	"github.com/healz/worker/internal/store/sqlite"
 )
 
-// trials are the trials of some handlers on a store of their own.
-type trials struct {
+// dryRun is the dry run of some handlers on a store of their own.
+type dryRun struct {
 	t     *testing.T
 	path  string
 	store *sqlite.Store
 	log   bytes.Buffer
-	*handlers.Trials
+	*handlers.DryRun
 }
 
-func newTrials(t *testing.T, c handlers.TrialConfig, register func(*handlers.Registry, events.Streams)) *trials {
+func newDryRun(t *testing.T, c handlers.DryRunConfig, register func(*handlers.Registry, events.Streams)) *dryRun {
 	t.Helper()
-	b := &trials{t: t, path: filepath.Join(t.TempDir(), "test.db")}
+	b := &dryRun{t: t, path: filepath.Join(t.TempDir(), "test.db")}
 	var err error
 	b.store, err = sqlite.Open(t.Context(), b.path)
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, b.store.Close()) })
 	require.NoError(t, b.store.Migrate(t.Context()))
 	c.HandlerTimeout, c.MaxMessage = cmp.Or(c.HandlerTimeout, 50*time.Millisecond), 1000
-	b.Trials, err = handlers.NewTrials(b.store, register, c, slog.New(slog.NewTextHandler(&b.log, nil)))
+	b.DryRun, err = handlers.NewDryRun(b.store, register, c, slog.New(slog.NewTextHandler(&b.log, nil)))
 	require.NoError(t, err)
 	return b
 }
@@ -52,10 +52,10 @@ func letterOf(t *testing.T, e events.Event, handler string) deadletter.Letter {
 	return deadletter.Letter{ID: e.ID.String(), Event: e, Body: body, Failure: deadletter.Failure{Handler: handler}}
 }
 
-func (b *trials) try(letters ...deadletter.Letter) []handlers.Outcome {
+func (b *dryRun) try(letters ...deadletter.Letter) []handlers.Outcome {
 	b.t.Helper()
 	var outcomes []handlers.Outcome
-	for o, err := range b.Try(b.t.Context(), letters) {
+	for o, err := range b.Run(b.t.Context(), letters) {
 		require.NoError(b.t, err)
 		outcomes = append(outcomes, o)
 	}
@@ -63,7 +63,7 @@ func (b *trials) try(letters ...deadletter.Letter) []handlers.Outcome {
 	return outcomes
 }
 
-func TestTrialsTellRightFromWrong(t *testing.T) {
+func TestDryRunTellsRightFromWrong(t *testing.T) {
 	t.Parallel()
 	register := func(reg *handlers.Registry, _ events.Streams) {
 		on := func(name string, handle func(context.Context, events.Event, registered) ([]events.Event, error), o ...handlers.Option) {
@@ -93,8 +93,8 @@ func TestTrialsTellRightFromWrong(t *testing.T) {
 			})
 		})
 	}
-	one := newTrials(t, handlers.TrialConfig{}, register)
-	all := newTrials(t, handlers.TrialConfig{AllHandlers: true}, register)
+	one := newDryRun(t, handlers.DryRunConfig{}, register)
+	all := newDryRun(t, handlers.DryRunConfig{AllHandlers: true}, register)
 	e := newEvent(t, registered{Name: "Anastasia"})
 	handled := newEvent(t, registered{Name: "Ben"})
 	require.NoError(t, one.store.Record(t.Context(), "refuse", handled, nil))
@@ -106,7 +106,7 @@ func TestTrialsTellRightFromWrong(t *testing.T) {
 
 	const everyFailure = "refuse: no room for ‹name›; panic: panic: broken; slow: timed out"
 	for name, test := range map[string]struct {
-		b      *trials
+		b      *dryRun
 		letter deadletter.Letter
 		want   handlers.Verdict
 		reason string
@@ -158,10 +158,10 @@ func (c *counter) Apply(events.Event) error {
 }
 
 // A letter finds what those before it in its aggregate have done, and nothing of others.
-func TestTrialsOfOneAggregate(t *testing.T) {
+func TestDryRunOfOneAggregate(t *testing.T) {
 	t.Parallel()
 	var counted []int
-	b := newTrials(t, handlers.TrialConfig{}, func(reg *handlers.Registry, streams events.Streams) {
+	b := newDryRun(t, handlers.DryRunConfig{}, func(reg *handlers.Registry, streams events.Streams) {
 		counters := events.NewRepository(streams, func() *counter { return &counter{} })
 		handlers.On(reg, "Registered", "count", func(ctx context.Context, e events.Event, p registered) ([]events.Event, error) {
 			raised, err := counters.Decide(ctx, events.CausedBy(e), events.DerivedID(e.AggregateID, "counter"), func(c *counter) error {
@@ -199,11 +199,11 @@ func TestTrialsOfOneAggregate(t *testing.T) {
 	require.Zero(t, version)
 }
 
-// A trial that has written waits for no slow handler: others wait for it.
-func TestTrialsAreShort(t *testing.T) {
+// A dry run that has written does not wait for a slow handler: other writers wait for it.
+func TestDryRunIsShort(t *testing.T) {
 	t.Parallel()
 	ran := 0
-	b := newTrials(t, handlers.TrialConfig{HandlerTimeout: time.Hour}, func(reg *handlers.Registry, _ events.Streams) {
+	b := newDryRun(t, handlers.DryRunConfig{HandlerTimeout: time.Hour}, func(reg *handlers.Registry, _ events.Streams) {
 		handlers.On(reg, "Registered", "slow", func(ctx context.Context, e events.Event, _ registered) ([]events.Event, error) {
 			ran++
 			if e.AggregateVersion == 2 {
@@ -218,15 +218,15 @@ func TestTrialsAreShort(t *testing.T) {
 	for i, want := range []handlers.Verdict{handlers.WouldPass, handlers.CannotTell, handlers.CannotTell, handlers.WouldPass} {
 		require.Equal(t, want, outcomes[i].Verdict, outcomes[i].Reason)
 	}
-	require.Contains(t, outcomes[2].Reason, "try fewer letters")
+	require.Contains(t, outcomes[2].Reason, "choose fewer letters")
 	require.Equal(t, 3, ran)
 }
 
 // What a handler does with its aggregates when it should be done comes too late.
-func TestTrialsLeaveHandlersNoWayOut(t *testing.T) {
+func TestDryRunLeaveHandlersNoWayOut(t *testing.T) {
 	t.Parallel()
 	var kept events.Streams
-	b := newTrials(t, handlers.TrialConfig{}, func(reg *handlers.Registry, streams events.Streams) {
+	b := newDryRun(t, handlers.DryRunConfig{}, func(reg *handlers.Registry, streams events.Streams) {
 		kept = streams
 		require.ErrorIs(t, streams.AppendMany(t.Context(), stream(t, 1)), store.ErrDryRunOver)
 		handlers.On(reg, "Registered", "welcome", welcome)
@@ -235,26 +235,26 @@ func TestTrialsLeaveHandlersNoWayOut(t *testing.T) {
 	require.ErrorIs(t, kept.AppendMany(t.Context(), stream(t, 1)), store.ErrDryRunOver)
 }
 
-func TestTrialsEndWithTheirContextAndWithTheStore(t *testing.T) {
+func TestDryRunEndWithTheirContextAndWithTheStore(t *testing.T) {
 	t.Parallel()
 	register := func(reg *handlers.Registry, _ events.Streams) { handlers.On(reg, "Registered", "welcome", welcome) }
 	l := letterOf(t, stream(t, 1)[0], "welcome")
-	b := newTrials(t, handlers.TrialConfig{}, register)
+	b := newDryRun(t, handlers.DryRunConfig{}, register)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	for _, err := range b.Try(ctx, []deadletter.Letter{l}) {
+	for _, err := range b.Run(ctx, []deadletter.Letter{l}) {
 		require.ErrorIs(t, err, context.Canceled)
 	}
 	bare, err := sqlite.Open(t.Context(), filepath.Join(t.TempDir(), "bare.db"))
 	require.NoError(t, err)
 	defer func() { require.NoError(t, bare.Close()) }()
-	trials, err := handlers.NewTrials(bare, register, handlers.TrialConfig{MaxMessage: 1000}, slog.New(slog.DiscardHandler))
+	dryRun, err := handlers.NewDryRun(bare, register, handlers.DryRunConfig{MaxMessage: 1000}, slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
-	for _, err := range trials.Try(t.Context(), []deadletter.Letter{l}) {
+	for _, err := range dryRun.Run(t.Context(), []deadletter.Letter{l}) {
 		require.ErrorIs(t, err, store.ErrNoSchema)
 	}
-	_, err = handlers.NewTrials(bare, func(reg *handlers.Registry, _ events.Streams) {
+	_, err = handlers.NewDryRun(bare, func(reg *handlers.Registry, _ events.Streams) {
 		handlers.On(reg, "Registered", "", welcome, "by night")
-	}, handlers.TrialConfig{}, slog.New(slog.DiscardHandler))
+	}, handlers.DryRunConfig{}, slog.New(slog.DiscardHandler))
 	require.ErrorContains(t, err, "no name")
 }

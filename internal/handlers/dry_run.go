@@ -18,8 +18,8 @@ import (
 	"github.com/healz/worker/internal/store"
 )
 
-// trialAttempts is how often a handler is tried when other writers get in its way.
-const trialAttempts = 5
+// dryRunAttempts is how many attempts a handler has when other writers cause conflicts.
+const dryRunAttempts = 5
 
 // Verdict says what would become of a dead letter if it were replayed now.
 type Verdict string
@@ -31,7 +31,7 @@ const (
 	CannotTell Verdict = "cannot tell"
 )
 
-// Outcome is what came of the trial of one letter.
+// Outcome is the result of the dry run of one letter.
 type Outcome struct {
 	Letter  deadletter.Letter
 	Verdict Verdict
@@ -40,54 +40,54 @@ type Outcome struct {
 	Reason string
 }
 
-// Tried is a store in which handlers can be tried. Both stores are one.
-type Tried interface {
+// DryStore is a store with transactions for dry runs. Both stores are one.
+type DryStore interface {
 	Try(ctx context.Context, do func(context.Context, *store.DryRun) error) error
 }
 
-// TrialConfig says how letters are tried.
-type TrialConfig struct {
-	// HandlerTimeout bounds one try of one handler.
+// DryRunConfig says how a [DryRun] works.
+type DryRunConfig struct {
+	// HandlerTimeout bounds one attempt of one handler.
 	HandlerTimeout time.Duration
-	// MaxMessage is the size from which on a worker that is set up like this one does not look into a message.
+	// MaxMessage is the most bytes of a message that a worker with these settings parses.
 	MaxMessage int
-	// AllHandlers tries a letter with all handlers of its event, and not only with the one that failed.
+	// AllHandlers runs all handlers of the letter's event, and not only the one that failed.
 	AllHandlers bool
 }
 
-// Trials find out whether dead letters would pass, by running the handlers on them in transactions that are rolled back.
+// DryRun find out whether dead letters would pass, by running the handlers on them in transactions that are rolled back.
 // What a handler does by its store, the follow-up events that it returns and the SQL that it registers are undone; other
 // effects are not, so handlers that have them must say so: see [OutsideEffects].
-type Trials struct {
-	store    Tried
+type DryRun struct {
+	store    DryStore
 	stage    *stage
 	handlers []handler
-	config   TrialConfig
+	config   DryRunConfig
 }
 
-// NewTrials returns the trials of the handlers that register registers; streams is for those that load aggregates. The
+// NewDryRun returns a dry run with the handlers that register registers; streams is for those that load aggregates. The
 // error names all that is wrong with the registrations.
-func NewTrials(
-	s Tried, register func(reg *Registry, streams events.Streams), c TrialConfig, logger *slog.Logger,
-) (*Trials, error) {
-	t := &Trials{store: s, stage: &stage{}, config: c}
+func NewDryRun(
+	s DryStore, register func(reg *Registry, streams events.Streams), c DryRunConfig, logger *slog.Logger,
+) (*DryRun, error) {
+	d := &DryRun{store: s, stage: &stage{}, config: c}
 	reg := &Registry{}
-	register(reg, t.stage)
+	register(reg, d.stage)
 	var err error
-	t.handlers, err = reg.checked(logger)
-	return t, err
+	d.handlers, err = reg.checked(logger)
+	return d, err
 }
 
-// Try tries letters, and yields the outcome of each: aggregate by aggregate, and in the order in which the letters are
-// given within one. The letters of an aggregate share a trial: a later one finds what an earlier one that passes has done.
-// Trials are short, for the sake of others (see [store.DryRun]): for letters to which [store.DryRunLimit] leaves no time it
-// cannot be told. None is under way while an outcome is yielded.
+// Run runs the handlers of letters, and yields the outcome of each: aggregate by aggregate, and within one in the order in
+// which the letters are given. The letters of an aggregate share a transaction: a later one finds what an earlier one that
+// passes has done. The transactions are short, as other writers wait for them: a letter for which [store.DryRunLimit] leaves
+// no time is [CannotTell]. No transaction is open while an outcome is yielded.
 //
-// An error ends it: the store does not work, or ctx is done. Only one Try runs at a time.
-func (t *Trials) Try(ctx context.Context, letters []deadletter.Letter) iter.Seq2[Outcome, error] {
+// An error ends the run: the store does not work, or ctx is done. Only one Run at a time.
+func (d *DryRun) Run(ctx context.Context, letters []deadletter.Letter) iter.Seq2[Outcome, error] {
 	return func(yield func(Outcome, error) bool) {
 		for _, group := range byAggregate(letters) {
-			outcomes, err := t.tryGroup(ctx, group)
+			outcomes, err := d.runGroup(ctx, group)
 			for _, o := range outcomes {
 				if !yield(o, nil) {
 					return
@@ -104,32 +104,32 @@ func (t *Trials) Try(ctx context.Context, letters []deadletter.Letter) iter.Seq2
 // byAggregate groups letters by the aggregate of their events, in the order of the first of each.
 func byAggregate(letters []deadletter.Letter) [][]deadletter.Letter {
 	var groups [][]deadletter.Letter
-	places := make(map[uuid.UUID]int)
+	index := make(map[uuid.UUID]int)
 	for _, l := range letters {
-		place, found := places[l.Event.AggregateID]
+		i, found := index[l.Event.AggregateID]
 		if !found || l.Event.AggregateID == uuid.Nil {
-			place = len(groups)
-			places[l.Event.AggregateID] = place
+			i = len(groups)
+			index[l.Event.AggregateID] = i
 			groups = append(groups, nil)
 		}
-		groups[place] = append(groups[place], l)
+		groups[i] = append(groups[i], l)
 	}
 	return groups
 }
 
-// tryGroup tries the letters of one aggregate. An error at the first of them is that of a store that does not work; later
-// ones may come of the trial's own transaction.
-func (t *Trials) tryGroup(ctx context.Context, group []deadletter.Letter) (outcomes []Outcome, err error) {
-	err = t.store.Try(ctx, func(ctx context.Context, opened *store.DryRun) error {
-		t.stage.set(opened)
-		running := &trial{DryRun: opened, Trials: t}
+// runGroup runs the letters of one aggregate. An error at the first of them is that of a store that does not work; later
+// ones may come from the transaction.
+func (d *DryRun) runGroup(ctx context.Context, group []deadletter.Letter) (outcomes []Outcome, err error) {
+	err = d.store.Try(ctx, func(ctx context.Context, opened *store.DryRun) error {
+		d.stage.set(opened)
+		running := &aggregateRun{DryRun: opened, of: d}
 		for i, l := range group {
-			o, err := running.try(ctx, l)
+			o, err := running.letter(ctx, l)
 			if err != nil && (i == 0 || ctx.Err() != nil) {
 				return err
 			}
 			if err != nil {
-				running.over = "the trial of its aggregate was cut off: " + err.Error()
+				running.over = "the dry run of its aggregate was ended: " + err.Error()
 				o = Outcome{l, CannotTell, deadletter.CutReason(running.over)}
 			}
 			outcomes = append(outcomes, o)
@@ -139,21 +139,22 @@ func (t *Trials) tryGroup(ctx context.Context, group []deadletter.Letter) (outco
 	return outcomes, err
 }
 
-// trial is one that is under way.
-type trial struct {
+// aggregateRun is the dry run of the letters of one aggregate, in one transaction.
+type aggregateRun struct {
 	*store.DryRun
-	*Trials
+
+	of *DryRun
 
 	deadline time.Time // from the first write on
-	over     string    // why it does not go on
+	over     string    // why it has ended
 }
 
-// try tries one letter. The error is the store's.
-func (t *trial) try(ctx context.Context, l deadletter.Letter) (Outcome, error) {
-	if t.over != "" {
-		return Outcome{l, CannotTell, deadletter.CutReason(t.over)}, nil
+// letter runs the handlers of one letter. The error is the store's.
+func (r *aggregateRun) letter(ctx context.Context, l deadletter.Letter) (Outcome, error) {
+	if r.over != "" {
+		return Outcome{l, CannotTell, deadletter.CutReason(r.over)}, nil
 	}
-	if len(l.Body) > t.config.MaxMessage {
+	if len(l.Body) > r.of.config.MaxMessage {
 		return Outcome{l, CannotTell, fmt.Sprintf("the body has %d bytes: a worker's --max-message decides", len(l.Body))}, nil
 	}
 	e, err := events.Parse(l.Body)
@@ -161,24 +162,24 @@ func (t *trial) try(ctx context.Context, l deadletter.Letter) (Outcome, error) {
 		return Outcome{l, WouldFail, deadletter.CutReason(err.Error())}, nil
 	}
 	wanted := l.Handler
-	if t.config.AllHandlers {
+	if r.of.config.AllHandlers {
 		wanted = ""
 	}
-	chosen, names := choose(t.handlers, e, wanted)
+	chosen, names := choose(r.of.handlers, e, wanted)
 	switch {
 	case len(chosen) == 0 && wanted != "":
 		return Outcome{l, WouldFail, notRegistered(wanted, e.Type).Error()}, nil
 	case len(chosen) == 0:
 		return Outcome{l, WouldPass, "no handler is registered for " + e.Type}, nil
 	}
-	handled, err := t.Handled(ctx, e)
+	handled, err := r.Handled(ctx, e)
 	if errors.Is(err, store.ErrContradiction) {
 		return Outcome{l, WouldFail, err.Error()}, nil
 	}
 	if err != nil {
 		return Outcome{}, err
 	}
-	parked, err := t.Parked(ctx, e, names)
+	parked, err := r.Parked(ctx, e, names)
 	if err != nil {
 		return Outcome{}, err
 	}
@@ -190,7 +191,7 @@ func (t *trial) try(ctx context.Context, l deadletter.Letter) (Outcome, error) {
 			reason = "already handled"
 		} else if waits {
 			verdict, reason = WouldFail, parkedBehind(h.name, first).Reason
-		} else if verdict, reason, err = t.tryHandler(ctx, h, e); err != nil {
+		} else if verdict, reason, err = r.handler(ctx, h, e); err != nil {
 			return Outcome{}, err
 		}
 		if wanted == "" && reason != "" {
@@ -206,40 +207,40 @@ func (t *trial) try(ctx context.Context, l deadletter.Letter) (Outcome, error) {
 	return Outcome{l, WouldPass, strings.Join(slices.DeleteFunc(reasons[WouldPass], func(s string) bool { return s == "" }), "; ")}, nil
 }
 
-// tryHandler tries one handler. The error is the store's.
-func (t *trial) tryHandler(ctx context.Context, h handler, e events.Event) (Verdict, string, error) {
+// handler gives one handler its attempts. The error is the store's.
+func (r *aggregateRun) handler(ctx context.Context, h handler, e events.Event) (Verdict, string, error) {
 	if slices.Contains(h.options, OutsideEffects) {
 		return CannotTell, "the handler declares outside effects", nil
 	}
 	for attempt := 1; ; attempt++ {
-		err := t.Savepoint(ctx, func(ctx context.Context) error { return t.run(ctx, h, e) })
+		err := r.Savepoint(ctx, func(ctx context.Context) error { return r.attempt(ctx, h, e) })
 		switch {
 		case err == nil:
 			return WouldPass, "", nil
 		case ctx.Err() != nil:
 			return "", "", ctx.Err()
-		case !t.deadline.IsZero() && time.Now().After(t.deadline):
-			t.over = fmt.Sprintf("its trial was over after %s, for the sake of others: try fewer letters", store.DryRunLimit)
-			return CannotTell, t.over, nil
+		case !r.deadline.IsZero() && time.Now().After(r.deadline):
+			r.over = fmt.Sprintf("the dry run was ended after %s, as other writers wait for it: choose fewer letters", store.DryRunLimit)
+			return CannotTell, r.over, nil
 		case errors.Is(err, store.ErrUnavailable) && !IsPermanent(err):
 			return "", "", err
-		case !errors.Is(err, events.ErrConflict) || IsPermanent(err) || attempt == trialAttempts:
+		case !errors.Is(err, events.ErrConflict) || IsPermanent(err) || attempt == dryRunAttempts:
 			return WouldFail, err.Error(), nil
 		}
 	}
 }
 
-// run is an attempt as that of a [Dispatcher], but that no outage is waited out.
-func (t *trial) run(ctx context.Context, h handler, e events.Event) error {
-	ctx, cancel := t.bound(t.Attempt(events.NewContext(ctx, e)))
+// attempt is an attempt as that of a [Dispatcher], but that no outage is waited out.
+func (r *aggregateRun) attempt(ctx context.Context, h handler, e events.Event) error {
+	ctx, cancel := r.bound(r.Attempt(events.NewContext(ctx, e)))
 	defer cancel()
-	return h.attempt(ctx, e, t.config.HandlerTimeout, func(ctx context.Context, followUps []events.Event) error {
-		if t.deadline.IsZero() {
-			t.deadline = time.Now().Add(store.DryRunLimit)
+	return h.attempt(ctx, e, r.of.config.HandlerTimeout, func(ctx context.Context, followUps []events.Event) error {
+		if r.deadline.IsZero() {
+			r.deadline = time.Now().Add(store.DryRunLimit)
 		}
-		ctx, cancel := t.bound(ctx)
+		ctx, cancel := r.bound(ctx)
 		defer cancel()
-		err := t.Record(ctx, h.name, e, followUps)
+		err := r.Record(ctx, h.name, e, followUps)
 		if errors.Is(err, store.ErrHandled) {
 			return nil
 		}
@@ -247,51 +248,51 @@ func (t *trial) run(ctx context.Context, h handler, e events.Event) error {
 	})
 }
 
-// bound lets nobody wait for longer than the trial's limit.
-func (t *trial) bound(ctx context.Context) (context.Context, context.CancelFunc) {
-	if t.deadline.IsZero() {
+// bound limits ctx to the time for which other writers may have to wait.
+func (r *aggregateRun) bound(ctx context.Context) (context.Context, context.CancelFunc) {
+	if r.deadline.IsZero() {
 		return context.WithCancel(ctx)
 	}
-	return context.WithDeadline(ctx, t.deadline)
+	return context.WithDeadline(ctx, r.deadline)
 }
 
-// stage is what handlers load aggregates from: the trial that is under way, and after it one that is over.
+// stage is what handlers load aggregates from: the current dry run, and after it one that is over.
 type stage struct {
-	mu    sync.Mutex
-	trial *store.DryRun
+	mu  sync.Mutex
+	run *store.DryRun
 }
 
-func (s *stage) set(trial *store.DryRun) {
+func (s *stage) set(run *store.DryRun) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.trial = trial
+	s.run = run
 }
 
 func (s *stage) get() (*store.DryRun, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.trial == nil {
+	if s.run == nil {
 		return nil, store.ErrDryRunOver
 	}
-	return s.trial, nil
+	return s.run, nil
 }
 
 // AppendMany implements [events.Streams].
 func (s *stage) AppendMany(ctx context.Context, batch []events.Event) error {
-	trial, err := s.get()
+	run, err := s.get()
 	if err != nil {
 		return err
 	}
-	return trial.AppendMany(ctx, batch)
+	return run.AppendMany(ctx, batch)
 }
 
 // Stream implements [events.Streams].
 func (s *stage) Stream(
 	ctx context.Context, aggregateType string, aggregateID uuid.UUID, afterVersion int,
 ) iter.Seq2[events.Event, error] {
-	trial, err := s.get()
+	run, err := s.get()
 	if err != nil {
 		return func(yield func(events.Event, error) bool) { yield(events.Event{}, err) }
 	}
-	return trial.Stream(ctx, aggregateType, aggregateID, afterVersion)
+	return run.Stream(ctx, aggregateType, aggregateID, afterVersion)
 }
