@@ -223,7 +223,7 @@ func TestDryRunIsShort(t *testing.T) {
 }
 
 // What a handler does with its aggregates when it should be done comes too late.
-func TestDryRunLeaveHandlersNoWayOut(t *testing.T) {
+func TestDryRunLeavesHandlersNoWayOut(t *testing.T) {
 	t.Parallel()
 	var kept events.Streams
 	b := newDryRun(t, handlers.DryRunConfig{}, func(reg *handlers.Registry, streams events.Streams) {
@@ -235,7 +235,7 @@ func TestDryRunLeaveHandlersNoWayOut(t *testing.T) {
 	require.ErrorIs(t, kept.AppendMany(t.Context(), stream(t, 1)), store.ErrDryRunOver)
 }
 
-func TestDryRunEndWithTheirContextAndWithTheStore(t *testing.T) {
+func TestDryRunEndsWithTheContextAndWithTheStore(t *testing.T) {
 	t.Parallel()
 	register := func(reg *handlers.Registry, _ events.Streams) { handlers.On(reg, "Registered", "welcome", welcome) }
 	l := letterOf(t, stream(t, 1)[0], "welcome")
