@@ -27,6 +27,12 @@ var (
 	sqliteLettersDown string
 )
 
+// The versions of the schemas that [lettersMigration] is.
+const (
+	postgresLettersVersion = 9
+	sqliteLettersVersion   = 6
+)
+
 // lettersName is what the version brings that [lettersMigration] is.
 const lettersName = "dead_letters_in_one_table"
 
@@ -62,7 +68,7 @@ type mover struct {
 	dialect store.Dialect
 }
 
-// moveWaiting moves the letters that lay on the shelf of a worker without a broker.
+// moveWaiting moves the letters that a worker without a broker has kept in a table of its own.
 func (m mover) moveWaiting(ctx context.Context) error {
 	first, last := "first_failed_at", "last_failed_at"
 	if m.dialect == store.SQLite {

@@ -26,6 +26,6 @@ func Postgres(db *sql.DB) (*Migrator, error) {
 	if err != nil {
 		return nil, err
 	}
-	letters := lettersMigration(9, store.Postgres, postgresLettersUp, postgresLettersDown)
+	letters := lettersMigration(postgresLettersVersion, store.Postgres, postgresLettersUp, postgresLettersDown)
 	return newMigrator(goose.DialectPostgres, db, postgres, "postgres", goose.WithSessionLocker(locker), goose.WithGoMigrations(letters))
 }

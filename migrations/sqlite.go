@@ -14,6 +14,6 @@ var sqlite embed.FS
 
 // SQLite returns the migrator of an SQLite database. The caller sees to it that no other process migrates meanwhile.
 func SQLite(db *sql.DB) (*Migrator, error) {
-	letters := lettersMigration(6, store.SQLite, sqliteLettersUp, sqliteLettersDown)
+	letters := lettersMigration(sqliteLettersVersion, store.SQLite, sqliteLettersUp, sqliteLettersDown)
 	return newMigrator(goose.DialectSQLite3, db, sqlite, "sqlite", goose.WithGoMigrations(letters))
 }

@@ -59,6 +59,8 @@ func (t *Table) Statements(filters map[string]Filter) map[string][]any {
 	statements := map[string][]any{
 		"groups":   append([]any{groupsStatement(conditions)}, args...),
 		"releases": {selectReleases, pageRows},
+		"silent":   {selectSilent, t.dialect.at(time.Now().Add(-time.Hour)), t.dialect.at(time.Now().Add(-time.Hour))},
+		"settled":  {t.settledStatement(), t.dialect.at(time.Now()), `[["id7","r","h7"],["id8","r","h8"]]`},
 		"decided":  {selectDecided + t.dialect.skipLocked(), t.dialect.at(time.Now()), pageRows},
 		"unsettled": {
 			"SELECT count(*) FROM dead_letters WHERE unsettled IS NOT NULL AND " + t.dialect.in("unsettled"), list(t.dialect, []string{"u50"}),

@@ -18,7 +18,7 @@ const (
 // IncidentKind is what befell a message.
 type IncidentKind string
 
-// Kinds of [Incident].
+// Kinds of [Incident]. A letter that was restored has besides the [State] that it was in.
 const (
 	Failed   IncidentKind = "failed"
 	Replayed IncidentKind = "replayed"

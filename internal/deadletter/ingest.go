@@ -75,9 +75,13 @@ var errRaced = errors.New("another has added the same dead letter meanwhile")
 // yet [Table.Acked].
 func (t *Table) Ingest(ctx context.Context, arrivals []Arrival) error {
 	arrivals = slices.Clone(arrivals)
+	size := 0
 	for i := range arrivals {
 		arrivals[i].Letter = storable(arrivals[i].Letter, time.Now())
+		size += len(arrivals[i].Body)
 	}
+	freeLarge(size)
+	defer freeLarge(size)
 	for try := 0; ; try++ {
 		err := t.db.Write(ctx, "ingest dead letters", func(ctx context.Context, tx *sql.Tx) error {
 			if len(arrivals) > 1 {
@@ -174,10 +178,8 @@ func (t *Table) lockBatches(ctx context.Context, tx *sql.Tx) error {
 }
 
 func (t *Table) ingest(ctx context.Context, tx *sql.Tx, arrivals []Arrival) error {
-	if setting := t.dialect.ownPlans(); setting != "" {
-		if _, err := tx.ExecContext(ctx, setting); err != nil {
-			return err
-		}
+	if err := t.preferIndexes(ctx, tx); err != nil {
+		return err
 	}
 	byID, byIdentity, unsettled, err := t.knownOf(ctx, tx, arrivals)
 	if err != nil {

@@ -129,10 +129,10 @@ func Complete(l Letter) Letter {
 	return l
 }
 
-// past is the history with the last failure, which came before what was edited since.
+// past is the history with the last failure, which came before what was decided and edited since.
 func (l Letter) past() History {
 	at := len(l.History)
-	for at > 0 && l.History[at-1].Kind == Edited {
+	for at > 0 && !slices.Contains([]IncidentKind{Failed, Replayed, Omitted}, l.History[at-1].Kind) {
 		at--
 	}
 	return slices.Insert(slices.Clone(l.History), at, l.incident())

@@ -1,16 +1,20 @@
 package deadletter_test
 
 import (
+	"context"
 	"fmt"
 	"math/rand/v2"
 	"regexp"
+	"strconv"
 	"testing"
 	"time"
 
 	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/healz/worker/internal/deadletter"
+	"github.com/healz/worker/internal/store"
 	"github.com/healz/worker/internal/store/storetest"
 )
 
@@ -362,6 +366,13 @@ func TestPurgeWaitingReleasesWhatHasNoLetter(t *testing.T) {
 		require.NoError(t, b.Park(t.Context(), "h", stream.Next()))
 		_, err := table.PurgeWaiting(t.Context())
 		require.NoError(t, err)
+		require.True(t, parkedBehind(t, b, stream, "h"), "its letter may still be in the broker's queue")
+
+		write(t, b, "UPDATE parked SET parked_at = parked_at - "+map[store.Dialect]string{
+			store.Postgres: "interval '2 days'", store.SQLite: "2 * 86400 * 1000000",
+		}[b.SQL().Dialect])
+		_, err = table.PurgeWaiting(t.Context())
+		require.NoError(t, err)
 		require.False(t, parkedBehind(t, b, stream, "h"))
 	})
 }
@@ -402,7 +413,7 @@ func TestSettled(t *testing.T) {
 			handler  string
 			state    deadletter.State
 			handlers []string
-			reached  bool
+			all      bool
 			want     deadletter.State
 		}{
 			"by its handler":             {"h", deadletter.Waiting, []string{"other", "h"}, true, deadletter.Settled},
@@ -410,7 +421,7 @@ func TestSettled(t *testing.T) {
 			"by others":                  {"h", deadletter.Waiting, []string{"other"}, true, deadletter.Waiting},
 			"by none":                    {"h", deadletter.Waiting, nil, true, deadletter.Waiting},
 			"of no handler":              {"", deadletter.Waiting, nil, true, deadletter.Settled},
-			"of no handler, not reached": {"", deadletter.Waiting, []string{"h"}, false, deadletter.Waiting},
+			"of no handler, others fail": {"", deadletter.Waiting, []string{"h"}, false, deadletter.Settled},
 			"archived meanwhile":         {"h", deadletter.Archived, []string{"h"}, true, deadletter.Archived},
 			"discarded meanwhile":        {"h", deadletter.Discarded, []string{"h"}, true, deadletter.Discarded},
 		} {
@@ -422,13 +433,93 @@ func TestSettled(t *testing.T) {
 				_, err := table.PutAside(t.Context(), deadletter.Filter{}, test.state, deadletter.Decision{By: "ana"})
 				require.NoError(t, err)
 			}
-			require.NoError(t, table.Settled(t.Context(), id, "r1", test.handlers, test.reached))
-			require.NoError(t, table.Settled(t.Context(), "unknown", "r1", test.handlers, test.reached))
+			require.NoError(t, table.Settled(t.Context(), id, "r1", test.handlers, test.all))
+			require.NoError(t, table.Settled(t.Context(), "unknown", "r1", test.handlers, test.all))
 			l := only(t, table)
 			require.Equal(t, test.want, l.State)
 			if l.State == deadletter.Settled {
 				require.Equal(t, "replay r1", l.Decided.By)
 			}
 		}
+	})
+}
+
+// Concurrent calls share transactions, and each notes its own outcome.
+func TestSettledConcurrently(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, b backend, table *deadletter.Table) {
+		t.Helper()
+		const n = 40
+		stream := storetest.NewStream()
+		for i := range n {
+			a := letterOf(t, stream, "h", "r")
+			a.ID = strconv.Itoa(i)
+			ingest(t, table, a)
+		}
+		var group errgroup.Group
+		for i := range n {
+			group.Go(func() error {
+				var handlers []string
+				if i%2 == 0 {
+					handlers = []string{"other", "h"}
+				}
+				return table.Settled(t.Context(), strconv.Itoa(i), "r"+strconv.Itoa(i), handlers, true)
+			})
+		}
+		require.NoError(t, group.Wait())
+		for i := range n {
+			l := find(t, table, strconv.Itoa(i))
+			if i%2 == 0 {
+				require.Equal(t, deadletter.Settled, l.State)
+				require.Equal(t, "replay r"+strconv.Itoa(i), l.Decided.By)
+			} else {
+				require.Equal(t, deadletter.Waiting, l.State)
+			}
+		}
+	})
+}
+
+// A letter whose handler is gone would otherwise be 'replaying' until the worker gives up on it.
+func TestSettledWithoutItsHandler(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, b backend, table *deadletter.Table) {
+		t.Helper()
+		ingest(t, table, letterOf(t, storetest.NewStream(), "gone", "r"))
+		before := only(t, table)
+		bus := &fakeBus{table: table, handle: func(ctx context.Context, r deadletter.Release) deadletter.Sending {
+			return deadletter.Sending{Problem: table.Settled(ctx, r.ID, r.ReplayID, []string{"other"}, true)}
+		}}
+		defer bus.run(t)()
+		steps, last, err := replay(t.Context(), table, deadletter.Filter{},
+			deadletter.ReplayOptions{To: deadletter.ToBus, Patience: time.Minute})
+		require.ErrorIs(t, err, deadletter.ErrTooManyFailures)
+		require.Contains(t, steps, deadletter.FailedAgain)
+		require.Equal(t, 1, last.FailedAgain)
+
+		l := only(t, table)
+		require.Equal(t, deadletter.Waiting, l.State)
+		require.Contains(t, l.Reason, `handler "gone" is not registered`)
+		require.NotEqual(t, before.Group, l.Group)
+		require.Equal(t, 1, l.Replays)
+		require.Equal(t, []deadletter.IncidentKind{deadletter.Failed, deadletter.Replayed}, []deadletter.IncidentKind{l.History[0].Kind, l.History[1].Kind})
+	})
+}
+
+// Who archived a letter and why is still known once it was restored.
+func TestRestoreKeepsTheDecision(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, _ backend, table *deadletter.Table) {
+		t.Helper()
+		ingest(t, table, letterOf(t, storetest.NewStream(), "h", "r"))
+		_, err := table.PutAside(t.Context(), deadletter.Filter{}, deadletter.Archived, deadletter.Decision{By: "ana", Reason: "a test patient"})
+		require.NoError(t, err)
+		_, err = table.Restore(t.Context(), deadletter.Filter{}, "bea")
+		require.NoError(t, err)
+		l := only(t, table)
+		require.Equal(t, "bea", l.Decided.By)
+		require.Len(t, l.History, 1)
+		require.Equal(t, deadletter.IncidentKind("archived"), l.History[0].Kind)
+		require.Equal(t, "ana", l.History[0].By)
+		require.Equal(t, "a test patient", l.History[0].Reason)
 	})
 }

@@ -11,6 +11,9 @@ import (
 
 	"github.com/healz/worker/internal/deadletter"
 	"github.com/healz/worker/internal/store"
+	"github.com/healz/worker/internal/store/postgres"
+	"github.com/healz/worker/internal/store/storetest"
+	"github.com/healz/worker/internal/test/testservers"
 )
 
 // explain is the plan of a statement, whose placeholders are question marks.
@@ -83,7 +86,8 @@ func TestPlans(t *testing.T) {
 		}
 		indexes := map[string]string{
 			"groups": "groups", "releases": "released", "decided": "decided", "unsettled": "unsettled", "identities": "identity",
-			"waiting": "waiting", "group": "group", "handler": "handler", "tenant": "tenant", "since": "waiting", "archived": "decided",
+			"silent": "sent", "settled": "id",
+			"waiting": "waiting", "group": "group", "handler": "handler", "tenant": "tenant", "since": "waiting", "archived": "archived",
 			"letter": "event", "letter that waits": "event", "aggregate": "aggregate", "aggregate that waits": "aggregate",
 			"correlation": "correlation", "correlation that waits": "correlation",
 		}
@@ -98,6 +102,38 @@ func TestPlans(t *testing.T) {
 	})
 }
 
+// Plans that were made and kept while the table was almost empty do not read all of it once it is large.
+func TestPlansOfAnEmptyTable(t *testing.T) {
+	t.Parallel()
+	b, err := postgres.Open(t.Context(), testservers.Postgres(t), postgres.Options{MaxConns: 1}) // which keeps the plans
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, b.Close()) })
+	require.NoError(t, b.Migrate(t.Context()))
+	table := deadletter.NewTable(b.SQL())
+	use := func() {
+		a := letterOf(t, storetest.NewStream(), "h", "r")
+		a.ID = uuid.NewString()
+		ingest(t, table, a)
+		require.NoError(t, table.Settled(t.Context(), a.ID, "r", []string{"h"}, true))
+	}
+	scanned := func() (rows int) {
+		_, err := b.SQL().DB.ExecContext(t.Context(), "SELECT pg_stat_force_next_flush()")
+		require.NoError(t, err)
+		require.NoError(t, b.SQL().DB.QueryRowContext(t.Context(),
+			"SELECT seq_tup_read FROM pg_stat_user_tables WHERE relname = 'dead_letters'").Scan(&rows))
+		return rows
+	}
+	for range 10 { // the sixth is the first with a plan that is kept
+		use()
+	}
+	write(t, b, `INSERT INTO dead_letters (id, identity, arrival, state, event_type, aggregate_type, aggregate_version, handler, group_id, reason,
+		attempts, first_failed_at, last_failed_at, replays, replay_id, source, body, bytes)
+		SELECT 'id' || g, 'i' || g, '', 'waiting', '', '', 0, 'h', 'g', 'r', 1, now(), now(), 0, '', '', '', 0 FROM generate_series(1, 2000) AS g`)
+	before := scanned()
+	use()
+	require.Equal(t, before, scanned())
+}
+
 func requireIndex(t *testing.T, db store.SQL, name, index, statement string, args ...any) string {
 	t.Helper()
 	plan := explain(t, db, statement, args...)
@@ -105,8 +141,9 @@ func requireIndex(t *testing.T, db store.SQL, name, index, statement string, arg
 	if db.Dialect == store.SQLite {
 		prefix = "idx_dead_letters_"
 	}
-	if index == "identity" && db.Dialect == store.SQLite { // a constraint's
-		prefix, index = "", "sqlite_autoindex_dead_letters_2"
+	constraints := map[string]string{"id": "sqlite_autoindex_dead_letters_1", "identity": "sqlite_autoindex_dead_letters_2"}
+	if constraint, found := constraints[index]; found && db.Dialect == store.SQLite {
+		prefix, index = "", constraint
 	}
 	require.Regexp(t, `(?m)\b`+prefix+index+`\b`, plan, "%s:\n%s\n%s", name, statement, plan)
 	require.NotContains(t, plan, "Seq Scan on dead_letters", "%s:\n%s", name, plan)

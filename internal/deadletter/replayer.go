@@ -15,8 +15,9 @@ import (
 )
 
 const (
-	// pollInterval is how often a worker looks for letters that are released.
-	pollInterval = 100 * time.Millisecond
+	// minPoll and maxPoll bound the time between two polls for letters that are released, which grows while there are none.
+	minPoll = 5 * time.Millisecond
+	maxPoll = 100 * time.Millisecond
 	// outcomeTimeout is after how long a letter waits again of which nothing was heard since it was sent.
 	outcomeTimeout = 15 * time.Minute
 	// sweepInterval is how often it is looked for such letters.
@@ -65,43 +66,49 @@ func NewReplayer(table *Table, publisher Publisher, logger *slog.Logger) *Replay
 // Run sends released letters until ctx is done. When that fails it tries again later. It is for one worker at a time: two
 // would both send a letter.
 func (r *Replayer) Run(ctx context.Context) {
-	ticker := time.NewTicker(pollInterval)
-	defer ticker.Stop()
+	timer := time.NewTimer(maxPoll)
+	defer timer.Stop()
 	var swept time.Time
-	for {
+	for wait := maxPoll; ; {
 		var err error
 		if time.Since(swept) > sweepInterval {
 			swept = time.Now()
 			err = r.table.giveUp(ctx, time.Now())
 		}
-		err = errors.Join(err, r.sendAll(ctx))
+		sent, sendErr := r.sendAll(ctx)
+		err = errors.Join(err, sendErr)
 		if err != nil && ctx.Err() == nil {
 			r.logger.WarnContext(ctx, "cannot replay dead letters, will try again", "error", err)
 		}
+		if wait = min(2*wait, maxPoll); sent > 0 {
+			wait = minPoll
+		}
+		timer.Reset(wait)
 		select {
 		case <-ctx.Done():
 			return
-		case <-ticker.C:
+		case <-timer.C:
 		}
 	}
 }
 
-// sendAll sends the letters that are released now.
-func (r *Replayer) sendAll(ctx context.Context) error {
+// sendAll sends the letters that are released now, and returns how many.
+func (r *Replayer) sendAll(ctx context.Context) (sent int, err error) {
 	for ctx.Err() == nil {
 		letters, seqs, err := r.table.releases(ctx)
 		if err != nil || len(letters) == 0 {
-			return err
+			return sent, err
 		}
 		sendings, err := r.publisher.PublishLetters(ctx, letters)
 		if err != nil {
-			return fmt.Errorf("replay dead letters: %w", err)
+			return sent, fmt.Errorf("replay dead letters: %w", err)
 		}
 		if err := r.table.sent(context.WithoutCancel(ctx), letters, seqs, sendings); err != nil {
-			return err
+			return sent, err
 		}
+		sent += len(letters)
 	}
-	return nil
+	return sent, nil
 }
 
 const selectReleases = "SELECT " + lightColumns + ", release, release_to FROM dead_letters WHERE state = 'replaying' AND sent_at IS NULL " +
@@ -172,26 +179,19 @@ func (t *Table) sent(ctx context.Context, letters []Release, seqs []int64, sendi
 	})
 }
 
+const selectSilent = "SELECT seq FROM dead_letters WHERE state = 'replaying' AND released_at < ? AND sent_at < ?"
+
 // giveUp lets letters wait again of which nothing was heard for long since they were sent. If one is handled after all,
 // it is marked then.
 func (t *Table) giveUp(ctx context.Context, now time.Time) error {
 	before := t.dialect.at(now.Add(-outcomeTimeout))
-	_, err := t.write(ctx, "give up on replayed dead letters", "UPDATE dead_letters SET state = 'waiting', problem = ? WHERE seq IN ("+
-		"SELECT seq FROM dead_letters WHERE state = 'replaying' AND released_at < ? AND sent_at < ? ORDER BY seq"+t.dialect.forUpdate()+")",
-		"no outcome for "+outcomeTimeout.String(), before, before)
-	return err
-}
-
-// Settled notes what a replayed message has come to, once the inbox has it: by which handlers it was handled, and whether
-// it has reached all that it was for. It is called for messages that carry [ReplayOfKey] before they are acked.
-func (t *Table) Settled(ctx context.Context, letterID, replayID string, handlers []string, reached bool) error {
-	condition := t.dialect.in("handler")
-	if reached { // a letter of no handler is done once its message has been handed on
-		condition = "(" + condition + " OR handler = '')"
+	inOrder := ""
+	if lock := t.dialect.forUpdate(); lock != "" {
+		inOrder = " ORDER BY seq" + lock
 	}
-	_, err := t.write(ctx, "note a handled dead letter", "UPDATE dead_letters SET state = 'handled', decided_by = ?, "+
-		"decided_reason = '', decided_at = ?, release = ? WHERE id = ? AND state IN ('waiting', 'replaying') AND "+condition,
-		text("replay "+replayID), t.dialect.at(time.Now()), text(replayID), text(letterID), list(t.dialect, handlers))
+	_, err := t.write(ctx, "give up on replayed dead letters",
+		"UPDATE dead_letters SET state = 'waiting', problem = ? WHERE seq IN ("+selectSilent+inOrder+")",
+		"no outcome for "+outcomeTimeout.String(), before, before)
 	return err
 }
 

@@ -16,7 +16,7 @@ import (
 
 const (
 	// releaseAtOnce is the most letters that a replay releases in one statement.
-	releaseAtOnce = 200
+	releaseAtOnce = 500
 	// firstPoll and lastPoll bound the time between two polls for outcomes, which grows while there are none.
 	firstPoll = 20 * time.Millisecond
 	lastPoll  = 200 * time.Millisecond
@@ -413,12 +413,12 @@ func (t *Table) release(ctx context.Context, seqs []int64, replayID string, to D
 
 // retarget makes letters those of another handler, whose name theirs has now.
 func (t *Table) retarget(ctx context.Context, seqs []int64, handler, replayID string) error {
-	letters, err := t.lettersOf(ctx, seqs)
-	if err != nil {
-		return err
-	}
 	return t.db.Write(ctx, "name another handler", func(ctx context.Context, tx *sql.Tx) error {
-		for seq, l := range letters {
+		letters, err := t.locked(ctx, tx, seqs, "state = 'waiting'")
+		if err != nil {
+			return err
+		}
+		for _, l := range letters {
 			if l.Handler == handler {
 				continue
 			}
@@ -427,8 +427,8 @@ func (t *Table) retarget(ctx context.Context, seqs []int64, handler, replayID st
 				ReplayID: replayID,
 			})
 			group, _ := Fingerprint(nameOf(handler), l.Type, l.Reason)
-			_, err := t.exec(ctx, tx, "UPDATE dead_letters SET handler = ?, group_id = ?, history = ? WHERE seq = ? AND state = 'waiting'",
-				nameOf(handler), group, history.Header(), seq)
+			_, err := t.exec(ctx, tx, "UPDATE dead_letters SET handler = ?, group_id = ?, history = ? WHERE seq = ?",
+				nameOf(handler), group, history.Header(), l.seq)
 			if err != nil {
 				return err
 			}

@@ -111,13 +111,12 @@ func (d dialect) forUpdate() string {
 	return " FOR UPDATE"
 }
 
-// ownPlans lets the statements of a transaction be planned for what the table has now. A plan that was made while it was
-// almost empty, and kept, reads all of it for each batch of letters.
-func (d dialect) ownPlans() string {
+// tuples is the argument, a JSON array of arrays, as a table of that name with one column, value.
+func (d dialect) tuples(name string) string {
 	if store.Dialect(d) == store.SQLite {
-		return ""
+		return "json_each(?) AS " + name
 	}
-	return "SET LOCAL plan_cache_mode = force_custom_plan"
+	return "json_array_elements(?::json) AS " + name + " (value)"
 }
 
 // moment reads a time of either database.
@@ -196,6 +195,16 @@ func (t *Table) exec(ctx context.Context, q queryer, statement string, args ...a
 	}
 	n, err := result.RowsAffected()
 	return int(n), err
+}
+
+// preferIndexes has the statements of a transaction use indexes. A plan that was made and kept while the table was almost
+// empty would read the whole table for each batch of letters.
+func (t *Table) preferIndexes(ctx context.Context, tx *sql.Tx) error {
+	if store.Dialect(t.dialect) == store.SQLite {
+		return nil
+	}
+	_, err := tx.ExecContext(ctx, "SET LOCAL enable_seqscan = off")
+	return err
 }
 
 // write runs one statement in a transaction of its own, and returns how many rows it changed.

@@ -8,8 +8,10 @@ import (
 	"fmt"
 	"iter"
 	"maps"
+	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/google/uuid"
@@ -36,10 +38,16 @@ var (
 type Table struct {
 	db      store.SQL
 	dialect dialect
+
+	mu       sync.Mutex
+	settling []*settling   // outcomes that are to be noted
+	turn     chan struct{} // held by the caller that notes them
 }
 
 // NewTable returns the table of dead letters of a store.
-func NewTable(db store.SQL) *Table { return &Table{db: db, dialect: dialect(db.Dialect)} }
+func NewTable(db store.SQL) *Table {
+	return &Table{db: db, dialect: dialect(db.Dialect), turn: make(chan struct{}, 1)}
+}
 
 // lightColumns are those of a letter without its message.
 const lightColumns = `seq, id, state, event_id, event_type, aggregate_type, aggregate_id, aggregate_version, tenant_id,
@@ -277,6 +285,23 @@ func withinBytes(page []row) int {
 	return len(page)
 }
 
+func bytesOf(page []row) int {
+	n := 0
+	for _, r := range page {
+		n += r.Bytes
+	}
+	return n
+}
+
+// freeLarge collects garbage before or after work with so many bytes of bodies, if they are large. A body is copied several
+// times on its way through the drivers, and Go lets as much garbage as memory in use accumulate: a few bodies, one after the
+// other, would take several times the memory of one.
+func freeLarge(bytes int) {
+	if bytes > pageBytes/2 {
+		runtime.GC()
+	}
+}
+
 // whole reads the messages of letters. Those that are gone meanwhile are left out.
 func (t *Table) whole(ctx context.Context, page []row) ([]Letter, error) {
 	place := make(map[int64]int, len(page))
@@ -284,6 +309,7 @@ func (t *Table) whole(ctx context.Context, page []row) ([]Letter, error) {
 	for i, r := range page {
 		seqs[i], place[r.seq] = r.seq, i
 	}
+	freeLarge(bytesOf(page))
 	found := make([]*Letter, len(page))
 	err := t.query(ctx, t.db.DB,
 		"SELECT "+lightColumns+", headers, raw, body FROM dead_letters WHERE "+t.dialect.in("seq"), []any{list(t.dialect, seqs)},
@@ -494,7 +520,12 @@ func (t *Table) change(ctx context.Context, f Filter, from []State, to State, d 
 		seqs := seqsOf(page)
 		changed := 0
 		err := t.db.Write(ctx, doing, func(ctx context.Context, tx *sql.Tx) error {
-			err := t.lock(ctx, tx, seqs, states)
+			var err error
+			if to == Waiting {
+				err = t.keepDecisions(ctx, tx, seqs, states)
+			} else {
+				err = t.lock(ctx, tx, seqs, states)
+			}
 			if err != nil {
 				return err
 			}
@@ -530,6 +561,31 @@ func (t *Table) lock(ctx context.Context, tx *sql.Tx, seqs []int64, condition st
 	return err
 }
 
+// locked is as [Table.lock], and returns the rows.
+func (t *Table) locked(ctx context.Context, tx *sql.Tx, seqs []int64, condition string) ([]row, error) {
+	var found []row
+	err := t.query(ctx, tx, "SELECT "+lightColumns+" FROM dead_letters WHERE "+condition+" AND "+t.dialect.in("seq")+" ORDER BY seq"+t.dialect.forUpdate(),
+		[]any{list(t.dialect, seqs)}, func(rows *sql.Rows) error {
+			var r row
+			err := r.scan(rows)
+			found = append(found, r)
+			return err
+		})
+	return found, err
+}
+
+// keepDecisions locks those of the rows that meet a condition, and adds to their histories who had decided on them, and why.
+func (t *Table) keepDecisions(ctx context.Context, tx *sql.Tx, seqs []int64, condition string) error {
+	letters, err := t.locked(ctx, tx, seqs, condition)
+	for _, l := range letters {
+		decision := Incident{Kind: IncidentKind(l.State), At: l.Decided.At, By: l.Decided.By, Reason: l.Decided.Reason}
+		if err == nil {
+			_, err = t.exec(ctx, tx, "UPDATE dead_letters SET history = ? WHERE seq = ?", l.History.With(decision).Header(), l.seq)
+		}
+	}
+	return err
+}
+
 func seqsOf(page []row) []int64 {
 	seqs := make([]int64, len(page))
 	for i, r := range page {
@@ -553,7 +609,11 @@ func (t *Table) Restore(ctx context.Context, f Filter, by string) (int, error) {
 	return t.change(ctx, f, from, Waiting, Decision{By: by, Reason: "restored"})
 }
 
-// PurgeWaiting destroys all letters that wait and returns how many. Nothing is parked behind them any longer.
+// orphanAge is after how long the note of a parked event is taken for one whose letter does not exist.
+const orphanAge = 24 * time.Hour
+
+// PurgeWaiting destroys all letters that wait and returns how many. Nothing is parked behind them any longer, nor behind
+// older letters that do not exist.
 func (t *Table) PurgeWaiting(ctx context.Context) (n int, err error) {
 	for page, err := range t.pages(ctx, Filter{}) {
 		if err != nil {
@@ -577,9 +637,11 @@ func (t *Table) PurgeWaiting(ctx context.Context) (n int, err error) {
 		}
 		n += deleted
 	}
-	// Notes of which the letter was lost or purged elsewhere would hold back their aggregate for ever.
-	_, err = t.write(ctx, "purge dead letters", `DELETE FROM parked WHERE NOT EXISTS (SELECT 1 FROM dead_letters AS l
-		WHERE l.event_id = parked.event_id AND l.handler = parked.handler AND l.state IN ('waiting', 'replaying', 'archived'))`)
+	// Notes of which the letter was lost or purged elsewhere would hold back their aggregate for ever. Those of letters that
+	// are still in the broker's queue are younger.
+	_, err = t.write(ctx, "purge dead letters", `DELETE FROM parked WHERE parked_at < ? AND NOT EXISTS (SELECT 1 FROM dead_letters AS l
+		WHERE l.event_id = parked.event_id AND l.handler = parked.handler AND l.state IN ('waiting', 'replaying', 'archived'))`,
+		t.dialect.at(time.Now().Add(-orphanAge)))
 	return n, err
 }
 

@@ -40,8 +40,8 @@ type Inbox interface {
 
 // Replayed is told what became of replayed dead letters; a [deadletter.Table] is one.
 type Replayed interface {
-	// Settled notes by which handlers the message of a letter was handled, and whether it reached all that it was for.
-	Settled(ctx context.Context, letterID, replayID string, handlers []string, reached bool) error
+	// Settled notes by which handlers the message of a letter was handled, and whether these are all that it was for.
+	Settled(ctx context.Context, letterID, replayID string, handlers []string, all bool) error
 }
 
 // AfterDeadLetter says what becomes of the later events of an aggregate when one is a dead letter of a handler.
@@ -103,7 +103,7 @@ func (d *Dispatcher) Handle(m *message.Message) error {
 	}
 	if len(chosen) == 0 {
 		middleware.SetOutcome(ctx, observe.Unhandled)
-		return d.settled(ctx, m, nil)
+		return d.settled(ctx, m, nil, true)
 	}
 	handled, err := d.Inbox.Handled(ctx, e)
 	var parked map[string]uuid.UUID
@@ -136,7 +136,7 @@ func (d *Dispatcher) Handle(m *message.Message) error {
 		}
 		failed.Failures = append(failed.Failures, failure)
 	}
-	if err := d.settled(ctx, m, done); err != nil {
+	if err := d.settled(ctx, m, done, len(failed.Failures) == 0); err != nil {
 		return err
 	}
 	if len(failed.Failures) > 0 {
@@ -197,13 +197,13 @@ func (d *Dispatcher) duplicate(ctx context.Context, h handler, e events.Event) {
 
 // settled notes which handlers have handled a message that a replay has sent, before the message is acked. The error is
 // [middleware.ErrStopping].
-func (d *Dispatcher) settled(ctx context.Context, m *message.Message, done []string) error {
+func (d *Dispatcher) settled(ctx context.Context, m *message.Message, done []string, all bool) error {
 	letterID := m.Metadata.Get(deadletter.ReplayOfKey)
 	if letterID == "" {
 		return nil
 	}
 	replayID := m.Metadata.Get(deadletter.ReplayIDKey)
-	return d.persist(ctx, func(ctx context.Context) error { return d.Letters.Settled(ctx, letterID, replayID, done, true) })
+	return d.persist(ctx, func(ctx context.Context) error { return d.Letters.Settled(ctx, letterID, replayID, done, all) })
 }
 
 // park notes that e is about to become a dead letter, so that no later event of its aggregate gets past it. The note
