@@ -16,25 +16,26 @@ import (
 	"github.com/healz/worker/internal/store"
 )
 
-func testAppend(t *testing.T, open func(*testing.T) store.Store) {
-	t.Helper()
-	t.Run("keeps every field", func(t *testing.T) { t.Parallel(); keepsEveryField(t, open(t)) })
-	t.Run("keeps the meaning of data", func(t *testing.T) { t.Parallel(); keepsData(t, open(t)) })
-	t.Run("refuses", func(t *testing.T) { t.Parallel(); refuses(t, open(t)) })
-	t.Run("no events", func(t *testing.T) {
-		t.Parallel()
-		require.NoError(t, open(t).AppendMany(t.Context(), nil))
-	})
-	t.Run("two aggregates in one batch", func(t *testing.T) { t.Parallel(); appendsToTwoAggregates(t, open(t)) })
-	t.Run("10 000 events at once", func(t *testing.T) { t.Parallel(); appendsMany(t, open(t)) })
-	t.Run("one writer wins each version", func(t *testing.T) { t.Parallel(); oneWriterWins(t, open(t)) })
-	t.Run("writers of many aggregates", func(t *testing.T) { t.Parallel(); writersOfManyAggregates(t, open(t)) })
-	t.Run("a canceled context appends nothing", func(t *testing.T) {
-		t.Parallel()
-		s, stream := open(t), NewStream()
-		require.ErrorIs(t, s.Append(canceled(t), stream.Next()), context.Canceled)
-		require.Empty(t, stored(t, s, stream))
-	})
+func appendTests() map[string]func(*testing.T, store.Store) {
+	return map[string]func(*testing.T, store.Store){
+		"keeps every field":         keepsEveryField,
+		"keeps the meaning of data": keepsData,
+		"refuses":                   refuses,
+		"no events": func(t *testing.T, s store.Store) {
+			t.Helper()
+			require.NoError(t, s.AppendMany(t.Context(), nil))
+		},
+		"two aggregates in one batch":  appendsToTwoAggregates,
+		"10 000 events at once":        appendsMany,
+		"one writer wins each version": oneWriterWins,
+		"writers of many aggregates":   writersOfManyAggregates,
+		"a canceled context appends nothing": func(t *testing.T, s store.Store) {
+			t.Helper()
+			stream := NewStream()
+			require.ErrorIs(t, s.Append(canceled(t), stream.Next()), context.Canceled)
+			require.Empty(t, stored(t, s, stream))
+		},
+	}
 }
 
 func keepsEveryField(t *testing.T, s store.Store) {
@@ -90,6 +91,13 @@ func keepsData(t *testing.T, s store.Store) {
 func refuses(t *testing.T, s store.Store) {
 	t.Helper()
 	const found = 3
+	next := func(change func(*events.Event)) func(*Stream, []events.Event) []events.Event {
+		return func(s *Stream, _ []events.Event) []events.Event {
+			e := s.At(found + 1)
+			change(&e)
+			return []events.Event{e}
+		}
+	}
 	for name, test := range map[string]refused{
 		"a gap": {
 			func(s *Stream, _ []events.Event) []events.Event { return []events.Event{s.At(found + 2)} },
@@ -164,11 +172,7 @@ func refuses(t *testing.T, s store.Store) {
 			isDuplicate,
 		},
 		"an event of another tenant": {
-			func(s *Stream, _ []events.Event) []events.Event {
-				e := s.At(found + 1)
-				e.TenantID = uuid.New()
-				return []events.Event{e}
-			},
+			next(func(e *events.Event) { e.TenantID = uuid.New() }),
 			isOtherTenant,
 		},
 		"two tenants in the batch": {
@@ -180,11 +184,7 @@ func refuses(t *testing.T, s store.Store) {
 			isOtherTenant,
 		},
 		"an event of another aggregate type": {
-			func(s *Stream, _ []events.Event) []events.Event {
-				e := s.At(found + 1)
-				e.AggregateType = "Clinic"
-				return []events.Event{e}
-			},
+			next(func(e *events.Event) { e.AggregateType = "Clinic" }),
 			isInvalid("aggregate_type", "event 1 of 1"),
 		},
 		"a bad event between good ones": {
@@ -209,11 +209,7 @@ func refuses(t *testing.T, s store.Store) {
 		"half a character":     withData(`"\ud800"`, "event_data"),
 		"invalid UTF-8":        withData("\"\xff\"", "event_data"),
 		"metadata that is no object": {
-			func(s *Stream, _ []events.Event) []events.Event {
-				e := s.At(found + 1)
-				e.Metadata = json.RawMessage(`[]`)
-				return []events.Event{e}
-			},
+			next(func(e *events.Event) { e.Metadata = json.RawMessage(`[]`) }),
 			isInvalid("metadata", "event 1 of 1"),
 		},
 	} {

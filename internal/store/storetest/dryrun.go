@@ -16,18 +16,13 @@ import (
 // to its end. The store has the method Try.
 func RunDryRun(t *testing.T, open func(t *testing.T) Workplace) {
 	t.Helper()
-	for name, test := range map[string]func(*testing.T, Workplace){
+	runAll(t, open, map[string]func(*testing.T, Workplace){
 		"sees what it does, and leaves nothing": leavesNothing,
 		"undoes what fails":                     undoesFailed,
 		"undoes what fails first":               undoesFailedFirst,
 		"has the errors of the store":           refusesInDryRun,
 		"is of no use after its end":            endsDryRun,
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			test(t, open(t))
-		})
-	}
+	})
 }
 
 func dryRun(t *testing.T, w Workplace, do func(ctx context.Context, d *store.DryRun)) {

@@ -14,9 +14,8 @@ import (
 	"github.com/healz/worker/internal/store"
 )
 
-func testInbox(t *testing.T, open func(*testing.T) store.Store) {
-	t.Helper()
-	for name, test := range map[string]func(*testing.T, store.Store){
+func inboxTests() map[string]func(*testing.T, store.Store) {
+	return map[string]func(*testing.T, store.Store){
 		"an event that nobody has handled":              noneHandled,
 		"a record with follow-ups":                      recordsWithFollowUps,
 		"a record of an event that is not in the store": recordsForeignEvent,
@@ -29,11 +28,6 @@ func testInbox(t *testing.T, open func(*testing.T) store.Store) {
 		"old records are pruned":                        pruned,
 		"events are parked and wait":                    parks,
 		"what was handled is not parked":                parksNoHandled,
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			test(t, open(t))
-		})
 	}
 }
 

@@ -11,17 +11,11 @@ import (
 	"github.com/healz/worker/internal/store"
 )
 
-func testLookup(t *testing.T, open func(*testing.T) store.Store) {
-	t.Helper()
-	for name, test := range map[string]func(*testing.T, store.Store){
+func lookupTests() map[string]func(*testing.T, store.Store) {
+	return map[string]func(*testing.T, store.Store){
 		"an event by its id":           byID,
 		"who has handled which events": handledOf,
 		"where to begin":               beginnings,
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			test(t, open(t))
-		})
 	}
 }
 

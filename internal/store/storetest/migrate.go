@@ -23,18 +23,13 @@ type Migrated interface {
 // returns a store on a new, migrated, empty database, and sees to its end.
 func RunMigrateDown(t *testing.T, open func(t *testing.T) Migrated) {
 	t.Helper()
-	for name, test := range map[string]func(*testing.T, Migrated){
+	runAll(t, open, map[string]func(*testing.T, Migrated){
 		"of an empty database":  takesEmptyBack,
 		"keeps events":          keepsEvents,
 		"keeps what is handled": keepsHandled,
 		"keeps dead letters":    keepsLetters,
 		"keeps the position":    keepsPosition,
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			test(t, open(t))
-		})
-	}
+	})
 }
 
 // downAndUp takes back as many versions as it can, and returns the error that ended it, after all were applied again.

@@ -2,11 +2,12 @@ package storetest
 
 import (
 	"context"
+	"encoding/json"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
-	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
 
 	"github.com/healz/worker/internal/events"
@@ -16,87 +17,72 @@ import (
 // read is one of the four paged reads.
 type read struct {
 	// page reads what belongs to the stream.
-	page func(ctx context.Context, s store.Store, stream *Stream, q store.Query) (store.Page, error)
-	// other reads the same of something else.
-	other func(ctx context.Context, s store.Store, q store.Query) (store.Page, error)
+	page func(ctx context.Context, s store.Store, of *Stream, q store.Query) (store.Page, error)
 	// order brings events that were appended in the order of their created_at into the read's order.
 	order func([]events.Event) []events.Event
+}
+
+// other reads the same of something else.
+func (r read) other(ctx context.Context, s store.Store, q store.Query) (store.Page, error) {
+	of := NewStream()
+	of.EventType = "PatientForgotten"
+	return r.page(ctx, s, of, q)
 }
 
 func reads() map[string]read {
 	oldestFirst := func(list []events.Event) []events.Event { return list }
 	return map[string]read{
-		"ByAggregate": {
-			page: func(ctx context.Context, s store.Store, stream *Stream, q store.Query) (store.Page, error) {
-				return s.ByAggregate(ctx, stream.AggregateType, stream.AggregateID, q)
-			},
-			other: func(ctx context.Context, s store.Store, q store.Query) (store.Page, error) {
-				return s.ByAggregate(ctx, "Patient", uuid.New(), q)
-			},
-			order: oldestFirst,
-		},
-		"ByCorrelation": {
-			page: func(ctx context.Context, s store.Store, stream *Stream, q store.Query) (store.Page, error) {
-				return s.ByCorrelation(ctx, stream.CorrelationID, q)
-			},
-			other: func(ctx context.Context, s store.Store, q store.Query) (store.Page, error) {
-				return s.ByCorrelation(ctx, uuid.New(), q)
-			},
-			order: oldestFirst,
-		},
-		"ByType": {
-			page: func(ctx context.Context, s store.Store, _ *Stream, q store.Query) (store.Page, error) {
-				return s.ByType(ctx, "PatientRegistered", q)
-			},
-			other: func(ctx context.Context, s store.Store, q store.Query) (store.Page, error) {
-				return s.ByType(ctx, "PatientForgotten", q)
-			},
-			order: reversed,
-		},
-		"ByTenant": {
-			page: func(ctx context.Context, s store.Store, stream *Stream, q store.Query) (store.Page, error) {
-				return s.ByTenant(ctx, stream.TenantID, q)
-			},
-			other: func(ctx context.Context, s store.Store, q store.Query) (store.Page, error) {
-				return s.ByTenant(ctx, uuid.New(), q)
-			},
-			order: reversed,
-		},
+		"ByAggregate": {func(ctx context.Context, s store.Store, of *Stream, q store.Query) (store.Page, error) {
+			return s.ByAggregate(ctx, of.AggregateType, of.AggregateID, q)
+		}, oldestFirst},
+		"ByCorrelation": {func(ctx context.Context, s store.Store, of *Stream, q store.Query) (store.Page, error) {
+			return s.ByCorrelation(ctx, of.CorrelationID, q)
+		}, oldestFirst},
+		"ByType": {func(ctx context.Context, s store.Store, of *Stream, q store.Query) (store.Page, error) {
+			return s.ByType(ctx, of.EventType, q)
+		}, reversed},
+		"ByTenant": {func(ctx context.Context, s store.Store, of *Stream, q store.Query) (store.Page, error) {
+			return s.ByTenant(ctx, of.TenantID, q)
+		}, reversed},
 	}
 }
 
-func testReads(t *testing.T, open func(*testing.T) store.Store) {
-	t.Helper()
-	for name, r := range reads() {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			t.Run("pages neither repeat nor skip", func(t *testing.T) { t.Parallel(); pages(t, open(t), r) })
-			t.Run("offset", func(t *testing.T) { t.Parallel(); offsets(t, open(t), r) })
-			t.Run("limit 0 is the default", func(t *testing.T) { t.Parallel(); defaultLimit(t, open(t), r) })
-			t.Run("what does not belong stays out", func(t *testing.T) { t.Parallel(); staysOut(t, open(t), r) })
-			t.Run("bad queries", func(t *testing.T) { t.Parallel(); badQueries(t, open(t), r) })
-			t.Run("an unknown id is an empty page", func(t *testing.T) {
-				t.Parallel()
-				page, err := r.other(t.Context(), open(t), store.Query{})
-				require.NoError(t, err)
-				require.Empty(t, page.Events)
-				require.Empty(t, page.Next)
-			})
-			t.Run("a canceled context", func(t *testing.T) {
-				t.Parallel()
-				_, err := r.page(canceled(t), open(t), NewStream(), store.Query{})
-				require.ErrorIs(t, err, context.Canceled)
-			})
-		})
+func readTests() map[string]func(*testing.T, store.Store) {
+	tests := map[string]func(*testing.T, store.Store){
+		"a cursor belongs to its read":                cursorsOfOtherReads,
+		"by created_at, not by order of appending":    sortsByCreatedAt,
+		"an aggregate by version, whatever its clock": sortsByVersion,
+		"Version": versions,
+		"Ping":    func(t *testing.T, s store.Store) { t.Helper(); require.NoError(t, s.Ping(t.Context())) },
 	}
-	t.Run("a cursor belongs to its read", func(t *testing.T) { t.Parallel(); cursorsOfOtherReads(t, open(t)) })
-	t.Run("by created_at, not by order of appending", func(t *testing.T) { t.Parallel(); sortsByCreatedAt(t, open(t)) })
-	t.Run("an aggregate by version, whatever its clock", func(t *testing.T) { t.Parallel(); sortsByVersion(t, open(t)) })
-	t.Run("Version", func(t *testing.T) { t.Parallel(); versions(t, open(t)) })
-	t.Run("Ping", func(t *testing.T) {
-		t.Parallel()
-		require.NoError(t, open(t).Ping(t.Context()))
-	})
+	for name, r := range reads() {
+		for what, test := range map[string]func(*testing.T, store.Store, read){
+			"pages neither repeat nor skip":  pages,
+			"offset":                         offsets,
+			"limit 0 is the default":         defaultLimit,
+			"what does not belong stays out": staysOut,
+			"bad queries":                    badQueries,
+			"an unknown id is an empty page": unknownID,
+			"a canceled context":             canceledRead,
+		} {
+			tests[name+"/"+what] = func(t *testing.T, s store.Store) { t.Helper(); test(t, s, r) }
+		}
+	}
+	return tests
+}
+
+func unknownID(t *testing.T, s store.Store, r read) {
+	t.Helper()
+	page, err := r.other(t.Context(), s, store.Query{})
+	require.NoError(t, err)
+	require.Empty(t, page.Events)
+	require.Empty(t, page.Next)
+}
+
+func canceledRead(t *testing.T, s store.Store, r read) {
+	t.Helper()
+	_, err := r.page(canceled(t), s, NewStream(), store.Query{})
+	require.ErrorIs(t, err, context.Canceled)
 }
 
 // withEqualTimes appends events of which many share their created_at.
@@ -287,15 +273,17 @@ func versions(t *testing.T, s store.Store) {
 	require.ErrorIs(t, err, context.Canceled)
 }
 
-func testStream(t *testing.T, open func(*testing.T) store.Store) {
-	t.Helper()
-	t.Run("of any length, from any version", func(t *testing.T) { t.Parallel(); streams(t, open(t)) })
-	t.Run("an unknown aggregate yields nothing", func(t *testing.T) {
-		t.Parallel()
-		require.Empty(t, stored(t, open(t), NewStream()))
-	})
-	t.Run("appending while it runs", func(t *testing.T) { t.Parallel(); appendsWhileStreaming(t, open(t)) })
-	t.Run("a canceled context", func(t *testing.T) { t.Parallel(); cancelsStream(t, open(t)) })
+func streamTests() map[string]func(*testing.T, store.Store) {
+	return map[string]func(*testing.T, store.Store){
+		"of any length, from any version": streams,
+		"an unknown aggregate yields nothing": func(t *testing.T, s store.Store) {
+			t.Helper()
+			require.Empty(t, stored(t, s, NewStream()))
+		},
+		"of large events":         streamsLarge,
+		"appending while it runs": appendsWhileStreaming,
+		"a canceled context":      cancelsStream,
+	}
 }
 
 // history is longer than a page of any store.
@@ -319,6 +307,20 @@ func streams(t *testing.T, s store.Store) {
 			break
 		}
 	}
+}
+
+// streamsLarge streams more data than a store holds in memory.
+func streamsLarge(t *testing.T, s store.Store) {
+	t.Helper()
+	stream := NewStream()
+	want := stream.Take(6)
+	for i := range want {
+		if i != 2 {
+			want[i].Data = json.RawMessage(`"` + strings.Repeat("x", 3<<20) + `"`)
+		}
+		require.NoError(t, s.Append(t.Context(), want[i]))
+	}
+	requireSame(t, want, stored(t, s, stream))
 }
 
 func appendsWhileStreaming(t *testing.T, s store.Store) {
@@ -355,21 +357,22 @@ func cancelsStream(t *testing.T, s store.Store) {
 	require.Less(t, read, history)
 }
 
-func testAll(t *testing.T, open func(*testing.T) store.Store) {
-	t.Helper()
-	t.Run("in commit order, from any position", func(t *testing.T) { t.Parallel(); all(t, open(t)) })
-	t.Run("an empty store yields nothing", func(t *testing.T) {
-		t.Parallel()
-		require.Empty(t, collect(t, open(t).All(t.Context(), store.Position{})))
-	})
-	t.Run("a canceled context", func(t *testing.T) {
-		t.Parallel()
-		var last error
-		for _, err := range open(t).All(canceled(t), store.Position{}) {
-			last = err
-		}
-		require.ErrorIs(t, last, context.Canceled)
-	})
+func allTests() map[string]func(*testing.T, store.Store) {
+	return map[string]func(*testing.T, store.Store){
+		"in commit order, from any position": all,
+		"an empty store yields nothing": func(t *testing.T, s store.Store) {
+			t.Helper()
+			require.Empty(t, collect(t, s.All(t.Context(), store.Position{})))
+		},
+		"a canceled context": func(t *testing.T, s store.Store) {
+			t.Helper()
+			var last error
+			for _, err := range s.All(canceled(t), store.Position{}) {
+				last = err
+			}
+			require.ErrorIs(t, last, context.Canceled)
+		},
+	}
 }
 
 func all(t *testing.T, s store.Store) {

@@ -12,17 +12,18 @@ import (
 	"github.com/healz/worker/internal/store"
 )
 
-func testSearch(t *testing.T, open func(*testing.T) store.Store) {
-	t.Helper()
-	t.Run("by any condition and by several", func(t *testing.T) { t.Parallel(); searches(t, open(t)) })
-	t.Run("pages neither repeat nor skip", func(t *testing.T) { t.Parallel(); searchPages(t, open(t)) })
-	t.Run("beyond its reach it is continued", func(t *testing.T) { t.Parallel(); searchesFar(t, open(t)) })
-	t.Run("bad queries", func(t *testing.T) { t.Parallel(); badSearches(t, open(t)) })
-	t.Run("a canceled context", func(t *testing.T) {
-		t.Parallel()
-		_, err := open(t).Search(canceled(t), store.Search{}, store.Query{})
-		require.ErrorIs(t, err, context.Canceled)
-	})
+func searchTests() map[string]func(*testing.T, store.Store) {
+	return map[string]func(*testing.T, store.Store){
+		"by any condition and by several":  searches,
+		"pages neither repeat nor skip":    searchPages,
+		"beyond its reach it is continued": searchesFar,
+		"bad queries":                      badSearches,
+		"a canceled context": func(t *testing.T, s store.Store) {
+			t.Helper()
+			_, err := s.Search(canceled(t), store.Search{}, store.Query{})
+			require.ErrorIs(t, err, context.Canceled)
+		},
+	}
 }
 
 func searches(t *testing.T, s store.Store) {

@@ -29,18 +29,29 @@ func Run(t *testing.T, open func(t *testing.T) store.Store) {
 		t.Cleanup(func() { require.NoError(t, s.Close()) })
 		return s
 	}
-	for name, test := range map[string]func(*testing.T, func(*testing.T) store.Store){
-		"Append": testAppend,
-		"Reads":  testReads,
-		"Stream": testStream,
-		"All":    testAll,
-		"Search": testSearch,
-		"Inbox":  testInbox,
-		"Lookup": testLookup,
+	for name, tests := range map[string]map[string]func(*testing.T, store.Store){
+		"Append": appendTests(),
+		"Reads":  readTests(),
+		"Stream": streamTests(),
+		"All":    allTests(),
+		"Search": searchTests(),
+		"Inbox":  inboxTests(),
+		"Lookup": lookupTests(),
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			test(t, opened)
+			runAll(t, opened, tests)
+		})
+	}
+}
+
+// runAll runs tests side by side, each with what open returns.
+func runAll[S any](t *testing.T, open func(*testing.T) S, tests map[string]func(*testing.T, S)) {
+	t.Helper()
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			test(t, open(t))
 		})
 	}
 }
@@ -51,6 +62,7 @@ type Stream struct {
 	AggregateID   uuid.UUID
 	TenantID      uuid.UUID
 	CorrelationID uuid.UUID
+	EventType     string
 	version       int
 }
 
@@ -61,6 +73,7 @@ func NewStream() *Stream {
 		AggregateID:   uuid.New(),
 		TenantID:      uuid.New(),
 		CorrelationID: events.NewCorrelationID(),
+		EventType:     "PatientRegistered",
 	}
 }
 
@@ -74,7 +87,7 @@ func (s *Stream) Next() events.Event {
 func (s *Stream) At(version int) events.Event {
 	return events.Event{
 		ID:               uuid.Must(uuid.NewV7()),
-		Type:             "PatientRegistered",
+		Type:             s.EventType,
 		AggregateType:    s.AggregateType,
 		AggregateID:      s.AggregateID,
 		AggregateVersion: version,

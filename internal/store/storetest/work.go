@@ -29,7 +29,7 @@ type Workplace struct {
 // new, migrated, empty database, and sees to its end.
 func RunWork(t *testing.T, open func(t *testing.T) Workplace) {
 	t.Helper()
-	for name, test := range map[string]func(*testing.T, Workplace){
+	runAll(t, open, map[string]func(*testing.T, Workplace){
 		"is done with the record":              doesWork,
 		"that fails leaves nothing":            failedWork,
 		"that the database refuses is as well": refusedWork,
@@ -37,12 +37,7 @@ func RunWork(t *testing.T, open func(t *testing.T) Workplace) {
 		"is not done without the record":       noRecordNoWork,
 		"of concurrent records one is done":    concurrentWork,
 		"is registered by handlers alone":      misusedWork,
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			test(t, open(t))
-		})
-	}
+	})
 }
 
 func doesWork(t *testing.T, w Workplace) {
