@@ -23,6 +23,19 @@ import (
 
 // Store is what both stores offer. All methods are safe for concurrent use.
 type Store interface {
+	Writer
+	Reader
+	Inbox
+
+	// Ping says whether the store answers and has the schema that this version of the worker needs.
+	Ping(ctx context.Context) error
+
+	// Close waits for the calls that run and closes the connections.
+	Close() error
+}
+
+// Writer appends events.
+type Writer interface {
 	// Append appends one event; it is AppendMany of one.
 	Append(ctx context.Context, e events.Event) error
 
@@ -33,7 +46,10 @@ type Store interface {
 	// [events.ErrOtherTenant], these in an *[EventError] that names the event; and, when the connection broke at the
 	// wrong moment, [ErrUnknownOutcome]. Whatever else it is, nothing was appended.
 	AppendMany(ctx context.Context, batch []events.Event) error
+}
 
+// Reader reads events.
+type Reader interface {
 	// Stream yields the events of an aggregate after the given version (0: all), by version ascending, without
 	// holding more than a page of them in memory. An unknown aggregate yields nothing.
 	Stream(ctx context.Context, aggregateType string, aggregateID uuid.UUID, afterVersion int) iter.Seq2[events.Event, error]
@@ -56,7 +72,7 @@ type Store interface {
 	// is a *[QueryError].
 	Search(ctx context.Context, s Search, q Query) (Page, error)
 
-	// End is the position that [Store.All] has come to when it ends now.
+	// End is the position that [Reader.All] has come to when it ends now.
 	End(ctx context.Context) (Position, error)
 	// Since is a position behind which are all events that were created at t or later, by their created_at, and few others;
 	// End, if there are none.
@@ -68,7 +84,10 @@ type Store interface {
 	// All yields the events after a position in commit order, which is the order in which the relay publishes
 	// them, and ends at the last that is certain to have no earlier one uncommitted before it.
 	All(ctx context.Context, after Position) iter.Seq2[Recorded, error]
+}
 
+// Inbox records which handler has handled which event.
+type Inbox interface {
 	// Handled returns the names of the handlers that have handled e. It is [ErrContradiction] when an event of
 	// the same id that said something else was handled.
 	Handled(ctx context.Context, e events.Event) ([]string, error)
@@ -77,7 +96,7 @@ type Store interface {
 	// still on record. It reads all that it is asked for at once: ask for a page of events at a time.
 	HandledOf(ctx context.Context, eventIDs []uuid.UUID) (map[uuid.UUID][]Handling, error)
 
-	// Attempt returns the context for one try of a handler, in which it can register SQL of its own with the store's
+	// Attempt returns the context for one attempt of a handler, in which it can register SQL of its own with the store's
 	// InTx, to be done by the Record that is called with the same context.
 	Attempt(ctx context.Context) context.Context
 
@@ -88,7 +107,7 @@ type Store interface {
 	// Otherwise errors are as of AppendMany.
 	Record(ctx context.Context, handler string, e events.Event, followUps []events.Event) error
 
-	// Park records that e is a dead letter of handler, unless handler has handled it. [Store.Record] removes that record.
+	// Park records that e is a dead letter of handler, unless handler has handled it. [Inbox.Record] removes that record.
 	// Parking twice is the same as once.
 	Park(ctx context.Context, handler string, e events.Event) error
 
@@ -99,12 +118,6 @@ type Store interface {
 	// PruneHandled deletes up to limit records that are older than age, the oldest first, and returns how many. An event
 	// that is delivered again after that is handled again.
 	PruneHandled(ctx context.Context, age time.Duration, limit int) (int, error)
-
-	// Ping says whether the store answers and has the schema that this version of the worker needs.
-	Ping(ctx context.Context) error
-
-	// Close waits for the calls that run and closes the connections.
-	Close() error
 }
 
 // Bounds of a page.

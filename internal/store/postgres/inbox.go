@@ -113,7 +113,7 @@ func InTx(ctx context.Context, work func(ctx context.Context, tx pgx.Tx) error) 
 	return store.AddWork(ctx, work)
 }
 
-// Attempt returns the context for one try of a handler; see [store.Store].
+// Attempt returns the context for one attempt of a handler; see [store.Store].
 func (s *Store) Attempt(ctx context.Context) context.Context { return store.WithWork[pgx.Tx](ctx) }
 
 // Record appends followUps together with the record that handler has handled e; see [store.Store].

@@ -71,7 +71,7 @@ func InTx(ctx context.Context, work func(ctx context.Context, tx *sql.Tx) error)
 	return store.AddWork(ctx, work)
 }
 
-// Attempt returns the context for one try of a handler. See [store.Store].
+// Attempt returns the context for one attempt of a handler. See [store.Store].
 func (s *Store) Attempt(ctx context.Context) context.Context { return store.WithWork[*sql.Tx](ctx) }
 
 // Record appends followUps together with the record that handler has handled e. See [store.Store].
