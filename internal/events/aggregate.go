@@ -64,7 +64,7 @@ func Begin(a Aggregate, id uuid.UUID, origin Origin) error {
 // one higher. When it fails, nothing of that has happened, provided that Apply left the state alone.
 func Raise(a Aggregate, data Data) error {
 	r := a.root()
-	r.origin = r.origin.withCorrelation() // one chain, even if nobody began it
+	r.origin = r.origin.withCorrelation() // one chain, even if it was never begun
 	e, err := New(r.origin, a.AggregateType(), r.id, r.version+1, data)
 	if err != nil {
 		return fmt.Errorf("raise %s: %w", data.EventType(), err)

@@ -49,12 +49,12 @@ func CorrelationIDOrNew(s string) uuid.UUID {
 
 type contextKey struct{}
 
-// NewContext returns a context that carries e, the event in hand.
+// NewContext returns a context that carries e, the event that is handled.
 func NewContext(ctx context.Context, e Event) context.Context {
 	return context.WithValue(ctx, contextKey{}, e)
 }
 
-// FromContext is the event in hand, if there is one.
+// FromContext is the event that is handled, if there is one.
 func FromContext(ctx context.Context) (Event, bool) {
 	e, ok := ctx.Value(contextKey{}).(Event)
 	return e, ok

@@ -13,7 +13,7 @@ import (
 const editedKey = "edited_from"
 
 // EditedBody is the body of an edited copy of e. It marks body, in its metadata, so that the copy has the fingerprint of e:
-// whoever asks takes it for e, and not for another event that contradicts it.
+// a reader takes it for e, and not for another event that contradicts it.
 func EditedBody(e Event, body []byte) ([]byte, error) {
 	var fields map[string]json.RawMessage
 	if err := json.Unmarshal(body, &fields); err != nil {

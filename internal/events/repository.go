@@ -10,8 +10,8 @@ import (
 )
 
 var (
-	// ErrConflict is in the chain of the error that a store returns for a version already taken: somebody
-	// else appended to the aggregate first.
+	// ErrConflict is in the chain of the error that a store returns for a version already taken: another writer
+	// appended to the aggregate first.
 	ErrConflict = errors.New("concurrency conflict")
 	// ErrNotFound says that an aggregate has no events.
 	ErrNotFound = errors.New("aggregate not found")

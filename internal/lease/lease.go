@@ -72,7 +72,7 @@ func (s Status) While(ctx context.Context) (context.Context, context.CancelFunc)
 	return ctx, cancel
 }
 
-// New returns the lease of a task. Nobody tries to take it before [Lease.Run].
+// New returns the lease of a task. It is not taken before [Lease.Run].
 func New(tail *store.Tail, task string) *Lease {
 	l := &Lease{tail: tail, task: task, holder: uuid.NewString(), yields: make(chan time.Duration)}
 	l.set(Status{Err: ErrPending})
@@ -163,7 +163,7 @@ func (l *Lease) Do(ctx context.Context, work func(ctx context.Context)) {
 }
 
 // RunUntilTaken is Run, with work that begins when the lease is held and ends when another is known to hold it. While the
-// database is away, work goes on: something else has to keep two from doing it at once.
+// database is unavailable, work goes on: something else has to keep two from doing it at once.
 func (l *Lease) RunUntilTaken(ctx context.Context, work func(ctx context.Context)) {
 	leasing, stop := context.WithCancel(context.WithoutCancel(ctx))
 	var running sync.WaitGroup

@@ -94,7 +94,7 @@ func describe(m *message.Message) []slog.Attr {
 }
 
 // Describe says which event a message is, as far as operators may see it, and "" for the rest: what another program puts
-// into the place of an id could say anything of anybody.
+// into the place of an id could say anything about a person.
 func Describe(m *message.Message) (eventID, eventType string) {
 	if id, err := uuid.Parse(m.UUID); err == nil {
 		eventID = id.String()

@@ -1,5 +1,5 @@
 // Package rawjson takes JSON apart without decoding it. It is for where most of an event is passed on as it stands:
-// encoding/json reads a text twice, and builds what nobody asked for.
+// encoding/json reads a text twice, and builds values that are not needed.
 package rawjson
 
 import (

@@ -39,7 +39,7 @@ type State string
 const (
 	// Starting: it is not known yet whether it is the leader.
 	Starting State = "starting"
-	// Relaying: it has events in hand.
+	// Relaying: it has events in flight.
 	Relaying State = "relaying"
 	// Idle: all events are on the bus.
 	Idle State = "idle"
@@ -285,7 +285,7 @@ func (r *Relay) become(s State, err error) {
 }
 
 // Stop lets the batch in flight finish, begins none, and waits until the relay has stopped or ctx is done. A batch that
-// could not be finished is published again by whoever relays next. [Relay.Run] must have been called.
+// could not be finished is published again by the next leader. [Relay.Run] must have been called.
 func (r *Relay) Stop(ctx context.Context) {
 	close(r.stopping)
 	r.mu.Lock()

@@ -23,7 +23,7 @@ const (
 var ErrDryRunOver = errors.New("the dry run is over: a handler must be done when it returns")
 
 // DryRun runs handlers in a transaction that is rolled back at the end: they find what the store has and what those
-// before them in the dry run have done. Nobody else ever sees any of it, and the relay is not woken; but numbers that
+// before them in the dry run have done. No other reader ever sees any of it, and the relay is not woken; but numbers that
 // sequences have given are not given again.
 //
 // The transaction begins with the first write. From then on it delays others: on Postgres the relay, for the whole

@@ -69,7 +69,7 @@ type Tail struct {
 	// Wake receives a value soon after something was appended, by this process or, where the database can tell, by
 	// another; many appends may give one value, and some may be missed: a poll is still needed. It is never closed.
 	Wake <-chan struct{}
-	// Backlog looks at what the relay has before it. It waits for no lock, whoever relays.
+	// Backlog looks at what the relay has before it. It waits for no lock.
 	Backlog func(ctx context.Context) (Backlog, error)
 	// Close releases what the tail holds. The store must be closed after it.
 	Close func() error

@@ -175,7 +175,7 @@ func (w *Worker) Run(ctx context.Context) error {
 	}
 	asLeader(w.replayer.Run)
 	if w.parts.Ingester != nil {
-		// The broker has one consumer of dead letters, too: while the store is away it keeps them, and requeues none.
+		// The broker has one consumer of dead letters, too: while the store is unavailable it keeps them, and requeues none.
 		background.Go(func() { lease.New(w.parts.Tail, ingestTask).RunUntilTaken(side, w.parts.Ingester.Run) })
 	}
 	if w.parts.InboxRetention > 0 {

@@ -68,7 +68,7 @@ func (e *UnroutableError) Error() string {
 	return fmt.Sprintf("event type %q: exchange %q has no queue for routing key %q", e.EventType, e.Exchange, e.RoutingKey)
 }
 
-// classify wraps an error in [ErrRefused], if trying again is useless until somebody changes something, or in
+// classify wraps an error in [ErrRefused], if trying again is useless until something is changed, or in
 // [ErrUnavailable]. A [TopologyError] of the first kind is not wrapped, and neither are errors of certificates.
 func classify(err error) error {
 	refused := errors.Is(err, amqp091.ErrCredentials) || errors.Is(err, amqp091.ErrVhost) || errors.Is(err, amqp091.ErrSASL)

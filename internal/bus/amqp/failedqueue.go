@@ -58,7 +58,7 @@ func NewFailedQueue(c *Connection) *FailedQueue {
 }
 
 // Put publishes m as a dead letter: as it was delivered, with all properties and headers, if it comes from a [Subscriber],
-// and with headers that describe the failure. The letter is persistent and does not expire. While the broker is away it
+// and with headers that describe the failure. The letter is persistent and does not expire. While the broker is unavailable it
 // waits for as long as ctx lives.
 func (q *FailedQueue) Put(ctx context.Context, m *message.Message, f deadletter.Failure) error {
 	p, source, topic, err := q.original(m)

@@ -59,7 +59,7 @@ func NewIngester(c *Connection, table LetterTable, logger *slog.Logger) *Ingeste
 	return &Ingester{conn: c, table: table, logger: logger}
 }
 
-// Run ingests until ctx is done or the Connection is closed. While the store or the broker is away, or another worker
+// Run ingests until ctx is done or the Connection is closed. While the store or the broker is unavailable, or another worker
 // ingests, it tries again.
 func (i *Ingester) Run(ctx context.Context) {
 	ctx, cancel := i.conn.whileOpen(ctx)
@@ -77,7 +77,7 @@ func (i *Ingester) Run(ctx context.Context) {
 
 // Drain ingests what lies in the queue, and returns how many letters that were once it is empty. The error is
 // [ErrIngesting] if a worker does that already, and says if letters were refused; they stay in the queue. It does not
-// wait for a store or a broker that is away.
+// wait for a store or a broker that is unavailable.
 func (i *Ingester) Drain(ctx context.Context) (int, error) {
 	ctx, cancel := i.conn.whileOpen(ctx)
 	defer cancel()

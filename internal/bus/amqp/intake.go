@@ -172,7 +172,7 @@ func isAway(err error) bool {
 	}, func(away error) bool { return errors.Is(err, away) })
 }
 
-// write calls the table, again and again while the store is away. The letters stay in hand, even without a connection: if
+// write calls the table, again and again while the store is unavailable. The letters stay in flight, even without a connection: if
 // they returned, the broker would count a delivery, and drops a letter that has too many.
 func (t *intake) write(
 	ctx context.Context, letters []inHand, call func(context.Context, []deadletter.Arrival) error,

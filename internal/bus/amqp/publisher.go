@@ -53,7 +53,7 @@ type outgoing struct {
 // wraps [ErrUnconfirmed] or ctx's error; then some may have been published, and the caller publishes all again. A message
 // that is too large for the broker is a *[bus.RefusedError] that wraps [ErrTooLarge].
 //
-// While the broker is away or blocks its publishers, it waits for as long as ctx lives. A message whose event type is
+// While the broker is unavailable or blocks its publishers, it waits for as long as ctx lives. A message whose event type is
 // empty, or too long for a routing key, is published under what of it fits: an error would block for ever all that
 // follow it in the store, while the contract's queue accepts any key, and its consumer judges the event.
 func (p *Publisher) PublishBatch(ctx context.Context, batch []*message.Message) error {

@@ -17,7 +17,7 @@ var _ deadletter.Publisher = (*FailedQueue)(nil)
 
 // PublishLetters implements [deadletter.Publisher]. A message is as it was, body, properties and headers of any type,
 // without the headers of its failure and with those of the replay. It goes to the queue that it comes from, or else to the
-// consumer's. While the broker is away it waits for as long as ctx lives.
+// consumer's. While the broker is unavailable it waits for as long as ctx lives.
 func (q *FailedQueue) PublishLetters(ctx context.Context, letters []deadletter.Release) ([]deadletter.Sending, error) {
 	sendings := make([]deadletter.Sending, len(letters))
 	problems := map[string]error{} // of each queue to which letters return, why nothing can be sent there

@@ -32,7 +32,7 @@ func isDeathKey(key string) bool { return key == "x-death" || strings.HasPrefix(
 
 // Postpone has the handler that failed handle m again later: m waits in a queue of the broker, which dead-letters it to
 // the queue that it came from. It returns the delay, or 0 if the failure is permanent or all steps of [Config.RetryLater]
-// are used up; then m is to be [FailedQueue.Put]. Without an error the message is safe. While the broker is away it waits
+// are used up; then m is to be [FailedQueue.Put]. Without an error the message is safe. While the broker is unavailable it waits
 // for as long as ctx lives.
 func (q *FailedQueue) Postpone(ctx context.Context, m *message.Message, f deadletter.Failure) (time.Duration, error) {
 	p, source, topic, err := q.original(m)

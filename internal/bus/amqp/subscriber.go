@@ -319,7 +319,7 @@ func (s *subscription) receive(d amqp091.Delivery) {
 	s.queued.add(key, &delivery{Delivery: d, channel: s.channel, message: m})
 }
 
-// messageFrom parses a large body with the limit reached: nobody counts yet what the library reads meanwhile.
+// messageFrom parses a large body with the limit reached: nothing counts yet what the library reads meanwhile.
 func (s *subscription) messageFrom(d amqp091.Delivery) *message.Message {
 	if len(d.Body) >= largeBody {
 		s.conn.received.add(maxReceivedBytes)

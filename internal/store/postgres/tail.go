@@ -147,7 +147,7 @@ func (t tail) giveLease(ctx context.Context, task, holder string) error {
 	return fault(ctx, "give back the lease of "+task, err)
 }
 
-// listen wakes the tail when anybody has inserted events, until ctx ends. Its faults go no further: the relay's polls
+// listen wakes the tail when events were inserted, by any program, until ctx ends. Its faults go no further: the relay's polls
 // meet the same server, and report it.
 func (s *Store) listen(ctx context.Context, wake chan<- struct{}) {
 	for wait := minReconnect; ; wait = min(2*wait, maxReconnect) {

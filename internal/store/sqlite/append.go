@@ -45,7 +45,7 @@ func (s *Store) AppendMany(ctx context.Context, batch []events.Event) error {
 	return err
 }
 
-// insertBatch inserts a checked batch. Nobody else writes meanwhile, so the last event of an aggregate remains the last.
+// insertBatch inserts a checked batch. No other writer can write meanwhile, so the last event of an aggregate remains the last.
 func insertBatch(ctx context.Context, tx *sql.Tx, batch []events.Event) error {
 	begun := make(map[uuid.UUID]struct{})
 	for i, e := range batch {

@@ -64,7 +64,7 @@ func (q queries) handledBy(ctx context.Context, e events.Event) (records []store
 // An error of the work rolls everything back and is the handler's: the next try runs the handler anew, and all that it
 // registers. Work does not run when another delivery of the event was first.
 //
-// While it runs nobody else writes to the file: keep the work to a few fast statements, and do all else in the handler
+// While it runs no other writer can write to the file: keep the work to a few fast statements, and do all else in the handler
 // itself. It closes its rows before it goes on, passes values as arguments (each text of a statement is kept
 // prepared), and does not commit or roll back. It does not append events: those are what the handler returns.
 func InTx(ctx context.Context, work func(ctx context.Context, tx *sql.Tx) error) error {
