@@ -226,12 +226,13 @@ func rawHandle(ctx context.Context, pool *pgxpool.Pool, body []byte, statement s
 	return err
 }
 
-// stockConsumer consumes with Watermill's router.
+// stockConsumer consumes with Watermill's router, and with the prefetch of the others: by default it is 1.
 func (s *stage) stockConsumer(handle func(context.Context, *message.Message) error) (contender, error) {
 	config, queue, err := s.stockConfig()
 	if err != nil {
 		return nil, err
 	}
+	config.Consume.Qos.PrefetchCount = rawPrefetch
 	return func(ctx context.Context, n int) (spent, error) {
 		if err := s.fillQueue(ctx, "", queue, n); err != nil {
 			return spent{}, err
