@@ -154,7 +154,7 @@ func (s settler) PublishLetters(ctx context.Context, letters []deadletter.Releas
 }
 
 func BenchmarkReplay(b *testing.B) {
-	for _, consumers := range []int{0, 4} {
+	for _, consumers := range []int{0, 4, 32} {
 		b.Run(fmt.Sprintf("%d consumers", consumers), func(b *testing.B) {
 			const n = 5000
 			table, conn := benchTable(b)
