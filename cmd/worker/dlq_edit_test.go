@@ -81,7 +81,7 @@ func TestEditedLettersAreReplayed(t *testing.T) {
 		require.Contains(t, kept, "9007199254740993")
 		require.Contains(t, p.must("", "dlq", "archived", "list", sent.EventID), "edited")
 		require.Contains(t, p.must("", "dlq", "restore", sent.EventID), "restored: 1")
-		restored := p.wholeLetters()
+		restored := withoutDecisions(p.wholeLetters())
 		require.Len(t, restored, 1)
 		require.Equal(t, strings.Replace(before[0], letter.ID, original, 1), restored[0])
 		require.Equal(t, "would pass: already handled", func() string {

@@ -38,9 +38,15 @@ type registrations func(*handlers.Registry, register.Options)
 
 // run runs the program and returns its exit code. The first SIGINT or SIGTERM stops it gracefully, the second at once.
 func run(all registrations) int {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	context.AfterFunc(ctx, stop)
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	go func() {
+		<-signals
+		signal.Stop(signals) // before the stop can be seen, so that the next signal ends the program
+		cancel()
+	}()
 	return execute(ctx, all, os.Args[1:], os.Stdin, os.Stdout, os.Stderr)
 }
 

@@ -227,9 +227,11 @@ func (r *Relay) publishBatch(ctx context.Context, b store.Batch) error {
 		batch[i] = bus.NewMessage(body)
 	}
 	for len(batch) > 0 {
+		began := time.Now()
 		err := r.publisher.PublishBatch(ctx, batch)
 		refused, ok := errors.AsType[*bus.RefusedError](err)
 		if err == nil {
+			r.logger.DebugContext(ctx, "a batch is published", "events", len(batch), "took", time.Since(began).Round(time.Microsecond))
 			return nil
 		}
 		if !ok {
