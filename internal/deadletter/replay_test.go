@@ -365,6 +365,39 @@ func TestReplayIsCutOff(t *testing.T) {
 	})
 }
 
+// What is being published when its replay ends is not published again by the next.
+func TestReplayEndsWhileALetterIsPublished(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, _ backend, table *deadletter.Table) {
+		t.Helper()
+		many(t, table, 1)
+		ctx, end := context.WithCancel(t.Context())
+		publishing, ended := make(chan struct{}), make(chan struct{})
+		f := &fakeBus{table: table, handle: func(context.Context, deadletter.Release) deadletter.Sending {
+			close(publishing) // a second call would panic
+			<-ended
+			return deadletter.Sending{}
+		}}
+		f.run(t)
+		go func() {
+			<-publishing
+			end()
+		}()
+		_, _, err := replay(ctx, table, deadletter.Filter{}, deadletter.ReplayOptions{Patience: patience})
+		require.ErrorIs(t, err, context.Canceled)
+		require.Len(t, all(t, table, deadletter.Filter{}), 1, "it waits again")
+		close(ended)
+
+		replaying := deadletter.Filter{States: []deadletter.State{deadletter.Replaying}}
+		require.Eventually(t, func() bool { return len(all(t, table, replaying)) == 1 }, patience, time.Millisecond)
+		_, last, err := replay(t.Context(), table, deadletter.Filter{}, deadletter.ReplayOptions{Patience: patience})
+		require.NoError(t, err)
+		require.Zero(t, last.Chosen)
+		f.settle(t.Context(), f.got[0])
+		require.Empty(t, all(t, table, replaying))
+	})
+}
+
 func TestTwoReplaysSendNoLetterTwice(t *testing.T) {
 	t.Parallel()
 	onBoth(t, func(t *testing.T, _ backend, table *deadletter.Table) {

@@ -152,7 +152,13 @@ func (t *Table) sent(ctx context.Context, letters []Release, seqs []int64, sendi
 	now := t.dialect.at(time.Now())
 	return t.db.Write(ctx, "note the sent dead letters", func(ctx context.Context, tx *sql.Tx) error {
 		const unsent = "state = 'replaying' AND sent_at IS NULL"
-		if err := t.lock(ctx, tx, seqs, unsent); err != nil {
+		if err := t.lock(ctx, tx, seqs, "state IN ('replaying', 'waiting') AND sent_at IS NULL"); err != nil {
+			return err
+		}
+		// A replay that has ended meanwhile has taken back its letters, which are on the bus all the same.
+		_, err := t.exec(ctx, tx, "UPDATE dead_letters SET state = 'replaying', released_at = ? WHERE state = 'waiting' AND "+
+			"release <> '' AND released_at IS NULL AND sent_at IS NULL AND "+t.dialect.in("seq"), now, list(t.dialect, seqs))
+		if err != nil {
 			return err
 		}
 		const mine = " WHERE " + unsent + " AND "
@@ -174,7 +180,7 @@ func (t *Table) sent(ctx context.Context, letters []Release, seqs []int64, sendi
 				return err
 			}
 		}
-		_, err := t.exec(ctx, tx, "UPDATE dead_letters SET sent_at = ?"+mine+t.dialect.in("seq"), now, list(t.dialect, safe))
+		_, err = t.exec(ctx, tx, "UPDATE dead_letters SET sent_at = ?"+mine+t.dialect.in("seq"), now, list(t.dialect, safe))
 		return err
 	})
 }
