@@ -306,6 +306,7 @@ func TestGrantsAreCarriedOver(t *testing.T) {
 			require.NoError(t, err)
 		})
 		o.exec(t, "GRANT SELECT, INSERT, UPDATE, DELETE ON dead_letters TO "+quoted)
+		o.exec(t, "GRANT SELECT, INSERT, UPDATE ON relay_position TO "+quoted)
 		rights := func(table string) (list string) {
 			require.NoError(t, o.db.QueryRowContext(t.Context(), `SELECT coalesce(string_agg(privilege_type, ' ' ORDER BY privilege_type), '')
 				FROM information_schema.role_table_grants WHERE grantee = $1 AND table_name = $2`, role, table).Scan(&list))
@@ -315,6 +316,7 @@ func TestGrantsAreCarriedOver(t *testing.T) {
 		require.Equal(t, all, rights("dead_letters"))
 		require.NoError(t, o.migrator.Up(t.Context()))
 		require.Equal(t, all, rights("dead_letters"))
+		require.Equal(t, "INSERT SELECT UPDATE", rights("leases"), "of whoever relays")
 		require.NoError(t, o.down(t))
 		require.Equal(t, all, rights("dead_letters"))
 		require.Equal(t, all, rights("archived_letters"))

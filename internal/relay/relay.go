@@ -24,6 +24,9 @@ const (
 	resendInterval = 500 * time.Millisecond
 	// errorInterval is the wait after an error of the store.
 	errorInterval = time.Second
+	// moveTimeout is after how long a move of the position is tried again, on another connection: the lease is renewed on
+	// others, so that no other worker would follow a leader whose connection is dead.
+	moveTimeout = 10 * time.Second
 	// yieldTime is how long a relay that cannot publish leaves the lease to others.
 	yieldTime = 2 * time.Second
 )
@@ -88,8 +91,8 @@ func New(tail *store.Tail, l *lease.Lease, publisher bus.BatchPublisher, c Confi
 	}
 }
 
-// Run relays until [Relay.Stop]; the batch in flight ends early with ctx, which is done when a stop's grace period is
-// over. The bus must be ready to take messages.
+// Run relays until [Relay.Stop] or the end of ctx, which is done when a stop's grace period is over and ends the batch in
+// flight early. The bus must be ready to take messages.
 func (r *Relay) Run(ctx context.Context) {
 	defer close(r.stopped)
 	ctx, cancel := context.WithCancel(ctx)
@@ -108,22 +111,22 @@ func (r *Relay) Run(ctx context.Context) {
 		status := r.lease.Status()
 		if status.Err != nil {
 			r.notLeader(status.Err)
-			r.wait(nil, nil, status.Changed)
+			r.wait(ctx, nil, nil, status.Changed)
 			continue
 		}
 		found, err := r.relayNext(ctx, status)
 		var woken bool
 		switch {
 		case err != nil:
-			r.wait(time.After(errorInterval), nil, status.Changed)
+			r.wait(ctx, time.After(errorInterval), nil, status.Changed)
 		case found:
 			polls = 0
 		case polls < len(followUpPolls):
-			woken = r.wait(time.After(followUpPolls[polls]), r.tail.Wake, status.Changed)
+			woken = r.wait(ctx, time.After(followUpPolls[polls]), r.tail.Wake, status.Changed)
 			polls++
 		default:
 			r.become(Idle, nil)
-			woken = r.wait(time.After(r.config.Poll), r.tail.Wake, status.Changed)
+			woken = r.wait(ctx, time.After(r.config.Poll), r.tail.Wake, status.Changed)
 		}
 		if woken {
 			polls = 0
@@ -131,10 +134,12 @@ func (r *Relay) Run(ctx context.Context) {
 	}
 }
 
-// wait waits for time to pass, for a wake, for another status of the lease or for the stop, and tells whether it was a wake.
-func (r *Relay) wait(timer <-chan time.Time, wake, changed <-chan struct{}) (woken bool) {
+// wait waits for time to pass, for a wake, for another status of the lease, for the stop or for the end of ctx, and tells
+// whether it was a wake.
+func (r *Relay) wait(ctx context.Context, timer <-chan time.Time, wake, changed <-chan struct{}) (woken bool) {
 	select {
 	case <-r.stopping:
+	case <-ctx.Done():
 	case <-timer:
 	case <-changed:
 	case <-wake:
@@ -174,12 +179,14 @@ func (r *Relay) relayNext(ctx context.Context, status lease.Status) (found bool,
 // move moves the position. It tries again while the lease is held: the batch is published, and need not be once more.
 func (r *Relay) move(ctx, held context.Context, behind store.Position, fence store.Fence) error {
 	for {
-		err := r.tail.Move(ctx, behind, fence)
+		bounded, cancel := context.WithTimeout(ctx, moveTimeout)
+		err := r.tail.Move(bounded, behind, fence)
+		cancel()
 		if err == nil || errors.Is(err, store.ErrNotLeader) || held.Err() != nil || r.isStopping() {
 			return err
 		}
 		r.become(Failing, err)
-		r.wait(time.After(errorInterval), nil, held.Done())
+		r.wait(ctx, time.After(errorInterval), nil, held.Done())
 	}
 }
 
@@ -204,7 +211,7 @@ func (r *Relay) publish(ctx context.Context, b store.Batch) (published bool) {
 		}
 		r.become(Failing, err)
 		if attempts.Err() == nil {
-			r.wait(time.After(resendInterval), nil, attempts.Done())
+			r.wait(ctx, time.After(resendInterval), nil, attempts.Done())
 		}
 		if r.isStopping() || ctx.Err() != nil {
 			return false

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
@@ -272,4 +273,65 @@ func TestARelayThatCannotPublishGivesWay(t *testing.T) {
 	require.Equal(t, want, near.ids())
 	stop1(patience)
 	stop2(patience)
+}
+
+// runOn runs a relay on a tail that is not a store's, until end, which waits for it.
+func runOn(t *testing.T, tail *store.Tail) (r *relay.Relay, end func()) {
+	t.Helper()
+	r = relay.New(tail, lease.New(tail, store.RelayTask), &publisher{}, relay.Config{
+		Observer: observe.None{}, Poll: time.Second,
+	}, slog.New(slog.DiscardHandler))
+	ctx, cancel := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	running.Go(func() { r.Run(ctx) })
+	return r, func() { cancel(); running.Wait() }
+}
+
+// A worker whose router ends by itself does not stop its relay, but ends the context.
+func TestRelayThatStandsByEndsWithItsContext(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r, end := runOn(t, &store.Tail{
+			TakeLease: func(context.Context, string, string, time.Duration) (store.Fence, error) {
+				return store.Fence{}, store.ErrNotLeader
+			},
+		})
+		synctest.Wait()
+		require.Equal(t, relay.Standby, stateOf(r))
+		end()
+	})
+}
+
+// The lease is renewed on other connections, so nobody would follow a leader that waits for a dead one.
+func TestMoveWithoutAnAnswerIsTriedAgain(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		moves, moved := 0, make(chan struct{})
+		r, end := runOn(t, &store.Tail{
+			Next: func(context.Context) (store.Batch, error) {
+				if moves > 1 {
+					return store.Batch{}, nil
+				}
+				return store.Batch{Events: []byte("[]")}, nil
+			},
+			Move: func(ctx context.Context, _ store.Position, _ store.Fence) error {
+				if moves++; moves == 1 {
+					<-ctx.Done()
+					return ctx.Err()
+				}
+				close(moved)
+				return nil
+			},
+			TakeLease: func(_ context.Context, _, holder string, _ time.Duration) (store.Fence, error) {
+				return store.Fence{Holder: holder, Number: 1}, nil
+			},
+			GiveLease: func(context.Context, string, string) error { return nil },
+		})
+		began := time.Now()
+		<-moved
+		require.Less(t, time.Since(began), 15*time.Second)
+		time.Sleep(2 * time.Second) //nolint:forbidigo // the bubble's time
+		require.Equal(t, relay.Idle, stateOf(r))
+		end()
+	})
 }

@@ -2,6 +2,7 @@ package postgres
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"sync"
 	"time"
@@ -14,8 +15,8 @@ const (
 	maxLinger = 5 * time.Millisecond
 )
 
-// batcher combines concurrent calls into one statement (group commit). A single caller never waits for others: calls
-// that arrive while a statement runs are queued and form the next batch. One goroutine at a time runs the batches: that of
+// batcher combines concurrent calls into one statement (group commit). A single caller does not wait for others, but
+// for a moment of [batcher.linger]: calls that arrive while a statement runs are queued and form the next batch. One goroutine at a time runs the batches: that of
 // the first caller, for its own batch, and then one that exists while calls are queued.
 type batcher[U any] struct {
 	// execute runs one statement for all units and stores in each its result. The error is that of all.
@@ -44,6 +45,11 @@ type call[U any] struct {
 	shared bool
 	err    error
 }
+
+// errPanicked says that a statement panicked. The calls of its batch count as shared, also a single one: each is then
+// executed by its own caller, who meets the panic, if it comes again, where it belongs. Were it not recovered, it would
+// end the process, or leave the other callers waiting for ever.
+var errPanicked = errors.New("the statement panicked")
 
 // do executes the unit in a batch. If the batch is shared, the error may be caused by another unit. If ctx ends while the
 // call is queued, nothing is executed and the error is an [unsentError]. After that do waits for the result: the statement
@@ -121,17 +127,27 @@ func (b *batcher[U]) runBatch() bool {
 	ctx, release := batchContext(batch)
 	began := time.Now()
 	takeover := time.AfterFunc(statementTimeout, b.run)
-	err := b.execute(ctx, units)
+	err := b.recovered(ctx, units)
 	runs := takeover.Stop()
 	release()
 	if runs {
 		b.ended(len(batch), time.Since(began))
 	}
 	for _, c := range batch {
-		c.shared, c.err = len(batch) > 1, err
+		c.shared, c.err = len(batch) > 1 || errors.Is(err, errPanicked), err
 		close(c.done)
 	}
 	return runs
+}
+
+// recovered is execute, whose panic is an error.
+func (b *batcher[U]) recovered(ctx context.Context, units []U) (err error) {
+	defer func() {
+		if recover() != nil {
+			err = errPanicked
+		}
+	}()
+	return b.execute(ctx, units)
 }
 
 func (b *batcher[U]) ended(size int, took time.Duration) {

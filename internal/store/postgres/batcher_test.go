@@ -3,6 +3,7 @@ package postgres
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -274,5 +275,31 @@ func TestContextEndsDuringAStatement(t *testing.T) {
 			running.end <- running.ctx.Err()
 			require.Equal(t, outcome{false, context.Canceled}, <-alone)
 		})
+	})
+}
+
+func TestPanicOfAStatement(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		tr := newTraffic(t)
+		execute := tr.execute
+		tr.execute = func(ctx context.Context, units []int) error {
+			if slices.Contains(units, 2) {
+				panic("a fault")
+			}
+			return execute(ctx, units)
+		}
+		require.Equal(t, outcome{true, errPanicked}, <-tr.call(t.Context(), 2))
+		first := tr.call(t.Context(), 1)
+		running := <-tr.statements
+		one, other, behind := tr.call(t.Context(), 2), tr.call(t.Context(), 3), tr.call(t.Context(), 11)
+		running.end <- nil
+		<-first
+		require.Equal(t, outcome{true, errPanicked}, <-one)
+		require.Equal(t, outcome{true, errPanicked}, <-other)
+		running = <-tr.statements
+		require.Equal(t, []int{11}, running.units)
+		running.end <- nil
+		require.Equal(t, outcome{false, nil}, <-behind)
 	})
 }

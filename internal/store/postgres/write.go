@@ -101,13 +101,16 @@ func isCollision(code string) bool {
 }
 
 // writeShared writes a unit in a batch. When the server refuses a shared statement, because of one unit or because one
-// has to wait for another program, each caller then writes its own unit alone.
+// has to wait for another program, each caller then writes its own unit alone. So it does when the end of another caller's
+// context has ended the wait for a connection.
 func (s *Store) writeShared(ctx context.Context, u *unit) error {
 	if len(u.batch) > maxSmall || u.bytes() > maxSharedBytes {
 		return s.writeTogether(ctx, []*unit{u})
 	}
 	shared, err := s.writes.do(ctx, u)
-	if _, answered := errors.AsType[*pgconn.PgError](err); answered && shared {
+	_, answered := errors.AsType[*pgconn.PgError](err)
+	canceled := errors.Is(err, context.Canceled) && pgconn.SafeToRetry(err) && ctx.Err() == nil
+	if shared && (answered || canceled || errors.Is(err, errPanicked)) {
 		return s.writeTogether(ctx, []*unit{u})
 	}
 	return err
