@@ -30,7 +30,7 @@ all other handlers, and cannot roll back what they do outside of the store.
 
 The letters of one aggregate run in one transaction, in the order in which they failed, so that each sees the effects of
 those before it. From its first write on, that transaction holds back the relay (Postgres) or all writers (SQLite). This
-takes milliseconds. After five seconds the transaction ends, with "cannot tell" for the remaining letters.
+takes milliseconds. After two seconds the transaction ends, with "cannot tell" for the remaining letters.
 
 It exits with 0 if all would pass, with 1 if some would fail, and with 3 if none would fail and it cannot tell for some.`,
 		Example: `  worker dlq try --group 3f9a12c4

@@ -62,7 +62,7 @@ func (s *site) startReplayer() *publisher {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		deadletter.NewReplayer(s.table, p, s.logger()).Run(ctx)
+		deadletter.NewReplayer(s.table, p, s.logger()).Run(ctx, nil)
 	}()
 	s.t.Cleanup(func() {
 		cancel()

@@ -160,7 +160,7 @@ func BenchmarkReplay(b *testing.B) {
 			table, conn := benchTable(b)
 			ctx, cancel := context.WithCancel(b.Context())
 			defer cancel()
-			go deadletter.NewReplayer(table, settler{table, consumers}, testLogger(b)).Run(ctx)
+			go deadletter.NewReplayer(table, settler{table, consumers}, testLogger(b)).Run(ctx, nil)
 			for b.Loop() {
 				b.StopTimer()
 				_, err := conn.Exec(b.Context(), "TRUNCATE dead_letters")

@@ -71,7 +71,7 @@ func (f *fakeBus) run(t *testing.T) (stop func()) {
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		deadletter.NewReplayer(f.table, f, testLogger(t)).Run(ctx)
+		deadletter.NewReplayer(f.table, f, testLogger(t)).Run(ctx, nil)
 	}()
 	stop = func() { cancel(); <-ended }
 	t.Cleanup(stop)
@@ -547,7 +547,7 @@ func TestReplayerThatDiesBeforeItsNote(t *testing.T) {
 		ended := make(chan struct{})
 		go func() {
 			defer close(ended)
-			deadletter.NewReplayer(table, dying, testLogger(t)).Run(ctx)
+			deadletter.NewReplayer(table, dying, testLogger(t)).Run(ctx, nil)
 		}()
 		defer func() { cancel(); <-ended }()
 		_, last, err := replay(t.Context(), table, deadletter.Filter{}, deadletter.ReplayOptions{Patience: patience, MaxFailures: -1})

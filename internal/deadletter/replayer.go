@@ -63,9 +63,9 @@ func NewReplayer(table *Table, publisher Publisher, logger *slog.Logger) *Replay
 	return &Replayer{table: table, publisher: publisher, logger: logger}
 }
 
-// Run sends released letters until ctx is done. When that fails it tries again later. It is for one worker at a time: two
-// would both send a letter.
-func (r *Replayer) Run(ctx context.Context) {
+// Run sends released letters until stopping is closed, and then finishes the batch in flight, or until ctx is done. When
+// sending fails it tries again later. It is for one worker at a time: two would both send a letter.
+func (r *Replayer) Run(ctx context.Context, stopping <-chan struct{}) {
 	timer := time.NewTimer(maxPoll)
 	defer timer.Stop()
 	var swept time.Time
@@ -75,7 +75,7 @@ func (r *Replayer) Run(ctx context.Context) {
 			swept = time.Now()
 			err = r.table.giveUp(ctx, time.Now())
 		}
-		sent, sendErr := r.sendAll(ctx)
+		sent, sendErr := r.sendAll(ctx, stopping)
 		err = errors.Join(err, sendErr)
 		if err != nil && ctx.Err() == nil {
 			r.logger.WarnContext(ctx, "cannot replay dead letters, will try again", "error", err)
@@ -87,14 +87,21 @@ func (r *Replayer) Run(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
+		case <-stopping:
+			return
 		case <-timer.C:
 		}
 	}
 }
 
 // sendAll sends the letters that are released now, and returns how many.
-func (r *Replayer) sendAll(ctx context.Context) (sent int, err error) {
+func (r *Replayer) sendAll(ctx context.Context, stopping <-chan struct{}) (sent int, err error) {
 	for ctx.Err() == nil {
+		select {
+		case <-stopping:
+			return sent, nil
+		default:
+		}
 		letters, seqs, err := r.table.releases(ctx)
 		if err != nil || len(letters) == 0 {
 			return sent, err

@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -42,12 +43,17 @@ func (t *Table) Settled(ctx context.Context, letterID, replayID string, handlers
 	batch := t.settling
 	t.settling = nil
 	t.mu.Unlock()
-	err := t.settle(ctx, batch)
-	for _, other := range batch {
-		other.noted, other.err = true, err
-	}
+	err := errNotSettled // if settle panics
+	defer func() {
+		for _, other := range batch {
+			other.noted, other.err = true, err
+		}
+	}()
+	err = t.settle(ctx, batch)
 	return err
 }
+
+var errNotSettled = errors.New("note handled dead letters: not finished")
 
 // settledStatement has the time and a list of letter, replay and handler as its arguments.
 func (t *Table) settledStatement() string {
@@ -72,24 +78,26 @@ func (t *Table) settle(ctx context.Context, batch []*settling) error {
 	if err != nil {
 		return err
 	}
-	return t.db.Write(ctx, "note handled dead letters", func(ctx context.Context, tx *sql.Tx) error {
+	handled := map[string]bool{}
+	err = t.db.Write(ctx, "note handled dead letters", func(ctx context.Context, tx *sql.Tx) error {
 		if err := t.preferIndexes(ctx, tx); err != nil {
 			return err
 		}
-		handled := map[string]bool{}
-		err := t.query(ctx, tx, t.settledStatement(), []any{t.dialect.at(time.Now()), string(encoded)}, func(rows *sql.Rows) error {
+		clear(handled)
+		return t.query(ctx, tx, t.settledStatement(), []any{t.dialect.at(time.Now()), string(encoded)}, func(rows *sql.Rows) error {
 			var id string
 			err := rows.Scan(&id)
 			handled[id] = true
 			return err
 		})
-		for _, s := range batch {
-			if err == nil && s.all && !handled[s.letterID] {
-				err = t.unregistered(ctx, tx, s)
-			}
-		}
-		return err
 	})
+	for _, s := range batch {
+		if err == nil && s.all && !handled[s.letterID] {
+			// In a transaction of its own, which locks no other row: others lock several in the order of seq.
+			err = t.db.Write(ctx, "return a dead letter", func(ctx context.Context, tx *sql.Tx) error { return t.unregistered(ctx, tx, s) })
+		}
+	}
+	return err
 }
 
 // unregistered lets a letter wait again whose message has reached all handlers that there are for it, and not its own.

@@ -122,7 +122,7 @@ func TestSmoke(t *testing.T) {
 		ran, cancel := context.WithCancel(ctx)
 		defer cancel()
 		sent := &recorder{table: table}
-		go deadletter.NewReplayer(table, sent, testLogger(t)).Run(ran)
+		go deadletter.NewReplayer(table, sent, testLogger(t)).Run(ran, nil)
 		var last deadletter.Progress
 		for p, err := range table.Replay(ctx, deadletter.Filter{}, deadletter.ReplayOptions{MaxFailures: 0, Patience: 5 * time.Second}) {
 			require.NoError(t, err)

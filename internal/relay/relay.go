@@ -81,6 +81,8 @@ type Config struct {
 	// Refused takes the events that the bus will never take; the others of their batch are published.
 	Refused  deadletter.Sink
 	Observer observe.Observer
+	// Release is waited for before the lease is given back at the end: others work under the same lease. nil is nothing.
+	Release <-chan struct{}
 }
 
 // New returns a relay from tail to publisher. The lease is that of [store.RelayTask]; the relay runs it.
@@ -104,6 +106,14 @@ func (r *Relay) Run(ctx context.Context) {
 	var renewing sync.WaitGroup
 	defer renewing.Wait()
 	defer release()
+	defer func() {
+		if r.config.Release != nil {
+			select {
+			case <-r.config.Release:
+			case <-ctx.Done():
+			}
+		}
+	}()
 	renewing.Go(func() { r.lease.Run(leasing) })
 
 	polls := 0 // since the last wake, that have found nothing

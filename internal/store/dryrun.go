@@ -14,7 +14,7 @@ import (
 
 const (
 	// DryRunLimit bounds how long a [DryRun] delays others, from its first write on.
-	DryRunLimit = 5 * time.Second
+	DryRunLimit = 2 * time.Second
 	// rollbackTimeout bounds a rollback. Without an answer the connection is closed, which rolls back as well.
 	rollbackTimeout = 5 * time.Second
 )

@@ -3,6 +3,7 @@ package worker_test
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"path/filepath"
 	"sync"
 	"testing"
@@ -94,4 +95,86 @@ func TestOneOfTwoWorkersLeads(t *testing.T) {
 			require.Equal(t, 1, lead())
 		})
 	}
+}
+
+// A replayed letter that is handled when its worker stops is finished: the next leader does not replay it as well.
+func TestStopFinishesTheReplayInFlight(t *testing.T) {
+	t.Parallel()
+	settings := worker.DefaultSettings()
+	settings.DatabaseURL = testservers.Postgres(t)
+	settings.Tuning.RetryAttempts = 1
+	broken := true
+	runs, begun, finish := 0, make(chan struct{}), make(chan struct{})
+	register := func(reg *handlers.Registry, _ events.Streams) {
+		handlers.On(reg, "PatientRegistered", "welcome-patient",
+			func(context.Context, events.Event, registered) ([]events.Event, error) {
+				if broken {
+					return nil, handlers.Permanent(errors.New("broken"))
+				}
+				runs++ // by one worker at a time, or the race detector tells
+				close(begun)
+				<-finish
+				return nil, nil
+			})
+	}
+	run := func() (stop func()) {
+		w, closeParts, err := worker.Open(t.Context(), settings, worker.OpenOptions{
+			Register: register, Migrate: true, Logger: slog.New(slog.DiscardHandler),
+		})
+		require.NoError(t, err)
+		ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
+		done := make(chan error, 1)
+		go func() { done <- w.Run(ctx) }()
+		return func() {
+			cancel()
+			require.NoError(t, <-done)
+			require.NoError(t, closeParts())
+		}
+	}
+	stop := run()
+	backend, err := settings.OpenStore(t.Context())
+	require.NoError(t, err)
+	defer func() { require.NoError(t, backend.Close()) }()
+	e, err := events.New(events.Origin{TenantID: uuid.New()}, "Patient", uuid.New(), 1, registered{secret})
+	require.NoError(t, err)
+	require.NoError(t, backend.Append(t.Context(), e))
+	table := deadletter.NewTable(backend.SQL())
+	count := func(states ...deadletter.State) int {
+		n := 0
+		for _, err := range table.List(t.Context(), deadletter.Filter{States: states}) {
+			require.NoError(t, err)
+			n++
+		}
+		return n
+	}
+	require.Eventually(t, func() bool { return count(deadletter.Waiting) == 1 }, patience, tick)
+	broken = false
+
+	replayed := make(chan error, 1)
+	go func() {
+		for _, err := range table.Replay(t.Context(), deadletter.Filter{}, deadletter.ReplayOptions{Patience: patience}) {
+			if err != nil {
+				replayed <- err
+				return
+			}
+		}
+		replayed <- nil
+	}()
+	<-begun
+	defer run()()
+	stopped := make(chan struct{})
+	go func() {
+		defer close(stopped)
+		stop()
+	}()
+	select {
+	case <-stopped:
+		require.Fail(t, "the worker did not wait for its handler")
+	case <-time.After(3 * time.Second): // another worker takes a lease that is given back within half a second
+	}
+	close(finish)
+	<-stopped
+	require.NoError(t, <-replayed)
+	require.Equal(t, 1, count(deadletter.Settled))
+	require.Equal(t, 1, runs)
 }

@@ -94,6 +94,7 @@ type Worker struct {
 	sources   metrics.Sources
 
 	stopping chan struct{}
+	replayed chan struct{}   // closed when the replayer has ended
 	ended    context.Context //nolint:containedctx // the end of the grace period, which cancels what still runs
 	end      context.CancelFunc
 
@@ -107,7 +108,7 @@ func New(ctx context.Context, parts Parts, tuning Tuning, logger *slog.Logger) (
 	base := logger.Handler()
 	logger = slog.New(contextLog{Handler: base})
 	w := &Worker{
-		parts: parts, tuning: tuning, logger: logger, stopping: make(chan struct{}),
+		parts: parts, tuning: tuning, logger: logger, stopping: make(chan struct{}), replayed: make(chan struct{}),
 		consumer: errors.New("not started"),
 	}
 	w.routerLog = slog.New(contextLog{base, w.stopping})
@@ -116,7 +117,7 @@ func New(ctx context.Context, parts Parts, tuning Tuning, logger *slog.Logger) (
 	if parts.Metrics != nil {
 		parts.Metrics.Handlers(parts.Handlers.EventTypes())
 	}
-	config := relay.Config{Poll: tuning.RelayPoll, Refused: parts.Letters, Observer: w.observer}
+	config := relay.Config{Poll: tuning.RelayPoll, Refused: parts.Letters, Observer: w.observer, Release: w.replayed}
 	if !parts.Embedded {
 		config.Patience = relayPatience
 	}
@@ -173,7 +174,10 @@ func (w *Worker) Run(ctx context.Context) error {
 	asLeader := func(work func(context.Context)) {
 		background.Go(func() { w.lease.Do(side, work) })
 	}
-	asLeader(w.replayer.Run)
+	background.Go(func() { // a letter in flight is finished at a stop
+		defer close(w.replayed)
+		w.lease.Do(side, w.replay)
+	})
 	if w.parts.Ingester != nil {
 		// The broker has one consumer of dead letters, too: while the store is unavailable it keeps them, and requeues none.
 		background.Go(func() { lease.New(w.parts.Tail, ingestTask).RunUntilTaken(side, w.parts.Ingester.Run) })
@@ -199,6 +203,18 @@ func (w *Worker) Run(ctx context.Context) error {
 	err = w.stop(router, consumers, stopSide)
 	w.logger.InfoContext(ctx, "worker has stopped", "events", &w.counts)
 	return err
+}
+
+// replay replays while the lease is held. At a stop, which ends ctx, the letters in flight are finished.
+func (w *Worker) replay(ctx context.Context) {
+	status := w.lease.Status()
+	if status.Err != nil {
+		<-ctx.Done()
+		return
+	}
+	held, cancel := status.While(w.ended)
+	defer cancel()
+	w.replayer.Run(held, w.stopping)
 }
 
 // addConsumers gives each topic of the bus to the dispatcher, with the middlewares around it.

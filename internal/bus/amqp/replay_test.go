@@ -26,7 +26,7 @@ func sendReleased(t *testing.T, table *deadletter.Table, q *amqp.FailedQueue) {
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		deadletter.NewReplayer(table, q, slog.New(slog.DiscardHandler)).Run(ctx)
+		deadletter.NewReplayer(table, q, slog.New(slog.DiscardHandler)).Run(ctx, nil)
 	}()
 	t.Cleanup(func() {
 		cancel()

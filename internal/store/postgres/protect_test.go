@@ -160,7 +160,7 @@ func useLetters(t *testing.T, table *deadletter.Table) {
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		deadletter.NewReplayer(table, taker{}, slog.New(slog.DiscardHandler)).Run(replaying)
+		deadletter.NewReplayer(table, taker{}, slog.New(slog.DiscardHandler)).Run(replaying, nil)
 	}()
 	var last deadletter.Progress
 	for p, err := range table.Replay(ctx, of(letters[0]), deadletter.ReplayOptions{Handler: "renamed"}) {

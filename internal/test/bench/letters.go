@@ -203,7 +203,7 @@ func (b *letterBox) whileReplaying(ctx context.Context, do func(context.Context)
 	running, stop := context.WithCancel(ctx)
 	var group errgroup.Group
 	group.Go(func() error {
-		deadletter.NewReplayer(b.table, b.failed, logger()).Run(running)
+		deadletter.NewReplayer(b.table, b.failed, logger()).Run(running, nil)
 		return nil
 	})
 	err := do(ctx)
