@@ -28,14 +28,14 @@ func eventsCommand(s *worker.Settings) *cobra.Command {
 	f := addFormat(c)
 	flags := c.Flags()
 	type read func(context.Context, worker.Backend) (store.Page, error)
-	var reads []read
+	reads := map[string]read{} // by flag: the last value counts
 	selection := func(name, usage string, parse func(string) (read, error)) {
 		flags.Func(name, usage, func(text string) error {
 			if text == "" {
 				return nil
 			}
 			r, err := parse(text)
-			reads = append(reads, r)
+			reads[name] = r
 			return err
 		})
 	}
@@ -65,7 +65,11 @@ func eventsCommand(s *worker.Settings) *cobra.Command {
 		}
 		q.After = store.Cursor(after)
 		return withStore(c, s, s.OpenExisting, func(b worker.Backend) error {
-			page, err := reads[0](c.Context(), b)
+			var page store.Page
+			var err error
+			for _, read := range reads {
+				page, err = read(c.Context(), b)
+			}
 			if _, bad := errors.AsType[*store.QueryError](err); bad {
 				return usageError{err}
 			}

@@ -522,6 +522,7 @@ func TestCommandLine(t *testing.T) {
 		"too many arguments":       {args: []string{"run", "now"}, code: 2, want: "takes no arguments"},
 		"unknown format":           {args: []string{"events", "--type", "T", "--format", "xml"}, code: 2, want: "table or json"},
 		"no selection":             {args: []string{"events"}, code: 2, want: "exactly one of"},
+		"a selection twice":        {args: []string{"events", "--type", "S", "--type", "T"}, want: "no events"},
 		"two selections":           {args: []string{"events", "--type", "T", "--tenant", id}, code: 2, want: "exactly one of"},
 		"aggregate without id":     {args: []string{"events", "--aggregate", "Patient"}, code: 2, want: "TYPE/ID"},
 		"aggregate of bad id":      {args: []string{"events", "--aggregate", "Patient/7"}, code: 2, want: "not a UUID"},

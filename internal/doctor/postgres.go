@@ -8,6 +8,7 @@ import (
 	_ "embed"
 	"errors"
 	"fmt"
+	"math"
 	"strings"
 	"time"
 
@@ -408,7 +409,7 @@ func (h holder) advice() string {
 
 type lag struct {
 	Begun        bool
-	Moved        *float64 // seconds since the position moved
+	Moved        *float64 // seconds since the position moved; infinite if it has not moved and the time is unknown
 	Waiting, Own int
 	Oldest       *float64 // seconds since the oldest of these was created
 }
@@ -453,7 +454,12 @@ func (l lag) judge(onlyOwn bool) Finding {
 	if stalled < lagWarning {
 		return fine("%s; the relay makes progress", what)
 	}
-	f := warning(what+", and the relay has published none for "+ago(stalled), adviceOnRelay)
+	if math.IsInf(*l.Moved, 1) {
+		what += ", and the relay makes no progress"
+	} else {
+		what += ", and the relay has published none for " + ago(stalled)
+	}
+	f := warning(what, adviceOnRelay)
 	if stalled >= lagWrong {
 		f.Status = Wrong
 	}

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"math"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -193,7 +194,8 @@ func (d sqliteDoctor) relay(ctx context.Context, db *sql.DB) ([]Finding, error) 
 		if err = wait(ctx, recheck); err == nil {
 			var after int64
 			if l, after, err = read(); after == before {
-				l.Moved = l.Oldest // SQLite does not record when the position moved
+				unknown := math.Inf(1) // SQLite does not record when the position moved
+				l.Moved = &unknown
 			}
 		}
 	}

@@ -79,7 +79,7 @@ func TestFile(t *testing.T) {
 			require.NoError(t, err)
 			require.NoError(t, tail.Close())
 			require.NoError(t, b.Append(t.Context(), event(time.Now().Add(-time.Hour))))
-		}, "relay", doctor.Wrong, []string{"1 event not published", "1h0m"}},
+		}, "relay", doctor.Wrong, []string{"1 event not published", "1h0m", "and the relay makes no progress"}},
 		"others' events, of which the relay knows nothing": {func(t *testing.T, s *worker.Settings) {
 			t.Helper()
 			s.Relay.OnlyOwn = true

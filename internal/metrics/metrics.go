@@ -138,14 +138,15 @@ func (m *Metrics) Handlers(eventTypes map[string][]string) {
 			of.duration = m.duration.WithLabelValues(handler, t)
 			m.byHandler[series{handler, t}] = of
 		}
-		if _, has := m.byHandler[series{handler, otherType}]; !has {
-			m.failedSeries(handler, otherType) // a message's header may name another type than its event
-		}
+		m.failedSeries(handler, otherType) // a message's header may name another type than its event
 	}
 }
 
-// failedSeries makes the metrics of failed messages.
+// failedSeries makes the metrics of failed messages, unless the series has them.
 func (m *Metrics) failedSeries(handler, eventType string) handlerMetrics {
+	if of, has := m.byHandler[series{handler, eventType}]; has {
+		return of
+	}
 	of := handlerMetrics{
 		deadLettered: m.deadLettered.WithLabelValues(handler, eventType),
 		postponed:    m.postponed.WithLabelValues(handler, eventType),

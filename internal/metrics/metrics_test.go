@@ -132,6 +132,18 @@ func TestFailedMessagesAreCounted(t *testing.T) {
 	require.NotContains(t, text, "Kova")
 }
 
+// A handler may have the name that stands for no handler.
+func TestAHandlerNamedNone(t *testing.T) {
+	t.Parallel()
+	for range 20 { // the order of a map differs
+		m := metrics.New("v1")
+		m.Handlers(map[string][]string{"none": {"PatientRegistered"}, "welcome-patient": {"PatientRegistered"}})
+		_, end := m.Attempt(t.Context(), "none", events.Event{Type: "PatientRegistered"}, 1)
+		end(nil)
+		require.Contains(t, scrape(t, m), `worker_handler_handled_total{event_type="PatientRegistered",handler="none"} 1`+"\n")
+	}
+}
+
 func TestStoreAndBusAreMeasured(t *testing.T) {
 	t.Parallel()
 	m := metrics.New("v1")

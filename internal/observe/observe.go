@@ -14,7 +14,8 @@ import (
 )
 
 // Observer is told what the worker does. A method that begins something returns the function to call at its end, with
-// the error; where it returns a context too, the work runs with that. Error texts hold no values of events.
+// the error; where it returns a context too, the work runs with that. Error texts hold no values of events, except those
+// of Append: the SQL of a handler may have failed.
 //
 // The methods are called for every event, by many goroutines: they must be quick and safe for concurrent use.
 type Observer interface {

@@ -78,7 +78,7 @@ func open(ctx context.Context, s Settings, o OpenOptions, closers *closers) (*Wo
 		closers.add(b.Close)
 		parts.Bus, parts.Sink, parts.Embedded = embeddedBus{b}, parts.Letters, true
 	} else {
-		if conn, err = dial(ctx, s, o); err != nil {
+		if conn, err = dial(ctx, s, o, observers); err != nil {
 			return nil, err
 		}
 		closers.add(conn.Close)
@@ -118,13 +118,10 @@ func openBackend(ctx context.Context, s Settings, o OpenOptions) (Backend, error
 	return backend, err
 }
 
-func dial(ctx context.Context, s Settings, o OpenOptions) (*amqp.Connection, error) {
+func dial(ctx context.Context, s Settings, o OpenOptions, watcher amqp.Watcher) (*amqp.Connection, error) {
 	config := s.AMQP
 	config.Concurrency, config.MaxMessage = s.Tuning.Concurrency, s.Tuning.MaxMessage
-	config.DrainTimeout, config.Logger = s.Tuning.GracePeriod, o.Logger
-	if o.Metrics != nil {
-		config.Watcher = o.Metrics
-	}
+	config.DrainTimeout, config.Logger, config.Watcher = s.Tuning.GracePeriod, o.Logger, watcher
 	var conn *amqp.Connection
 	err := waitFor(ctx, o, amqp.ErrUnavailable, func() (err error) {
 		conn, err = amqp.Dial(ctx, config)

@@ -28,7 +28,9 @@ const (
 )
 
 // isDeathKey tells whether a header is one in which the broker notes that it dead-lettered a message.
-func isDeathKey(key string) bool { return key == "x-death" || strings.HasPrefix(key, "x-first-death-") }
+func isDeathKey(key string) bool {
+	return key == "x-death" || strings.HasPrefix(key, "x-first-death-") || strings.HasPrefix(key, "x-last-death-")
+}
 
 // Postpone has the handler that failed handle m again later: m waits in a queue of the broker, which dead-letters it to
 // the queue that it came from. It returns the delay, or 0 if the failure is permanent or all steps of [Config.RetryLater]
