@@ -122,7 +122,7 @@ func noteQueued(c *cobra.Command, s *worker.Settings) {
 		fmt.Fprintf(c.ErrOrStderr(), "worker: the number of dead letters in queue %s is unknown: %s\n", queue,
 			strings.ReplaceAll(err.Error(), "\n", "; "))
 	case n > 0:
-		fmt.Fprintf(c.ErrOrStderr(), "%s in queue %s not ingested yet: a running worker or `worker dlq ingest` does that\n",
+		fmt.Fprintf(c.ErrOrStderr(), "%s in queue %s not ingested yet: `worker dlq ingest`, or a running worker that ingests, does that\n",
 			plural(n, "dead letter"), queue)
 	}
 }

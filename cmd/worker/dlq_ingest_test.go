@@ -26,7 +26,7 @@ func TestLettersStayInTheQueueUntilTheyAreIngested(t *testing.T) {
 			t.Parallel()
 			p := open(t)
 			p.start("--ingest-dead-letters=false")
-			const two = "2 dead letters in queue healz.events.failed not ingested yet: a running worker or `worker dlq ingest` does that\n"
+			const two = "2 dead letters in queue healz.events.failed not ingested yet: `worker dlq ingest`, or a running worker that ingests, does that\n"
 			awaitQueued := func() {
 				t.Helper()
 				require.Eventually(t, func() bool {

@@ -105,7 +105,7 @@ func put(
 		case <-timer.C:
 		case <-l.Stopping:
 			timer.Stop()
-			return 0, fmt.Errorf("%w: put the failed message away: %w", ErrStopping, err)
+			return 0, fmt.Errorf("%w: put the message into the poison queue: %w", ErrStopping, err)
 		}
 	}
 }

@@ -71,7 +71,7 @@ func (r Retry) Do(ctx context.Context, operation func(attempt int) error) error 
 		if ctx.Err() != nil {
 			return fmt.Errorf("%w: %w", ErrStopping, err)
 		}
-		wait := outageWaits
+		wait, event := outageWaits, "store is unavailable, will try again"
 		if IsPermanent(err) || !errors.Is(err, store.ErrUnavailable) {
 			now := time.Now().UTC()
 			if failed.Attempts++; failed.Attempts == 1 {
@@ -81,10 +81,10 @@ func (r Retry) Do(ctx context.Context, operation func(attempt int) error) error 
 			if failed.Attempts >= r.Attempts || IsPermanent(err) {
 				return &failed
 			}
-			wait = waits
+			wait, event = waits, "attempt failed, will try again"
 		}
 		delay := wait.NextBackOff()
-		r.Logger.WarnContext(ctx, "attempt failed, will retry", "attempt", failed.Attempts, "wait", delay, "error", err)
+		r.Logger.WarnContext(ctx, event, "failed_attempts", failed.Attempts, "wait", delay, "error", err)
 		if err := r.wait(ctx, delay); err != nil {
 			return err
 		}

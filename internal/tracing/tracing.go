@@ -153,7 +153,7 @@ func (t *Tracer) Attempt(ctx context.Context, handler string, e events.Event, at
 	}
 	ctx, span := t.tracer.Start(ctx, "handle "+handler, options...)
 	return ctx, func(err error) {
-		if errors.Is(err, observe.ErrDuplicate) {
+		if errors.Is(err, observe.ErrDuplicate) || errors.Is(err, observe.ErrInterrupted) {
 			err = nil
 		}
 		finish([]trace.Span{span}, err)

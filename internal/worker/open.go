@@ -69,7 +69,7 @@ func open(ctx context.Context, s Settings, o OpenOptions, closers *closers) (*Wo
 	parts := Parts{
 		Inbox: backend, Tail: tail, Letters: deadletter.NewTable(backend.SQL()), Handlers: &handlers.Registry{},
 		InboxRetention: s.InboxRetention, LetterRetention: s.DeadLetterRetention,
-		Metrics: o.Metrics, Observers: observers,
+		Metrics: o.Metrics, Observers: o.Observers,
 	}
 	o.Register(parts.Handlers, backend)
 	var conn *amqp.Connection

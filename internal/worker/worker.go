@@ -74,7 +74,7 @@ type Parts struct {
 	LetterRetention time.Duration
 	// Embedded tells that the bus is inside the process: its batches are in flight until they are handled.
 	Embedded bool
-	// Observers are told what the worker does. Metrics may be nil; they are one of the observers, too.
+	// Observers are told what the worker does, as Metrics are, which may be nil.
 	Observers observe.All
 	Metrics   *metrics.Metrics
 }
@@ -113,17 +113,19 @@ func New(ctx context.Context, parts Parts, tuning Tuning, logger *slog.Logger) (
 	}
 	w.routerLog = slog.New(contextLog{base, w.stopping})
 	w.ended, w.end = context.WithCancel(context.WithoutCancel(ctx))
-	w.observer = append(slices.Clone(parts.Observers), &w.counts)
+	observers := append(slices.Clone(parts.Observers), &w.counts)
 	if parts.Metrics != nil {
 		parts.Metrics.Handlers(parts.Handlers.EventTypes())
+		observers = append(observers, parts.Metrics)
 	}
+	w.observer = observers
 	config := relay.Config{Poll: tuning.RelayPoll, Refused: parts.Letters, Observer: w.observer, Release: w.replayed}
 	if !parts.Embedded {
 		config.Patience = relayPatience
 	}
 	replays := parts.Replays
 	if replays == nil {
-		replays = deadletter.BusPublisher{BatchPublisher: parts.Bus}
+		replays = deadletter.BusPublisher{BatchPublisher: observe.Publisher{Next: parts.Bus, Observer: parts.Observers}}
 	}
 	w.replayer = deadletter.NewReplayer(parts.Letters, replays, logger)
 	w.lease = lease.New(parts.Tail, store.RelayTask)

@@ -26,19 +26,19 @@ const (
 	// letters have turned out to be small. When they are larger all of a sudden, the connection is closed and made again.
 	maxAhead      = 2 * maxBatch
 	maxAheadBytes = 2 * maxBatchBytes
-	// turnInterval is how often it is tried whether another worker still takes the letters in.
-	turnInterval = 2 * time.Second
-	// refusedInterval is how often letters are tried again that the table has refused, if they have at most
-	// maxRefusedBytes; the others are when they are delivered again. With maxRefused, no more letters are taken.
+	// standbyInterval is how often a worker on standby tries to become the one that ingests.
+	standbyInterval = 2 * time.Second
+	// refusedInterval is how often letters that the table has refused are tried again, if they have at most
+	// maxRefusedBytes together; the others are tried when they are delivered again. With maxRefused of them ingestion stops.
 	refusedInterval = time.Minute
 	maxRefusedBytes = 8 << 20
 	maxRefused      = 1000
-	// stopTimeout bounds what is still done once it is to stop.
+	// stopTimeout bounds what is still done after the stop.
 	stopTimeout = 2 * time.Second
 )
 
-// ErrIngesting says that the letters are taken in already.
-var ErrIngesting = errors.New("another worker takes the dead letters in: there is nothing to do")
+// ErrIngesting says that another worker ingests the letters.
+var ErrIngesting = errors.New("another worker ingests the dead letters: there is nothing to do")
 
 // LetterTable is where an [Ingester] puts dead letters; a [deadletter.Table] is one.
 type LetterTable interface {
@@ -46,8 +46,8 @@ type LetterTable interface {
 	Acked(ctx context.Context, arrivals []deadletter.Arrival) error
 }
 
-// Ingester takes the dead letters out of the failed queue and puts them into a table. A letter is acked once the table
-// has it. One that the table refuses stays in the queue and does not hold up the others. Of several ingesters one works.
+// Ingester moves the dead letters from the failed queue into a table. A letter is acked once the table has it. One that
+// the table refuses stays in the queue and does not delay the others. Of several ingesters one works.
 type Ingester struct {
 	conn   *Connection
 	table  LetterTable
@@ -70,12 +70,12 @@ func (i *Ingester) Run(ctx context.Context) {
 		if ctx.Err() != nil || t.overflow.Swap(false) {
 			continue
 		}
-		i.logger.WarnContext(ctx, "dead letters are not taken in, will try again", "error", err)
+		i.logger.WarnContext(ctx, "cannot ingest dead letters, will try again", "error", err)
 		pause(ctx, t.waits.NextBackOff())
 	}
 }
 
-// Drain ingests what lies in the queue, and returns how many letters that were once it is empty. The error is
+// Drain ingests what is in the queue until it is empty, and returns how many letters that were. The error is
 // [ErrIngesting] if a worker does that already, and says if letters were refused; they stay in the queue. It does not
 // wait for a store or a broker that is unavailable.
 func (i *Ingester) Drain(ctx context.Context) (int, error) {
@@ -88,13 +88,13 @@ func (i *Ingester) Drain(ctx context.Context) (int, error) {
 			continue
 		}
 		if err != nil && !errors.Is(err, ErrIngesting) {
-			err = fmt.Errorf("take in dead letters: %w", err)
+			err = fmt.Errorf("ingest dead letters: %w", err)
 		}
 		return t.taken, err
 	}
 }
 
-// Waiting is how many letters lie in the failed queue and are not on their way into the table.
+// Waiting is how many letters in the failed queue are ready, which those that are being ingested are not.
 func (i *Ingester) Waiting(ctx context.Context) (int, error) {
 	depths, err := i.conn.inspect(ctx, i.conn.names.failedQueue)
 	if err != nil {
@@ -122,20 +122,20 @@ func pause(ctx context.Context, wait time.Duration) {
 type intake struct {
 	*Ingester
 
-	drain  bool
-	taken  int
-	inLine bool // another worker ingests
-	waits  *backoff.ExponentialBackOff
+	drain   bool
+	taken   int
+	standby bool // another worker ingests
+	waits   *backoff.ExponentialBackOff
 
 	session   *session
 	receivers sync.WaitGroup
-	held      atomic.Int64 // bytes that have arrived and are not settled
-	overflow  atomic.Bool  // and these were too many
-	refused   []inHand
+	held      atomic.Int64 // bytes that are in flight
+	overflow  atomic.Bool  // these were too many
+	refused   []inFlight
 	retried   time.Time // when they were tried last
 }
 
-// consumer is one consumer of the failed queue. Its prefetch cannot be changed: another takes its place then.
+// consumer is one consumer of the failed queue. Its prefetch cannot be changed: another one replaces it then.
 type consumer struct {
 	channel  *amqp091.Channel
 	prefetch int
@@ -144,8 +144,8 @@ type consumer struct {
 	refused  int                   // letters that stay unacked
 }
 
-// inHand is a letter that has arrived.
-type inHand struct {
+// inFlight is a letter that was delivered and is not acked.
+type inFlight struct {
 	deadletter.Arrival
 
 	delivery amqp091.Delivery // without the body
@@ -169,8 +169,8 @@ func (t *intake) connected(ctx context.Context) error {
 		return err
 	}
 	t.waits.Reset()
-	for quiet := 0; quiet < quietLooks; {
-		c, err = t.once(ctx, c, &quiet)
+	for quiet := 0; quiet < emptyPolls; {
+		c, err = t.next(ctx, c, &quiet)
 		if err != nil {
 			return err
 		}
@@ -185,18 +185,18 @@ func (t *intake) acquire(ctx context.Context) (*consumer, error) {
 		if err == nil {
 			var c *consumer
 			if c, err = t.consume(1); err == nil {
-				t.inLine = false
+				t.standby = false
 				return c, nil
 			}
 		}
 		if !errors.Is(err, ErrIngesting) || t.drain {
 			return nil, err
 		}
-		if !t.inLine {
-			t.inLine = true
-			t.logger.InfoContext(ctx, "another worker takes the dead letters in")
+		if !t.standby {
+			t.standby = true
+			t.logger.InfoContext(ctx, "another worker ingests the dead letters")
 		}
-		if pause(ctx, turnInterval); ctx.Err() != nil {
+		if pause(ctx, standbyInterval); ctx.Err() != nil {
 			return nil, context.Cause(ctx)
 		}
 	}

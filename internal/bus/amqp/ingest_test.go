@@ -303,7 +303,7 @@ func TestIngestWhileTheStoreIsAway(t *testing.T) {
 	awaitCount(t, ch, failedQueue, 0)
 	stop()
 	require.Equal(t, 2, strings.Count(text.String(), store.ErrUnavailable.Error()), "it is logged once: %s", text)
-	require.Equal(t, 2, strings.Count(text.String(), "taken in again"))
+	require.Equal(t, 2, strings.Count(text.String(), "ingested again"))
 }
 
 // A letter that the table refuses stays in the queue, and the others are taken.

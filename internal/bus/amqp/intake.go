@@ -14,8 +14,8 @@ import (
 	"github.com/healz/worker/internal/store"
 )
 
-// once takes one batch in, if letters come, and returns the consumer to go on with.
-func (t *intake) once(ctx context.Context, c *consumer, quiet *int) (*consumer, error) {
+// next ingests the next batch, if letters come, and returns the consumer to go on with.
+func (t *intake) next(ctx context.Context, c *consumer, quiet *int) (*consumer, error) {
 	if err := t.retryRefused(ctx); err != nil {
 		return nil, err
 	}
@@ -36,25 +36,25 @@ func (t *intake) once(ctx context.Context, c *consumer, quiet *int) (*consumer, 
 		*quiet = 0
 		return c, err
 	}
-	// All that the broker may send has arrived, so nothing is on its way and the consumer can be replaced: by one that is
-	// sent more, as the letters are small, or because letters that were refused take up its prefetch.
+	// All that the prefetch allows has arrived, so the consumer can be replaced: by one with a larger prefetch, as the
+	// letters are small, or because letters that were refused use up its prefetch.
 	complete := len(batch)+c.refused == c.prefetch && c.next == nil
 	prefetch := c.prefetch
 	if 8*bytes <= maxBatchBytes && len(batch) > 0 {
 		prefetch = min(8*prefetch, maxAhead)
 	}
 	if !complete || prefetch == c.prefetch && 2*c.refused < c.prefetch {
-		return c, t.take(ctx, batch)
+		return c, t.ingest(ctx, batch)
 	}
 	if err := t.cancel(c); err != nil {
 		return nil, err
 	}
-	if err := t.take(ctx, batch); err != nil {
+	if err := t.ingest(ctx, batch); err != nil {
 		return nil, err
 	}
 	if c.refused == 0 {
 		release := t.session.bound()
-		_ = c.channel.Close() // of no use any more, whatever it says
+		_ = c.channel.Close() // it is not used any more
 		release()
 	}
 	return t.consume(prefetch)
@@ -68,7 +68,7 @@ func (t *intake) cancel(c *consumer) error {
 	return nil
 }
 
-// ready is how many letters lie in the queue. When the answer comes, the broker has the acks sent before on the channel.
+// ready is how many letters in the queue are ready. When the answer comes, the broker has the acks sent before on the channel.
 func (t *intake) ready(channel *amqp091.Channel) (int, error) {
 	defer t.session.bound()()
 	queue, err := channel.QueueDeclarePassive(t.conn.names.failedQueue, true, false, false, false, nil)
@@ -79,7 +79,7 @@ func (t *intake) ready(channel *amqp091.Channel) (int, error) {
 }
 
 // collect waits for a batch. It is empty when nothing has come for a while, or nothing can come.
-func (t *intake) collect(ctx context.Context, c *consumer) (batch []inHand, bytes int, err error) {
+func (t *intake) collect(ctx context.Context, c *consumer) (batch []inFlight, bytes int, err error) {
 	idle := refusedInterval
 	if t.drain {
 		idle = linger
@@ -114,19 +114,19 @@ func (t *intake) collect(ctx context.Context, c *consumer) (batch []inHand, byte
 	return batch, bytes, nil
 }
 
-func arrivalOf(d amqp091.Delivery, c *consumer) inHand {
+func arrivalOf(d amqp091.Delivery, c *consumer) inFlight {
 	d.Headers = maps.Clone(d.Headers)
 	for _, key := range []string{"x-delivery-count", "x-acquired-count"} { // quorum queues add them when it is redelivered
 		delete(d.Headers, key)
 	}
-	l := inHand{consumer: c, Arrival: deadletter.Arrival{Letter: letterOf(d), MessageID: d.MessageId, Redelivered: d.Redelivered}}
+	l := inFlight{consumer: c, Arrival: deadletter.Arrival{Letter: letterOf(d), MessageID: d.MessageId, Redelivered: d.Redelivered}}
 	l.ID = text(d.Headers, deadletter.IDKey)
 	l.Raw, l.problem = rawOf(d)
 	l.delivery = amqp091.Delivery{Acknowledger: d.Acknowledger, DeliveryTag: d.DeliveryTag}
 	return l
 }
 
-func arrivals(letters []inHand) []deadletter.Arrival {
+func arrivals(letters []inFlight) []deadletter.Arrival {
 	all := make([]deadletter.Arrival, len(letters))
 	for i, l := range letters {
 		all[i] = l.Arrival
@@ -134,8 +134,8 @@ func arrivals(letters []inHand) []deadletter.Arrival {
 	return all
 }
 
-// take puts letters into the table and acks them. If one is refused, the others are taken one by one.
-func (t *intake) take(ctx context.Context, letters []inHand) error {
+// ingest writes letters to the table and acks them. If one is refused, the others are written one by one.
+func (t *intake) ingest(ctx context.Context, letters []inFlight) error {
 	if len(letters) == 0 {
 		return nil
 	}
@@ -151,43 +151,43 @@ func (t *intake) take(ctx context.Context, letters []inHand) error {
 	switch {
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
-	case isAway(err):
+	case isOutage(err):
 		return err
 	case len(letters) == 1:
 		t.refuse(ctx, letters[0], err)
 		return nil
 	}
 	for _, l := range letters {
-		if err := t.take(ctx, []inHand{l}); err != nil {
+		if err := t.ingest(ctx, []inFlight{l}); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// isAway tells whether an error is the store's and not the letters'.
-func isAway(err error) bool {
+// isOutage tells whether the store, and not a letter, causes an error.
+func isOutage(err error) bool {
 	return slices.ContainsFunc([]error{
 		store.ErrUnavailable, store.ErrUnknownOutcome, store.ErrNoSchema, store.ErrNewerSchema,
-	}, func(away error) bool { return errors.Is(err, away) })
+	}, func(outage error) bool { return errors.Is(err, outage) })
 }
 
-// write calls the table, again and again while the store is unavailable. The letters stay in flight, even without a connection: if
-// they returned, the broker would count a delivery, and drops a letter that has too many.
+// write calls the table, again and again while the store is unavailable. The letters stay in flight, even without a
+// connection: a letter that is requeued has one delivery more, and the broker drops a letter that has too many.
 func (t *intake) write(
-	ctx context.Context, letters []inHand, call func(context.Context, []deadletter.Arrival) error,
+	ctx context.Context, letters []inFlight, call func(context.Context, []deadletter.Arrival) error,
 ) error {
 	waits := newWaits()
 	for try := 0; ; try++ {
 		err := call(ctx, arrivals(letters))
 		if err == nil && try > 0 {
-			t.logger.InfoContext(ctx, "dead letters are taken in again")
+			t.logger.InfoContext(ctx, "dead letters are ingested again")
 		}
-		if !isAway(err) || t.drain || ctx.Err() != nil {
+		if !isOutage(err) || t.drain || ctx.Err() != nil {
 			return err
 		}
 		if try == 0 {
-			t.logger.WarnContext(ctx, "dead letters are not taken in, will try again", "error", err)
+			t.logger.WarnContext(ctx, "cannot ingest dead letters, will try again", "error", err)
 		}
 		for i := range letters {
 			letters[i].Redelivered = true // the table may have it
@@ -196,8 +196,8 @@ func (t *intake) write(
 	}
 }
 
-// settle acks letters that the table has.
-func (t *intake) settle(ctx context.Context, letters []inHand) error {
+// settle acks letters that are in the table.
+func (t *intake) settle(ctx context.Context, letters []inFlight) error {
 	c, last := letters[0].consumer, letters[len(letters)-1].delivery
 	var err error
 	if c.refused == 0 { // all that came before is acked
@@ -211,7 +211,7 @@ func (t *intake) settle(ctx context.Context, letters []inHand) error {
 		return fmt.Errorf("%w: ack: %w", ErrUnavailable, err)
 	}
 	t.taken += len(letters)
-	nameless := slices.DeleteFunc(slices.Clone(letters), func(l inHand) bool { return l.HasIdentity() })
+	nameless := slices.DeleteFunc(slices.Clone(letters), func(l inFlight) bool { return l.HasIdentity() })
 	for _, l := range letters {
 		t.held.Add(-int64(len(l.Body)))
 	}
@@ -225,7 +225,7 @@ func (t *intake) settle(ctx context.Context, letters []inHand) error {
 }
 
 // refuse leaves a letter in the queue that the table does not take.
-func (t *intake) refuse(ctx context.Context, l inHand, problem error) {
+func (t *intake) refuse(ctx context.Context, l inFlight, problem error) {
 	t.logger.ErrorContext(ctx, "a dead letter is refused by the table and stays in the queue", "letter_id", l.ID,
 		"message_id", l.MessageID, "error", problem)
 	l.problem = fmt.Errorf("letter %q, message %q: %w", l.ID, l.MessageID, problem)
@@ -241,7 +241,7 @@ func (t *intake) refuse(ctx context.Context, l inHand, problem error) {
 	t.refused = append(t.refused, l)
 }
 
-// refusal tells of the letters that were refused, if any were.
+// refusal is the error of the letters that were refused, if any were.
 func (t *intake) refusal() error {
 	if len(t.refused) == 0 {
 		return nil
@@ -255,7 +255,7 @@ func (t *intake) retryRefused(ctx context.Context) error {
 		return nil
 	}
 	t.retried = time.Now()
-	var still []inHand
+	var still []inFlight
 	for i, l := range t.refused {
 		err := l.problem
 		if l.Raw != nil {

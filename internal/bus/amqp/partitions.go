@@ -15,8 +15,8 @@ const (
 	// checks whether it has more than its share of the partitions.
 	leftoverInterval  = 50 * time.Millisecond
 	rebalanceInterval = 2 * time.Second
-	// quietLooks is how many polls in a row must find a queue empty: a delivery that is under way is in no count.
-	quietLooks = 2
+	// emptyPolls is how many polls in a row must find a queue empty: a delivery that is under way is in no count.
+	emptyPolls = 2
 )
 
 // findLeftovers returns the queues that hold what is older than all that is published from now on: with partitions the
@@ -103,7 +103,7 @@ func (p *partitions) supervise(s *subscription) {
 
 // awaitEmpty polls a leftover queue until it is empty. It returns false if the subscription ends first.
 func (p *partitions) awaitEmpty(s *subscription) bool {
-	for quiet := 0; quiet < quietLooks; {
+	for quiet := 0; quiet < emptyPolls; {
 		pause(s.consuming, leftoverInterval)
 		empty := false
 		if !s.do(func() { empty = s.isEmpty() }) {
