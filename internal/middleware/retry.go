@@ -71,7 +71,7 @@ func (r Retry) Do(ctx context.Context, operation func(attempt int) error) error 
 		if ctx.Err() != nil {
 			return fmt.Errorf("%w: %w", ErrStopping, err)
 		}
-		wait, event := outageWaits, "store is unavailable, will try again"
+		wait, outage := outageWaits, true
 		if IsPermanent(err) || !errors.Is(err, store.ErrUnavailable) {
 			now := time.Now().UTC()
 			if failed.Attempts++; failed.Attempts == 1 {
@@ -81,10 +81,14 @@ func (r Retry) Do(ctx context.Context, operation func(attempt int) error) error 
 			if failed.Attempts >= r.Attempts || IsPermanent(err) {
 				return &failed
 			}
-			wait, event = waits, "attempt failed, will try again"
+			wait, outage = waits, false
 		}
 		delay := wait.NextBackOff()
-		r.Logger.WarnContext(ctx, event, "failed_attempts", failed.Attempts, "wait", delay, "error", err)
+		if outage {
+			r.Logger.WarnContext(ctx, "the store is unavailable, will try again", "wait", delay, "error", err)
+		} else {
+			r.Logger.WarnContext(ctx, "attempt failed, will retry", "attempt", failed.Attempts, "wait", delay, "error", err)
+		}
 		if err := r.wait(ctx, delay); err != nil {
 			return err
 		}
