@@ -1,11 +1,10 @@
-// Package lease sees to it that of several workers one does a task: the one that holds the lease of the task, a row in
-// the database that expires unless it is renewed.
+// Package lease elects one leader for each task: the worker that holds the lease of the task, a row in the database that
+// expires unless it is renewed.
 //
-// Who is killed is followed by another within five seconds, who gives the lease back within one. The holder renews the
-// lease by the clock of the database, and judges whether it still holds it by its own monotonic clock, from before the
-// renewal was sent: so it stops before another can begin, as long as both clocks run equally fast. A holder that was
-// frozen in between two instructions may still do one thing more; where that matters, the database compares the
-// [store.Fence].
+// A leader that is killed is replaced within five seconds, and one that stops within one. The holder renews the lease by
+// the clock of the database. It counts the time to live by its own monotonic clock, from before the renewal was sent: so
+// it stops before another worker can begin, as long as both clocks run equally fast. A holder that was frozen between two
+// instructions may still execute one more; where that matters, the database compares the [store.Fence].
 package lease
 
 import (
