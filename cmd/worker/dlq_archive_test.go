@@ -137,7 +137,7 @@ func TestArchivedLettersComeBackAsTheyWere(t *testing.T) {
 		require.Contains(t, p.must("", "dlq", "archive", "--all", "--reason", "all of it"), fmt.Sprint("archived: ", len(before)))
 		require.Empty(t, p.wholeLetters())
 		require.Contains(t, p.must("", "dlq", "restore", "--all"), fmt.Sprint("restored: ", len(before)))
-		require.Equal(t, before, p.wholeLetters())
+		require.Equal(t, before, withoutDecisions(p.wholeLetters()))
 		require.Empty(t, p.must("", "dlq", "archived", "list", "--all"))
 	})
 }
