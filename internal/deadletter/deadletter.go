@@ -1,4 +1,4 @@
-// Package deadletter keeps the messages that no handler could handle, until somebody decides what becomes of them.
+// Package deadletter keeps the messages that no handler could handle, until an operator decides about them.
 //
 // A message that failed for good is put into a [Sink]: without a broker into the [Table], a table of the store; with
 // RabbitMQ into the failed queue of the contract, from which a worker takes it into the same table. Commands and the

@@ -132,7 +132,7 @@ func editedBody(l Letter, body []byte) ([]byte, error) {
 		return nil, invalid
 	}
 	original, err := events.Parse(l.Body)
-	if err != nil { // so nobody has handled it
+	if err != nil { // so no handler has handled it
 		return body, nil //nolint:nilerr // that is why it is edited
 	}
 	return events.EditedBody(original, body)

@@ -167,7 +167,7 @@ type known struct {
 	added, changed bool
 }
 
-// lockBatches lets batches of new letters be added one after the other: two that have the same letters in another order
+// lockBatches makes batches of new letters wait for each other: two that have the same letters in another order
 // would wait for each other.
 func (t *Table) lockBatches(ctx context.Context, tx *sql.Tx) error {
 	if store.Dialect(t.dialect) == store.SQLite {

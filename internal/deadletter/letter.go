@@ -47,7 +47,7 @@ type Failure struct {
 type Letter struct {
 	// ID names the letter for life: it stays the same when the letter is replayed and fails again.
 	ID string
-	// State says what has become of the letter, and Decided who decided that, if it was somebody.
+	// State is the state of the letter, and Decided says who decided it, if a person or a replay did.
 	State   State
 	Decided Decision
 	// Event is the body's event, as far as it could be read.
@@ -81,13 +81,13 @@ type State string
 
 // States of letters.
 const (
-	// Waiting: somebody has to decide what becomes of it.
+	// Waiting: an operator has to decide about it.
 	Waiting State = "waiting"
 	// Replaying: it was released by a replay. It becomes handled, or waiting again when it fails.
 	Replaying State = "replaying"
 	// Archived: it was put away, perhaps to be restored. What is parked behind it goes on waiting.
 	Archived State = "archived"
-	// Discarded: nobody wants it handled. Nothing waits behind it any longer.
+	// Discarded: it is not to be handled. No event is parked behind it any longer.
 	Discarded State = "discarded"
 	// Superseded: it is the original of a letter that was edited.
 	Superseded State = "edited"

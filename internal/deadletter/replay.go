@@ -102,8 +102,8 @@ type Progress struct {
 	Counts
 }
 
-// Counts are the letters of a replay. Of those sent, the ones neither handled nor failed again are on their way, or
-// nobody can tell.
+// Counts are the letters of a replay. Of those sent, the ones neither handled nor failed again are in flight or their
+// outcome is unknown.
 type Counts struct {
 	Chosen, Sent, Handled, FailedAgain, Kept int
 	// Unknown are those of Sent of which it will not become known that they are handled.

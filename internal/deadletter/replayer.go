@@ -18,9 +18,9 @@ const (
 	// minPoll and maxPoll bound the time between two polls for letters that are released, which grows while there are none.
 	minPoll = 5 * time.Millisecond
 	maxPoll = 100 * time.Millisecond
-	// outcomeTimeout is after how long a letter waits again of which nothing was heard since it was sent.
+	// outcomeTimeout is how long a letter may have no outcome after it was sent. Then it waits again.
 	outcomeTimeout = 15 * time.Minute
-	// sweepInterval is how often it is looked for such letters.
+	// sweepInterval is how often such letters are searched.
 	sweepInterval = time.Minute
 )
 
@@ -194,7 +194,7 @@ func (t *Table) sent(ctx context.Context, letters []Release, seqs []int64, sendi
 
 const selectSilent = "SELECT seq FROM dead_letters WHERE state = 'replaying' AND released_at < ? AND sent_at < ?"
 
-// giveUp lets letters wait again of which nothing was heard for long since they were sent. If one is handled after all,
+// giveUp returns letters to waiting that had no outcome for long after they were sent. If one is handled after all,
 // it is marked then.
 func (t *Table) giveUp(ctx context.Context, now time.Time) error {
 	before := t.dialect.at(now.Add(-outcomeTimeout))

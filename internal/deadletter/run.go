@@ -55,7 +55,7 @@ type run struct {
 	poll     time.Duration
 }
 
-// errStopped says that nobody wants to see more.
+// errStopped says that the caller wants no further steps.
 var errStopped = errors.New("the replay is no longer watched")
 
 func (r *run) replay(ctx context.Context, f Filter) error {
@@ -197,14 +197,14 @@ func (r *run) release(ctx context.Context, n int) error {
 	return nil
 }
 
-var errGone = errors.New("somebody else has taken it meanwhile")
+var errGone = errors.New("another command or replay has taken it meanwhile")
 
 func (r *run) keep(l Letter, why error) error {
 	r.p.Kept++
 	return r.step(Kept, l, why)
 }
 
-// outcomes looks what has become of the letters that are released.
+// outcomes polls the outcomes of the released letters.
 func (r *run) outcomes(ctx context.Context) error {
 	if len(r.released) == 0 {
 		return nil
@@ -269,7 +269,7 @@ func (r *run) outcome(seq int64, l releasedRow) error {
 	case settled:
 		r.p.Handled++
 		return r.step(Handled, l.Letter, nil)
-	case sent: // nothing was heard of it for long, or somebody has decided otherwise meanwhile
+	case sent: // it had no outcome for long, or it was decided about meanwhile
 		r.p.Unknown++
 		return nil
 	case l.problem != "":
@@ -323,7 +323,7 @@ func (t *Table) chooseSome(ctx context.Context, f Filter, replayID string) ([]in
 			continue
 		}
 		s.add(r.seq, r.Handler, r.Event.AggregateID, r.Event.AggregateVersion)
-		if len(s.places) == limit {
+		if len(s.positions) == limit {
 			break
 		}
 	}
@@ -333,9 +333,9 @@ func (t *Table) chooseSome(ctx context.Context, f Filter, replayID string) ([]in
 // sequence puts letters in the order of a replay: each line, which is those of an aggregate and a handler, by versions,
 // where its oldest is among the others. It is in Go, as Postgres takes several times as long.
 type sequence struct {
-	lines  map[line]int
-	first  []int64 // the oldest letter of each line
-	places []place
+	lines     map[line]int
+	first     []int64 // the oldest letter of each line
+	positions []position
 }
 
 type line struct {
@@ -343,7 +343,7 @@ type line struct {
 	handler   string
 }
 
-type place struct {
+type position struct {
 	line, version int
 	seq           int64
 }
@@ -361,15 +361,15 @@ func (s *sequence) add(seq int64, handler string, aggregate uuid.UUID, version i
 		}
 	}
 	s.first[at] = min(s.first[at], seq)
-	s.places = append(s.places, place{at, version, seq})
+	s.positions = append(s.positions, position{at, version, seq})
 }
 
 func (s *sequence) order() []int64 {
-	slices.SortFunc(s.places, func(a, b place) int {
+	slices.SortFunc(s.positions, func(a, b position) int {
 		return cmp.Or(cmp.Compare(s.first[a.line], s.first[b.line]), cmp.Compare(a.version, b.version), cmp.Compare(a.seq, b.seq))
 	})
-	order := make([]int64, len(s.places))
-	for i, p := range s.places {
+	order := make([]int64, len(s.positions))
+	for i, p := range s.positions {
 		order[i] = p.seq
 	}
 	return order
@@ -398,7 +398,7 @@ func (t *Table) release(ctx context.Context, seqs []int64, replayID string, to D
 	err = t.db.Write(ctx, "release dead letters", func(ctx context.Context, tx *sql.Tx) error {
 		released = nil
 		return t.query(ctx, tx, "UPDATE dead_letters SET state = 'replaying', release = ?, release_to = ?, released_at = ?, "+
-			"sent_at = NULL, problem = '', turn = "+t.dialect.place("seq")+
+			"sent_at = NULL, problem = '', turn = "+t.dialect.position("seq")+
 			" WHERE seq IN (SELECT seq FROM dead_letters WHERE state = 'waiting' AND "+t.dialect.in("seq")+t.dialect.skipLocked()+
 			") RETURNING seq", []any{replayID, string(to), t.dialect.at(at), all, all},
 			func(rows *sql.Rows) error {

@@ -87,15 +87,15 @@ func (d dialect) rows(name string) string {
 	return "unnest(?::text[]) AS " + name + " (value)"
 }
 
-// place is the place of a value in the list which is its argument.
-func (d dialect) place(column string) string {
+// position is the position of a value in the list which is its argument.
+func (d dialect) position(column string) string {
 	if store.Dialect(d) == store.SQLite {
 		return "(SELECT key FROM json_each(?) WHERE value = " + column + ")"
 	}
 	return "array_position(?::bigint[], " + column + ")"
 }
 
-// skipLocked passes over the rows that another transaction has in hand. SQLite has one writer.
+// skipLocked skips rows that another transaction has locked. SQLite has one writer.
 func (d dialect) skipLocked() string {
 	if store.Dialect(d) == store.SQLite {
 		return ""
@@ -103,7 +103,7 @@ func (d dialect) skipLocked() string {
 	return " FOR UPDATE SKIP LOCKED"
 }
 
-// forUpdate waits for the transactions that have the rows in hand.
+// forUpdate locks the rows. It waits for transactions that have locked them.
 func (d dialect) forUpdate() string {
 	if store.Dialect(d) == store.SQLite {
 		return ""

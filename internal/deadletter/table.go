@@ -125,7 +125,7 @@ func (t *Table) conditions(f Filter) (string, []any) {
 }
 
 // orderColumn is the time by which the letters of a filter are listed: that of the last failure, or of the decision if
-// somebody has decided on all of them.
+// all of them are decided.
 func (f Filter) orderColumn() string {
 	open := len(f.States) == 0 || slices.ContainsFunc(f.States, func(s State) bool { return s == Waiting || s == Replaying })
 	if open {
@@ -233,7 +233,7 @@ func (t *Table) Newest(ctx context.Context, f Filter, after string, limit int) (
 	return letters, t.db.Fault(ctx, "list dead letters", err)
 }
 
-// pageStatement selects the first letters that a filter chooses, or those behind a place. What it lacks is the limit.
+// pageStatement selects the first letters that a filter chooses, or those behind a position. What it lacks is the limit.
 func (t *Table) pageStatement(f Filter, first bool, after time.Time, afterSeq int64) (string, []any) {
 	conditions, args := t.conditions(f)
 	order := f.orderColumn()
@@ -544,7 +544,7 @@ func (t *Table) change(ctx context.Context, f Filter, from []State, to State, d 
 	return n, nil
 }
 
-// unpark lets nothing wait any longer behind those of the letters that are in a state.
+// unpark releases the events that are parked behind those of the letters that are in a state.
 func (t *Table) unpark(ctx context.Context, tx *sql.Tx, seqs []int64, state State) error {
 	_, err := t.exec(ctx, tx, "DELETE FROM parked WHERE (event_id, handler) IN (SELECT event_id, handler FROM dead_letters WHERE state = ? AND "+
 		t.dialect.in("seq")+")", string(state), list(t.dialect, seqs))

@@ -73,7 +73,7 @@ type Relay struct {
 
 // Config is how a relay works.
 type Config struct {
-	// Poll is how often it looks for events that it was not woken for.
+	// Poll is how often it polls for events that no notification told of.
 	Poll time.Duration
 	// Patience is how long it tries to publish a batch; 0 is for ever. After it the relay yields the lease: one that cannot
 	// reach the bus does not keep others from relaying.
