@@ -398,6 +398,40 @@ func TestReplayEndsWhileALetterIsPublished(t *testing.T) {
 	})
 }
 
+// A letter that is sent when its replay ends fails while the resumed replay has it in its list, but not sent again.
+func TestResumedReplaySendsNoLetterThatHasFailedInIt(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, _ backend, table *deadletter.Table) {
+		t.Helper()
+		many(t, table, 2)
+		f := &fakeBus{table: table}
+		f.handle = f.fail
+		first := ""
+		for p, err := range table.Replay(t.Context(), deadletter.Filter{}, deadletter.ReplayOptions{Patience: patience}) {
+			require.NoError(t, err)
+			first = p.ReplayID
+			break // nothing is sent
+		}
+		waiting := all(t, table, deadletter.Filter{})
+		var steps []deadletter.Step
+		o := deadletter.ReplayOptions{Resume: first, Patience: patience, MaxFailures: -1}
+		var last deadletter.Progress
+		for p, err := range table.Replay(t.Context(), deadletter.Filter{}, o) {
+			require.NoError(t, err)
+			if p.Step == deadletter.Begun {
+				f.fail(t.Context(), deadletter.Release{Letter: waiting[0], ReplayID: first})
+				f.run(t)
+			}
+			steps, last = append(steps, p.Step), p
+		}
+		require.Equal(t, deadletter.Counts{Chosen: 2, Sent: 2, FailedAgain: 2}, last.Counts, "%v", steps)
+		require.Equal(t, []string{waiting[1].ID}, f.sent())
+		for _, l := range all(t, table, deadletter.Filter{}) {
+			require.Equal(t, 1, l.Replays)
+		}
+	})
+}
+
 func TestTwoReplaysSendNoLetterTwice(t *testing.T) {
 	t.Parallel()
 	onBoth(t, func(t *testing.T, _ backend, table *deadletter.Table) {

@@ -188,10 +188,14 @@ func (r *run) release(ctx context.Context, n int) error {
 		return err
 	}
 	for _, seq := range chunk {
-		if _, found := r.released[seq]; !found {
-			if err := r.keep(letters[seq].Letter, errGone); err != nil {
-				return err
-			}
+		l := letters[seq]
+		if _, found := r.released[seq]; found {
+			continue
+		}
+		if l.release == r.options.Resume || l.ReplayID == r.options.Resume { // it was sent before this replay was resumed
+			r.released[seq] = false
+		} else if err := r.keep(l.Letter, errGone); err != nil {
+			return err
 		}
 	}
 	return nil
@@ -392,15 +396,16 @@ func (t *Table) news(ctx context.Context, released map[int64]bool) ([]int64, err
 	return slices.DeleteFunc(seqs, func(seq int64) bool { return same[seq] }), t.db.Fault(ctx, "follow a replay", err)
 }
 
-// release marks those of the letters that wait as released, in this order, and returns them.
+// release marks those of the letters that wait, and have not failed in this replay, as released, in this order, and returns
+// them.
 func (t *Table) release(ctx context.Context, seqs []int64, replayID string, to Destination, at time.Time) (released []int64, err error) {
 	all := list(t.dialect, seqs)
 	err = t.db.Write(ctx, "release dead letters", func(ctx context.Context, tx *sql.Tx) error {
 		released = nil
 		return t.query(ctx, tx, "UPDATE dead_letters SET state = 'replaying', release = ?, release_to = ?, released_at = ?, "+
 			"sent_at = NULL, problem = '', turn = "+t.dialect.position("seq")+
-			" WHERE seq IN (SELECT seq FROM dead_letters WHERE state = 'waiting' AND "+t.dialect.in("seq")+t.dialect.skipLocked()+
-			") RETURNING seq", []any{replayID, string(to), t.dialect.at(at), all, all},
+			" WHERE seq IN (SELECT seq FROM dead_letters WHERE state = 'waiting' AND replay_id <> ? AND "+t.dialect.in("seq")+
+			t.dialect.skipLocked()+") RETURNING seq", []any{replayID, string(to), t.dialect.at(at), all, replayID, all},
 			func(rows *sql.Rows) error {
 				var seq int64
 				err := rows.Scan(&seq)
