@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -177,4 +178,52 @@ func TestStopFinishesTheReplayInFlight(t *testing.T) {
 	require.NoError(t, <-replayed)
 	require.Equal(t, 1, count(deadletter.Settled))
 	require.Equal(t, 1, runs)
+}
+
+// A leader that loses its lease and gets it again replays again.
+func TestReplaysGoOnAfterTheLeaseWasLost(t *testing.T) {
+	t.Parallel()
+	settings := worker.DefaultSettings()
+	settings.DatabaseURL = testservers.Postgres(t)
+	settings.Tuning.RetryAttempts = 1
+	var broken atomic.Bool
+	broken.Store(true)
+	m := metrics.New("v1")
+	runObserved(t, settings, func(reg *handlers.Registry, _ events.Streams) {
+		handlers.On(reg, "PatientRegistered", "welcome-patient",
+			func(context.Context, events.Event, registered) ([]events.Event, error) {
+				if broken.Load() {
+					return nil, handlers.Permanent(errors.New("broken"))
+				}
+				return nil, nil
+			})
+	}, m, nil)
+	backend, err := settings.OpenStore(t.Context())
+	require.NoError(t, err)
+	defer func() { require.NoError(t, backend.Close()) }()
+	e, err := events.New(events.Origin{TenantID: uuid.New()}, "Patient", uuid.New(), 1, registered{secret})
+	require.NoError(t, err)
+	require.NoError(t, backend.Append(t.Context(), e))
+	table := deadletter.NewTable(backend.SQL())
+	require.Eventually(t, func() bool {
+		n, err := table.Count(t.Context())
+		require.NoError(t, err)
+		return n == 1
+	}, patience, tick)
+	leads := func() bool { return has(m, "worker_relay_leads 1") }
+	for range 5 {
+		require.Eventually(t, leads, patience, tick)
+		_, err := backend.SQL().DB.ExecContext(t.Context(),
+			"UPDATE leases SET holder = 'another', fence = fence + 1, expires_at = clock_timestamp() + interval '2 s' WHERE task = 'relay'")
+		require.NoError(t, err)
+		require.Eventually(t, func() bool { return !leads() }, patience, tick)
+	}
+	require.Eventually(t, leads, patience, tick)
+
+	broken.Store(false)
+	var last deadletter.Progress
+	for last, err = range table.Replay(t.Context(), deadletter.Filter{}, deadletter.ReplayOptions{Patience: patience}) {
+		require.NoError(t, err)
+	}
+	require.Equal(t, 1, last.Handled)
 }

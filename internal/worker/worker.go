@@ -178,7 +178,7 @@ func (w *Worker) Run(ctx context.Context) error {
 	}
 	background.Go(func() { // a letter in flight is finished at a stop
 		defer close(w.replayed)
-		w.lease.Do(side, w.replay)
+		w.replay(side)
 	})
 	if w.parts.Ingester != nil {
 		// The broker has one consumer of dead letters, too: while the store is unavailable it keeps them, and requeues none.
@@ -207,16 +207,20 @@ func (w *Worker) Run(ctx context.Context) error {
 	return err
 }
 
-// replay replays while the lease is held. At a stop, which ends ctx, the letters in flight are finished.
+// replay replays while the lease is held, until ctx is done. At a stop the letters in flight are finished.
 func (w *Worker) replay(ctx context.Context) {
-	status := w.lease.Status()
-	if status.Err != nil {
-		<-ctx.Done()
-		return
+	for ctx.Err() == nil {
+		status := w.lease.Status()
+		if status.Err == nil {
+			held, cancel := status.While(w.ended)
+			w.replayer.Run(held, w.stopping)
+			cancel()
+		}
+		select {
+		case <-ctx.Done():
+		case <-status.Changed:
+		}
 	}
-	held, cancel := status.While(w.ended)
-	defer cancel()
-	w.replayer.Run(held, w.stopping)
 }
 
 // addConsumers gives each topic of the bus to the dispatcher, with the middlewares around it.
