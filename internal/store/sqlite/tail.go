@@ -27,9 +27,9 @@ const (
 	takeLease = `INSERT INTO leases (task, holder, fence, expires_at) VALUES (?1, ?2, 1, ` + now + ` + ?3)
 		ON CONFLICT (task) DO UPDATE
 		SET holder = excluded.holder, fence = fence + (holder <> excluded.holder), expires_at = excluded.expires_at
-		WHERE holder = excluded.holder OR expires_at NOT BETWEEN ` + now + ` AND ` + now + ` + 60000000
+		WHERE holder IN (excluded.holder, '') OR expires_at NOT BETWEEN ` + now + ` AND ` + now + ` + 60000000
 		RETURNING fence`
-	giveLease = `UPDATE leases SET holder = '', expires_at = ` + now + ` WHERE task = ? AND holder = ?`
+	giveLease = `UPDATE leases SET holder = '' WHERE task = ? AND holder = ?`
 	now       = `CAST(unixepoch('subsec') * 1000000 AS INTEGER)`
 )
 

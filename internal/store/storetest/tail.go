@@ -381,6 +381,16 @@ func leasesToOne(t *testing.T, d Database) {
 	third, err := other.TakeLease(t.Context(), task, "other", ttl)
 	require.NoError(t, err)
 	require.EqualValues(t, 3, third.Number, "what was given back was another period")
+	for i := range 50 { // also within the tick of the clock in which it was given back
+		holder, next := "other", "one"
+		if i%2 == 1 {
+			holder, next = next, holder
+		}
+		require.NoError(t, one.GiveLease(t.Context(), task, holder))
+		fence, err := other.TakeLease(t.Context(), task, next, ttl)
+		require.NoError(t, err)
+		require.EqualValues(t, 4+i, fence.Number)
+	}
 }
 
 func expiresLeases(t *testing.T, d Database) {

@@ -1,2 +1,2 @@
 -- Gives back the lease of the task $1 that the holder $2 has.
-UPDATE leases SET holder = '', expires_at = now() WHERE task = $1 AND holder = $2
+UPDATE leases SET holder = '' WHERE task = $1 AND holder = $2

@@ -6,5 +6,5 @@ ON CONFLICT (task) DO UPDATE
 SET holder = excluded.holder,
     fence = lease.fence + CASE WHEN lease.holder = excluded.holder THEN 0 ELSE 1 END,
     expires_at = excluded.expires_at
-WHERE lease.holder = excluded.holder OR lease.expires_at NOT BETWEEN now() AND now() + interval '1 minute'
+WHERE lease.holder IN (excluded.holder, '') OR lease.expires_at NOT BETWEEN now() AND now() + interval '1 minute'
 RETURNING fence
