@@ -24,8 +24,9 @@ const (
 	resendInterval = 500 * time.Millisecond
 	// errorInterval is the wait after an error of the store.
 	errorInterval = time.Second
-	// moveTimeout is after how long a move of the position is tried again, on another connection: the lease is renewed on
-	// others, so that no other worker would follow a leader whose connection is dead.
+	// nextTimeout and moveTimeout are after how long a read of a batch and a move of the position are tried again, on another
+	// connection: the lease is renewed on others, so that no other worker would follow a leader whose connection is dead.
+	nextTimeout = 20 * time.Second // a batch may be 8 MB
 	moveTimeout = 10 * time.Second
 	// yieldTime is how long a relay that cannot publish leaves the lease to others.
 	yieldTime = 2 * time.Second
@@ -172,7 +173,9 @@ func (r *Relay) notLeader(err error) {
 func (r *Relay) relayNext(ctx context.Context, status lease.Status) (found bool, err error) {
 	held, cancel := status.While(ctx)
 	defer cancel()
-	batch, err := r.tail.Next(held)
+	reading, done := context.WithTimeout(held, nextTimeout)
+	batch, err := r.tail.Next(reading)
+	done()
 	if err == nil && batch.Events != nil && !r.isStopping() {
 		if !r.publish(held, batch) {
 			return true, nil

@@ -1,11 +1,16 @@
 package relay_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"io"
 	"log/slog"
+	"net"
+	"net/url"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -273,6 +278,72 @@ func TestARelayThatCannotPublishGivesWay(t *testing.T) {
 	require.Equal(t, want, near.ids())
 	stop1(patience)
 	stop2(patience)
+}
+
+// The lease is renewed on other connections: it outlives a read on one that is half-open, of which no error ever comes.
+func TestReadOnAHalfOpenConnection(t *testing.T) {
+	t.Parallel()
+	s, err := postgres.Open(t.Context(), halfOpen(t, testservers.Postgres(t), "The next batch for the relay"), postgres.Options{})
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, s.Close()) })
+	require.NoError(t, s.Migrate(t.Context()))
+	want, p := appendTo(t, s, storetest.NewStream(), 3), &publisher{}
+	began := time.Now()
+	r, stop := start(t, s, p)
+	require.Eventually(t, func() bool { return stateOf(r) == relay.Failing }, patience, tick)
+	require.Less(t, time.Since(began), 30*time.Second)
+	_, err = r.Status()
+	require.ErrorContains(t, err, "read a batch of events")
+	require.Eventually(t, func() bool { return stateOf(r) == relay.Idle }, patience, tick)
+	require.Equal(t, want, p.ids())
+	stop(patience)
+}
+
+// halfOpen returns the URL of a proxy to the server of a URL. The first connection on which a client sends the text stays
+// open, and nothing passes any more.
+func halfOpen(t *testing.T, server, text string) string {
+	t.Helper()
+	u, err := url.Parse(server)
+	require.NoError(t, err)
+	listener, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	target, ctx := u.Host, t.Context()
+	u.Host = listener.Addr().String()
+	var running sync.WaitGroup
+	var silent atomic.Bool
+	running.Go(func() {
+		for {
+			client, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			server, err := new(net.Dialer).DialContext(ctx, "tcp", target)
+			if err != nil {
+				_ = client.Close()
+				continue
+			}
+			context.AfterFunc(ctx, func() { _, _ = client.Close(), server.Close() })
+			running.Go(func() { _, _ = io.Copy(client, server); _ = client.Close() })
+			running.Go(func() {
+				defer server.Close()
+				for buffer := make([]byte, 64<<10); ; {
+					n, err := client.Read(buffer)
+					if err != nil {
+						return
+					}
+					if bytes.Contains(buffer[:n], []byte(text)) && silent.CompareAndSwap(false, true) {
+						_, _ = io.Copy(io.Discard, client)
+						return
+					}
+					if _, err := server.Write(buffer[:n]); err != nil {
+						return
+					}
+				}
+			})
+		}
+	})
+	t.Cleanup(func() { _ = listener.Close(); running.Wait() })
+	return u.String()
 }
 
 // runOn runs a relay on a tail that is not a store's, until end, which waits for it.
