@@ -16,6 +16,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/stdlib"
 
+	"github.com/healz/worker/internal/store"
 	"github.com/healz/worker/internal/worker"
 	"github.com/healz/worker/migrations"
 )
@@ -416,7 +417,11 @@ type lag struct {
 
 func (d postgresDoctor) relay(ctx context.Context, conn *pgx.Conn) ([]Finding, error) {
 	read := func() (l lag, err error) {
-		err = conn.QueryRow(ctx, lagSQL).Scan(&l.Begun, &l.Moved, &l.Waiting, &l.Own, &l.Oldest)
+		var deleted bool
+		err = conn.QueryRow(ctx, lagSQL).Scan(&l.Begun, &deleted, &l.Moved, &l.Waiting, &l.Own, &l.Oldest)
+		if deleted {
+			err = store.ErrNoPosition
+		}
 		return l, err
 	}
 	l, err := read()

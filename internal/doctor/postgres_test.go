@@ -159,6 +159,10 @@ func TestPostgresFaults(t *testing.T) {
 			s.DatabaseURL = limited
 		}, "append-only", doctor.Warning, []string{"DELETE on events"}},
 		"no relay yet": {statement(), "relay", doctor.Warning, []string{"no relay has started"}},
+		"a relay without its position": {
+			statement("INSERT INTO leases VALUES ('relay', '', 1, now())"),
+			"relay", doctor.Wrong, []string{"the row of relay_position is missing"},
+		},
 		"a relay that rests": {func(t *testing.T, s *worker.Settings, owner *pgx.Conn) {
 			t.Helper()
 			b := migrated(t, *s)

@@ -16,6 +16,7 @@ import (
 
 	_ "modernc.org/sqlite" // the driver "sqlite"
 
+	"github.com/healz/worker/internal/store"
 	"github.com/healz/worker/internal/worker"
 	"github.com/healz/worker/migrations"
 )
@@ -177,12 +178,16 @@ func (sqliteDoctor) appendOnly(ctx context.Context, db *sql.DB) ([]Finding, erro
 func (d sqliteDoctor) relay(ctx context.Context, db *sql.DB) ([]Finding, error) {
 	read := func() (l lag, position int64, err error) {
 		var created sql.NullInt64
+		var relayed bool
 		err = db.QueryRowContext(ctx, `
 			WITH position AS (SELECT event FROM relay_position),
 			waiting AS (SELECT created_at, own FROM events WHERE id > (SELECT event FROM position) ORDER BY id LIMIT ?)
-			SELECT coalesce((SELECT event FROM position), -1), count(*), min(created_at) FROM waiting WHERE own = 1 OR NOT ?`,
-			most+1, d.settings.Relay.OnlyOwn).Scan(&position, &l.Waiting, &created)
+			SELECT coalesce((SELECT event FROM position), -1), EXISTS (SELECT 1 FROM leases WHERE task = 'relay'), count(*), min(created_at) FROM waiting WHERE own = 1 OR NOT ?`,
+			most+1, d.settings.Relay.OnlyOwn).Scan(&position, &relayed, &l.Waiting, &created)
 		l.Begun, l.Own = position >= 0, l.Waiting
+		if err == nil && relayed && !l.Begun {
+			err = store.ErrNoPosition
+		}
 		if created.Valid {
 			age := time.Since(time.UnixMicro(created.Int64)).Seconds()
 			l.Oldest = &age

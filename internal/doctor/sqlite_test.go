@@ -72,6 +72,10 @@ func TestFile(t *testing.T) {
 		"no relay yet": {
 			func(*testing.T, *worker.Settings) {}, "relay", doctor.Warning, []string{"no relay has started", "worker run"},
 		},
+		"a relay without its position": {
+			statement("INSERT INTO leases VALUES ('relay', '', 1, 0)"),
+			"relay", doctor.Wrong, []string{"the row of relay_position is missing"},
+		},
 		"a relay that rests": {func(t *testing.T, s *worker.Settings) {
 			t.Helper()
 			b := migrated(t, *s)

@@ -20,6 +20,9 @@ var (
 	// ErrUnavailable says that the store could not be reached or could not serve: the fault is not the event's,
 	// and the same call can succeed later.
 	ErrUnavailable = errors.New("the store is unavailable")
+	// ErrNoPosition says that the row of relay_position was deleted after a relay had run: nothing tells what is published.
+	ErrNoPosition = errors.New("the row of relay_position is missing, so that it is not known which events are published: " +
+		"restore it from a backup, or insert one with the values 0 to publish all events again")
 	// ErrNoEvent says that no event has the id that was asked for.
 	ErrNoEvent = errors.New("no such event")
 	// ErrNoSchema says that the database has no events table of this worker.

@@ -56,7 +56,7 @@ type Batch struct {
 // store does not delay it. Each call is one statement and leaves no state in a session, so that a pooler in transaction
 // mode may stand between; no transaction is open while a batch is handled, however long that takes.
 type Tail struct {
-	// Next reads the batch behind the position.
+	// Next reads the batch behind the position. It is [ErrNoPosition] if that was deleted.
 	Next func(ctx context.Context) (Batch, error)
 	// Move moves the position. It is [ErrNotLeader] if the lease of [RelayTask] has another holder or fence meanwhile: a
 	// former leader, which may have been frozen at any point, moves nothing.
@@ -69,7 +69,7 @@ type Tail struct {
 	// Wake receives a value soon after something was appended, by this process or, where the database can tell, by
 	// another; many appends may give one value, and some may be missed: a poll is still needed. It is never closed.
 	Wake <-chan struct{}
-	// Backlog looks at what the relay has before it. It waits for no lock.
+	// Backlog looks at what the relay has before it. It waits for no lock. It is [ErrNoPosition] if the position was deleted.
 	Backlog func(ctx context.Context) (Backlog, error)
 	// Close releases what the tail holds. The store must be closed after it.
 	Close func() error

@@ -1,4 +1,4 @@
--- The lag of the relay: whether it has started, when its position moved last and, of at most 10 001 events that it could
+-- The lag of the relay: whether it has started, whether its position was deleted since, when that moved last and, of at most 10 001 events that it could
 -- publish now, their number, how many of them the worker has appended, and when the oldest was created.
 WITH position AS MATERIALIZED (
     SELECT * FROM relay_position
@@ -14,6 +14,7 @@ waiting AS MATERIALIZED (
 )
 SELECT
     EXISTS (SELECT FROM position),
+    NOT EXISTS (SELECT FROM position) AND EXISTS (SELECT FROM leases WHERE task = 'relay'),
     extract(epoch FROM clock_timestamp() - (SELECT moved_at FROM position))::float8,
     count(*),
     count(*) FILTER (WHERE own),

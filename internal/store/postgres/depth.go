@@ -19,8 +19,12 @@ func (s *Store) backlog(ctx context.Context, c store.TailConfig) (store.Backlog,
 		statement = onlyOwn(statement)
 	}
 	var b store.Backlog
+	var begun bool
 	var seconds float64
-	err := s.pool.QueryRow(ctx, statement, store.MaxCount).Scan(&b.Events, &seconds)
+	err := s.pool.QueryRow(ctx, statement, store.MaxCount).Scan(&begun, &b.Events, &seconds)
+	if err == nil && !begun {
+		err = store.ErrNoPosition
+	}
 	b.Age = time.Duration(seconds * float64(time.Second))
 	return b, fault(ctx, "read the relay's backlog", err)
 }

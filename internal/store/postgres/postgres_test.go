@@ -44,6 +44,11 @@ func TestTail(t *testing.T) {
 				t.Helper()
 				insert(t, connect(t, url), e)
 			},
+			Execute: func(t *testing.T, statement string) {
+				t.Helper()
+				_, err := connect(t, url).Exec(t.Context(), statement)
+				require.NoError(t, err)
+			},
 		}
 	})
 }

@@ -110,12 +110,17 @@ func (t tail) next(ctx context.Context) (store.Batch, error) {
 	batch.Queue(t.statement, t.batchSize)
 	results := t.pool.SendBatch(ctx, batch)
 	defer results.Close()
-	if _, err := results.Exec(); err != nil {
+	var begun bool
+	err := results.QueryRow().Scan(nil, nil, nil, nil, &begun)
+	if err == nil && !begun {
+		err = store.ErrNoPosition
+	}
+	if err != nil {
 		return store.Batch{}, fault(ctx, doing, err)
 	}
 	var b store.Batch
 	var transaction string
-	err := results.QueryRow().Scan(&b.Events, &transaction, &b.Position.ID)
+	err = results.QueryRow().Scan(&b.Events, &transaction, &b.Position.ID)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return store.Batch{}, nil
 	}

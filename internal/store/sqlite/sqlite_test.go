@@ -46,6 +46,11 @@ func TestTail(t *testing.T) {
 				t.Helper()
 				insert(t, connect(t, path), e)
 			},
+			Execute: func(t *testing.T, statement string) {
+				t.Helper()
+				_, err := connect(t, path).ExecContext(t.Context(), statement)
+				require.NoError(t, err)
+			},
 		}
 	})
 }

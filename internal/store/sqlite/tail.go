@@ -15,10 +15,12 @@ const (
 	// watchInterval is how often the tail looks for what other processes have appended: a look takes microseconds.
 	watchInterval = 50 * time.Millisecond
 
-	selectTail = `SELECT ` + columns + ` FROM events
-		WHERE id > coalesce((SELECT event FROM relay_position), 0) AND (own = 1 OR NOT ?) ORDER BY id LIMIT ?`
+	selectPosition = `SELECT event FROM relay_position`
+	selectTail     = `SELECT ` + columns + ` FROM events WHERE id > ? AND (own = 1 OR NOT ?) ORDER BY id LIMIT ?`
+	// initPosition does not replace a position that was deleted after a relay had run, and so had a lease.
 	initPosition = `INSERT OR IGNORE INTO relay_position (singleton, event)
-		SELECT 1, CASE WHEN ? THEN coalesce(max(id), 0) ELSE 0 END FROM events`
+		SELECT 1, CASE WHEN ? THEN (SELECT coalesce(max(id), 0) FROM events) ELSE 0 END
+		WHERE NOT EXISTS (SELECT 1 FROM leases WHERE task = 'relay')`
 	updatePosition = `UPDATE relay_position SET event = ?
 		WHERE EXISTS (SELECT 1 FROM leases WHERE task = 'relay' AND holder = ? AND fence = ?)`
 
@@ -133,7 +135,11 @@ func signal(wake chan<- struct{}) {
 // next reads the batch behind the position: as many events as the batch size and streamBytes allow, but at least one.
 func next(ctx context.Context, db *sql.DB, c store.TailConfig) (store.Batch, error) {
 	const doing = "read a batch of events"
-	rows, err := db.QueryContext(ctx, selectTail, c.OnlyOwn, c.BatchSize)
+	behind, err := position(ctx, db)
+	if err != nil {
+		return store.Batch{}, translate(doing, err)
+	}
+	rows, err := db.QueryContext(ctx, selectTail, behind, c.OnlyOwn, c.BatchSize)
 	if err != nil {
 		return store.Batch{}, translate(doing, err)
 	}
@@ -162,6 +168,15 @@ func next(ctx context.Context, db *sql.DB, c store.TailConfig) (store.Batch, err
 		b.Events = append(b.Events, ']')
 	}
 	return b, translate(doing, rows.Err())
+}
+
+// position is the id of the last event that is published.
+func position(ctx context.Context, db *sql.DB) (id int64, err error) {
+	err = db.QueryRowContext(ctx, selectPosition).Scan(&id)
+	if errors.Is(err, sql.ErrNoRows) {
+		err = store.ErrNoPosition
+	}
+	return id, err
 }
 
 func (s *Store) movePosition(ctx context.Context, behind store.Position, fence store.Fence) error {

@@ -30,6 +30,8 @@ type Database struct {
 	// Insert does what a program does that knows nothing of the worker: it inserts a row and names only the contract's
 	// columns.
 	Insert func(t *testing.T, e events.Event)
+	// Execute executes a statement as the administrator of the database does.
+	Execute func(t *testing.T, statement string)
 }
 
 // RunTail holds stores to [store.Tail].
@@ -46,6 +48,7 @@ func RunTail(t *testing.T, create func(t *testing.T) Database) {
 		"start at the beginning":                  startsAtBeginning(store.StartBeginning),
 		"start by default":                        startsAtBeginning(store.StartAuto),
 		"start at the end":                        startsAtEnd,
+		"a position that was deleted":             missesPosition,
 		"a lease has one holder":                  leasesToOne,
 		"a lease expires":                         expiresLeases,
 		"a lease of a clock that was ahead":       distrustsClocks,
@@ -339,6 +342,25 @@ func startsAtEnd(t *testing.T, d Database) {
 	want = stream.Take(1)
 	appendAll(t, s, want)
 	requireSame(t, asOnWire(want), Subscribe(t, s, config).Take(t, 1))
+}
+
+// missesPosition deletes the position of a relay that has run: what is published already is known by nothing else.
+func missesPosition(t *testing.T, d Database) {
+	t.Helper()
+	s, config := d.open(t), store.TailConfig{BatchSize: 10}
+	appendAll(t, s, NewStream().Take(3))
+	running := Subscribe(t, s, config)
+	running.Take(t, 3)
+	d.Execute(t, "DELETE FROM relay_position")
+	_, err := running.Next(t.Context())
+	require.ErrorIs(t, err, store.ErrNoPosition)
+	_, err = running.Backlog(t.Context())
+	require.ErrorIs(t, err, store.ErrNoPosition)
+	running.Close(t)
+
+	restarted := Subscribe(t, s, config)
+	_, err = restarted.Next(t.Context())
+	require.ErrorIs(t, err, store.ErrNoPosition)
 }
 
 // leases are the tails of two processes.

@@ -1,4 +1,4 @@
--- How many events are between the relay's position and the end, counted up to $1, and for how many seconds the first of
+-- Whether there is a position, how many events are between it and the end, counted up to $1, and for how many seconds the first of
 -- them has been there. Those not committed yet are not seen, those above the horizon are. The conditions "true" become
 -- "own" where only own events are wanted.
 WITH waiting AS MATERIALIZED (
@@ -15,5 +15,6 @@ WITH waiting AS MATERIALIZED (
     LIMIT $1
 )
 SELECT
+    EXISTS (SELECT FROM relay_position),
     (SELECT count(*) FROM waiting),
     greatest(extract(epoch FROM now() - (SELECT created_at FROM waiting LIMIT 1)), 0)::float8
