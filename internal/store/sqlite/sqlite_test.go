@@ -55,6 +55,33 @@ func TestTail(t *testing.T) {
 	})
 }
 
+// A damaged row holds back what follows it, not what is before it, and the error names it without its data.
+func TestRowThatCannotBeRelayed(t *testing.T) {
+	t.Parallel()
+	for name, values := range map[string]string{
+		"data that is no JSON": `hex(randomblob(16)), 'secret'`,
+		"an id that is none":   `'secret', '{}'`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			path := migrated(t)
+			s, db := openUnclosed(t, path), connect(t, path)
+			t.Cleanup(func() { require.NoError(t, s.Close()) })
+			want := storetest.NewStream().Take(2)
+			require.NoError(t, s.AppendMany(t.Context(), want))
+			_, err := db.ExecContext(t.Context(), `INSERT INTO events (own, aggregate_id, aggregate_version, event_type,
+				aggregate_type, tenant_id, correlation_id, event_id, event_data) SELECT 1, aggregate_id, 3, event_type,
+				aggregate_type, tenant_id, correlation_id, `+values+` FROM events LIMIT 1`)
+			require.NoError(t, err)
+			tail := storetest.Subscribe(t, s, store.TailConfig{BatchSize: 10})
+			require.Len(t, tail.Take(t, 2), 2)
+			_, err = tail.Next(t.Context())
+			require.ErrorContains(t, err, "row 3 of events")
+			require.NotContains(t, err.Error(), "secret")
+		})
+	}
+}
+
 // migrated returns the path of an empty database that has the schema.
 func migrated(tb testing.TB) string {
 	tb.Helper()

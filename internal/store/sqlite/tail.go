@@ -147,19 +147,19 @@ func next(ctx context.Context, db *sql.DB, c store.TailConfig) (store.Batch, err
 	var b store.Batch
 	for rows.Next() {
 		r, err := scan(rows)
-		if err != nil {
-			return store.Batch{}, fmt.Errorf("%s: the one after position %d: %w", doing, b.Position.ID, err)
+		var body []byte
+		if err == nil {
+			body, err = r.MarshalJSON()
 		}
-		body, err := r.MarshalJSON()
-		if err != nil {
-			return store.Batch{}, fmt.Errorf("%s: encode event %s: %w", doing, r.Event.ID, err)
+		if err != nil && b.Events == nil {
+			return store.Batch{}, fmt.Errorf("%s: row %d of events: %w", doing, r.Position.ID, err)
 		}
-		separator := byte('[')
-		if b.Events != nil {
-			if len(b.Events)+len(body) > streamBytes {
-				break
-			}
-			separator = ','
+		if err != nil || b.Events != nil && len(b.Events)+len(body) > streamBytes {
+			break // the next batch begins with this row
+		}
+		separator := byte(',')
+		if b.Events == nil {
+			separator = '['
 		}
 		b.Events = append(append(b.Events, separator), body...)
 		b.Position.ID = r.Position.ID
