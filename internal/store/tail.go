@@ -45,16 +45,19 @@ type Fence struct {
 // Batch is a number of events in commit order.
 type Batch struct {
 	// Events is a JSON array of events as they go over the wire, with the versions of each aggregate ascending: at most
-	// TailConfig.BatchSize. (Lower versions that would follow behind the batch are put into it besides, and come again:
-	// only a program that writes in long transactions brings that about.) It is nil if there is no event.
+	// TailConfig.BatchSize. (On Postgres, lower versions that would follow behind the batch are added to it, and come again:
+	// only a program that writes in long transactions causes that.) It is nil if there is no event.
 	Events []byte
 	// Position is behind the batch.
 	Position Position
 }
 
-// Tail is a store's side of the relay, and of the leases of package lease. Its connections are its own, so that a busy
-// store does not delay it. Each call is one statement and leaves no state in a session, so that a pooler in transaction
-// mode may stand between; no transaction is open while a batch is handled, however long that takes.
+// Tail is a store's side of the relay, and of the leases of package lease. No transaction is open while a batch is handled,
+// however long that takes.
+//
+// On Postgres it has connections of its own, so that a busy store does not delay it; only Backlog uses those of the store.
+// Each call is one transaction and leaves no state in a session, so that a pooler in transaction mode may stand between. On
+// SQLite it has a connection of its own to read a batch; Move and the leases wait for the one writer.
 type Tail struct {
 	// Next reads the batch behind the position. It is [ErrNoPosition] if that was deleted.
 	Next func(ctx context.Context) (Batch, error)
@@ -69,7 +72,7 @@ type Tail struct {
 	// Wake receives a value soon after something was appended, by this process or, where the database can tell, by
 	// another; many appends may give one value, and some may be missed: a poll is still needed. It is never closed.
 	Wake <-chan struct{}
-	// Backlog looks at what the relay has before it. It waits for no lock. It is [ErrNoPosition] if the position was deleted.
+	// Backlog tells what the relay has not published yet. It waits for no lock. It is [ErrNoPosition] if the position was deleted.
 	Backlog func(ctx context.Context) (Backlog, error)
 	// Close releases what the tail holds. The store must be closed after it.
 	Close func() error
