@@ -27,6 +27,19 @@ func DialQueue(ctx context.Context, c Config, queue string) (*Connection, error)
 	return conn, conn.dial(ctx)
 }
 
+// OccupyChannels makes batches wait for a channel, until release.
+func OccupyChannels(ctx context.Context, p *Publisher) (release func(), err error) {
+	return func() { p.slots.Release(maxChannels) }, p.slots.Acquire(ctx, maxChannels)
+}
+
+// PublishAfter publishes a message, and waits once it has a channel.
+func PublishAfter(ctx context.Context, p *Publisher, wait func()) error {
+	return p.publish(ctx, 1, func(int) (outgoing, error) {
+		wait()
+		return outgoing{exchange: p.conn.exchange}, nil
+	})
+}
+
 // Unmarshal makes a message of a delivery.
 func Unmarshal(d amqp091.Delivery) *message.Message { return unmarshal(d, DefaultMaxMessage) }
 

@@ -104,6 +104,7 @@ func (p *Publisher) publish(ctx context.Context, n int, next func(i int) (outgoi
 	b := &batch{
 		publisher: p, n: n, next: next,
 		bytes: semaphore.NewWeighted(maxUnconfirmedBytes), sent: make(chan unconfirmed, min(n, maxUnconfirmed)),
+		acquired: make(chan struct{}),
 	}
 	if p.closed.Load() || !p.conn.spawn(func() { b.send(sending) }) {
 		return fmt.Errorf("publish: %w", ErrClosed)
@@ -133,6 +134,7 @@ type batch struct {
 	bytes     *semaphore.Weighted
 	sent      chan unconfirmed
 	channel   atomic.Pointer[confirmChannel]
+	acquired  chan struct{} // closed once there is a channel
 	err       error // why sending ended, once sent is closed
 }
 
@@ -156,6 +158,7 @@ func (b *batch) send(ctx context.Context) {
 		return
 	}
 	b.channel.Store(c)
+	close(b.acquired)
 	for i := 0; i < b.n && b.err == nil; i++ {
 		b.err = b.sendOne(ctx, c, i)
 	}
@@ -183,7 +186,8 @@ func (b *batch) sendOne(ctx context.Context, c *confirmChannel, i int) error {
 	}
 }
 
-// await waits for the confirm of each message. It cuts a connection on which none comes for too long.
+// await waits for the confirm of each message. It cuts a connection on which none comes for too long. The wait for the
+// connection does not count.
 func (b *batch) await(ctx context.Context) error {
 	timeout := time.NewTicker(b.publisher.conn.config.ResponseTimeout)
 	defer timeout.Stop()
@@ -191,6 +195,7 @@ func (b *batch) await(ctx context.Context) error {
 		head            *unconfirmed // awaits its confirm
 		done            <-chan struct{}
 		confirmed, seen int
+		acquired        = b.acquired
 	)
 	for sent := b.sent; sent != nil || head != nil; {
 		receive := sent
@@ -212,9 +217,15 @@ func (b *batch) await(ctx context.Context) error {
 			b.bytes.Release(head.weight)
 			head, done = nil, nil
 			confirmed++
+		case <-acquired:
+			acquired = nil
+			timeout.Reset(b.publisher.conn.config.ResponseTimeout)
 		case <-timeout.C:
-			if c := b.channel.Load(); c != nil && confirmed == seen && c.session.blocked.Load() == nil {
-				c.session.kill()
+			if acquired != nil {
+				continue
+			}
+			if s := b.channel.Load().session; confirmed == seen && s.blocked.Load() == nil {
+				s.kill()
 			}
 			seen = confirmed
 		case <-ctx.Done():

@@ -211,6 +211,21 @@ func TestPublishLeavesAHalfOpenPeer(t *testing.T) {
 	}
 }
 
+// A batch that has waited long for its connection, or for a channel, does not cut it at once.
+func TestTheTimeoutOfABatchBeginsWithItsChannel(t *testing.T) {
+	t.Parallel()
+	const timeout = 2 * time.Second
+	publisher := amqp.NewPublisher(dial(t, amqp.Config{URL: testservers.RabbitMQ(t), ResponseTimeout: timeout}))
+	release, err := amqp.OccupyChannels(t.Context(), publisher)
+	require.NoError(t, err)
+	late := time.After(timeout * 5 / 4)
+	published := make(chan error)
+	go func() { published <- amqp.PublishAfter(t.Context(), publisher, func() { <-late }) }()
+	<-time.After(timeout * 3 / 4)
+	release()
+	require.NoError(t, <-published)
+}
+
 func TestPublishWaitsWhileTheBrokerBlocks(t *testing.T) {
 	t.Parallel()
 	network, url := newProxy(t, testservers.RabbitMQ(t))
