@@ -106,7 +106,7 @@ func (p *partitions) awaitEmpty(s *subscription) bool {
 	for quiet := 0; quiet < emptyPolls; {
 		pause(s.consuming, leftoverInterval)
 		empty := false
-		if !s.do(func() { empty = s.isEmpty() }) {
+		if !s.do(s.consuming, func() { empty = s.isEmpty() }) {
 			return false
 		}
 		if quiet++; !empty {
@@ -142,7 +142,9 @@ func (p *partitions) rebalance(ctx context.Context) {
 	}
 	workers := max(1, depths[0].Consumers)
 	share := (p.conn.partitions + workers - 1) / workers
+	ctx, cancel := context.WithTimeout(ctx, rebalanceInterval) // the others are not to wait for long
+	defer cancel()
 	for _, s := range active[min(share, len(active)):] {
-		s.do(s.giveUp)
+		s.do(ctx, s.giveUp)
 	}
 }

@@ -274,16 +274,18 @@ func (s *subscription) consume() (again bool) {
 	return true
 }
 
-// do calls f while the subscription consumes, and returns after that. It returns false if the subscription ends first.
-func (s *subscription) do(f func()) bool {
+// do calls f while the subscription consumes, and returns after that. It returns false if the subscription or ctx ends
+// first: one that has lost its channel does not consume for as long as the broker refuses another.
+func (s *subscription) do(ctx context.Context, f func()) bool {
 	done := make(chan struct{})
 	select {
 	case s.requests <- func() { defer close(done); f() }:
 		<-done
 		return true
 	case <-s.consuming.Done():
-		return false
+	case <-ctx.Done():
 	}
+	return false
 }
 
 // isEmpty tells whether the queue is empty, apart from a delivery that has arrived and was not received.
