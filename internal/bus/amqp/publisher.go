@@ -135,7 +135,7 @@ type batch struct {
 	sent      chan unconfirmed
 	channel   atomic.Pointer[confirmChannel]
 	acquired  chan struct{} // closed once there is a channel
-	err       error // why sending ended, once sent is closed
+	err       error         // why sending ended, once sent is closed
 }
 
 // unconfirmed is a message in flight.
