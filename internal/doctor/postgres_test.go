@@ -161,7 +161,8 @@ func TestPostgresFaults(t *testing.T) {
 		"no relay yet": {statement(), "relay", doctor.Warning, []string{"no relay has started"}},
 		"a relay without its position": {
 			statement("INSERT INTO leases VALUES ('relay', '', 1, now())"),
-			"relay", doctor.Wrong, []string{"the row of relay_position is missing"},
+			"relay", doctor.Wrong,
+			[]string{"the row of relay_position is missing"},
 		},
 		"a relay that rests": {func(t *testing.T, s *worker.Settings, owner *pgx.Conn) {
 			t.Helper()

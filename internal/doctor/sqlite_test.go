@@ -74,7 +74,8 @@ func TestFile(t *testing.T) {
 		},
 		"a relay without its position": {
 			statement("INSERT INTO leases VALUES ('relay', '', 1, 0)"),
-			"relay", doctor.Wrong, []string{"the row of relay_position is missing"},
+			"relay", doctor.Wrong,
+			[]string{"the row of relay_position is missing"},
 		},
 		"a relay that rests": {func(t *testing.T, s *worker.Settings) {
 			t.Helper()
