@@ -45,8 +45,26 @@ type Check struct {
 	Name string
 	// Needs names an earlier check. If that is [Wrong], this one is skipped. It may be "".
 	Needs string
-	// Run returns the findings, without the name. An error is [Wrong]. It returns when ctx ends.
-	Run func(ctx context.Context) ([]Finding, error)
+	// Run adds its findings to the report. An error is [Wrong], and replaces them. Run returns when ctx ends.
+	Run func(ctx context.Context, r *Report) error
+}
+
+// Report collects the findings of one check.
+type Report []Finding
+
+func (r *Report) add(f Finding) { *r = append(*r, f) }
+
+func (r *Report) fine(format string, args ...any) { r.add(fine(format, args...)) }
+
+func (r *Report) warn(what, advice string) { r.add(warning(what, advice)) }
+
+func (r *Report) wrong(what, advice string) { r.add(wrongly(what, advice)) }
+
+// otherwise is fine for a check without findings.
+func (r *Report) otherwise(format string, args ...any) {
+	if len(*r) == 0 {
+		r.fine(format, args...)
+	}
 }
 
 // Checks returns the checks for a worker with these settings.
@@ -71,7 +89,7 @@ func Examine(ctx context.Context, checks []Check, timeout time.Duration) iter.Se
 			if ctx.Err() != nil {
 				return
 			}
-			findings := []Finding{{Status: Skipped, What: c.Needs + " is wrong"}}
+			findings := Report{{Status: Skipped, What: c.Needs + " is wrong"}}
 			if c.Needs == "" || !wrong[c.Needs] {
 				findings = c.run(ctx, timeout)
 			} else {
@@ -89,16 +107,16 @@ func Examine(ctx context.Context, checks []Check, timeout time.Duration) iter.Se
 }
 
 // run runs a check, and does not wait longer than the timeout.
-func (c Check) run(ctx context.Context, timeout time.Duration) []Finding {
+func (c Check) run(ctx context.Context, timeout time.Duration) Report {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
-	found := make(chan []Finding, 1)
+	found := make(chan Report, 1)
 	go func() {
 		defer cancel()
-		findings, err := c.Run(ctx)
-		if err != nil {
-			findings = append(findings, wrongly(oneLine(err), ""))
+		var r Report
+		if err := c.Run(ctx, &r); err != nil {
+			r = Report{wrongly(oneLine(err), "")}
 		}
-		found <- findings
+		found <- r
 	}()
 	select {
 	case findings := <-found:
@@ -109,7 +127,7 @@ func (c Check) run(ctx context.Context, timeout time.Duration) []Finding {
 	case findings := <-found:
 		return findings
 	case <-time.After(grace):
-		return []Finding{wrongly(fmt.Sprintf("no answer within %s", timeout),
+		return Report{wrongly(fmt.Sprintf("no answer within %s", timeout),
 			"check whether the server hangs, or the network drops packets")}
 	}
 }

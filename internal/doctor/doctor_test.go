@@ -107,16 +107,19 @@ func TestExamine(t *testing.T) {
 	ok := doctor.Finding{Status: doctor.OK, What: "fine"}
 	release := make(chan struct{})
 	defer close(release)
-	finds := func(findings ...doctor.Finding) func(context.Context) ([]doctor.Finding, error) {
-		return func(context.Context) ([]doctor.Finding, error) { return findings, nil }
+	finds := func(findings ...doctor.Finding) func(context.Context, *doctor.Report) error {
+		return func(_ context.Context, r *doctor.Report) error {
+			*r = findings
+			return nil
+		}
 	}
 	checks := []doctor.Check{
 		{Name: "broken", Run: finds(ok, wrong)},
 		{Name: "needs it", Needs: "broken", Run: finds(ok)},
 		{Name: "needs that", Needs: "needs it", Run: finds(ok)},
-		{Name: "fails", Run: func(context.Context) ([]doctor.Finding, error) { return nil, errors.New("no\nluck") }},
-		{Name: "hangs", Run: func(context.Context) ([]doctor.Finding, error) { <-release; return nil, nil }},
-		{Name: "notices", Run: func(ctx context.Context) ([]doctor.Finding, error) { <-ctx.Done(); return nil, ctx.Err() }},
+		{Name: "fails", Run: func(_ context.Context, r *doctor.Report) error { *r = append(*r, ok); return errors.New("no\nluck") }},
+		{Name: "hangs", Run: func(context.Context, *doctor.Report) error { <-release; return nil }},
+		{Name: "notices", Run: func(ctx context.Context, _ *doctor.Report) error { <-ctx.Done(); return ctx.Err() }},
 		{Name: "goes on", Needs: "", Run: finds(ok)},
 	}
 	var got []string

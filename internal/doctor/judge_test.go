@@ -20,11 +20,8 @@ func TestClock(t *testing.T) {
 		0: OK, 20 * time.Second: Warning, -20 * time.Second: Warning, 5 * time.Minute: Wrong, -5 * time.Minute: Wrong,
 	} {
 		d := postgresDoctor{settings: s, now: func() time.Time { return time.Now().Add(off) }}
-		var found []Finding
-		require.NoError(t, d.on(t.Context(), func(conn *pgx.Conn) (err error) {
-			found, err = d.clock(t.Context(), conn)
-			return err
-		}))
+		var found Report
+		require.NoError(t, d.on(t.Context(), func(conn *pgx.Conn) error { return d.clock(t.Context(), conn, &found) }))
 		require.Len(t, found, 1)
 		require.Equal(t, want, found[0].Status, found[0].What)
 	}

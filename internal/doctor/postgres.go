@@ -9,9 +9,11 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"strings"
 	"time"
 
+	"github.com/dustin/go-humanize"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/stdlib"
@@ -24,13 +26,10 @@ import (
 const (
 	postgresCheck = "postgres"
 	schemaCheck   = "schema"
-	horizonCheck  = "horizon"
 	relayCheck    = "relay"
 	lettersCheck  = "dead letters"
 	inboxCheck    = "inbox"
 )
-
-const adviceOnRelay = "check whether a worker runs; see its /readyz and its log"
 
 const (
 	// skewWarning and skewWrong are limits of the clock skew of worker and database: reads sort by created_at.
@@ -63,34 +62,24 @@ type postgresDoctor struct {
 
 func postgresChecks(s worker.Settings) []Check {
 	d := postgresDoctor{settings: s, now: time.Now}
-	checks := []Check{
+	check := func(name, needs string, run func(context.Context, *pgx.Conn, *Report) error) Check {
+		return Check{name, needs, func(ctx context.Context, r *Report) error {
+			return d.on(ctx, func(conn *pgx.Conn) error { return run(ctx, conn, r) })
+		}}
+	}
+	return []Check{
 		{postgresCheck, settingsCheck, d.reach},
-		{schemaCheck, postgresCheck, d.schema},
+		check(schemaCheck, postgresCheck, d.schema),
+		check("clock", postgresCheck, d.clock),
+		check("connections", postgresCheck, d.connections),
+		check("replication slots", postgresCheck, d.slots),
+		check("append-only", schemaCheck, d.appendOnly),
+		check("grants", schemaCheck, d.grants),
+		check("horizon", schemaCheck, d.horizon),
+		check(relayCheck, schemaCheck, d.relay),
+		check(lettersCheck, schemaCheck, d.letters),
+		check(inboxCheck, schemaCheck, d.inbox),
 	}
-	for _, c := range []struct {
-		name, needs string
-		run         func(context.Context, *pgx.Conn) ([]Finding, error)
-	}{
-		{"clock", postgresCheck, d.clock},
-		{"connections", postgresCheck, d.connections},
-		{"replication slots", postgresCheck, d.slots},
-		{"append-only", schemaCheck, d.appendOnly},
-		{"grants", schemaCheck, d.grants},
-		{horizonCheck, schemaCheck, d.horizon},
-		{relayCheck, schemaCheck, d.relay},
-		{lettersCheck, schemaCheck, d.letters},
-		{inboxCheck, schemaCheck, d.inbox},
-	} {
-		checks = append(checks, Check{c.name, c.needs, func(ctx context.Context) ([]Finding, error) {
-			var findings []Finding
-			err := d.on(ctx, func(conn *pgx.Conn) (err error) {
-				findings, err = c.run(ctx, conn)
-				return err
-			})
-			return findings, err
-		}})
-	}
-	return checks
 }
 
 // on calls do with a new read-only connection.
@@ -109,8 +98,7 @@ func (d postgresDoctor) on(ctx context.Context, do func(*pgx.Conn) error) error 
 	return do(conn)
 }
 
-func (d postgresDoctor) reach(ctx context.Context) ([]Finding, error) {
-	var findings []Finding
+func (d postgresDoctor) reach(ctx context.Context, r *Report) error {
 	err := d.on(ctx, func(conn *pgx.Conn) error {
 		var role string
 		var standby bool
@@ -118,20 +106,20 @@ func (d postgresDoctor) reach(ctx context.Context) ([]Finding, error) {
 			return err
 		}
 		_, encrypted := conn.PgConn().Conn().(*tls.Conn)
-		findings = append(findings, fine("Postgres %s as role %s, %s", conn.PgConn().ParameterStatus("server_version"), role,
-			map[bool]string{true: "over TLS", false: "without TLS"}[encrypted]))
+		r.fine("Postgres %s as role %s, %s", conn.PgConn().ParameterStatus("server_version"), role,
+			map[bool]string{true: "over TLS", false: "without TLS"}[encrypted])
 		if !encrypted && !isLocal(conn.Config().Host) {
-			findings = append(findings, warning("patient data is sent to Postgres unencrypted", "use sslmode=verify-full in DATABASE_URL"))
+			r.warn("patient data is sent to Postgres unencrypted", "use sslmode=verify-full in DATABASE_URL")
 		}
 		if standby {
-			findings = append(findings, wrongly("the server is a standby, which is read-only", "set DATABASE_URL to the primary"))
+			r.wrong("the server is a standby, which is read-only", "set DATABASE_URL to the primary")
 		}
 		return nil
 	})
 	if err != nil {
-		return []Finding{wrongly(oneLine(err), adviceOnPostgres(err))}, nil
+		r.wrong(oneLine(err), adviceOnPostgres(err))
 	}
-	return findings, nil
+	return nil
 }
 
 func adviceOnPostgres(err error) string {
@@ -156,44 +144,38 @@ func adviceOnPostgres(err error) string {
 	}
 }
 
-func (d postgresDoctor) schema(ctx context.Context) (findings []Finding, err error) {
-	config, err := pgx.ParseConfig(d.settings.DatabaseURL)
-	if err != nil {
-		return nil, errors.New("the database URL is invalid")
-	}
-	db := stdlib.OpenDB(*config) // never connected: only the migration files are read
+// selectVersion selects the version of a schema that was migrated.
+const selectVersion = "SELECT coalesce(max(version_id), 0) FROM " + migrations.Table + " WHERE is_applied"
+
+func (d postgresDoctor) schema(ctx context.Context, conn *pgx.Conn, r *Report) error {
+	db := stdlib.OpenDB(*conn.Config()) // never connected: only the migration files are read
 	defer db.Close()
 	migrator, err := migrations.Postgres(db)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	return findings, d.on(ctx, func(conn *pgx.Conn) error {
-		var migrated, adoptable bool
-		err := conn.QueryRow(ctx, "SELECT to_regclass($1) IS NOT NULL, to_regclass('events') IS NOT NULL", migrations.Table).
-			Scan(&migrated, &adoptable)
-		if err != nil {
-			return err
-		}
-		var version int64
-		if migrated {
-			err := conn.QueryRow(ctx, "SELECT coalesce(max(version_id), 0) FROM "+migrations.Table+" WHERE is_applied").Scan(&version)
-			if denied, ok := errors.AsType[*pgconn.PgError](err); ok && denied.Code == "42501" {
-				findings = append(findings, wrongly("the role may not read "+migrations.Table,
-					"grant its permissions: migrations/postgres/roles.sql"))
-				return nil
-			}
-			if err != nil {
-				return err
-			}
-		}
-		if version == 0 && adoptable {
-			findings = append(findings, wrongly("there is a table events without the additions of the worker",
-				"run `worker migrate up`: it adopts it with its rows"))
-			return nil
-		}
-		findings = append(findings, judgeSchema(version, migrator.Latest()))
-		return nil
-	})
+	var migrated, adoptable bool
+	err = conn.QueryRow(ctx, "SELECT to_regclass($1) IS NOT NULL, to_regclass('events') IS NOT NULL", migrations.Table).
+		Scan(&migrated, &adoptable)
+	if err != nil {
+		return err
+	}
+	var version int64
+	if migrated {
+		err = conn.QueryRow(ctx, selectVersion).Scan(&version)
+	}
+	denied, answered := errors.AsType[*pgconn.PgError](err)
+	switch {
+	case answered && denied.Code == "42501":
+		r.wrong("the role may not read "+migrations.Table, "grant its permissions: migrations/postgres/roles.sql")
+	case err != nil:
+		return err
+	case version == 0 && adoptable:
+		r.wrong("there is a table events without the additions of the worker", "run `worker migrate up`: it adopts it with its rows")
+	default:
+		r.add(judgeSchema(version, migrator.Latest()))
+	}
+	return nil
 }
 
 func judgeSchema(version, latest int64) Finding {
@@ -209,7 +191,7 @@ func judgeSchema(version, latest int64) Finding {
 	}
 }
 
-func (d postgresDoctor) appendOnly(ctx context.Context, conn *pgx.Conn) ([]Finding, error) {
+func (d postgresDoctor) appendOnly(ctx context.Context, conn *pgx.Conn, r *Report) error {
 	var guards, wakes, super, owner bool
 	var may []string
 	err := conn.QueryRow(ctx, `
@@ -220,69 +202,56 @@ func (d postgresDoctor) appendOnly(ctx context.Context, conn *pgx.Conn) ([]Findi
 			pg_has_role(relowner, 'USAGE'),
 			ARRAY(SELECT p FROM unnest(ARRAY['UPDATE', 'DELETE', 'TRUNCATE']) AS p WHERE has_table_privilege(c.oid, p))
 		FROM pg_class AS c WHERE c.oid = 'events'::regclass`).Scan(&guards, &wakes, &super, &owner, &may)
-	if err != nil {
-		return nil, err
-	}
-	var findings []Finding
 	if !guards {
-		findings = append(findings, wrongly("events can be changed and deleted: the trigger events_append_only is disabled or missing",
+		r.wrong("events can be changed and deleted: the trigger events_append_only is disabled or missing",
 			"as owner: ALTER TABLE events ENABLE TRIGGER events_append_only; "+
-				"if it is missing, restore it from migrations/postgres/00001_events.sql"))
+				"if it is missing, restore it from migrations/postgres/00001_events.sql")
 	}
 	if !wakes {
-		findings = append(findings, warning("the trigger events_inserted is disabled or missing: the relay gets no notifications, and only polls",
-			"as owner: ALTER TABLE events ENABLE TRIGGER events_inserted"))
+		r.warn("the trigger events_inserted is disabled or missing: the relay gets no notifications, and only polls",
+			"as owner: ALTER TABLE events ENABLE TRIGGER events_inserted")
 	}
 	const advice = "use a separate role for the worker: migrations/postgres/roles.sql"
 	switch {
 	case super:
-		findings = append(findings, warning("the role is a superuser, which can remove the protection of events", advice))
+		r.warn("the role is a superuser, which can remove the protection of events", advice)
 	case owner:
-		findings = append(findings, warning("the role owns the table events, and can remove its protection", advice))
+		r.warn("the role owns the table events, and can remove its protection", advice)
 	case len(may) > 0:
-		findings = append(findings, warning("the role has "+strings.Join(may, ", ")+" on events, which it does not need", advice))
+		r.warn("the role has "+strings.Join(may, ", ")+" on events, which it does not need", advice)
 	}
-	if len(findings) == 0 {
-		findings = append(findings, fine("events cannot be changed or deleted"))
-	}
-	return findings, nil
+	r.otherwise("events cannot be changed or deleted")
+	return err
 }
 
-func (d postgresDoctor) grants(ctx context.Context, conn *pgx.Conn) ([]Finding, error) {
+func (d postgresDoctor) grants(ctx context.Context, conn *pgx.Conn, r *Report) error {
 	var privileges, objects []string
 	for _, g := range migrations.PostgresGrants() {
 		privileges, objects = append(privileges, g.Privilege), append(objects, g.Object)
 	}
-	rows, err := conn.Query(ctx, `
+	rows, _ := conn.Query(ctx, `
 		SELECT privilege || ' on ' || object
 		FROM unnest($1::text[], $2::text[]) AS wanted (privilege, object)
 		WHERE NOT CASE privilege
 			WHEN 'USAGE' THEN has_sequence_privilege(object, privilege)
 			ELSE has_table_privilege(object, privilege)
 		END`, privileges, objects)
-	if err != nil {
-		return nil, err
-	}
-	missing, err := pgx.CollectRows(rows, pgx.RowTo[string])
-	if err != nil {
-		return nil, err
-	}
+	missing, err := pgx.CollectRows(rows, pgx.RowTo[string]) // or the error of the query
 	if len(missing) > 0 {
-		return []Finding{wrongly("the role lacks "+strings.Join(missing, ", "),
-			"as owner: psql -v ON_ERROR_STOP=1 -v worker="+conn.Config().User+" -f migrations/postgres/roles.sql")}, nil
+		r.wrong("the role lacks "+strings.Join(missing, ", "),
+			"as owner: psql -v ON_ERROR_STOP=1 -v worker="+conn.Config().User+" -f migrations/postgres/roles.sql")
 	}
-	return []Finding{fine("the role has all permissions that the worker needs")}, nil
+	r.otherwise("the role has all permissions that the worker needs")
+	return err
 }
 
-func (d postgresDoctor) clock(ctx context.Context, conn *pgx.Conn) ([]Finding, error) {
+func (d postgresDoctor) clock(ctx context.Context, conn *pgx.Conn, r *Report) error {
 	var server time.Time
 	before := d.now()
-	if err := conn.QueryRow(ctx, "SELECT clock_timestamp()").Scan(&server); err != nil {
-		return nil, err
-	}
-	after := d.now()
-	trip := after.Sub(before)
-	return []Finding{judgeClock(server.Sub(before.Add(trip/2)), trip)}, nil
+	err := conn.QueryRow(ctx, "SELECT clock_timestamp()").Scan(&server)
+	trip := d.now().Sub(before)
+	r.add(judgeClock(server.Sub(before.Add(trip/2)), trip))
+	return err
 }
 
 // judgeClock checks the clock skew. The round trip time limits its accuracy.
@@ -304,19 +273,17 @@ func judgeClock(skew, trip time.Duration) Finding {
 	}
 }
 
-func (d postgresDoctor) connections(ctx context.Context, conn *pgx.Conn) ([]Finding, error) {
+func (d postgresDoctor) connections(ctx context.Context, conn *pgx.Conn, r *Report) error {
 	var limit, used int
 	err := conn.QueryRow(ctx, `
 		SELECT current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int, count(*)
 		FROM pg_stat_activity WHERE backend_type = 'client backend'`).Scan(&limit, &used)
-	if err != nil {
-		return nil, err
-	}
 	what := fmt.Sprintf("%d of %d connections in use", used, limit)
 	if used*10 > limit*9 {
-		return []Finding{warning(what, "raise max_connections, or lower --database-conns of the workers")}, nil
+		r.warn(what, "raise max_connections, or lower --database-conns of the workers")
 	}
-	return []Finding{fine("%s", what)}, nil
+	r.otherwise("%s", what)
+	return err
 }
 
 type holder struct {
@@ -326,7 +293,7 @@ type holder struct {
 	Seconds                                         *float64
 }
 
-func (d postgresDoctor) horizon(ctx context.Context, conn *pgx.Conn) ([]Finding, error) {
+func (d postgresDoctor) horizon(ctx context.Context, conn *pgx.Conn, r *Report) error {
 	read := func() ([]holder, error) {
 		rows, _ := conn.Query(ctx, horizonSQL) // CollectRows returns the error
 		return pgx.CollectRows(rows, pgx.RowToStructByPos[holder])
@@ -339,17 +306,13 @@ func (d postgresDoctor) horizon(ctx context.Context, conn *pgx.Conn) ([]Finding,
 		}
 	}
 	if err != nil {
-		return nil, err
+		return err
 	}
 	var waiting int
 	err = conn.QueryRow(ctx, `
 		SELECT count(*) FROM (
 			SELECT FROM events WHERE transaction_id >= pg_snapshot_xmin(pg_current_snapshot()) LIMIT $1
 		) AS held`, most+1).Scan(&waiting)
-	if err != nil {
-		return nil, err
-	}
-	var findings []Finding
 	for _, h := range second {
 		lasted := recheck
 		if h.Seconds != nil {
@@ -364,23 +327,16 @@ func (d postgresDoctor) horizon(ctx context.Context, conn *pgx.Conn) ([]Finding,
 		if lasted >= heldWrong && waiting > 0 {
 			f.Status = Wrong
 		}
-		findings = append(findings, f)
+		r.add(f)
 	}
-	if len(findings) == 0 {
-		findings = append(findings, fine("no transaction holds back the relay"))
-	}
-	return findings, nil
+	r.otherwise("no transaction holds back the relay")
+	return err
 }
 
 // sawBefore returns whether an earlier check found the session, whose details are hidden, in the same or an older
 // transaction.
 func sawBefore(earlier []holder, h holder) bool {
-	for _, e := range earlier {
-		if e.PID == h.PID && e.GID == h.GID && h.Age >= e.Age {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(earlier, func(e holder) bool { return e.PID == h.PID && e.GID == h.GID && h.Age >= e.Age })
 }
 
 func (h holder) describe(lasted time.Duration) string {
@@ -415,7 +371,7 @@ type lag struct {
 	Oldest       *float64 // seconds since the oldest of these was created
 }
 
-func (d postgresDoctor) relay(ctx context.Context, conn *pgx.Conn) ([]Finding, error) {
+func (d postgresDoctor) relay(ctx context.Context, conn *pgx.Conn, r *Report) error {
 	read := func() (l lag, err error) {
 		var deleted bool
 		err = conn.QueryRow(ctx, lagSQL).Scan(&l.Begun, &deleted, &l.Moved, &l.Waiting, &l.Own, &l.Oldest)
@@ -430,10 +386,8 @@ func (d postgresDoctor) relay(ctx context.Context, conn *pgx.Conn) ([]Finding, e
 			l, err = read()
 		}
 	}
-	if err != nil {
-		return nil, err
-	}
-	return []Finding{l.judge(d.settings.Relay.OnlyOwn)}, nil
+	r.add(l.judge(d.settings.Relay.OnlyOwn))
+	return err
 }
 
 // stalled returns how long there have been unpublished events and no progress.
@@ -464,7 +418,7 @@ func (l lag) judge(onlyOwn bool) Finding {
 	} else {
 		what += ", and the relay has published none for " + ago(stalled)
 	}
-	f := warning(what, adviceOnRelay)
+	f := warning(what, "check whether a worker runs; see its /readyz and its log")
 	if stalled >= lagWrong {
 		f.Status = Wrong
 	}
@@ -475,50 +429,40 @@ func (l lag) judge(onlyOwn bool) Finding {
 	return f
 }
 
-func (d postgresDoctor) slots(ctx context.Context, conn *pgx.Conn) ([]Finding, error) {
-	rows, err := conn.Query(ctx, `
+func (d postgresDoctor) slots(ctx context.Context, conn *pgx.Conn, r *Report) error {
+	rows, _ := conn.Query(ctx, `
 		SELECT slot_name::text, coalesce(pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn), 0)::bigint
 		FROM pg_replication_slots WHERE NOT active ORDER BY 2 DESC LIMIT 5`)
-	if err != nil {
-		return nil, err
-	}
-	var findings []Finding
 	var name string
 	var kept int64
-	_, err = pgx.ForEachRow(rows, []any{&name, &kept}, func() error {
+	_, err := pgx.ForEachRow(rows, []any{&name, &kept}, func() error {
 		what := fmt.Sprintf("the replication slot %q has no reader, and keeps %s of log on disk", name, size(kept))
-		findings = append(findings, warning(what, "start its reader, or: SELECT pg_drop_replication_slot('"+name+"')"))
+		r.warn(what, "start its reader, or: SELECT pg_drop_replication_slot('"+name+"')")
 		return nil
 	})
-	if len(findings) == 0 && err == nil {
-		findings = append(findings, fine("none is inactive"))
-	}
-	return findings, err
+	r.otherwise("none is inactive")
+	return err
 }
 
-func (d postgresDoctor) letters(ctx context.Context, conn *pgx.Conn) ([]Finding, error) {
+func (d postgresDoctor) letters(ctx context.Context, conn *pgx.Conn, r *Report) error {
 	var count int
 	err := conn.QueryRow(ctx, "SELECT count(*) FROM (SELECT FROM dead_letters WHERE state = 'waiting' LIMIT $1) AS letters", most+1).Scan(&count)
-	if err != nil {
-		return nil, err
-	}
-	return []Finding{judgeLetters(count)}, nil
+	r.add(judgeLetters(count))
+	return err
 }
 
-func (d postgresDoctor) inbox(ctx context.Context, conn *pgx.Conn) ([]Finding, error) {
+func (d postgresDoctor) inbox(ctx context.Context, conn *pgx.Conn, r *Report) error {
 	var count int
 	var oldest *float64
 	err := conn.QueryRow(ctx, `
 		SELECT count(*), (SELECT extract(epoch FROM clock_timestamp() - min(handled_at))::float8 FROM handled)
 		FROM (SELECT FROM handled LIMIT $1) AS records`, most+1).Scan(&count, &oldest)
-	if err != nil {
-		return nil, err
-	}
 	var age time.Duration
 	if oldest != nil {
 		age = time.Duration(*oldest * float64(time.Second))
 	}
-	return []Finding{judgeInbox(count, age, d.settings.InboxRetention)}, nil
+	r.add(judgeInbox(count, age, d.settings.InboxRetention))
+	return err
 }
 
 func judgeLetters(count int) Finding {
@@ -555,23 +499,11 @@ func counted(n int, noun string) string {
 	}
 }
 
-func size(bytes int64) string {
-	const kib, mib, gib = 1 << 10, 1 << 20, 1 << 30
-	switch {
-	case bytes >= gib:
-		return fmt.Sprintf("%.1f GiB", float64(bytes)/gib)
-	case bytes >= mib:
-		return fmt.Sprintf("%.1f MiB", float64(bytes)/mib)
-	default:
-		return fmt.Sprintf("%.1f KiB", float64(bytes)/kib)
-	}
-}
+func size(bytes int64) string { return humanize.IBytes(uint64(bytes)) }
 
 func wait(ctx context.Context, d time.Duration) error {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
 	select {
-	case <-timer.C:
+	case <-time.After(d):
 		return nil
 	case <-ctx.Done():
 		return ctx.Err()

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
-	"fmt"
 	"strings"
 
 	"github.com/healz/worker/internal/bus/amqp"
@@ -13,23 +12,29 @@ import (
 
 const rabbitMQCheck = "rabbitmq"
 
-type rabbitMQDoctor struct{ settings worker.Settings }
-
 func rabbitMQChecks(s worker.Settings) []Check {
-	d := rabbitMQDoctor{settings: s}
+	check := func(name string, run func(amqp.Survey, *Report)) Check {
+		return Check{name, rabbitMQCheck, func(ctx context.Context, r *Report) error {
+			survey, err := amqp.Inspect(ctx, s.AMQP)
+			if err == nil {
+				run(survey, r)
+			}
+			return err
+		}}
+	}
 	return []Check{
-		{rabbitMQCheck, settingsCheck, d.reach},
-		{"topology", rabbitMQCheck, d.topology},
-		{"queues", rabbitMQCheck, d.queues},
+		{rabbitMQCheck, settingsCheck, func(ctx context.Context, r *Report) error {
+			survey, err := amqp.Inspect(ctx, s.AMQP)
+			if err != nil {
+				r.wrong(oneLine(err), adviceOnRabbitMQ(err))
+			} else {
+				r.fine("%s %s", survey.Product, survey.Version)
+			}
+			return nil
+		}},
+		check("topology", checkTopology),
+		check("queues", func(survey amqp.Survey, r *Report) { checkQueues(survey, s.IngestDeadLetters, r) }),
 	}
-}
-
-func (d rabbitMQDoctor) reach(ctx context.Context) ([]Finding, error) {
-	survey, err := amqp.Inspect(ctx, d.settings.AMQP)
-	if err != nil {
-		return []Finding{wrongly(oneLine(err), adviceOnRabbitMQ(err))}, nil
-	}
-	return []Finding{fine("%s %s", survey.Product, survey.Version)}, nil
 }
 
 func adviceOnRabbitMQ(err error) string {
@@ -44,28 +49,20 @@ func adviceOnRabbitMQ(err error) string {
 	}
 }
 
-func (d rabbitMQDoctor) topology(ctx context.Context) ([]Finding, error) {
-	survey, err := amqp.Inspect(ctx, d.settings.AMQP)
-	if err != nil {
-		return nil, err
-	}
-	var findings []Finding
+func checkTopology(survey amqp.Survey, r *Report) {
 	var missing []string
 	for _, p := range survey.Parts {
 		switch {
 		case p.Missing:
 			missing = append(missing, p.Kind+" "+p.Name)
 		case p.Err != nil:
-			findings = append(findings, wrongly(oneLine(p.Err), adviceOnPart(p)))
+			r.wrong(oneLine(p.Err), adviceOnPart(p))
 		}
 	}
 	if len(missing) > 0 {
-		findings = append(findings, warning("there is no "+strings.Join(missing, ", no "), "start `worker run`, which declares it"))
+		r.warn("there is no "+strings.Join(missing, ", no "), "start `worker run`, which declares it")
 	}
-	if len(findings) == 0 {
-		findings = append(findings, fine("exchanges, queues and permissions are correct"))
-	}
-	return findings, nil
+	r.otherwise("exchanges, queues and permissions are correct")
 }
 
 func adviceOnPart(p amqp.Part) string {
@@ -81,12 +78,7 @@ func adviceOnPart(p amqp.Part) string {
 	}
 }
 
-func (d rabbitMQDoctor) queues(ctx context.Context) ([]Finding, error) {
-	survey, err := amqp.Inspect(ctx, d.settings.AMQP)
-	if err != nil {
-		return nil, err
-	}
-	var findings []Finding
+func checkQueues(survey amqp.Survey, ingest bool, r *Report) {
 	backlog := 0
 	for _, p := range survey.Parts {
 		switch {
@@ -94,20 +86,16 @@ func (d rabbitMQDoctor) queues(ctx context.Context) ([]Finding, error) {
 		case p.Failed:
 			if p.Messages > 0 && p.Consumers == 0 { // a worker would ingest them at once
 				advice := "start `worker run`, which ingests them"
-				if !d.settings.IngestDeadLetters {
+				if !ingest {
 					advice = "run `worker dlq ingest`"
 				}
-				findings = append(findings, warning(counted(p.Messages, "dead letter")+" in "+p.Name, advice))
+				r.warn(counted(p.Messages, "dead letter")+" in "+p.Name, advice)
 			}
 		case p.Consumed && p.Consumers == 0:
-			what := fmt.Sprintf("%s has no consumer, and a backlog of %s", p.Name, counted(p.Messages, "message"))
-			findings = append(findings, warning(what, "start `worker run`"))
+			r.warn(p.Name+" has no consumer, and a backlog of "+counted(p.Messages, "message"), "start `worker run`")
 		default:
 			backlog += p.Messages
 		}
 	}
-	if len(findings) == 0 {
-		findings = append(findings, fine("backlog: %s", counted(backlog, "message")))
-	}
-	return findings, nil
+	r.otherwise("backlog: %s", counted(backlog, "message"))
 }

@@ -12,29 +12,29 @@ import (
 const settingsCheck = "settings"
 
 func settingsChecks(s worker.Settings) []Check {
-	return []Check{{Name: settingsCheck, Run: func(context.Context) ([]Finding, error) { return checkSettings(s), nil }}}
+	return []Check{{settingsCheck, "", func(_ context.Context, r *Report) error {
+		checkSettings(s, r)
+		return nil
+	}}}
 }
 
-func checkSettings(s worker.Settings) []Finding {
-	var findings []Finding
+func checkSettings(s worker.Settings, r *Report) {
 	if err := s.Check(); err != nil {
 		for line := range strings.SplitSeq(err.Error(), "\n") {
-			findings = append(findings, wrongly(line, "see `worker run --help`"))
+			r.wrong(line, "see `worker run --help`")
 		}
-		return findings
+		return
 	}
-	findings = append(findings, fine("store %s, bus %s", s.StoreName(), s.BusName()))
-	if s.AMQP.URL != "" {
-		u, err := url.Parse(s.AMQP.URL)
-		if err == nil && u.Scheme == "amqp" && !isLocal(u.Hostname()) {
-			findings = append(findings, warning("patient data is sent to RabbitMQ unencrypted", "use amqps:// in RABBITMQ_URL"))
-		}
+	r.fine("store %s, bus %s", s.StoreName(), s.BusName())
+	if s.AMQP.URL == "" {
+		return
 	}
-	if s.Embedded() && s.AMQP.URL != "" {
-		findings = append(findings, warning("the store is a file of this machine, but the bus is shared",
-			"set DATABASE_URL, unless there is only one worker"))
+	if u, err := url.Parse(s.AMQP.URL); err == nil && u.Scheme == "amqp" && !isLocal(u.Hostname()) {
+		r.warn("patient data is sent to RabbitMQ unencrypted", "use amqps:// in RABBITMQ_URL")
 	}
-	return findings
+	if s.Embedded() {
+		r.warn("the store is a file of this machine, but the bus is shared", "set DATABASE_URL, unless there is only one worker")
+	}
 }
 
 func isLocal(host string) bool {

@@ -36,26 +36,20 @@ type sqliteDoctor struct{ settings worker.Settings }
 
 func sqliteChecks(s worker.Settings) []Check {
 	d := sqliteDoctor{settings: s}
-	checks := []Check{
-		{fileCheck, settingsCheck, func(context.Context) ([]Finding, error) { return d.file() }},
-		{"disk", fileCheck, func(context.Context) ([]Finding, error) { return d.disk() }},
-		{schemaCheck, fileCheck, d.schema},
+	check := func(name, needs string, run func(context.Context, *sql.DB, *Report) error) Check {
+		return Check{name, needs, func(ctx context.Context, r *Report) error {
+			return d.on(func(db *sql.DB) error { return run(ctx, db, r) })
+		}}
 	}
-	for _, c := range []struct {
-		name string
-		run  func(context.Context, *sql.DB) ([]Finding, error)
-	}{
-		{"append-only", d.appendOnly}, {relayCheck, d.relay}, {lettersCheck, d.letters}, {inboxCheck, d.inbox},
-	} {
-		checks = append(checks, Check{c.name, schemaCheck, func(ctx context.Context) (findings []Finding, err error) {
-			err = d.on(func(db *sql.DB) error {
-				findings, err = c.run(ctx, db)
-				return err
-			})
-			return findings, err
-		}})
+	return []Check{
+		{fileCheck, settingsCheck, d.file},
+		{"disk", fileCheck, d.disk},
+		check(schemaCheck, fileCheck, d.schema),
+		check("append-only", schemaCheck, d.appendOnly),
+		check(relayCheck, schemaCheck, d.relay),
+		check(lettersCheck, schemaCheck, d.letters),
+		check(inboxCheck, schemaCheck, d.inbox),
 	}
-	return checks
 }
 
 // on calls do with a read-only connection.
@@ -74,59 +68,56 @@ func (d sqliteDoctor) on(do func(*sql.DB) error) error {
 }
 
 // file checks the file without opening it as a database.
-func (d sqliteDoctor) file() ([]Finding, error) {
+func (d sqliteDoctor) file(_ context.Context, r *Report) error {
 	info, err := os.Stat(d.settings.SQLitePath)
 	if errors.Is(err, fs.ErrNotExist) {
-		return []Finding{wrongly("there is no file "+d.settings.SQLitePath,
-			"`worker run` and `worker append` create it; or correct --sqlite-path, or set DATABASE_URL")}, nil
+		r.wrong("there is no file "+d.settings.SQLitePath,
+			"`worker run` and `worker append` create it; or correct --sqlite-path, or set DATABASE_URL")
+		return nil
 	}
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if !info.Mode().IsRegular() {
-		return []Finding{wrongly(d.settings.SQLitePath+" is not a regular file", "correct --sqlite-path")}, nil
+		r.wrong(d.settings.SQLitePath+" is not a regular file", "correct --sqlite-path")
+		return nil
 	}
 	file, err := os.OpenFile(d.settings.SQLitePath, os.O_RDWR, 0)
 	if err != nil {
-		return []Finding{wrongly(oneLine(err), "give the user of the worker read and write access: chown and chmod 600")}, nil
+		r.wrong(oneLine(err), "give the user of the worker read and write access: chown and chmod 600")
+		return nil
 	}
 	defer file.Close()
-	findings := judgeMode(info.Mode())
+	if mode := info.Mode(); mode.Perm()&0o077 != 0 {
+		r.warn(fmt.Sprintf("users other than the owner may open the file, which contains patient data (%s)", mode), "chmod 600")
+	}
 	// The header of a database has the format, and two bytes that say whether it uses a write-ahead log.
 	header := make([]byte, 20)
 	if _, err := io.ReadFull(file, header); err != nil || !bytes.HasPrefix(header, []byte("SQLite format 3\x00")) {
-		return append(findings, wrongly(d.settings.SQLitePath+" is not an SQLite database", "correct --sqlite-path")), nil
+		r.wrong(d.settings.SQLitePath+" is not an SQLite database", "correct --sqlite-path")
+		return nil
 	}
 	if header[18] != 2 || header[19] != 2 {
-		findings = append(findings, warning("the file has no write-ahead log: readers and writers block each other",
-			"start `worker run`, which enables it"))
+		r.warn("the file has no write-ahead log: readers and writers block each other", "start `worker run`, which enables it")
 	}
 	if log, err := os.Stat(d.settings.SQLitePath + "-wal"); err == nil && log.Size() > longLog {
-		findings = append(findings, warning("the write-ahead log has grown to "+size(log.Size()),
-			"end the program with the long read transaction"))
+		r.warn("the write-ahead log has grown to "+size(log.Size()), "end the program with the long read transaction")
 	}
-	if len(findings) == 0 {
-		findings = append(findings, fine("%s, %s", d.settings.SQLitePath, size(info.Size())))
-	}
-	return findings, nil
-}
-
-func judgeMode(mode fs.FileMode) []Finding {
-	if mode.Perm()&0o077 != 0 {
-		return []Finding{warning(fmt.Sprintf("users other than the owner may open the file, which contains patient data (%s)", mode), "chmod 600")}
-	}
+	r.otherwise("%s, %s", d.settings.SQLitePath, size(info.Size()))
 	return nil
 }
 
-func (d sqliteDoctor) disk() ([]Finding, error) {
+func (d sqliteDoctor) disk(_ context.Context, r *Report) error {
 	free, err := freeSpace(filepath.Dir(d.settings.SQLitePath))
-	if errors.Is(err, errors.ErrUnsupported) {
-		return []Finding{fine("the free space is unknown on this system")}, nil
+	switch {
+	case errors.Is(err, errors.ErrUnsupported):
+		r.fine("the free space is unknown on this system")
+	case err != nil:
+		return fmt.Errorf("check the disk: %w", err)
+	default:
+		r.add(judgeSpace(free))
 	}
-	if err != nil {
-		return nil, fmt.Errorf("check the disk: %w", err)
-	}
-	return []Finding{judgeSpace(free)}, nil
+	return nil
 }
 
 func judgeSpace(free int64) Finding {
@@ -141,41 +132,37 @@ func judgeSpace(free int64) Finding {
 	}
 }
 
-func (d sqliteDoctor) schema(ctx context.Context) (findings []Finding, err error) {
-	return findings, d.on(func(db *sql.DB) error {
-		migrator, err := migrations.SQLite(db)
-		if err != nil {
-			return err
-		}
-		var migrated bool
-		err = db.QueryRowContext(ctx, "SELECT EXISTS (SELECT 1 FROM sqlite_master WHERE name = ?)", migrations.Table).Scan(&migrated)
-		if err != nil {
-			return err
-		}
-		var version int64
-		if migrated {
-			err = db.QueryRowContext(ctx, "SELECT coalesce(max(version_id), 0) FROM "+migrations.Table+" WHERE is_applied").Scan(&version)
-		}
-		findings = append(findings, judgeSchema(version, migrator.Latest()))
+func (d sqliteDoctor) schema(ctx context.Context, db *sql.DB, r *Report) error {
+	migrator, err := migrations.SQLite(db)
+	if err != nil {
 		return err
-	})
+	}
+	var migrated bool
+	err = db.QueryRowContext(ctx, "SELECT EXISTS (SELECT 1 FROM sqlite_master WHERE name = ?)", migrations.Table).Scan(&migrated)
+	if err != nil {
+		return err
+	}
+	var version int64
+	if migrated {
+		err = db.QueryRowContext(ctx, selectVersion).Scan(&version)
+	}
+	r.add(judgeSchema(version, migrator.Latest()))
+	return err
 }
 
-func (sqliteDoctor) appendOnly(ctx context.Context, db *sql.DB) ([]Finding, error) {
+func (sqliteDoctor) appendOnly(ctx context.Context, db *sql.DB, r *Report) error {
 	var guards int
 	err := db.QueryRowContext(ctx, `SELECT count(*) FROM sqlite_master
 		WHERE type = 'trigger' AND name IN ('events_no_update', 'events_no_delete', 'events_no_replace')`).Scan(&guards)
-	if err != nil {
-		return nil, err
-	}
 	if guards < 3 {
-		return []Finding{wrongly("events can be changed or deleted: a trigger is missing",
-			"restore events_no_update, events_no_delete and events_no_replace from migrations/sqlite/00001_events.sql")}, nil
+		r.wrong("events can be changed or deleted: a trigger is missing",
+			"restore events_no_update, events_no_delete and events_no_replace from migrations/sqlite/00001_events.sql")
 	}
-	return []Finding{fine("events cannot be changed or deleted")}, nil
+	r.otherwise("events cannot be changed or deleted")
+	return err
 }
 
-func (d sqliteDoctor) relay(ctx context.Context, db *sql.DB) ([]Finding, error) {
+func (d sqliteDoctor) relay(ctx context.Context, db *sql.DB, r *Report) error {
 	read := func() (l lag, position int64, err error) {
 		var created sql.NullInt64
 		var relayed bool
@@ -204,32 +191,26 @@ func (d sqliteDoctor) relay(ctx context.Context, db *sql.DB) ([]Finding, error) 
 			}
 		}
 	}
-	if err != nil {
-		return nil, err
-	}
-	return []Finding{l.judge(d.settings.Relay.OnlyOwn)}, nil
+	r.add(l.judge(d.settings.Relay.OnlyOwn))
+	return err
 }
 
-func (d sqliteDoctor) letters(ctx context.Context, db *sql.DB) ([]Finding, error) {
+func (d sqliteDoctor) letters(ctx context.Context, db *sql.DB, r *Report) error {
 	var count int
 	err := db.QueryRowContext(ctx, "SELECT count(*) FROM (SELECT 1 FROM dead_letters WHERE state = 'waiting' LIMIT ?)", most+1).Scan(&count)
-	if err != nil {
-		return nil, err
-	}
-	return []Finding{judgeLetters(count)}, nil
+	r.add(judgeLetters(count))
+	return err
 }
 
-func (d sqliteDoctor) inbox(ctx context.Context, db *sql.DB) ([]Finding, error) {
+func (d sqliteDoctor) inbox(ctx context.Context, db *sql.DB, r *Report) error {
 	var count int
 	var oldest sql.NullInt64
 	err := db.QueryRowContext(ctx, "SELECT count(*), (SELECT min(handled_at) FROM handled) FROM (SELECT 1 FROM handled LIMIT ?)", most+1).
 		Scan(&count, &oldest)
-	if err != nil {
-		return nil, err
-	}
 	var age time.Duration
 	if oldest.Valid {
 		age = time.Since(time.UnixMicro(oldest.Int64))
 	}
-	return []Finding{judgeInbox(count, age, d.settings.InboxRetention)}, nil
+	r.add(judgeInbox(count, age, d.settings.InboxRetention))
+	return err
 }
