@@ -19,6 +19,7 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promauto"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/healz/worker/internal/bus"
@@ -46,29 +47,24 @@ type Metrics struct {
 
 	handled, failures, retries, duplicates, deadLettered, postponed *prometheus.CounterVec
 	duration                                                        *prometheus.HistogramVec
+	// known are the handlers and event types that are labels.
+	known map[series]bool
 
-	store     map[observe.Operation]storeMetrics
-	published prometheus.Counter
-	unsent    prometheus.Counter
-	confirm   prometheus.Histogram
-	lost      *prometheus.CounterVec
-	polls     *polls
-
-	byHandler map[series]handlerMetrics
+	storeDuration *prometheus.HistogramVec
+	conflicts     *prometheus.CounterVec
+	published     prometheus.Counter
+	unsent        prometheus.Counter
+	confirm       prometheus.Observer
+	lost          *prometheus.CounterVec
+	polls         *polls
 }
 
 // series is a handler and an event type, as labels.
 type series struct{ handler, eventType string }
 
-// handlerMetrics are those of a series.
-type handlerMetrics struct {
-	handled, failures, retries, duplicates, deadLettered, postponed prometheus.Counter
-	duration                                                        prometheus.Observer
-}
-
 // New returns the metrics of a worker of the given version.
 func New(version string) *Metrics {
-	m := &Metrics{registry: prometheus.NewRegistry(), byHandler: map[series]handlerMetrics{}}
+	m := &Metrics{registry: prometheus.NewRegistry(), known: map[series]bool{}}
 	byHandler := []string{"handler", "event_type"}
 	m.handled = m.counters("handler_handled_total", "Events that a handler has handled.", byHandler...)
 	m.failures = m.counters("handler_failures_total", "Attempts of a handler that failed.", byHandler...)
@@ -78,41 +74,44 @@ func New(version string) *Metrics {
 	m.deadLettered = m.counters("handler_dead_letters_total",
 		`Events that became dead letters of a handler; of handler "none" if they reached none.`, byHandler...)
 	m.postponed = m.counters("handler_postponed_total", "Events that a handler is to try again later.", byHandler...)
-	m.duration = prometheus.NewHistogramVec(prometheus.HistogramOpts{
-		Name: "worker_handler_duration_seconds", Buckets: buckets(),
-		Help: "Duration of an attempt of a handler, with the record of what follows.",
-	}, byHandler)
+	m.duration = m.durations("handler_duration_seconds", "Duration of an attempt of a handler, with the record of what follows.", byHandler...)
+	m.know(noHandler, otherType, m.deadLettered, m.postponed)
+
 	m.published = m.counters("relay_events_total", "Events that the relay has brought to the bus.").WithLabelValues()
 	m.unsent = m.counters("relay_failures_total", "Batches that the relay could not bring to the bus.").WithLabelValues()
-	m.confirm = prometheus.NewHistogram(prometheus.HistogramOpts{
-		Name: "worker_publish_confirm_duration_seconds", Buckets: buckets(),
-		Help: "Time until RabbitMQ confirmed a published message.",
-	})
+	m.confirm = m.durations("publish_confirm_duration_seconds", "Time until RabbitMQ confirmed a published message.").WithLabelValues()
 	m.lost = m.counters("rabbitmq_connections_lost_total", "Connections to RabbitMQ that were lost.", "connection")
 	for _, connection := range []string{"publish", "consume"} {
 		m.lost.WithLabelValues(connection)
 	}
-	m.failedSeries(noHandler, otherType)
-	m.store = m.storeMetrics()
-	m.polls = newPolls(m.counters("look_errors_total",
-		"Polls of a server for its metrics that failed; what they would have told is absent.", "at"))
-	build := prometheus.NewGauge(prometheus.GaugeOpts{
-		Name: "worker_build_info", Help: "Always 1; the labels say what runs.",
-		ConstLabels: prometheus.Labels{"version": version, "go_version": runtime.Version()},
-	})
-	build.Set(1)
+	m.storeDuration = m.durations("store_duration_seconds",
+		"Duration of an append, or of the record of a handled event with what follows from it.", "operation")
+	m.conflicts = m.counters("store_conflicts_total", "Appends and records that met a version that was taken already.", "operation")
+	for _, o := range []observe.Operation{observe.Append, observe.Record} {
+		m.storeDuration.WithLabelValues(string(o))
+		m.conflicts.WithLabelValues(string(o))
+	}
+	m.polls = &polls{seen: map[string]polled{}, errors: m.counters("look_errors_total",
+		"Polls of a server for its metrics that failed; what they would have told is absent.", "at")}
 	m.registry.MustRegister(
-		m.duration, m.confirm, m.polls, build,
-		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+		m.polls, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "worker_build_info", Help: "Always 1; the labels say what runs.",
+			ConstLabels: prometheus.Labels{"version": version, "go_version": runtime.Version()},
+		}, func() float64 { return 1 }),
 	)
 	return m
 }
 
 // counters makes and registers a counter with labels.
 func (m *Metrics) counters(name, help string, labels ...string) *prometheus.CounterVec {
-	c := prometheus.NewCounterVec(prometheus.CounterOpts{Name: "worker_" + name, Help: help}, labels)
-	m.registry.MustRegister(c)
-	return c
+	return promauto.With(m.registry).NewCounterVec(prometheus.CounterOpts{Name: "worker_" + name, Help: help}, labels)
+}
+
+// durations makes and registers a histogram of durations with labels.
+func (m *Metrics) durations(name, help string, labels ...string) *prometheus.HistogramVec {
+	o := prometheus.HistogramOpts{Name: "worker_" + name, Help: help, Buckets: buckets()}
+	return promauto.With(m.registry).NewHistogramVec(o, labels)
 }
 
 // Handler serves the metrics. A part that cannot be collected does not keep back the others.
@@ -120,50 +119,54 @@ func (m *Metrics) Handler() http.Handler {
 	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{ErrorHandling: promhttp.ContinueOnError})
 }
 
+// Values are the metrics by their names, each summed over its labels; of a histogram it is the count. What cannot be
+// collected is missing.
+func (m *Metrics) Values() map[string]float64 {
+	families, _ := m.registry.Gather() // with an error there are the others
+	values := make(map[string]float64, len(families))
+	for _, family := range families {
+		for _, metric := range family.GetMetric() {
+			values[family.GetName()] += metric.GetCounter().GetValue() + metric.GetGauge().GetValue() +
+				float64(metric.GetHistogram().GetSampleCount())
+		}
+	}
+	return values
+}
+
 // Handlers makes the metrics of all handlers, given the event types of each; nil is all types. So each is there, as 0,
 // before it is first counted.
 func (m *Metrics) Handlers(eventTypes map[string][]string) {
-	known := slices.Concat(slices.Collect(maps.Values(eventTypes))...)
+	all := slices.Concat(slices.Collect(maps.Values(eventTypes))...)
 	for handler, types := range eventTypes {
 		if types == nil {
-			types = append(slices.Clone(known), otherType)
+			types = append(slices.Clone(all), otherType)
 		}
 		for _, t := range types {
-			m.failedSeries(noHandler, t)
-			of := m.failedSeries(handler, t)
-			of.handled = m.handled.WithLabelValues(handler, t)
-			of.failures = m.failures.WithLabelValues(handler, t)
-			of.retries = m.retries.WithLabelValues(handler, t)
-			of.duplicates = m.duplicates.WithLabelValues(handler, t)
-			of.duration = m.duration.WithLabelValues(handler, t)
-			m.byHandler[series{handler, t}] = of
+			m.know(noHandler, t, m.deadLettered, m.postponed)
+			m.know(handler, t, m.deadLettered, m.postponed, m.handled, m.failures, m.retries, m.duplicates)
+			m.duration.WithLabelValues(handler, t)
 		}
-		m.failedSeries(handler, otherType) // a message's header may name another type than its event
+		m.know(handler, otherType, m.deadLettered, m.postponed) // a message's header may name another type than its event
 	}
 }
 
-// failedSeries makes the metrics of failed messages, unless the series has them.
-func (m *Metrics) failedSeries(handler, eventType string) handlerMetrics {
-	if of, has := m.byHandler[series{handler, eventType}]; has {
-		return of
+// know makes a handler and an event type labels, of these counters at once and of the others when they are counted.
+func (m *Metrics) know(handler, eventType string, counters ...*prometheus.CounterVec) {
+	m.known[series{handler, eventType}] = true
+	for _, c := range counters {
+		c.WithLabelValues(handler, eventType)
 	}
-	of := handlerMetrics{
-		deadLettered: m.deadLettered.WithLabelValues(handler, eventType),
-		postponed:    m.postponed.WithLabelValues(handler, eventType),
-	}
-	m.byHandler[series{handler, eventType}] = of
-	return of
 }
 
-// of returns the metrics of a handler and an event type, which may be ones that are not registered.
-func (m *Metrics) of(handler, eventType string) handlerMetrics {
-	if _, registered := m.byHandler[series{handler, otherType}]; !registered {
+// labels are those of a handler and an event type, which may be ones that are not registered.
+func (m *Metrics) labels(handler, eventType string) []string {
+	if !m.known[series{handler, otherType}] {
 		handler = noHandler // a replayed letter may be of a handler that is gone
 	}
-	if of, known := m.byHandler[series{handler, eventType}]; known {
-		return of
+	if !m.known[series{handler, eventType}] {
+		eventType = otherType
 	}
-	return m.byHandler[series{handler, otherType}]
+	return []string{handler, eventType}
 }
 
 // Attempt implements [observe.Observer].
@@ -173,30 +176,31 @@ func (m *Metrics) Attempt(ctx context.Context, handler string, e events.Event, a
 		if errors.Is(err, observe.ErrDuplicate) || errors.Is(err, observe.ErrInterrupted) {
 			return
 		}
-		of := m.of(handler, e.Type)
-		of.duration.Observe(time.Since(began).Seconds())
+		labels := m.labels(handler, e.Type)
+		m.duration.WithLabelValues(labels...).Observe(time.Since(began).Seconds())
 		if attempt > 1 {
-			of.retries.Inc()
+			m.retries.WithLabelValues(labels...).Inc()
 		}
 		if err != nil {
-			of.failures.Inc()
+			m.failures.WithLabelValues(labels...).Inc()
 		} else {
-			of.handled.Inc()
+			m.handled.WithLabelValues(labels...).Inc()
 		}
 	}
 }
 
 // Duplicate implements [observe.Observer].
-func (m *Metrics) Duplicate(handler string, e events.Event) { m.of(handler, e.Type).duplicates.Inc() }
+func (m *Metrics) Duplicate(handler string, e events.Event) {
+	m.duplicates.WithLabelValues(m.labels(handler, e.Type)...).Inc()
+}
 
 // Failed implements [observe.Observer].
 func (m *Metrics) Failed(failed *message.Message, handler string, wait time.Duration) {
-	of := m.of(cmp.Or(handler, noHandler), failed.Metadata.Get(bus.EventTypeKey))
+	counter := m.deadLettered
 	if wait > 0 {
-		of.postponed.Inc()
-	} else {
-		of.deadLettered.Inc()
+		counter = m.postponed
 	}
+	counter.WithLabelValues(m.labels(cmp.Or(handler, noHandler), failed.Metadata.Get(bus.EventTypeKey))...).Inc()
 }
 
 // Confirmed implements [observe.Observer].
@@ -216,34 +220,13 @@ func (m *Metrics) Publish(_ context.Context, batch []*message.Message) func(erro
 	}
 }
 
-// storeMetrics are those of an operation of the store.
-type storeMetrics struct {
-	duration  prometheus.Observer
-	conflicts prometheus.Counter
-}
-
-func (m *Metrics) storeMetrics() map[observe.Operation]storeMetrics {
-	durations := prometheus.NewHistogramVec(prometheus.HistogramOpts{
-		Name: "worker_store_duration_seconds", Buckets: buckets(),
-		Help: "Duration of an append, or of the record of a handled event with what follows from it.",
-	}, []string{"operation"})
-	m.registry.MustRegister(durations)
-	conflicts := m.counters("store_conflicts_total", "Appends and records that met a version that was taken already.", "operation")
-	operations := map[observe.Operation]storeMetrics{}
-	for _, o := range []observe.Operation{observe.Append, observe.Record} {
-		operations[o] = storeMetrics{durations.WithLabelValues(string(o)), conflicts.WithLabelValues(string(o))}
-	}
-	return operations
-}
-
 // Append implements [observe.Observer].
 func (m *Metrics) Append(ctx context.Context, o observe.Operation, batch []events.Event) (context.Context, []events.Event, func(error)) {
 	began := time.Now()
 	return ctx, batch, func(err error) {
-		of := m.store[o]
-		of.duration.Observe(time.Since(began).Seconds())
+		m.storeDuration.WithLabelValues(string(o)).Observe(time.Since(began).Seconds())
 		if errors.Is(err, events.ErrConflict) {
-			of.conflicts.Inc()
+			m.conflicts.WithLabelValues(string(o)).Inc()
 		}
 	}
 }

@@ -54,44 +54,53 @@ func (m *Metrics) Poll(ctx context.Context, s Sources) {
 		each("backlog", func(ctx context.Context) ([]prometheus.Metric, error) {
 			b, err := s.Backlog(ctx)
 			return []prometheus.Metric{
-				p.relayLag.gauge(float64(b.Events)), p.relayLagSeconds.gauge(b.Age.Seconds()),
+				gauge("relay_lag_events", "Events that are not on the bus yet; it stops counting at 100000.", float64(b.Events), nil),
+				gauge("relay_lag_seconds", "Age, by its created_at, of the first event that is not on the bus yet; 0 if all are.",
+					b.Age.Seconds(), nil),
 			}, err
 		})
 	}
 	if s.Letters != nil {
 		each("store", func(ctx context.Context) ([]prometheus.Metric, error) {
 			n, err := s.Letters(ctx)
-			return []prometheus.Metric{p.deadLetters.gauge(float64(n), "store")}, err
+			return []prometheus.Metric{deadLetters(n, "store")}, err
 		})
 	}
 	if s.Queues != nil {
-		each("queues", func(ctx context.Context) ([]prometheus.Metric, error) { return p.queues(s.Queues(ctx)) })
+		each("queues", func(ctx context.Context) ([]prometheus.Metric, error) { return queues(s.Queues(ctx)) })
 	}
 	if s.Parts != nil {
 		each("parts", func(ctx context.Context) ([]prometheus.Metric, error) {
-			return p.up(p.partUp, s.Parts(ctx)), nil
+			return partsUp(s.Parts(ctx)), nil
 		})
 	}
 	polling.Wait()
 }
 
-func (p *polls) queues(depths []amqp.QueueDepth, err error) ([]prometheus.Metric, error) {
+func deadLetters(n int, place string) prometheus.Metric {
+	return gauge("dead_letters", `Dead letters that wait in the table of the "store", where it stops counting at 100000, `+
+		`or are ready in RabbitMQ's "queue".`, float64(n), prometheus.Labels{"place": place})
+}
+
+func queues(depths []amqp.QueueDepth, err error) ([]prometheus.Metric, error) {
 	if err != nil {
 		return nil, err
 	}
 	failed := len(depths) - 1
-	list := []prometheus.Metric{p.deadLetters.gauge(float64(depths[failed].Messages), "queue")}
+	list := []prometheus.Metric{deadLetters(depths[failed].Messages, "queue")}
 	for _, d := range depths[:failed] {
-		list = append(list, p.queueMessages.gauge(float64(d.Messages), d.Queue),
-			p.queueConsumers.gauge(float64(d.Consumers), d.Queue))
+		of := prometheus.Labels{"queue": d.Queue}
+		list = append(list,
+			gauge("queue_messages", "Messages in a queue of RabbitMQ, ready to be delivered.", float64(d.Messages), of),
+			gauge("queue_consumers", "Consumers of a queue of RabbitMQ.", float64(d.Consumers), of))
 	}
 	return list, nil
 }
 
-func (p *polls) up(d desc, parts map[string]bool) []prometheus.Metric {
+func partsUp(parts map[string]bool) []prometheus.Metric {
 	var list []prometheus.Metric
 	for part, up := range parts {
-		list = append(list, d.gauge(number(up), part))
+		list = append(list, gauge("part_up", "1 if a part of the worker can work, as /readyz tells.", number(up), prometheus.Labels{"part": part}))
 	}
 	return list
 }
@@ -103,30 +112,19 @@ func number(b bool) float64 {
 	return 0
 }
 
-// desc describes a metric whose values are made at a scrape.
-type desc struct{ *prometheus.Desc }
-
-func newDesc(name, help string, labels ...string) desc {
-	return desc{prometheus.NewDesc("worker_"+name, help, labels, nil)}
+// gauge is a metric whose value is made at a poll or a scrape.
+func gauge(name, help string, v float64, labels prometheus.Labels) prometheus.Metric {
+	return prometheus.MustNewConstMetric(prometheus.NewDesc("worker_"+name, help, nil, labels), prometheus.GaugeValue, v)
 }
 
-func (d desc) gauge(v float64, labels ...string) prometheus.Metric {
-	return prometheus.MustNewConstMetric(d.Desc, prometheus.GaugeValue, v, labels...)
-}
-
-func (d desc) counter(v float64, labels ...string) prometheus.Metric {
-	return prometheus.MustNewConstMetric(d.Desc, prometheus.CounterValue, v, labels...)
+// counter is as gauge.
+func counter(name, help string, v float64, labels prometheus.Labels) prometheus.Metric {
+	return prometheus.MustNewConstMetric(prometheus.NewDesc("worker_"+name, help, nil, labels), prometheus.CounterValue, v)
 }
 
 // polls collects the results of the polls.
 type polls struct {
 	errors *prometheus.CounterVec
-
-	relayLag, relayLagSeconds, relayLeads       desc
-	queueMessages, queueConsumers, deadLetters  desc
-	partUp, connectionUp                        desc
-	connections, maxConnections, waits, waiting desc
-	messages                                    desc
 
 	mu      sync.Mutex
 	sources Sources
@@ -137,28 +135,6 @@ type polls struct {
 type polled struct {
 	at      time.Time
 	metrics []prometheus.Metric
-}
-
-func newPolls(errors *prometheus.CounterVec) *polls {
-	return &polls{
-		errors: errors, seen: map[string]polled{},
-		relayLag: newDesc("relay_lag_events", "Events that are not on the bus yet; it stops counting at 100000."),
-		relayLagSeconds: newDesc("relay_lag_seconds",
-			"Age, by its created_at, of the first event that is not on the bus yet; 0 if all are."),
-		relayLeads:     newDesc("relay_leads", "1 if this worker is the one that relays."),
-		queueMessages:  newDesc("queue_messages", "Messages in a queue of RabbitMQ, ready to be delivered.", "queue"),
-		queueConsumers: newDesc("queue_consumers", "Consumers of a queue of RabbitMQ.", "queue"),
-		deadLetters: newDesc("dead_letters",
-			`Dead letters that wait in the table of the "store", where it stops counting at 100000, or are ready in RabbitMQ's "queue".`, "place"),
-		partUp:       newDesc("part_up", "1 if a part of the worker can work, as /readyz tells.", "part"),
-		connectionUp: newDesc("rabbitmq_connection_up", "1 if a connection to RabbitMQ stands and is not blocked.", "connection"),
-		connections:  newDesc("store_connections", "Connections to the store.", "pool", "state"),
-		maxConnections: newDesc("store_connections_limit",
-			"Most connections to the store; 0 is no limit.", "pool"),
-		waits:    newDesc("store_connection_waits_total", "Calls that had to wait for a connection to the store.", "pool"),
-		waiting:  newDesc("store_connection_wait_seconds_total", "Time that calls have waited for a connection to the store.", "pool"),
-		messages: newDesc("messages_total", "Messages that were settled, by what became of them.", "outcome"),
-	}
 }
 
 // repeat polls until ctx is done.
@@ -187,15 +163,8 @@ func (p *polls) repeat(ctx context.Context, at string, poll func(context.Context
 	}
 }
 
-// Describe implements [prometheus.Collector].
-func (p *polls) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []desc{
-		p.relayLag, p.relayLagSeconds, p.relayLeads, p.queueMessages, p.queueConsumers, p.deadLetters, p.partUp,
-		p.connectionUp, p.connections, p.maxConnections, p.waits, p.waiting, p.messages,
-	} {
-		ch <- d.Desc
-	}
-}
+// Describe implements [prometheus.Collector]. It describes nothing: which metrics there are is known at each scrape.
+func (p *polls) Describe(chan<- *prometheus.Desc) {}
 
 // Collect implements [prometheus.Collector].
 func (p *polls) Collect(ch chan<- prometheus.Metric) {
@@ -211,25 +180,29 @@ func (p *polls) Collect(ch chan<- prometheus.Metric) {
 		}
 	}
 	if s.Connections != nil {
-		for _, m := range p.up(p.connectionUp, s.Connections()) {
-			ch <- m
+		for connection, up := range s.Connections() {
+			ch <- gauge("rabbitmq_connection_up", "1 if a connection to RabbitMQ stands and is not blocked.", number(up),
+				prometheus.Labels{"connection": connection})
 		}
 	}
 	if s.Pools != nil {
 		for _, pool := range s.Pools() {
-			ch <- p.connections.gauge(float64(pool.InUse), pool.Name, "in_use")
-			ch <- p.connections.gauge(float64(pool.Idle), pool.Name, "idle")
-			ch <- p.maxConnections.gauge(float64(pool.Max), pool.Name)
-			ch <- p.waits.counter(float64(pool.Waits), pool.Name)
-			ch <- p.waiting.counter(pool.Waited.Seconds(), pool.Name)
+			of := prometheus.Labels{"pool": pool.Name}
+			for state, n := range map[string]int{"in_use": pool.InUse, "idle": pool.Idle} {
+				ch <- gauge("store_connections", "Connections to the store.", float64(n), prometheus.Labels{"pool": pool.Name, "state": state})
+			}
+			ch <- gauge("store_connections_limit", "Most connections to the store; 0 is no limit.", float64(pool.Max), of)
+			ch <- counter("store_connection_waits_total", "Calls that had to wait for a connection to the store.", float64(pool.Waits), of)
+			ch <- counter("store_connection_wait_seconds_total", "Time that calls have waited for a connection to the store.",
+				pool.Waited.Seconds(), of)
 		}
 	}
 	if s.Leads != nil {
-		ch <- p.relayLeads.gauge(number(s.Leads()))
+		ch <- gauge("relay_leads", "1 if this worker is the one that relays.", number(s.Leads()), nil)
 	}
 	if s.Outcomes != nil {
 		for outcome, n := range s.Outcomes() {
-			ch <- p.messages.counter(float64(n), outcome)
+			ch <- counter("messages_total", "Messages that were settled, by what became of them.", float64(n), prometheus.Labels{"outcome": outcome})
 		}
 	}
 }
