@@ -1,18 +1,14 @@
 package console
 
 import (
-	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/subtle"
-	"encoding/base64"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
 	"net"
 	"net/netip"
-	"strings"
 	"sync"
 	"time"
 )
@@ -108,69 +104,40 @@ func same(given, token string) bool {
 const sessionAge = 12 * time.Hour
 
 type session struct {
-	ID      string
-	Role    role
-	Who     string
-	Expires time.Time
+	Role      role
+	Who       string
+	FormToken string // against cross-site requests
+	Expires   time.Time
 }
 
-// endedSessions are the sessions that ended by a logout. The zero value is ready; it is safe for concurrent use.
-type endedSessions struct {
-	mu    sync.Mutex
-	until map[string]time.Time
+// sessions are those of this process, by the secret in their cookie. The zero value is ready; it is safe for concurrent use.
+type sessions struct {
+	mu       sync.Mutex
+	bySecret map[string]session
 }
 
-// add ends a session.
-func (l *endedSessions) add(s session, now time.Time) {
+// begin adds a session and returns its secret.
+func (l *sessions) begin(of role, who string, now time.Time) (secret string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.until == nil {
-		l.until = map[string]time.Time{}
+	if l.bySecret == nil {
+		l.bySecret = map[string]session{}
 	}
-	maps.DeleteFunc(l.until, func(_ string, until time.Time) bool { return until.Before(now) })
-	l.until[s.ID] = s.Expires
+	maps.DeleteFunc(l.bySecret, func(_ string, s session) bool { return s.Expires.Before(now) })
+	secret = rand.Text()
+	l.bySecret[secret] = session{Role: of, Who: who, FormToken: rand.Text(), Expires: now.Add(sessionAge)}
+	return secret
 }
 
-func (l *endedSessions) has(s session) bool {
+func (l *sessions) get(secret string, now time.Time) (s session, valid bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	_, ended := l.until[s.ID]
-	return ended
+	s = l.bySecret[secret]
+	return s, now.Before(s.Expires)
 }
 
-// seal signs sessions with a key of the process: all sessions end with the process.
-type seal struct{ key [32]byte }
-
-func newSeal() seal {
-	var s seal
-	_, _ = rand.Read(s.key[:]) // it never fails
-	return s
+func (l *sessions) end(secret string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.bySecret, secret)
 }
-
-func (s seal) sum(purpose, text string) string {
-	mac := hmac.New(sha256.New, s.key[:])
-	mac.Write([]byte(purpose + "\x00" + text))
-	return base64.RawURLEncoding.EncodeToString(mac.Sum(nil))
-}
-
-// cookie returns the signed cookie of a session.
-func (s seal) cookie(of session) string {
-	encoded, _ := json.Marshal(of) // it never fails
-	text := base64.RawURLEncoding.EncodeToString(encoded)
-	return text + "." + s.sum("session", text)
-}
-
-func (s seal) session(cookie string, now time.Time) (of session, valid bool) {
-	text, sum, _ := strings.Cut(cookie, ".")
-	if !hmac.Equal([]byte(sum), []byte(s.sum("session", text))) {
-		return session{}, false
-	}
-	encoded, err := base64.RawURLEncoding.DecodeString(text)
-	if err != nil || json.Unmarshal(encoded, &of) != nil || !now.Before(of.Expires) {
-		return session{}, false
-	}
-	return of, true
-}
-
-// formToken returns the token against cross-site requests in the forms of a session.
-func (s seal) formToken(sessionID string) string { return s.sum("form", sessionID) }

@@ -60,15 +60,24 @@ func TestRoles(t *testing.T) {
 
 func TestSessionsExpire(t *testing.T) {
 	t.Parallel()
-	s, now := newSeal(), time.Now()
-	made := session{ID: "id", Role: reader, Who: "Kim\nthe 2nd", Expires: now.Add(time.Hour).UTC().Truncate(time.Second)}
-	cookie := s.cookie(made)
-	read, ok := s.session(cookie, now)
+	var l sessions
+	now := time.Now()
+	_, ok := l.get("", now)
+	require.False(t, ok, "there is none yet")
+	one, other := l.begin(reader, "Kim", now), l.begin(writer, "Ana", now.Add(time.Hour))
+	s, ok := l.get(one, now)
 	require.True(t, ok)
-	require.Equal(t, made, read)
-	_, ok = s.session(cookie, now.Add(time.Hour))
+	require.Equal(t, "Kim", s.Who)
+	require.Equal(t, reader, s.Role)
+	theirs, ok := l.get(other, now)
+	require.True(t, ok)
+	require.NotEqual(t, s.FormToken, theirs.FormToken)
+	_, ok = l.get(one, now.Add(sessionAge))
 	require.False(t, ok)
-	_, ok = newSeal().session(cookie, now)
+	l.begin(reader, "Ben", now.Add(sessionAge+time.Minute))
+	require.Len(t, l.bySecret, 2, "what has expired is not kept")
+	l.end(other)
+	_, ok = l.get(other, now)
 	require.False(t, ok)
 }
 

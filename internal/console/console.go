@@ -7,6 +7,7 @@ package console
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"embed"
 	"errors"
 	"fmt"
@@ -69,12 +70,12 @@ type Console struct {
 	pages     map[string]*template.Template
 	assets    fs.FS
 	handler   http.Handler
-	seal      seal
+	sessions  sessions
+	formToken string // of viewers without a session
 	throttle  throttle
 	flow      recorder
 	overviews chan overviewPage // contains the last one, except while a request renews it
 	live      atomic.Int64      // the number of streams
-	ended     endedSessions
 	jobs      jobs
 }
 
@@ -91,7 +92,7 @@ func New(ctx context.Context, config Config) (*Console, error) {
 		store: config.Store, letters: config.Letters,
 		waiting: counter{count: config.Letters.Count, interval: sampleInterval}, queued: counter{count: config.Queued, interval: queueInterval},
 		try: config.Try, status: config.Status,
-		aggregates: map[string]func() events.Stateful{}, access: config.Access, logger: config.Logger, seal: newSeal(),
+		aggregates: map[string]func() events.Stateful{}, access: config.Access, logger: config.Logger, formToken: rand.Text(),
 		overviews: make(chan overviewPage, 1),
 	}
 	c.overviews <- overviewPage{}

@@ -384,10 +384,9 @@ func TestForgedSessions(t *testing.T) {
 	other := newSite(t, console.Access{Token: readToken}).logIn(readToken)
 	otherBase, err := url.Parse(other.s.URL)
 	require.NoError(t, err)
-	text, sum, _ := strings.Cut(genuine.Value, ".")
 	for name, value := range map[string]string{
-		"nothing": "", "no text": "." + sum, "no signature": text, "an empty signature": text + ".", "another text": "QUFB." + sum,
-		"more text": text + "QQ." + sum, "of another process": other.Jar.Cookies(otherBase)[0].Value,
+		"nothing": "", "less": genuine.Value[1:], "more": genuine.Value + "A", "another one": strings.Repeat("A", len(genuine.Value)),
+		"of another process": other.Jar.Cookies(otherBase)[0].Value,
 	} {
 		response, _ := s.visitor().get("/events", func(r *http.Request) { r.AddCookie(&http.Cookie{Name: genuine.Name, Value: value}) })
 		require.Equal(t, http.StatusSeeOther, response.StatusCode, name)

@@ -2,7 +2,6 @@ package console
 
 import (
 	"context"
-	"crypto/rand"
 	"maps"
 	"net"
 	"net/http"
@@ -140,27 +139,22 @@ func isLocalName(host string) bool {
 }
 
 func (c *Console) viewer(r *http.Request) viewer {
-	v := viewer{Theme: themeOf(r), Client: clientOf(r)}
-	id := "anonymous"
-	if c.access.needsLogin() {
-		id = "login"
-		if s, ok := c.sessionOf(r); ok {
-			id, v.Role, v.Who, v.LoggedIn = s.ID, s.Role, s.Who, true
-		}
-	} else {
+	v := viewer{Theme: themeOf(r), Client: clientOf(r), FormToken: c.formToken}
+	if !c.access.needsLogin() {
 		v.Role, v.Who = c.access.anonymous(), "local user"
+	} else if s, ok := c.sessions.get(cookieOf(r, sessionCookie), time.Now()); ok {
+		v.Role, v.Who, v.FormToken, v.LoggedIn = s.Role, s.Who, s.FormToken, true
 	}
-	v.FormToken = c.seal.formToken(id)
 	return v
 }
 
-func (c *Console) sessionOf(r *http.Request) (session, bool) {
-	cookie, err := r.Cookie(sessionCookie)
+// cookieOf returns the value of a cookie, "" if there is none.
+func cookieOf(r *http.Request, name string) string {
+	cookie, err := r.Cookie(name)
 	if err != nil {
-		return session{}, false
+		return ""
 	}
-	s, ok := c.seal.session(cookie.Value, time.Now())
-	return s, ok && !c.ended.has(s)
+	return cookie.Value
 }
 
 // clientOf returns the address of the connection. Headers with other addresses can be forged.
@@ -210,8 +204,7 @@ func (c *Console) logIn(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	c.throttle.passed(v.Client)
-	s := session{ID: rand.Text(), Role: given, Who: who, Expires: now.Add(sessionAge)}
-	setCookie(w, r, sessionCookie, c.seal.cookie(s), sessionAge)
+	setCookie(w, r, sessionCookie, c.sessions.begin(given, who, now), sessionAge)
 	c.logger.InfoContext(r.Context(), "console: logged in", "who", who, "role", string(given), "client", v.Client.String())
 	http.Redirect(w, r, next, http.StatusSeeOther)
 }
@@ -228,9 +221,7 @@ func cleanName(s string) string {
 }
 
 func (c *Console) logOut(w http.ResponseWriter, r *http.Request) {
-	if s, ok := c.sessionOf(r); ok {
-		c.ended.add(s, time.Now())
-	}
+	c.sessions.end(cookieOf(r, sessionCookie))
 	setCookie(w, r, sessionCookie, "", -1)
 	http.Redirect(w, r, "/login", http.StatusSeeOther)
 }
@@ -270,11 +261,10 @@ func ownPath(back string) string {
 }
 
 func themeOf(r *http.Request) string {
-	cookie, err := r.Cookie(themeCookie)
-	if err != nil || cookie.Value != "light" && cookie.Value != "dark" {
-		return ""
+	if theme := cookieOf(r, themeCookie); theme == "light" || theme == "dark" {
+		return theme
 	}
-	return cookie.Value
+	return ""
 }
 
 func (c *Console) refuse(w http.ResponseWriter, r *http.Request, status int, problem string) {
