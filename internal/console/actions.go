@@ -48,8 +48,8 @@ type chosen struct {
 	Title string
 }
 
-// chosenIn parses which letters a form selects. If that fails, it has sent the response.
-func (c *Console) chosenIn(w http.ResponseWriter, r *http.Request) (chosen, bool) {
+// chosenIn parses which letters a form selects.
+func chosenIn(r *http.Request) (chosen, error) {
 	form, err := url.ParseQuery(r.PostFormValue("filter"))
 	known := append(letterFilters(), "id", chooseAll)
 	for name := range form {
@@ -60,13 +60,11 @@ func (c *Console) chosenIn(w http.ResponseWriter, r *http.Request) (chosen, bool
 	filter, problems := letterFilter(form)
 	switch {
 	case len(problems) > 0:
-		c.refuse(w, r, http.StatusBadRequest, strings.Join(problems, " "))
-		return chosen{}, false
+		return chosen{}, refusal{http.StatusBadRequest, strings.Join(problems, " ")}
 	case err != nil || !isTextForm(form) || filter.IsZero() && form.Get(chooseAll) == "":
-		c.refuse(w, r, http.StatusBadRequest, "The form does not select any letters.")
-		return chosen{}, false
+		return chosen{}, refusal{http.StatusBadRequest, "The form does not select any letters."}
 	}
-	return chosen{Filter: filter, form: form, Title: inWords(form)}, true
+	return chosen{Filter: filter, form: form, Title: inWords(form)}, nil
 }
 
 func inWords(form url.Values) string {
@@ -96,23 +94,20 @@ func (c *Console) logAction(r *http.Request, what string, of chosen) {
 	c.logger.InfoContext(r.Context(), "console: dead letters", attrs...)
 }
 
-func (c *Console) replay(w http.ResponseWriter, r *http.Request) {
-	letters, ok := c.chosenIn(w, r)
-	if !ok {
-		return
+func (c *Console) replay(w http.ResponseWriter, r *http.Request) error {
+	letters, err := chosenIn(r)
+	if err != nil {
+		return err
 	}
 	o := deadletter.ReplayOptions{Patience: replayPatience, MaxFailures: replayFailures}
-	var err error
 	if text := r.PostFormValue("max_failures"); text != "" {
 		if o.MaxFailures, err = strconv.Atoi(text); err != nil || o.MaxFailures < 0 {
-			c.refuse(w, r, http.StatusBadRequest, "The maximum of letters that fail again must be a number.")
-			return
+			return refusal{http.StatusBadRequest, "The maximum of letters that fail again must be a number."}
 		}
 	}
 	if text := r.PostFormValue("rate"); text != "" {
 		if o.Rate, err = strconv.ParseFloat(text, 64); err != nil || !(o.Rate >= minRate && o.Rate <= maxRate) {
-			c.refuse(w, r, http.StatusBadRequest, "The rate must be a number of letters per second, from 0.001 to 1 000 000.")
-			return
+			return refusal{http.StatusBadRequest, "The rate must be a number of letters per second, from 0.001 to 1 000 000."}
 		}
 	}
 	c.logAction(r, "replay", letters)
@@ -126,7 +121,7 @@ func (c *Console) replay(w http.ResponseWriter, r *http.Request) {
 		}
 		return nil
 	})
-	http.Redirect(w, r, "/replays/"+j.ID, http.StatusSeeOther)
+	return redirect(w, r, "/replays/"+j.ID)
 }
 
 type tryPage struct {
@@ -140,24 +135,20 @@ type tryPage struct {
 }
 
 // tryLetters is a dry run of a replay of the selected letters.
-func (c *Console) tryLetters(w http.ResponseWriter, r *http.Request) {
+func (c *Console) tryLetters(w http.ResponseWriter, r *http.Request) error {
 	if c.try == nil {
-		c.refuse(w, r, http.StatusNotFound, "Dry runs are not available.")
-		return
+		return refusal{http.StatusNotFound, "Dry runs are not available."}
 	}
-	letters, ok := c.chosenIn(w, r)
-	if !ok {
-		return
+	letters, err := chosenIn(r)
+	if err != nil {
+		return err
 	}
 	c.logAction(r, "dry run", letters)
-	ctx, cancel := context.WithTimeout(r.Context(), actTimeout)
-	defer cancel()
 	p := tryPage{Title: letters.Title, Filter: letters.form.Encode(), May: c.abilities(r)}
 	letters.Limit = maxTried + 1
-	for outcome, err := range c.try(ctx, letters.Filter) {
+	for outcome, err := range c.try(r.Context(), letters.Filter) {
 		if err != nil {
-			c.fail(w, r, err)
-			return
+			return err
 		}
 		if len(p.Outcomes) == maxTried {
 			p.Limited = true
@@ -169,27 +160,23 @@ func (c *Console) tryLetters(w http.ResponseWriter, r *http.Request) {
 		outcome.Letter.Body = nil
 		p.Outcomes = append(p.Outcomes, outcome)
 	}
-	c.render(w, r, http.StatusOK, "try", "Dry run", p)
+	return c.render(w, r, http.StatusOK, "try", "Dry run", p)
 }
 
-func (c *Console) archiveLetters(w http.ResponseWriter, r *http.Request) {
-	letters, ok := c.chosenIn(w, r)
-	if !ok {
-		return
+func (c *Console) archiveLetters(w http.ResponseWriter, r *http.Request) error {
+	letters, err := chosenIn(r)
+	if err != nil {
+		return err
 	}
 	reason := strings.TrimSpace(strings.ToValidUTF8(r.PostFormValue("reason"), ""))
 	if reason == "" || len(reason) > maxReason {
-		c.refuse(w, r, http.StatusUnprocessableEntity, "Enter a reason of at most 500 bytes: it is recorded with the letter.")
-		return
+		return refusal{http.StatusUnprocessableEntity, "Enter a reason of at most 500 bytes: it is recorded with the letter."}
 	}
 	c.logAction(r, "archive", letters)
-	ctx, cancel := context.WithTimeout(r.Context(), actTimeout)
-	defer cancel()
-	n, err := c.letters.PutAside(ctx, letters.Filter, deadletter.Archived, deadletter.Decision{By: viewerOf(r.Context()).Who, Reason: reason})
+	n, err := c.letters.PutAside(r.Context(), letters.Filter, deadletter.Archived, deadletter.Decision{By: viewerOf(r.Context()).Who, Reason: reason})
 	c.waiting.expire()
 	if err != nil {
-		c.fail(w, r, fmt.Errorf("%s archived, the others were not: %w", plural(n, "letter was", "letters were"), err))
-		return
+		return fmt.Errorf("%s archived, the others were not: %w", plural(n, "letter was", "letters were"), err)
 	}
-	http.Redirect(w, r, "/dead-letters?archived="+strconv.Itoa(n), http.StatusSeeOther)
+	return redirect(w, r, "/dead-letters?archived="+strconv.Itoa(n))
 }

@@ -119,10 +119,9 @@ func (c *Console) ServeHTTP(w http.ResponseWriter, r *http.Request) { c.handler.
 
 func (c *Console) routes() http.Handler {
 	mux := http.NewServeMux()
-	for pattern, handle := range map[string]http.HandlerFunc{
-		"GET /{$}":           c.overview,
-		"GET /live/overview": c.liveOverview,
-		"GET /find":          c.find,
+	for pattern, handle := range map[string]handler{
+		"GET /{$}":  c.overview,
+		"GET /find": c.find,
 
 		"GET /events":                           c.events,
 		"GET /events/{id}":                      c.event,
@@ -137,7 +136,6 @@ func (c *Console) routes() http.Handler {
 		"POST /dead-letters/try":                c.tryLetters,
 		"POST /dead-letters/archive":            c.archiveLetters,
 		"GET /replays/{id}":                     c.job,
-		"GET /live/replays/{id}":                c.liveJob,
 		"POST /replays/{id}/stop":               c.stopJob,
 
 		"GET /login":   c.login,
@@ -145,14 +143,48 @@ func (c *Console) routes() http.Handler {
 		"POST /logout": c.logOut,
 		"POST /theme":  c.theme,
 	} {
-		mux.HandleFunc(pattern, handle)
+		mux.HandleFunc(pattern, c.page(bounded(handle)))
 	}
+	mux.HandleFunc("GET /live/overview", c.page(c.liveOverview))
+	mux.HandleFunc("GET /live/replays/{id}", c.page(c.liveJob))
 	mux.Handle("GET /assets/", http.StripPrefix("/assets/", http.FileServerFS(c.assets)))
-	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
-		c.refuse(w, r, http.StatusNotFound, "This page does not exist.")
-	})
+	mux.HandleFunc("/", c.page(func(http.ResponseWriter, *http.Request) error {
+		return refusal{http.StatusNotFound, "This page does not exist."}
+	}))
 	return mux
 }
+
+// handler is a page or an action. Its error is the response.
+type handler func(http.ResponseWriter, *http.Request) error
+
+func (c *Console) page(handle handler) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		if err := handle(w, r); err != nil {
+			c.fail(w, r, err)
+		}
+	}
+}
+
+// bounded bounds the time of a request.
+func bounded(handle handler) handler {
+	return func(w http.ResponseWriter, r *http.Request) error {
+		timeout := readTimeout
+		if r.Method == http.MethodPost {
+			timeout = actTimeout
+		}
+		ctx, cancel := context.WithTimeout(r.Context(), timeout)
+		defer cancel()
+		return handle(w, r.WithContext(ctx))
+	}
+}
+
+// refusal is the error of a request that is at fault itself.
+type refusal struct {
+	status  int
+	problem string
+}
+
+func (r refusal) Error() string { return r.problem }
 
 type page struct {
 	Name, Title string
@@ -164,8 +196,8 @@ type page struct {
 	Body    any
 }
 
-// render writes a page. If its template fails, it writes an error instead.
-func (c *Console) render(w http.ResponseWriter, r *http.Request, status int, name, title string, body any) {
+// render writes a page. If its template fails, it writes an error instead, and returns nil, too.
+func (c *Console) render(w http.ResponseWriter, r *http.Request, status int, name, title string, body any) error {
 	p := page{Name: name, Title: title, Viewer: viewerOf(r.Context()), Path: "/", Body: body}
 	if p.Viewer.Role != nobody {
 		p.Letters = c.waiting.latest(r.Context())
@@ -177,11 +209,12 @@ func (c *Console) render(w http.ResponseWriter, r *http.Request, status int, nam
 	if err := c.pages[name].ExecuteTemplate(&out, "page", p); err != nil {
 		c.logger.ErrorContext(r.Context(), "console: cannot render a page", "page", name, "error", err)
 		http.Error(w, "the page cannot be rendered: see the log", http.StatusInternalServerError)
-		return
+		return nil
 	}
 	w.Header().Set("Content-Type", "text/html; charset=utf-8")
 	w.WriteHeader(status)
 	_, _ = out.WriteTo(w) // the client has disconnected
+	return nil
 }
 
 func (c *Console) fragment(ctx context.Context, name, part string, body any) ([]byte, error) {
@@ -190,11 +223,14 @@ func (c *Console) fragment(ctx context.Context, name, part string, body any) ([]
 	return out.Bytes(), err
 }
 
-// fail responds with an error of the store or of the dead letters.
+// fail responds with a refusal, or with an error of the store or of the dead letters.
 func (c *Console) fail(w http.ResponseWriter, r *http.Request, err error) {
 	status, problem := http.StatusInternalServerError, "The query failed: "+err.Error()
 	query, badQuery := errors.AsType[*store.QueryError](err)
+	refused, isRefused := errors.AsType[refusal](err)
 	switch {
+	case isRefused:
+		status, problem = refused.status, refused.problem
 	case errors.Is(err, store.ErrNoEvent), errors.Is(err, causation.ErrNotFound):
 		status, problem = http.StatusNotFound, "There is no event with this id."
 	case badQuery:
@@ -204,18 +240,17 @@ func (c *Console) fail(w http.ResponseWriter, r *http.Request, err error) {
 	case errors.Is(err, store.ErrUnavailable):
 		status, problem = http.StatusServiceUnavailable, "The store is unavailable."
 	}
-	if status >= http.StatusInternalServerError && r.Context().Err() == nil {
+	if !isRefused && status >= http.StatusInternalServerError && r.Context().Err() == nil {
 		c.logger.WarnContext(r.Context(), "console: a request failed", "path", r.URL.Path, "error", err)
 	}
-	c.refuse(w, r, status, problem)
+	_ = c.render(w, r, status, "problem", http.StatusText(status), problem)
 }
 
-// uuidIn returns the UUID in the path of a request. If there is none, it has sent the response.
-func (c *Console) uuidIn(w http.ResponseWriter, r *http.Request, name string) (uuid.UUID, bool) {
+// uuidIn returns the UUID in the path of a request.
+func uuidIn(r *http.Request, name string) (uuid.UUID, error) {
 	id, err := uuid.Parse(r.PathValue(name))
 	if err != nil || id == uuid.Nil {
-		c.refuse(w, r, http.StatusNotFound, "The id in the address is not a UUID.")
-		return uuid.Nil, false
+		return uuid.Nil, refusal{http.StatusNotFound, "The id in the address is not a UUID."}
 	}
-	return id, true
+	return id, nil
 }

@@ -51,30 +51,26 @@ func filterNames() []string {
 	return []string{"tenant", "type", "aggregate", "correlation", "cause", "from", "until"}
 }
 
-func (c *Console) events(w http.ResponseWriter, r *http.Request) {
-	ctx, cancel := context.WithTimeout(r.Context(), readTimeout)
-	defer cancel()
+func (c *Console) events(w http.ResponseWriter, r *http.Request) error {
 	query := r.URL.Query()
 	p := eventsPage{Query: query, First: query.Get("after") == ""}
 	search, problems := searchOf(query)
 	if len(problems) > 0 {
 		p.Problems = problems
-		c.render(w, r, http.StatusBadRequest, "events", "Events", p)
-		return
+		return c.render(w, r, http.StatusBadRequest, "events", "Events", p)
 	}
-	found, err := c.search(ctx, search, store.Cursor(query.Get("after")))
+	found, err := c.search(r.Context(), search, store.Cursor(query.Get("after")))
 	if err != nil {
-		c.fail(w, r, err)
-		return
+		return err
 	}
 	p.Events = found.Events
-	p.Failed = c.failed(ctx, p.Events)
+	p.Failed = c.failed(r.Context(), p.Events)
 	if found.Next != "" {
 		query.Set("after", string(found.Next))
 		p.Next = "/events?" + query.Encode()
 		query.Del("after")
 	}
-	c.render(w, r, http.StatusOK, "events", "Events", p)
+	return c.render(w, r, http.StatusOK, "events", "Events", p)
 }
 
 // search reads a page. A query examines a limited number of events, so it repeats the query while it finds none.
@@ -99,21 +95,17 @@ func searchOf(query url.Values) (store.Search, []string) {
 }
 
 // find redirects to the page of an id of any kind, or to the events of a type.
-func (c *Console) find(w http.ResponseWriter, r *http.Request) {
-	ctx, cancel := context.WithTimeout(r.Context(), readTimeout)
-	defer cancel()
+func (c *Console) find(w http.ResponseWriter, r *http.Request) error {
 	text := strings.TrimSpace(r.URL.Query().Get("q"))
 	id, err := events.ParseCorrelationID(text)
 	if err != nil || id == uuid.Nil {
-		http.Redirect(w, r, "/events?"+url.Values{"type": {text}}.Encode(), http.StatusSeeOther)
-		return
+		return redirect(w, r, "/events?"+url.Values{"type": {text}}.Encode())
 	}
-	target, err := c.pageOf(ctx, id)
+	target, err := c.pageOf(r.Context(), id)
 	if err != nil {
-		c.fail(w, r, err)
-		return
+		return err
 	}
-	http.Redirect(w, r, target, http.StatusSeeOther)
+	return redirect(w, r, target)
 }
 
 // pageOf returns the address of the page of an id.
@@ -163,23 +155,20 @@ type eventPage struct {
 // Cause is the direct cause.
 func (p eventPage) Cause() events.Event { return p.Causes[len(p.Causes)-1] }
 
-func (c *Console) event(w http.ResponseWriter, r *http.Request) {
-	ctx, cancel := context.WithTimeout(r.Context(), readTimeout)
-	defer cancel()
-	id, ok := c.uuidIn(w, r, "id")
-	if !ok {
-		return
-	}
-	p, err := c.eventPage(ctx, id)
+func (c *Console) event(w http.ResponseWriter, r *http.Request) error {
+	id, err := uuidIn(r, "id")
 	if err != nil {
-		c.fail(w, r, err)
-		return
+		return err
+	}
+	p, err := c.eventPage(r.Context(), id)
+	if err != nil {
+		return err
 	}
 	if r.Method == http.MethodPost {
 		c.revealed(r, "event", "event_id", id.String())
 		p.Revealed, p.Data, p.Metadata = true, pretty(p.Event.Data), pretty(p.Event.Metadata)
 	}
-	c.render(w, r, http.StatusOK, "event", p.Event.Type, p)
+	return c.render(w, r, http.StatusOK, "event", p.Event.Type, p)
 }
 
 func (c *Console) eventPage(ctx context.Context, id uuid.UUID) (eventPage, error) {
@@ -259,36 +248,33 @@ type step struct {
 	Data, State string
 }
 
-func (c *Console) aggregate(w http.ResponseWriter, r *http.Request) {
-	ctx, cancel := context.WithTimeout(r.Context(), readTimeout)
-	defer cancel()
-	id, ok := c.uuidIn(w, r, "id")
-	if !ok {
-		return
+func (c *Console) aggregate(w http.ResponseWriter, r *http.Request) error {
+	id, err := uuidIn(r, "id")
+	if err != nil {
+		return err
 	}
 	p := aggregatePage{Type: r.PathValue("type"), ID: id, Revealed: r.Method == http.MethodPost}
 	p.After = r.FormValue("after")
-	page, err := c.store.ByAggregate(ctx, p.Type, id, store.Query{Limit: pageSize, After: store.Cursor(p.After)})
+	page, err := c.store.ByAggregate(r.Context(), p.Type, id, store.Query{Limit: pageSize, After: store.Cursor(p.After)})
 	if err == nil && len(page.Events) == 0 {
 		err = store.ErrNoEvent
 	}
 	if err != nil {
-		c.fail(w, r, err)
-		return
+		return err
 	}
 	for _, e := range page.Events {
 		p.Steps = append(p.Steps, step{Event: e})
 	}
-	p.Failed = c.failed(ctx, page.Events)
+	p.Failed = c.failed(r.Context(), page.Events)
 	if page.Next != "" {
 		p.Next = aggregatePath(p.Type, id) + "?" + url.Values{"after": {string(page.Next)}}.Encode()
 	}
 	empty := c.aggregates[p.Type]
 	p.Stateful = empty != nil
 	if p.Revealed {
-		c.revealAggregate(ctx, r, &p, empty)
+		c.revealAggregate(r.Context(), r, &p, empty)
 	}
-	c.render(w, r, http.StatusOK, "aggregate", p.Type, p)
+	return c.render(w, r, http.StatusOK, "aggregate", p.Type, p)
 }
 
 // revealAggregate fills in the data of the steps and the states after them.

@@ -52,7 +52,6 @@ func viewerOf(ctx context.Context) viewer {
 
 // guard checks requests before the pages: the host name, the viewer and, for changes, that the form is from the console.
 func (c *Console) guard(next http.Handler) http.Handler {
-	crossOrigin := http.NewCrossOriginProtection()
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		h := w.Header()
 		h.Set("Content-Security-Policy", contentPolicy)
@@ -65,46 +64,47 @@ func (c *Console) guard(next http.Handler) http.Handler {
 		r.Body = http.MaxBytesReader(w, r.Body, maxForm)
 
 		if !c.access.needsLogin() && !isLocalName(r.Host) {
-			c.refuse(w, r, http.StatusMisdirectedRequest, "Without a token, the console is served only under the name localhost, "+
-				"to prevent access by other sites through DNS. Behind a proxy, set --console-token.")
+			c.fail(w, r, refusal{http.StatusMisdirectedRequest, "Without a token, the console is served only under the name localhost, " +
+				"to prevent access by other sites through DNS. Behind a proxy, set --console-token."})
 			return
 		}
 		v := c.viewer(r)
 		r = r.WithContext(context.WithValue(r.Context(), viewerKey{}, v))
-		if err := crossOrigin.Check(r); err != nil {
-			c.refuse(w, r, http.StatusForbidden, "This request came from another site, and is refused.")
-			return
+		if err := c.check(w, r, v, next); err != nil {
+			c.fail(w, r, err)
 		}
-		if !isText(r.URL.Path) || !isTextForm(r.URL.Query()) {
-			c.refuse(w, r, http.StatusBadRequest, "The address of this page is not valid text.")
-			return
-		}
-		open := r.URL.Path == "/login" || strings.HasPrefix(r.URL.Path, "/assets/") || r.URL.Path == "/theme"
-		if v.Role == nobody && !open {
-			if r.Method == http.MethodGet && !strings.HasPrefix(r.URL.Path, "/live/") {
-				http.Redirect(w, r, loginPath(r.URL.RequestURI()), http.StatusSeeOther)
-				return
-			}
-			c.refuse(w, r, http.StatusUnauthorized, "You are not signed in, or your session has ended.")
-			return
-		}
-		if r.Method == http.MethodPost {
-			if !same(formToken(w, r), v.FormToken) {
-				c.refuse(w, r, http.StatusForbidden, "The form is from an earlier session. Go back, reload the page, and try again.")
-				return
-			}
-			if !isTextForm(r.PostForm) {
-				c.refuse(w, r, http.StatusBadRequest, "The form does not contain valid text.")
-				return
-			}
-			if !open && r.URL.Path != "/logout" && !v.MayWrite() {
-				c.refuse(w, r, http.StatusForbidden, "You may only read. Changes need the role writer (--console-write or "+
-					"--console-write-token).")
-				return
-			}
-		}
-		next.ServeHTTP(w, r)
 	})
+}
+
+// check passes the request of a viewer on, or refuses it.
+func (c *Console) check(w http.ResponseWriter, r *http.Request, v viewer, next http.Handler) error {
+	if err := http.NewCrossOriginProtection().Check(r); err != nil {
+		return refusal{http.StatusForbidden, "This request came from another site, and is refused."}
+	}
+	if !isText(r.URL.Path) || !isTextForm(r.URL.Query()) {
+		return refusal{http.StatusBadRequest, "The address of this page is not valid text."}
+	}
+	open := r.URL.Path == "/login" || strings.HasPrefix(r.URL.Path, "/assets/") || r.URL.Path == "/theme"
+	if v.Role == nobody && !open {
+		if r.Method == http.MethodGet && !strings.HasPrefix(r.URL.Path, "/live/") {
+			return redirect(w, r, loginPath(r.URL.RequestURI()))
+		}
+		return refusal{http.StatusUnauthorized, "You are not signed in, or your session has ended."}
+	}
+	if r.Method == http.MethodPost {
+		if !same(formToken(w, r), v.FormToken) {
+			return refusal{http.StatusForbidden, "The form is from an earlier session. Go back, reload the page, and try again."}
+		}
+		if !isTextForm(r.PostForm) {
+			return refusal{http.StatusBadRequest, "The form does not contain valid text."}
+		}
+		if !open && r.URL.Path != "/logout" && !v.MayWrite() {
+			return refusal{http.StatusForbidden, "You may only read. Changes need the role writer (--console-write or " +
+				"--console-write-token)."}
+		}
+	}
+	next.ServeHTTP(w, r)
+	return nil
 }
 
 // formToken parses a form, and returns its token. As the request is complete then, it resets the read deadline, which would
@@ -171,42 +171,38 @@ func loginPath(next string) string {
 	return "/login?" + url.Values{"next": {next}}.Encode()
 }
 
-func (c *Console) login(w http.ResponseWriter, r *http.Request) {
+func (c *Console) login(w http.ResponseWriter, r *http.Request) error {
 	next := ownPath(r.FormValue("next"))
 	if viewerOf(r.Context()).Role != nobody {
-		http.Redirect(w, r, next, http.StatusSeeOther)
-		return
+		return redirect(w, r, next)
 	}
-	c.render(w, r, http.StatusOK, "login", "Sign in", loginPage{Next: next})
+	return c.render(w, r, http.StatusOK, "login", "Sign in", loginPage{Next: next})
 }
 
 type loginPage struct{ Who, Problem, Next string }
 
-func (c *Console) logIn(w http.ResponseWriter, r *http.Request) {
+func (c *Console) logIn(w http.ResponseWriter, r *http.Request) error {
 	v, now := viewerOf(r.Context()), time.Now()
 	who, next := cleanName(r.PostFormValue("who")), ownPath(r.PostFormValue("next"))
-	again := func(status int, problem string) {
-		c.render(w, r, status, "login", "Sign in", loginPage{Who: who, Problem: problem, Next: next})
+	again := func(status int, problem string) error {
+		return c.render(w, r, status, "login", "Sign in", loginPage{Who: who, Problem: problem, Next: next})
 	}
 	if who == "" {
-		again(http.StatusUnprocessableEntity, "Enter your name: your actions are logged with it.")
-		return
+		return again(http.StatusUnprocessableEntity, "Enter your name: your actions are logged with it.")
 	}
 	if wait := c.throttle.try(v.Client, now); wait > 0 {
 		w.Header().Set("Retry-After", strconv.Itoa(int(wait.Seconds())+1))
-		again(http.StatusTooManyRequests, "Too many failed attempts. Wait a minute, then try again.")
-		return
+		return again(http.StatusTooManyRequests, "Too many failed attempts. Wait a minute, then try again.")
 	}
 	given := c.access.roleOf(r.PostFormValue("token"))
 	if given == nobody {
 		c.logger.WarnContext(r.Context(), "console: a login failed", "who", who, "client", v.Client.String())
-		again(http.StatusUnauthorized, "The token is wrong.")
-		return
+		return again(http.StatusUnauthorized, "The token is wrong.")
 	}
 	c.throttle.passed(v.Client)
 	setCookie(w, r, sessionCookie, c.sessions.begin(given, who, now), sessionAge)
 	c.logger.InfoContext(r.Context(), "console: logged in", "who", who, "role", string(given), "client", v.Client.String())
-	http.Redirect(w, r, next, http.StatusSeeOther)
+	return redirect(w, r, next)
 }
 
 // cleanName returns a name that is safe to log.
@@ -220,10 +216,10 @@ func cleanName(s string) string {
 	return strings.ToValidUTF8(s[:min(len(s), maxWho)], "")
 }
 
-func (c *Console) logOut(w http.ResponseWriter, r *http.Request) {
+func (c *Console) logOut(w http.ResponseWriter, r *http.Request) error {
 	c.sessions.end(cookieOf(r, sessionCookie))
 	setCookie(w, r, sessionCookie, "", -1)
-	http.Redirect(w, r, "/login", http.StatusSeeOther)
+	return redirect(w, r, "/login")
 }
 
 // setCookie sets a cookie for requests of this site and for links to it, for example in an alert: a GET changes nothing. The
@@ -241,13 +237,13 @@ func setCookie(w http.ResponseWriter, r *http.Request, name, value string, age t
 
 const themeAge = 365 * 24 * time.Hour
 
-func (c *Console) theme(w http.ResponseWriter, r *http.Request) {
+func (c *Console) theme(w http.ResponseWriter, r *http.Request) error {
 	if chosen := r.PostFormValue("theme"); chosen == "light" || chosen == "dark" {
 		setCookie(w, r, themeCookie, chosen, themeAge)
 	} else {
 		setCookie(w, r, themeCookie, "", -1)
 	}
-	http.Redirect(w, r, ownPath(r.PostFormValue("back")), http.StatusSeeOther)
+	return redirect(w, r, ownPath(r.PostFormValue("back")))
 }
 
 // ownPath returns the target of a form if it is on this site, else the overview. Browsers treat \ as /, and ignore control
@@ -267,6 +263,7 @@ func themeOf(r *http.Request) string {
 	return ""
 }
 
-func (c *Console) refuse(w http.ResponseWriter, r *http.Request, status int, problem string) {
-	c.render(w, r, status, "problem", http.StatusText(status), problem)
+func redirect(w http.ResponseWriter, r *http.Request, to string) error {
+	http.Redirect(w, r, to, http.StatusSeeOther)
+	return nil
 }

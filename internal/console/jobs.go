@@ -133,20 +133,16 @@ func (p jobPage) Settled() int {
 	}
 }
 
-// jobOf returns the job in the path of a request. If there is none, it has sent the response.
-func (c *Console) jobOf(w http.ResponseWriter, r *http.Request) (jobPage, bool) {
+// jobOf returns the job in the path of a request.
+func (c *Console) jobOf(r *http.Request) (jobPage, error) {
 	c.jobs.mu.Lock()
-	at := slices.IndexFunc(c.jobs.list, func(j *job) bool { return j.ID == r.PathValue("id") })
-	var found *job
-	if at >= 0 {
-		found = c.jobs.list[at]
+	defer c.jobs.mu.Unlock()
+	for _, j := range c.jobs.list {
+		if j.ID == r.PathValue("id") {
+			return j.page(), nil
+		}
 	}
-	c.jobs.mu.Unlock()
-	if found == nil {
-		c.refuse(w, r, http.StatusNotFound, "This replay does not exist, or is no longer kept.")
-		return jobPage{}, false
-	}
-	return found.page(), true
+	return jobPage{}, refusal{http.StatusNotFound, "This replay does not exist, or is no longer kept."}
 }
 
 func (j *job) page() jobPage {
@@ -157,31 +153,33 @@ func (j *job) page() jobPage {
 	return p
 }
 
-func (c *Console) job(w http.ResponseWriter, r *http.Request) {
-	if p, found := c.jobOf(w, r); found {
-		c.render(w, r, http.StatusOK, "job", "Replay", p)
+func (c *Console) job(w http.ResponseWriter, r *http.Request) error {
+	p, err := c.jobOf(r)
+	if err != nil {
+		return err
 	}
+	return c.render(w, r, http.StatusOK, "job", "Replay", p)
 }
 
-func (c *Console) liveJob(w http.ResponseWriter, r *http.Request) {
-	p, found := c.jobOf(w, r)
-	if !found {
-		return
+func (c *Console) liveJob(w http.ResponseWriter, r *http.Request) error {
+	p, err := c.jobOf(r)
+	if err != nil {
+		return err
 	}
-	c.stream(w, r, func(ctx context.Context) ([]byte, bool, error) {
+	return c.stream(w, r, func(ctx context.Context) ([]byte, bool, error) {
 		p = p.page()
 		part, err := c.fragment(ctx, "job", "main", p)
 		return part, p.State.Done, err
 	})
 }
 
-func (c *Console) stopJob(w http.ResponseWriter, r *http.Request) {
-	p, found := c.jobOf(w, r)
-	if !found {
-		return
+func (c *Console) stopJob(w http.ResponseWriter, r *http.Request) error {
+	p, err := c.jobOf(r)
+	if err != nil {
+		return err
 	}
 	v := viewerOf(r.Context())
 	c.logger.InfoContext(r.Context(), "console: a replay is stopped", "who", v.Who, "client", v.Client.String())
 	p.cancel()
-	http.Redirect(w, r, "/replays/"+p.ID, http.StatusSeeOther)
+	return redirect(w, r, "/replays/"+p.ID)
 }

@@ -122,9 +122,7 @@ func (p lettersPage) Group() *deadletter.Group {
 
 func letterFilters() []string { return []string{"group", "handler", "type", "tenant", "correlation"} }
 
-func (c *Console) deadLetters(w http.ResponseWriter, r *http.Request) {
-	ctx, cancel := context.WithTimeout(r.Context(), readTimeout)
-	defer cancel()
+func (c *Console) deadLetters(w http.ResponseWriter, r *http.Request) error {
 	query := r.URL.Query()
 	p := lettersPage{Query: url.Values{}, First: query.Get("after") == "", Replays: c.jobs.latest(), May: c.abilities(r)}
 	if n, err := strconv.Atoi(query.Get("archived")); err == nil {
@@ -138,20 +136,17 @@ func (c *Console) deadLetters(w http.ResponseWriter, r *http.Request) {
 	filter, problems := letterFilter(p.Query)
 	if len(problems) > 0 {
 		p.Problems = problems
-		c.render(w, r, http.StatusBadRequest, "letters", "Dead letters", p)
-		return
+		return c.render(w, r, http.StatusBadRequest, "letters", "Dead letters", p)
 	}
-	found, err := c.letters.Newest(ctx, filter, query.Get("after"), pageSize+1)
+	found, err := c.letters.Newest(r.Context(), filter, query.Get("after"), pageSize+1)
 	if errors.Is(err, deadletter.ErrNotFound) { // the last letter of the previous page was purged
-		http.Redirect(w, r, "/dead-letters?"+p.Query.Encode(), http.StatusSeeOther)
-		return
+		return redirect(w, r, "/dead-letters?"+p.Query.Encode())
 	}
 	if err == nil {
-		p.Groups, err = c.letters.Groups(ctx, filter)
+		p.Groups, err = c.letters.Groups(r.Context(), filter)
 	}
 	if err != nil {
-		c.fail(w, r, err)
-		return
+		return err
 	}
 	p.Count = total(p.Groups)
 	p.List = found[:min(len(found), pageSize)]
@@ -162,8 +157,8 @@ func (c *Console) deadLetters(w http.ResponseWriter, r *http.Request) {
 		}
 		p.Next = "/dead-letters?" + next.Encode()
 	}
-	p.Queued = c.queued.latest(ctx)
-	c.render(w, r, http.StatusOK, "letters", "Dead letters", p)
+	p.Queued = c.queued.latest(r.Context())
+	return c.render(w, r, http.StatusOK, "letters", "Dead letters", p)
 }
 
 // letterFilter parses a form. With problems, the filter must not be used.
@@ -190,33 +185,27 @@ type letterPage struct {
 	May abilities
 }
 
-func (c *Console) deadLetter(w http.ResponseWriter, r *http.Request) {
-	ctx, cancel := context.WithTimeout(r.Context(), readTimeout)
-	defer cancel()
+func (c *Console) deadLetter(w http.ResponseWriter, r *http.Request) error {
 	var p letterPage
 	var err error
-	p.Letter, err = c.letters.Find(ctx, r.PathValue("id"))
+	p.Letter, err = c.letters.Find(r.Context(), r.PathValue("id"))
 	if errors.Is(err, deadletter.ErrNotFound) {
-		c.refuse(w, r, http.StatusNotFound, "This dead letter does not exist, or was purged.")
-		return
+		return refusal{http.StatusNotFound, "This dead letter does not exist, or was purged."}
 	}
 	if errors.Is(err, deadletter.ErrAmbiguous) {
-		c.refuse(w, r, http.StatusNotFound, "No dead letter has this id: "+err.Error()+".")
-		return
+		return refusal{http.StatusNotFound, "No dead letter has this id: " + err.Error() + "."}
 	}
 	if err != nil {
-		c.fail(w, r, err)
-		return
+		return err
 	}
 	if p.Letter.State == deadletter.Waiting {
 		p.May = c.abilities(r)
 	}
 	if e := p.Letter.Event; e.ID != uuid.Nil {
-		_, err := c.store.ByID(ctx, e.ID)
+		_, err := c.store.ByID(r.Context(), e.ID)
 		p.Stored = err == nil
-		if p.Causes, err = c.causes(ctx, e); err != nil {
-			c.fail(w, r, err)
-			return
+		if p.Causes, err = c.causes(r.Context(), e); err != nil {
+			return err
 		}
 	}
 	if r.Method == http.MethodPost {
@@ -227,5 +216,5 @@ func (c *Console) deadLetter(w http.ResponseWriter, r *http.Request) {
 		c.revealed(r, "dead letter", attrs...)
 		p.Revealed, p.Body = true, pretty(p.Letter.Body)
 	}
-	c.render(w, r, http.StatusOK, "letter", "Dead letter", p)
+	return c.render(w, r, http.StatusOK, "letter", "Dead letter", p)
 }

@@ -18,11 +18,10 @@ const (
 
 // stream sends a part of a page as server-sent events: immediately, and after each change, until make returns last or the
 // viewer has signed out.
-func (c *Console) stream(w http.ResponseWriter, r *http.Request, make func(context.Context) (part []byte, last bool, err error)) {
+func (c *Console) stream(w http.ResponseWriter, r *http.Request, make func(context.Context) (part []byte, last bool, err error)) error {
 	if c.live.Add(1); c.live.Load() > maxLive {
 		c.live.Add(-1)
-		c.refuse(w, r, http.StatusServiceUnavailable, "Too many live pages are open.")
-		return
+		return refusal{http.StatusServiceUnavailable, "Too many live pages are open."}
 	}
 	defer c.live.Add(-1)
 	ctx := r.Context()
@@ -30,7 +29,7 @@ func (c *Console) stream(w http.ResponseWriter, r *http.Request, make func(conte
 	w.Header().Set("X-Accel-Buffering", "no") // a proxy must not buffer the stream
 	control := http.NewResponseController(w)
 	if control.SetReadDeadline(time.Time{}) != nil { // the read timeout of the server would end the stream
-		return
+		return nil
 	}
 	ticker := time.NewTicker(liveInterval)
 	defer ticker.Stop()
@@ -39,7 +38,7 @@ func (c *Console) stream(w http.ResponseWriter, r *http.Request, make func(conte
 		part, last, err := make(ctx)
 		if err != nil {
 			c.logger.WarnContext(ctx, "console: cannot update a page", "path", r.URL.Path, "error", err)
-			return
+			return nil
 		}
 		name := "part"
 		if last {
@@ -48,17 +47,18 @@ func (c *Console) stream(w http.ResponseWriter, r *http.Request, make func(conte
 		if !bytes.Equal(part, sent) || last {
 			sent = part
 			if control.SetWriteDeadline(time.Now().Add(liveTimeout)) != nil || !sendEvent(w, name, part) || control.Flush() != nil || last {
-				return
+				return nil
 			}
 		}
 		select {
 		case <-ticker.C:
 		case <-ctx.Done():
-			return
+			return nil
 		case <-c.jobs.closed():
-			return
+			return nil
 		}
 	}
+	return nil
 }
 
 // sendEvent sends HTML. It escapes carriage returns, which would end a line of the event.

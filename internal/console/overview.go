@@ -37,8 +37,8 @@ type part struct {
 	OK         bool
 }
 
-func (c *Console) overview(w http.ResponseWriter, r *http.Request) {
-	c.render(w, r, http.StatusOK, "overview", "Overview", c.snapshot(r.Context()))
+func (c *Console) overview(w http.ResponseWriter, r *http.Request) error {
+	return c.render(w, r, http.StatusOK, "overview", "Overview", c.snapshot(r.Context()))
 }
 
 // snapshot returns the content of the overview. Requests at the same time share it.
@@ -96,8 +96,8 @@ func (c *Console) newSnapshot(ctx context.Context) overviewPage {
 
 func partOrder() []string { return []string{"store", "relay", "bus", "consumer"} }
 
-func (c *Console) liveOverview(w http.ResponseWriter, r *http.Request) {
-	c.stream(w, r, func(ctx context.Context) ([]byte, bool, error) {
+func (c *Console) liveOverview(w http.ResponseWriter, r *http.Request) error {
+	return c.stream(w, r, func(ctx context.Context) ([]byte, bool, error) {
 		part, err := c.fragment(ctx, "overview", "main", c.snapshot(ctx))
 		return part, false, err
 	})

@@ -2,7 +2,6 @@ package console
 
 import (
 	"cmp"
-	"context"
 	"fmt"
 	"math"
 	"net/http"
@@ -25,21 +24,18 @@ type tracePage struct {
 	Fails  int
 }
 
-func (c *Console) trace(w http.ResponseWriter, r *http.Request) {
-	ctx, cancel := context.WithTimeout(r.Context(), readTimeout)
-	defer cancel()
-	id, ok := c.uuidIn(w, r, "id")
-	if !ok {
-		return
-	}
-	tree, err := causation.Load(ctx, c.store, id, c.letters)
+func (c *Console) trace(w http.ResponseWriter, r *http.Request) error {
+	id, err := uuidIn(r, "id")
 	if err != nil {
-		c.fail(w, r, err)
-		return
+		return err
+	}
+	tree, err := causation.Load(r.Context(), c.store, id, c.letters)
+	if err != nil {
+		return err
 	}
 	shown := tree
 	shown.Nodes = tree.Nodes[:min(len(tree.Nodes), maxDrawn)]
-	c.render(w, r, http.StatusOK, "trace", "Trace", tracePage{
+	return c.render(w, r, http.StatusOK, "trace", "Trace", tracePage{
 		Tree: shown, Drawn: draw(shown), Hidden: len(tree.Nodes) - len(shown.Nodes), Tenant: tree.Nodes[0].Event.TenantID,
 		Took: tree.Ended().Sub(tree.Began()), Fails: tree.Failures(),
 	})
