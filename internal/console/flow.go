@@ -1,8 +1,8 @@
 package console
 
 import (
-	"fmt"
 	"math"
+	"strings"
 	"time"
 )
 
@@ -33,16 +33,6 @@ type arrow struct {
 	// Busy is set if events pass now, Bad if these are failed events.
 	Busy, Bad bool
 }
-
-// Sizes of the pictures.
-const (
-	boxWidth, boxHeight = 168, 88
-	boxGap              = 60
-	rowTwo              = 170
-	tallWidth, tallBox  = 340, 220
-	tallHeight, tallGap = 74, 34
-	margin              = 2
-)
 
 // stations returns the boxes in the order of the pipeline. The last one is the dead letters.
 func stations(s Status, r rates) [6]station {
@@ -77,7 +67,7 @@ func stations(s Status, r rates) [6]station {
 // lateSeconds is the lag from which on the store is marked.
 const lateSeconds = 30
 
-func healthy(part string) bool { return len(part) >= 2 && part[:2] == "ok" }
+func healthy(part string) bool { return strings.HasPrefix(part, "ok") }
 
 func known(n float64) string {
 	if math.IsNaN(n) {
@@ -110,74 +100,46 @@ func failing(r float64) string {
 	return rate(r) + " attempts fail"
 }
 
-// wide is the horizontal picture, for screens.
+// wide is the horizontal picture, for screens. The dead letters are below the handlers.
 func wide(s Status, r rates) picture {
-	p := picture{Class: "wide", Width: 5*boxWidth + 4*boxGap + 2*margin, Height: rowTwo + boxHeight + margin}
-	list := stations(s, r)
-	for i := range list {
-		box := &list[i]
-		box.X, box.Y, box.W, box.H = margin+i*(boxWidth+boxGap), margin, boxWidth, boxHeight
+	p := picture{Class: "wide", Width: 1084, Height: 260}
+	for i, box := range stations(s, r) {
+		box.X, box.Y, box.W, box.H = 2+228*i, 2, 168, 88
+		if i == 5 {
+			box.X, box.Y = 914, 170
+		}
+		p.Stations = append(p.Stations, box)
 	}
-	letters := &list[5]
-	letters.X, letters.Y = list[4].X, rowTwo
-	p.Stations = list[:]
-	middle := margin + boxHeight/2
-	for i, busy := range []float64{r.Appended, r.Relayed, r.Relayed, r.Received} {
-		from := list[i].X + boxWidth
-		p.Arrows = append(p.Arrows, arrow{Path: fmt.Sprintf("M%d %dH%d", from, middle, from+boxGap-6), Busy: busy > 0})
+	p.Arrows = []arrow{
+		{Path: "M170 46H224", Busy: r.Appended > 0},
+		{Path: "M398 46H452", Busy: r.Relayed > 0},
+		{Path: "M626 46H680", Busy: r.Relayed > 0},
+		{Path: "M854 46H908", Busy: r.Received > 0},
+		{Path: "M1048 90V164", Label: "permanent failure", X: 1038, Y: 154, Anchor: "end", Busy: r.DeadLettered > 0, Bad: true},
+		{
+			Path: "M958 90V108Q958 120 946 120H326Q314 120 314 108V96", X: 557, Y: 136, Anchor: "middle", Busy: r.Handled > 0,
+			Label: "follow-up events, in one transaction with the inbox record",
+		},
+		{Path: "M914 214H812Q800 214 800 202V96", Label: "replay", X: 790, Y: 218, Anchor: "end"},
 	}
-	bottom, down := margin+boxHeight, list[4].X+boxWidth/2
-	p.Arrows = append(
-		p.Arrows,
-		arrow{
-			Path:  fmt.Sprintf("M%d %dV%d", down+50, bottom, rowTwo-6),
-			Label: "permanent failure", X: down + 40, Y: rowTwo - 16, Anchor: "end", Busy: r.DeadLettered > 0, Bad: true,
-		},
-		arrow{
-			Path: fmt.Sprintf("M%d %dV%dQ%d %d %d %dH%dQ%d %d %d %dV%d", down-40, bottom, bottom+18, down-40, bottom+30, down-52,
-				bottom+30, list[1].X+boxWidth/2+12, list[1].X+boxWidth/2, bottom+30, list[1].X+boxWidth/2, bottom+18, bottom+6),
-			Label: "follow-up events, in one transaction with the inbox record", X: (list[1].X + boxWidth/2 + list[3].X + boxWidth/2 + 30) / 2, Y: bottom + 46,
-			Anchor: "middle", Busy: r.Handled > 0,
-		},
-		arrow{
-			Path: fmt.Sprintf("M%d %dH%dQ%d %d %d %dV%d", letters.X, rowTwo+boxHeight/2, list[3].X+boxWidth/2+42,
-				list[3].X+boxWidth/2+30, rowTwo+boxHeight/2, list[3].X+boxWidth/2+30, rowTwo+boxHeight/2-12, bottom+6),
-			Label: "replay", X: list[3].X + boxWidth/2 + 20, Y: rowTwo + boxHeight/2 + 4, Anchor: "end",
-		},
-	)
 	return p
 }
 
 // tall is the vertical picture, for phones.
 func tall(s Status, r rates) picture {
-	p := picture{Class: "tall", Width: tallWidth, Height: 6*tallHeight + 5*tallGap + 2*margin}
-	list := stations(s, r)
-	for i := range list {
-		box := &list[i]
-		box.X, box.Y, box.W, box.H = (tallWidth-tallBox)/2, margin+i*(tallHeight+tallGap), tallBox, tallHeight
+	p := picture{Class: "tall", Width: 340, Height: 618}
+	for i, box := range stations(s, r) {
+		box.X, box.Y, box.W, box.H = 60, 2+108*i, 220, 74
+		p.Stations = append(p.Stations, box)
 	}
-	p.Stations = list[:]
-	for i, busy := range []float64{r.Appended, r.Relayed, r.Relayed, r.Received, r.DeadLettered} {
-		from := list[i].Y + tallHeight
-		p.Arrows = append(p.Arrows, arrow{Path: fmt.Sprintf("M%d %dV%d", tallWidth/2, from, from+tallGap-6), Busy: busy > 0, Bad: i == 4})
+	p.Arrows = []arrow{
+		{Path: "M170 76V104", Busy: r.Appended > 0},
+		{Path: "M170 184V212", Busy: r.Relayed > 0},
+		{Path: "M170 292V320", Busy: r.Relayed > 0},
+		{Path: "M170 400V428", Busy: r.Received > 0},
+		{Path: "M170 508V536", Busy: r.DeadLettered > 0, Bad: true},
+		{Path: "M280 471H314Q326 471 326 459V159Q326 147 314 147H286", Busy: r.Handled > 0}, // follow-up events
+		{Path: "M60 579H26Q14 579 14 567V375Q14 363 26 363H54"},                             // replay
 	}
-	side := func(from, to, edge, x int, busy bool) arrow {
-		y1, y2 := list[from].Y+tallHeight/2, list[to].Y+tallHeight/2
-		in := 12
-		if x > edge {
-			in = -12
-		}
-		return arrow{Path: fmt.Sprintf("M%d %dH%dQ%d %d %d %dV%dQ%d %d %d %dH%d", edge, y1, x+in, x, y1, x, y1-12, y2+12, x, y2, x+in, y2,
-			edge+sign(x-edge)*6), Busy: busy}
-	}
-	right, left := list[0].X+tallBox, list[0].X
-	p.Arrows = append(p.Arrows, side(4, 1, right, tallWidth-14, r.Handled > 0), side(5, 3, left, 14, false))
 	return p
-}
-
-func sign(n int) int {
-	if n < 0 {
-		return -1
-	}
-	return 1
 }
