@@ -3,15 +3,15 @@
 package demo
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"log/slog"
 	"os"
 	"path/filepath"
-	"sync"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -36,21 +36,18 @@ const (
 
 // Run prints each step to out. The error says which step failed.
 func Run(ctx context.Context, out io.Writer) (err error) {
-	directory, err := os.MkdirTemp("", "healz-demo-")
+	directory, settings, err := newDirectory()
 	if err != nil {
-		return fmt.Errorf("create the directory of the demo: %w", err)
+		return err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(directory)) }()
 
-	out = &shared{out: out} // the log of the worker is written there, too
-	settings := worker.DefaultSettings()
-	settings.SQLitePath = filepath.Join(directory, "demo.db")
-	settings.Tuning.RetryAttempts = attempts
-	log := slog.New(slog.NewTextHandler(&indented{out: out}, &slog.HandlerOptions{Level: slog.LevelWarn, ReplaceAttr: withoutTime}))
+	printer := log.New(out, "", 0) // the worker logs to it, too
+	logger := slog.New(slog.NewTextHandler(indented{printer}, &slog.HandlerOptions{Level: slog.LevelWarn, ReplaceAttr: withoutTime}))
 	registerAll := func(reg *handlers.Registry, streams events.Streams) {
 		register.All(reg, register.Options{Streams: streams, Chaos: true})
 	}
-	w, closeParts, err := worker.Open(ctx, settings, worker.OpenOptions{Register: registerAll, Migrate: true, Logger: log})
+	w, closeParts, err := worker.Open(ctx, settings, worker.OpenOptions{Register: registerAll, Migrate: true, Logger: logger})
 	if err != nil {
 		return err
 	}
@@ -68,12 +65,24 @@ func Run(ctx context.Context, out io.Writer) (err error) {
 		stop()
 		err = errors.Join(err, <-worked)
 	}()
-	d := demo{out: out, backend: backend, letters: deadletter.NewTable(backend.SQL()), clinic: events.Origin{TenantID: uuid.New()}}
+	d := demo{printer: printer, backend: backend, letters: deadletter.NewTable(backend.SQL()), clinic: events.Origin{TenantID: uuid.New()}}
 	return d.play(ctx)
 }
 
+// newDirectory makes a directory, and settings for a store in it.
+func newDirectory() (string, worker.Settings, error) {
+	s := worker.DefaultSettings()
+	directory, err := os.MkdirTemp("", "healz-demo-")
+	if err != nil {
+		return "", s, fmt.Errorf("create the directory of the demo: %w", err)
+	}
+	s.SQLitePath = filepath.Join(directory, "demo.db")
+	s.Tuning.RetryAttempts = attempts
+	return directory, s, nil
+}
+
 type demo struct {
-	out     io.Writer
+	printer *log.Logger
 	backend worker.Backend
 	letters *deadletter.Table
 	clinic  events.Origin
@@ -172,12 +181,7 @@ func (d *demo) await(ctx context.Context, e events.Event, eventType string) erro
 	err := d.until(ctx, func() (bool, error) {
 		page, err := d.backend.ByCorrelation(ctx, e.CorrelationID, store.Query{})
 		chain = page.Events
-		for _, found := range chain {
-			if found.Type == eventType {
-				return true, err
-			}
-		}
-		return false, err
+		return slices.ContainsFunc(chain, func(found events.Event) bool { return found.Type == eventType }), err
 	})
 	if err != nil {
 		return fmt.Errorf("wait for %s: %w", eventType, err)
@@ -228,25 +232,12 @@ func (d *demo) title(format string, args ...any) {
 	d.say("\n%d. %s", d.step, fmt.Sprintf(format, args...))
 }
 
-func (d *demo) say(format string, args ...any) { fmt.Fprintf(d.out, format+"\n", args...) }
+func (d *demo) say(format string, args ...any) { d.printer.Printf(format, args...) }
 
-type shared struct {
-	mu  sync.Mutex
-	out io.Writer
-}
+type indented struct{ *log.Logger }
 
-func (s *shared) Write(p []byte) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.out.Write(p)
-}
-
-type indented struct{ out io.Writer }
-
-func (i *indented) Write(p []byte) (int, error) {
-	if _, err := fmt.Fprintf(i.out, "  | %s\n", bytes.TrimRight(p, "\n")); err != nil {
-		return 0, err
-	}
+func (i indented) Write(p []byte) (int, error) {
+	i.Printf("  | %s", p)
 	return len(p), nil
 }
 

@@ -31,9 +31,9 @@ type Stage struct {
 // Live appends sample traffic until ctx ends, and deletes its directory then. run must run a worker with the handlers of
 // [Register]. Live prints a guided tour to out after the first failure.
 func Live(ctx context.Context, out io.Writer, run func(context.Context, Stage) error) (err error) {
-	directory, err := os.MkdirTemp("", "healz-demo-")
+	directory, settings, err := newDirectory()
 	if err != nil {
-		return fmt.Errorf("create the directory of the demo: %w", err)
+		return err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(directory)) }()
 	log, err := os.Create(filepath.Join(directory, "worker.log"))
@@ -42,9 +42,6 @@ func Live(ctx context.Context, out io.Writer, run func(context.Context, Stage) e
 	}
 	defer log.Close()
 
-	settings := worker.DefaultSettings()
-	settings.SQLitePath = filepath.Join(directory, "demo.db")
-	settings.Tuning.RetryAttempts = attempts
 	address := make(chan string, 1)
 	working, workingCtx := errgroup.WithContext(ctx)
 	working.Go(func() error {
@@ -53,7 +50,11 @@ func Live(ctx context.Context, out io.Writer, run func(context.Context, Stage) e
 	working.Go(func() error {
 		select {
 		case url := <-address:
-			return live(workingCtx, out, settings, url, log.Name())
+			err := live(workingCtx, out, settings, url, log.Name())
+			if workingCtx.Err() != nil { // the demo was ended
+				return nil
+			}
+			return err
 		case <-workingCtx.Done():
 			return nil
 		}
@@ -64,35 +65,27 @@ func Live(ctx context.Context, out io.Writer, run func(context.Context, Stage) e
 func live(ctx context.Context, out io.Writer, s worker.Settings, url, log string) (err error) {
 	backend, err := s.OpenStore(ctx)
 	if err != nil {
-		return unlessEnded(ctx, err)
+		return err
 	}
 	defer func() { err = errors.Join(err, backend.Close()) }()
 	if err := backend.Migrate(ctx); err != nil {
-		return unlessEnded(ctx, err)
+		return err
 	}
 	t := traffic{backend: backend, clinics: newPractices()}
 	failing, err := t.open(ctx)
 	if err != nil {
-		return unlessEnded(ctx, err)
+		return err
 	}
 	d := demo{letters: deadletter.NewTable(backend.SQL())}
 	letter, err := d.awaitLetter(ctx, func(l deadletter.Letter) bool {
 		return l.Event.CorrelationID == failing.CorrelationID && l.Event.Type == appointmentRequested{}.EventType()
 	})
 	if err != nil {
-		return unlessEnded(ctx, fmt.Errorf("wait for the appointment that fails: %w", err))
+		return fmt.Errorf("wait for the appointment that fails: %w", err)
 	}
 	fmt.Fprintf(out, guide, url, log, s.SQLitePath, letter.ID, failing.CorrelationID, failing.AggregateID,
 		fix(failing))
-	return unlessEnded(ctx, t.run(ctx))
-}
-
-// unlessEnded returns err, or nil if the demo was ended.
-func unlessEnded(ctx context.Context, err error) error {
-	if ctx.Err() == nil {
-		return err
-	}
-	return nil
+	return t.run(ctx)
 }
 
 // fix returns an event that sets the opening hours of a clinic without them, as a line of JSON.
@@ -134,14 +127,13 @@ type practice struct {
 
 // newPractices returns three clinics of three tenants. The last one has no opening hours.
 func newPractices() []practice {
-	var list []practice
-	for _, p := range []practice{
+	list := []practice{
 		{name: "East Clinic", hours: &openingHours{Opens: "08:30", Closes: "17:00"}},
 		{name: "West Clinic", hours: &openingHours{Opens: "09:00", Closes: "18:30"}},
 		{name: "North Clinic"},
-	} {
-		p.origin = events.Origin{TenantID: uuid.New(), ClinicID: uuid.NullUUID{UUID: uuid.New(), Valid: true}}
-		list = append(list, p)
+	}
+	for i := range list {
+		list[i].origin = events.Origin{TenantID: uuid.New(), ClinicID: uuid.NullUUID{UUID: uuid.New(), Valid: true}}
 	}
 	return list
 }
