@@ -31,17 +31,3 @@ func TestWhatIsNoCursor(t *testing.T) {
 		require.ErrorAs(t, err, &bad, "%q", c)
 	}
 }
-
-func TestPositionIsItsText(t *testing.T) {
-	t.Parallel()
-	for _, p := range []store.Position{{}, {ID: 7}, {Transaction: math.MaxUint64, ID: math.MaxInt64}} {
-		parsed, err := store.ParsePosition(p.String())
-		require.NoError(t, err)
-		require.Equal(t, p, parsed)
-	}
-	for _, text := range []string{"", ":", "1", "1:", ":1", "-1:1", "1:-1", "1:2:3", "18446744073709551616:1"} {
-		_, err := store.ParsePosition(text)
-		var bad *store.QueryError
-		require.ErrorAs(t, err, &bad, "%q", text)
-	}
-}

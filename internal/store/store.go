@@ -12,8 +12,6 @@ import (
 	"context"
 	"fmt"
 	"iter"
-	"strconv"
-	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -166,22 +164,6 @@ type Position struct {
 	Transaction uint64
 	// ID is the event's id column.
 	ID int64
-}
-
-// String is the text that [ParsePosition] reads.
-func (p Position) String() string { return fmt.Sprintf("%d:%d", p.Transaction, p.ID) }
-
-// ParsePosition reads what [Position.String] wrote.
-func ParsePosition(s string) (Position, error) {
-	transaction, id, found := strings.Cut(s, ":")
-	var p Position
-	var errTransaction, errID error
-	p.Transaction, errTransaction = strconv.ParseUint(transaction, 10, 64)
-	p.ID, errID = strconv.ParseInt(id, 10, 64)
-	if !found || errTransaction != nil || errID != nil || p.ID < 0 {
-		return Position{}, &QueryError{Field: "position", Problem: `is not of the form "<transaction>:<id>"`}
-	}
-	return p, nil
 }
 
 // Check returns q with its defaults filled in, or a *[QueryError].

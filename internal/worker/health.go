@@ -78,12 +78,10 @@ func (w *Worker) pingStore(ctx context.Context) error {
 		}()
 	}
 	w.mu.Unlock()
-	timer := time.NewTimer(checkTimeout)
-	defer timer.Stop()
 	select {
 	case <-p.done:
 		return p.err
-	case <-timer.C:
+	case <-time.After(checkTimeout):
 		return errNoAnswer
 	case <-ctx.Done():
 		return ctx.Err()

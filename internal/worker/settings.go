@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"math"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -84,8 +85,8 @@ func (s Settings) Check() error {
 	problem(s.MaxConns < 2, "database-conns must be at least 2, but is %d", s.MaxConns)
 	problem(s.InboxRetention < 0, "inbox-retention must not be negative, but is %s", s.InboxRetention)
 	problem(s.DeadLetterRetention < 0, "dead-letter-retention must not be negative, but is %s", s.DeadLetterRetention)
-	problem(s.AMQP.Prefetch < s.Tuning.Concurrency || s.AMQP.Prefetch > maxPrefetch,
-		"prefetch must be from the concurrency (%d) to %d, but is %d", s.Tuning.Concurrency, maxPrefetch, s.AMQP.Prefetch)
+	problem(s.AMQP.Prefetch < s.Tuning.Concurrency || s.AMQP.Prefetch > math.MaxUint16, // the most that AMQP can say
+		"prefetch must be from the concurrency (%d) to %d, but is %d", s.Tuning.Concurrency, math.MaxUint16, s.AMQP.Prefetch)
 	problem(s.AMQP.Prefix == "", "rabbitmq-prefix must not be empty")
 	problem(s.AMQP.Heartbeat < time.Second, "rabbitmq-heartbeat must be at least 1s, but is %s", s.AMQP.Heartbeat)
 	problem(s.AMQP.Partitions < 0 || s.AMQP.Partitions > amqp.MaxPartitions,
@@ -110,9 +111,6 @@ func (s Settings) Check() error {
 
 // maxRetryLater is the longest step of a retry.
 const maxRetryLater = 24 * time.Hour
-
-// maxPrefetch is the most that AMQP can say.
-const maxPrefetch = 65535
 
 // Backend is a store with all that belongs to it.
 type Backend interface {
@@ -202,15 +200,6 @@ func (s Settings) OpenPublisher(ctx context.Context) (bus.BatchPublisher, func()
 	}
 	p := amqp.NewPublisher(conn)
 	return p, func() error { return errors.Join(p.Close(), conn.Close()) }, nil
-}
-
-// OpenDeadLetters opens the table of dead letters.
-func (s Settings) OpenDeadLetters(ctx context.Context) (*deadletter.Table, func() error, error) {
-	b, err := s.OpenExisting(ctx)
-	if err != nil {
-		return nil, nil, err
-	}
-	return deadletter.NewTable(b.SQL()), b.Close, nil
 }
 
 // QueuedDeadLetters returns how many dead letters are in the failed queue and not ingested yet; 0 without a broker. It

@@ -127,10 +127,10 @@ func publisher(t *testing.T, settings worker.Settings) *site {
 	s.channel, err = conn.Channel()
 	require.NoError(t, err)
 	require.NoError(t, s.channel.Confirm(false))
-	table, closeTable, err := settings.OpenDeadLetters(t.Context())
+	backend, err := settings.OpenStore(t.Context())
 	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, closeTable()) })
-	s.letters = table
+	t.Cleanup(func() { require.NoError(t, backend.Close()) })
+	s.letters = deadletter.NewTable(backend.SQL())
 	return s
 }
 
