@@ -133,9 +133,13 @@ func withDeadLetters(c *cobra.Command, s *worker.Settings, do func(*deadletter.T
 
 // onChosen runs an action on the letters that flags and ids select, and prints how many letters it changed.
 func onChosen(
-	c *cobra.Command, s *worker.Settings, filter deadletter.Filter, w io.Writer, done string,
+	c *cobra.Command, s *worker.Settings, chosen *filterFlags, ids []string, w io.Writer, done string,
 	action func(*deadletter.Table, deadletter.Filter) (int, error),
 ) error {
+	filter, err := chosen.filter(ids)
+	if err != nil {
+		return err
+	}
 	return withDeadLetters(c, s, func(table *deadletter.Table) error {
 		n, err := action(table, filter)
 		if err == nil && n == 0 && !filter.IsZero() {

@@ -21,14 +21,10 @@ func dlqPutAside(s *worker.Settings, to deadletter.State, name, short, long stri
 	d := addDecision(c)
 	chosen := addChoice(c, "failure")
 	c.RunE = func(c *cobra.Command, args []string) error {
-		filter, err := chosen.filter(args)
-		if err != nil {
-			return err
-		}
 		if err := checkReason(d); err != nil {
 			return err
 		}
-		return onChosen(c, s, filter, c.OutOrStdout(), string(to), func(table *deadletter.Table, f deadletter.Filter) (int, error) {
+		return onChosen(c, s, chosen, args, c.OutOrStdout(), string(to), func(table *deadletter.Table, f deadletter.Filter) (int, error) {
 			return table.PutAside(c.Context(), f, to, *d)
 		})
 	}
@@ -53,13 +49,13 @@ and letters that were handled by a replay.`,
 	chosen := addFilter(c, "reason")
 	c.Flags().BoolVar(&all, "all", false, "include discarded, edited and handled letters")
 	c.RunE = func(c *cobra.Command, args []string) error {
+		chosen.States = []deadletter.State{deadletter.Archived}
+		if all || len(args) > 0 {
+			chosen.States = append(chosen.States, deadletter.Discarded, deadletter.Superseded, deadletter.Settled)
+		}
 		filter, err := chosen.filter(args)
 		if err != nil {
 			return err
-		}
-		filter.States = []deadletter.State{deadletter.Archived}
-		if all || len(args) > 0 {
-			filter.States = append(filter.States, deadletter.Discarded, deadletter.Superseded, deadletter.Settled)
 		}
 		return withDeadLetters(c, s, func(table *deadletter.Table) error {
 			p := newPrinter(c.OutOrStdout(), *f, "ID", "ARCHIVED", "AS", "BY", "WHY", "TYPE", "HANDLER", "FAILURE")
@@ -91,15 +87,11 @@ originals of edited letters are restored only by id; handled letters are never r
 	addBy(c, &by)
 	chosen := addChoice(c, "reason")
 	c.RunE = func(c *cobra.Command, args []string) error {
-		filter, err := chosen.filter(args)
-		if err != nil {
-			return err
-		}
-		filter.States = []deadletter.State{deadletter.Archived}
+		chosen.States = []deadletter.State{deadletter.Archived}
 		if len(args) > 0 {
-			filter.States = append(filter.States, deadletter.Discarded, deadletter.Superseded)
+			chosen.States = append(chosen.States, deadletter.Discarded, deadletter.Superseded)
 		}
-		return onChosen(c, s, filter, c.OutOrStdout(), "restored", func(table *deadletter.Table, f deadletter.Filter) (int, error) {
+		return onChosen(c, s, chosen, args, c.OutOrStdout(), "restored", func(table *deadletter.Table, f deadletter.Filter) (int, error) {
 			return table.Restore(c.Context(), f, by)
 		})
 	}
@@ -119,10 +111,6 @@ export writes to standard output. If no letter matches, it leaves no file.`,
 	chosen := addFilter(c, "reason")
 	c.Flags().BoolVar(&remove, "remove", false, "delete each letter after its line is synced to disk")
 	c.RunE = func(c *cobra.Command, args []string) error {
-		filter, err := chosen.filter(nil)
-		if err != nil {
-			return err
-		}
 		toStdout := args[0] == "-"
 		if toStdout && remove {
 			return usageError{errors.New("--remove needs a file: standard output cannot be synced to disk")}
@@ -131,7 +119,7 @@ export writes to standard output. If no letter matches, it leaves no file.`,
 		if toStdout {
 			report = c.ErrOrStderr()
 		}
-		return onChosen(c, s, filter, report, "exported", func(table *deadletter.Table, f deadletter.Filter) (int, error) {
+		return onChosen(c, s, chosen, nil, report, "exported", func(table *deadletter.Table, f deadletter.Filter) (int, error) {
 			if toStdout {
 				return table.Export(c.Context(), f, unsynced{c.OutOrStdout()})
 			}

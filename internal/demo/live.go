@@ -50,11 +50,10 @@ func Live(ctx context.Context, out io.Writer, run func(context.Context, Stage) e
 	working.Go(func() error {
 		select {
 		case url := <-address:
-			err := live(workingCtx, out, settings, url, log.Name())
-			if workingCtx.Err() != nil { // the demo was ended
-				return nil
+			if err := live(workingCtx, out, settings, url, log.Name()); workingCtx.Err() == nil {
+				return err
 			}
-			return err
+			return nil // the demo was ended
 		case <-workingCtx.Done():
 			return nil
 		}
