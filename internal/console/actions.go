@@ -31,14 +31,6 @@ const (
 	chooseAll = "all"
 )
 
-// abilities say what the viewer may do with dead letters. Write is to replay and archive.
-type abilities struct{ Write, Try bool }
-
-func (c *Console) abilities(r *http.Request) abilities {
-	may := viewerOf(r.Context()).MayWrite()
-	return abilities{Write: may, Try: may && c.try != nil}
-}
-
 // chosen are the letters that a form selects.
 type chosen struct {
 	deadletter.Filter
@@ -131,20 +123,16 @@ type tryPage struct {
 	Pass     int
 	// Limited is set if there are more letters.
 	Limited bool
-	May     abilities
 }
 
 // tryLetters is a dry run of a replay of the selected letters.
 func (c *Console) tryLetters(w http.ResponseWriter, r *http.Request) error {
-	if c.try == nil {
-		return refusal{http.StatusNotFound, "Dry runs are not available."}
-	}
 	letters, err := chosenIn(r)
 	if err != nil {
 		return err
 	}
 	c.logAction(r, "dry run", letters)
-	p := tryPage{Title: letters.Title, Filter: letters.form.Encode(), May: c.abilities(r)}
+	p := tryPage{Title: letters.Title, Filter: letters.form.Encode()}
 	letters.Limit = maxTried + 1
 	for outcome, err := range c.try(r.Context(), letters.Filter) {
 		if err != nil {

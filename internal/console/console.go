@@ -45,7 +45,7 @@ type Config struct {
 	Letters *deadletter.Table
 	// Queued counts the dead letters in the failed queue that are not ingested yet. It may be nil.
 	Queued func(ctx context.Context) (int, error)
-	// Try is a dry run of a replay. It may be nil.
+	// Try is a dry run of a replay.
 	Try func(ctx context.Context, f deadletter.Filter) iter.Seq2[handlers.Outcome, error]
 	// Status returns the state of the worker.
 	Status func(ctx context.Context) Status

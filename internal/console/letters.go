@@ -101,7 +101,6 @@ type lettersPage struct {
 	Archived string
 	// Replays are the latest replays of this console, the latest first.
 	Replays []jobPage
-	May     abilities
 }
 
 // Filter is the filter for the forms of the page.
@@ -124,7 +123,7 @@ func letterFilters() []string { return []string{"group", "handler", "type", "ten
 
 func (c *Console) deadLetters(w http.ResponseWriter, r *http.Request) error {
 	query := r.URL.Query()
-	p := lettersPage{Query: url.Values{}, First: query.Get("after") == "", Replays: c.jobs.latest(), May: c.abilities(r)}
+	p := lettersPage{Query: url.Values{}, First: query.Get("after") == "", Replays: c.jobs.latest()}
 	if n, err := strconv.Atoi(query.Get("archived")); err == nil {
 		p.Archived = plural(n, "letter was", "letters were") + " archived. The command worker dlq restore returns archived letters."
 	}
@@ -181,8 +180,6 @@ type letterPage struct {
 	Revealed bool
 	// Body is set if it is revealed.
 	Body string
-	// May is what the viewer may do with this letter: nothing if it is not waiting.
-	May abilities
 }
 
 func (c *Console) deadLetter(w http.ResponseWriter, r *http.Request) error {
@@ -197,9 +194,6 @@ func (c *Console) deadLetter(w http.ResponseWriter, r *http.Request) error {
 	}
 	if err != nil {
 		return err
-	}
-	if p.Letter.State == deadletter.Waiting {
-		p.May = c.abilities(r)
 	}
 	if e := p.Letter.Event; e.ID != uuid.Nil {
 		_, err := c.store.ByID(r.Context(), e.ID)

@@ -45,13 +45,15 @@ func samples() metrics.Sources {
 		Queues: func(context.Context) ([]amqp.QueueDepth, error) {
 			return []amqp.QueueDepth{{Queue: "healz.events.consumer", Messages: 5, Consumers: 1}, {Queue: "healz.events.failed", Messages: 3}}, nil
 		},
-		Parts:       func(context.Context) map[string]bool { return map[string]bool{"store": true, "bus": false} },
+		Parts: func(context.Context) map[string]error {
+			return map[string]error{"store": nil, "bus": errors.New("away")}
+		},
 		Connections: func() map[string]bool { return map[string]bool{"publish": true, "consume": false} },
 		Pools: func() []store.Pool {
 			return []store.Pool{{Name: "store", InUse: 1, Idle: 2, Max: 20, Waits: 4, Waited: 2 * time.Second}}
 		},
 		Leads:    func() bool { return true },
-		Outcomes: func() map[string]int64 { return map[string]int64{"handled": 9} },
+		Outcomes: func() map[observe.Outcome]int64 { return map[observe.Outcome]int64{observe.Handled: 9} },
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/healz/worker/internal/bus/amqp"
+	"github.com/healz/worker/internal/observe"
 	"github.com/healz/worker/internal/store"
 )
 
@@ -21,23 +22,23 @@ const (
 	maxAge = 3 * pollInterval
 )
 
-// Sources are polled for the metrics that no call of an observer tells. Each may be nil.
+// Sources are polled for the metrics that no call of an observer tells.
 type Sources struct {
 	// Backlog is what the relay has before it.
 	Backlog func(context.Context) (store.Backlog, error)
 	// Letters counts the dead letters in the store.
 	Letters func(context.Context) (int, error)
-	// Queues are the queues of RabbitMQ, the failed one last.
+	// Queues are the queues of RabbitMQ, the failed one last; nil without RabbitMQ.
 	Queues func(context.Context) ([]amqp.QueueDepth, error)
-	// Parts tells of each part of the worker whether it can work.
-	Parts func(context.Context) map[string]bool
+	// Parts tells of each part of the worker why it cannot work, nil if it can.
+	Parts func(context.Context) map[string]error
 
-	// The others answer at once, and are asked at each scrape: the connections to RabbitMQ that stand, the pools of the
-	// store's, whether this worker relays, and what has become of messages, by outcome.
+	// The others answer at once, and are asked at each scrape: the connections to RabbitMQ that stand (nil without it), the
+	// pools of the store's, whether this worker relays, and what has become of messages.
 	Connections func() map[string]bool
 	Pools       func() []store.Pool
 	Leads       func() bool
-	Outcomes    func() map[string]int64
+	Outcomes    func() map[observe.Outcome]int64
 }
 
 // Poll polls the sources until ctx is done.
@@ -50,30 +51,24 @@ func (m *Metrics) Poll(ctx context.Context, s Sources) {
 	each := func(at string, poll func(context.Context) ([]prometheus.Metric, error)) {
 		polling.Go(func() { p.repeat(ctx, at, poll) })
 	}
-	if s.Backlog != nil {
-		each("backlog", func(ctx context.Context) ([]prometheus.Metric, error) {
-			b, err := s.Backlog(ctx)
-			return []prometheus.Metric{
-				gauge("relay_lag_events", "Events that are not on the bus yet; it stops counting at 100000.", float64(b.Events), nil),
-				gauge("relay_lag_seconds", "Age, by its created_at, of the first event that is not on the bus yet; 0 if all are.",
-					b.Age.Seconds(), nil),
-			}, err
-		})
-	}
-	if s.Letters != nil {
-		each("store", func(ctx context.Context) ([]prometheus.Metric, error) {
-			n, err := s.Letters(ctx)
-			return []prometheus.Metric{deadLetters(n, "store")}, err
-		})
-	}
+	each("backlog", func(ctx context.Context) ([]prometheus.Metric, error) {
+		b, err := s.Backlog(ctx)
+		return []prometheus.Metric{
+			gauge("relay_lag_events", "Events that are not on the bus yet; it stops counting at 100000.", float64(b.Events), nil),
+			gauge("relay_lag_seconds", "Age, by its created_at, of the first event that is not on the bus yet; 0 if all are.",
+				b.Age.Seconds(), nil),
+		}, err
+	})
+	each("store", func(ctx context.Context) ([]prometheus.Metric, error) {
+		n, err := s.Letters(ctx)
+		return []prometheus.Metric{deadLetters(n, "store")}, err
+	})
 	if s.Queues != nil {
 		each("queues", func(ctx context.Context) ([]prometheus.Metric, error) { return queues(s.Queues(ctx)) })
 	}
-	if s.Parts != nil {
-		each("parts", func(ctx context.Context) ([]prometheus.Metric, error) {
-			return partsUp(s.Parts(ctx)), nil
-		})
-	}
+	each("parts", func(ctx context.Context) ([]prometheus.Metric, error) {
+		return partsUp(s.Parts(ctx)), nil
+	})
 	polling.Wait()
 }
 
@@ -97,10 +92,10 @@ func queues(depths []amqp.QueueDepth, err error) ([]prometheus.Metric, error) {
 	return list, nil
 }
 
-func partsUp(parts map[string]bool) []prometheus.Metric {
+func partsUp(parts map[string]error) []prometheus.Metric {
 	var list []prometheus.Metric
-	for part, up := range parts {
-		list = append(list, gauge("part_up", "1 if a part of the worker can work, as /readyz tells.", number(up), prometheus.Labels{"part": part}))
+	for part, err := range parts {
+		list = append(list, gauge("part_up", "1 if a part of the worker can work, as /readyz tells.", number(err == nil), prometheus.Labels{"part": part}))
 	}
 	return list
 }
@@ -171,6 +166,9 @@ func (p *polls) Collect(ch chan<- prometheus.Metric) {
 	p.mu.Lock()
 	s, seen := p.sources, maps.Clone(p.seen)
 	p.mu.Unlock()
+	if s.Outcomes == nil { // Poll was not called yet
+		return
+	}
 	for _, result := range seen {
 		if time.Since(result.at) > maxAge {
 			continue
@@ -185,24 +183,18 @@ func (p *polls) Collect(ch chan<- prometheus.Metric) {
 				prometheus.Labels{"connection": connection})
 		}
 	}
-	if s.Pools != nil {
-		for _, pool := range s.Pools() {
-			of := prometheus.Labels{"pool": pool.Name}
-			for state, n := range map[string]int{"in_use": pool.InUse, "idle": pool.Idle} {
-				ch <- gauge("store_connections", "Connections to the store.", float64(n), prometheus.Labels{"pool": pool.Name, "state": state})
-			}
-			ch <- gauge("store_connections_limit", "Most connections to the store; 0 is no limit.", float64(pool.Max), of)
-			ch <- counter("store_connection_waits_total", "Calls that had to wait for a connection to the store.", float64(pool.Waits), of)
-			ch <- counter("store_connection_wait_seconds_total", "Time that calls have waited for a connection to the store.",
-				pool.Waited.Seconds(), of)
+	for _, pool := range s.Pools() {
+		of := prometheus.Labels{"pool": pool.Name}
+		for state, n := range map[string]int{"in_use": pool.InUse, "idle": pool.Idle} {
+			ch <- gauge("store_connections", "Connections to the store.", float64(n), prometheus.Labels{"pool": pool.Name, "state": state})
 		}
+		ch <- gauge("store_connections_limit", "Most connections to the store; 0 is no limit.", float64(pool.Max), of)
+		ch <- counter("store_connection_waits_total", "Calls that had to wait for a connection to the store.", float64(pool.Waits), of)
+		ch <- counter("store_connection_wait_seconds_total", "Time that calls have waited for a connection to the store.",
+			pool.Waited.Seconds(), of)
 	}
-	if s.Leads != nil {
-		ch <- gauge("relay_leads", "1 if this worker is the one that relays.", number(s.Leads()), nil)
-	}
-	if s.Outcomes != nil {
-		for outcome, n := range s.Outcomes() {
-			ch <- counter("messages_total", "Messages that were settled, by what became of them.", float64(n), prometheus.Labels{"outcome": outcome})
-		}
+	ch <- gauge("relay_leads", "1 if this worker is the one that relays.", number(s.Leads()), nil)
+	for outcome, n := range s.Outcomes() {
+		ch <- counter("messages_total", "Messages that were settled, by what became of them.", float64(n), prometheus.Labels{"outcome": string(outcome)})
 	}
 }

@@ -41,20 +41,7 @@ func (o observed) Record(ctx context.Context, handler string, e events.Event, fo
 func sources(w *Worker, backend Backend, letters *deadletter.Table, conn *amqp.Connection) metrics.Sources {
 	s := metrics.Sources{
 		Backlog: w.parts.Tail.Backlog, Letters: letters.Count, Pools: backend.Pools, Leads: w.lease.Held,
-		Parts: func(ctx context.Context) map[string]bool {
-			up := map[string]bool{}
-			for part, err := range w.check(ctx) {
-				up[part] = err == nil
-			}
-			return up
-		},
-		Outcomes: func() map[string]int64 {
-			counts := map[string]int64{}
-			for outcome, n := range w.counts.Map() {
-				counts[string(outcome)] = n
-			}
-			return counts
-		},
+		Parts: w.check, Outcomes: w.counts.Map,
 	}
 	if conn != nil {
 		s.Queues, s.Connections = conn.Depths, conn.Up
