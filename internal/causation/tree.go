@@ -105,9 +105,8 @@ func notHandled() []deadletter.State {
 	return []deadletter.State{deadletter.Waiting, deadletter.Replaying, deadletter.Archived, deadletter.Discarded, deadletter.Superseded}
 }
 
-// Load reads the tree of a correlation id or, if no event has it, the tree of the event with that id. With nil letters the
-// tree has no failures. The error wraps [ErrNotFound] if there is no event, and [ErrLetters] if only the dead letters could
-// not be read.
+// Load reads the tree of a correlation id or, if no event has it, the tree of the event with that id. The error wraps
+// [ErrNotFound] if there is no event, and [ErrLetters] if only the dead letters could not be read.
 func Load(ctx context.Context, s Store, id uuid.UUID, letters Letters) (Tree, error) {
 	b := builder{index: make(map[uuid.UUID]int)}
 	correlationID, err := correlationOf(ctx, s, letters, id)
@@ -138,9 +137,6 @@ func correlationOf(ctx context.Context, s Store, letters Letters, id uuid.UUID) 
 	e, err := s.ByID(ctx, id)
 	if !errors.Is(err, store.ErrNoEvent) {
 		return e.CorrelationID, err
-	}
-	if letters == nil {
-		return id, nil
 	}
 	for l, err := range letters.List(ctx, deadletter.Filter{IDs: []string{id.String()}, States: notHandled()}) {
 		if err != nil {
@@ -192,9 +188,6 @@ func (b *builder) add(e events.Event, stored bool) bool {
 }
 
 func (b *builder) addFailures(ctx context.Context, letters Letters, correlationID uuid.UUID) error {
-	if letters == nil {
-		return nil
-	}
 	for l, err := range letters.List(ctx, deadletter.Filter{Correlation: correlationID, States: notHandled()}) {
 		if err != nil {
 			return fmt.Errorf("%w: %w", ErrLetters, err)

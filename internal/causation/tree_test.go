@@ -88,7 +88,7 @@ func TestLoadArrangesAChain(t *testing.T) {
 			require.NoError(t, s.AppendMany(t.Context(), chain("chain", test.links...)))
 			require.NoError(t, s.AppendMany(t.Context(), chain("another chain", "other")))
 
-			tree, err := causation.Load(t.Context(), s, id("chain"), nil)
+			tree, err := causation.Load(t.Context(), s, id("chain"), deadletter.NewTable(s.SQL()))
 			require.NoError(t, err)
 			require.Equal(t, test.want, drawn(tree))
 			require.Equal(t, id("chain"), tree.CorrelationID)
@@ -115,7 +115,7 @@ func TestLoadByAnEventsID(t *testing.T) {
 	require.NoError(t, s.AppendMany(t.Context(), chain("another chain", "chain")))
 
 	for _, given := range []uuid.UUID{id("chain"), id("a"), id("b")} {
-		tree, err := causation.Load(t.Context(), s, given, nil)
+		tree, err := causation.Load(t.Context(), s, given, deadletter.NewTable(s.SQL()))
 		require.NoError(t, err)
 		require.Equal(t, []string{"a.", " b."}, drawn(tree))
 	}
@@ -208,7 +208,7 @@ func TestLoadIsBounded(t *testing.T) {
 	list := chain("chain", links...)
 	require.NoError(t, s.AppendMany(t.Context(), list[:causation.MaxEvents]))
 
-	tree, err := causation.Load(t.Context(), s, id("chain"), nil)
+	tree, err := causation.Load(t.Context(), s, id("chain"), deadletter.NewTable(s.SQL()))
 	require.NoError(t, err)
 	require.False(t, tree.Truncated)
 	require.Len(t, tree.Nodes, causation.MaxEvents)
@@ -223,7 +223,7 @@ func TestLoadIsBounded(t *testing.T) {
 	require.True(t, json.Valid([]byte(object.String())))
 
 	require.NoError(t, s.Append(t.Context(), list[causation.MaxEvents]))
-	tree, err = causation.Load(t.Context(), s, id("chain"), nil)
+	tree, err = causation.Load(t.Context(), s, id("chain"), deadletter.NewTable(s.SQL()))
 	require.NoError(t, err)
 	require.True(t, tree.Truncated)
 	require.Len(t, tree.Nodes, causation.MaxEvents)
@@ -241,7 +241,7 @@ func TestLoadFails(t *testing.T) {
 
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	_, err := causation.Load(ctx, s, id("chain"), nil)
+	_, err := causation.Load(ctx, s, id("chain"), deadletter.NewTable(s.SQL()))
 	require.ErrorIs(t, err, context.Canceled)
 	require.NotErrorIs(t, err, causation.ErrLetters)
 }

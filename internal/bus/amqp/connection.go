@@ -19,6 +19,8 @@ import (
 	"time"
 
 	amqp091 "github.com/rabbitmq/amqp091-go"
+
+	"github.com/healz/worker/internal/observe"
 )
 
 // Defaults of [Config].
@@ -96,11 +98,6 @@ type Watcher interface {
 	ConnectionLost(connection string)
 }
 
-type noWatcher struct{}
-
-func (noWatcher) Confirmed(time.Duration) {}
-func (noWatcher) ConnectionLost(string)   {}
-
 func (c Config) withDefaults() Config {
 	c.Prefix = cmp.Or(c.Prefix, DefaultPrefix)
 	c.Name = cmp.Or(c.Name, DefaultName)
@@ -113,7 +110,7 @@ func (c Config) withDefaults() Config {
 	c.QueueType = cmp.Or(c.QueueType, ClassicQueues)
 	c.Logger = cmp.Or(c.Logger, slog.New(slog.DiscardHandler))
 	if c.Watcher == nil {
-		c.Watcher = noWatcher{}
+		c.Watcher = observe.None{}
 	}
 	return c
 }

@@ -5,6 +5,7 @@ import (
 	_ "embed"
 	"encoding/json"
 	"errors"
+	"slices"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
@@ -46,12 +47,13 @@ func explain(ctx context.Context, q querier, batch []events.Event) error {
 	for i, e := range batch {
 		ids[i] = e.ID
 	}
-	known, err := knownIDs(ctx, q, ids)
+	rows, _ := q.Query(ctx, knownIDsSQL, ids) // CollectRows returns the error
+	known, err := pgx.CollectRows(rows, pgx.RowTo[uuid.UUID])
 	if err != nil {
 		return fault(ctx, "check for duplicates", err)
 	}
 	for i, e := range batch {
-		if _, found := known[e.ID]; found {
+		if slices.Contains(known, e.ID) {
 			return store.InBatch(batch, i, &store.DuplicateError{EventID: e.ID})
 		}
 	}
@@ -73,29 +75,12 @@ func explain(ctx context.Context, q querier, batch []events.Event) error {
 	return nil
 }
 
-func knownIDs(ctx context.Context, q querier, ids []uuid.UUID) (map[uuid.UUID]struct{}, error) {
-	rows, err := q.Query(ctx, knownIDsSQL, ids)
-	if err != nil {
-		return nil, err
-	}
-	known := make(map[uuid.UUID]struct{})
-	var id uuid.UUID
-	_, err = pgx.ForEachRow(rows, []any{&id}, func() error {
-		known[id] = struct{}{}
-		return nil
-	})
-	return known, err
-}
-
 // headsOf are the last events of those aggregates that have any, with what [store.CheckNext] needs of them.
 func headsOf(ctx context.Context, q querier, aggregateIDs []uuid.UUID) (map[uuid.UUID]*events.Event, error) {
-	rows, err := q.Query(ctx, headsSQL, aggregateIDs)
-	if err != nil {
-		return nil, err
-	}
+	rows, _ := q.Query(ctx, headsSQL, aggregateIDs) // ForEachRow returns the error
 	heads := make(map[uuid.UUID]*events.Event)
 	var e events.Event
-	_, err = pgx.ForEachRow(rows, []any{&e.AggregateID, &e.AggregateType, &e.TenantID, &e.AggregateVersion}, func() error {
+	_, err := pgx.ForEachRow(rows, []any{&e.AggregateID, &e.AggregateType, &e.TenantID, &e.AggregateVersion}, func() error {
 		heads[e.AggregateID] = new(e)
 		return nil
 	})

@@ -80,13 +80,10 @@ func (q queries) lookUp(ctx context.Context, lookups []*lookup) error {
 	for i, l := range lookups {
 		ids[i], byID[l.eventID] = uuidOf(l.eventID), l
 	}
-	rows, err := q.Query(ctx, handledSQL, ids)
-	if err != nil {
-		return err
-	}
+	rows, _ := q.Query(ctx, handledSQL, ids) // ForEachRow returns the error
 	var id pgtype.UUID
 	var h store.HandledBy
-	_, err = pgx.ForEachRow(rows, []any{&id, &h.Handler, &h.Fingerprint}, func() error {
+	_, err := pgx.ForEachRow(rows, []any{&id, &h.Handler, &h.Fingerprint}, func() error {
 		l := byID[id.Bytes]
 		l.found = append(l.found, h)
 		return nil
@@ -197,19 +194,15 @@ func (s *Store) Park(ctx context.Context, handler string, e events.Event) error 
 
 // Parked returns behind which events e has to wait; see [store.Store].
 func (q queries) Parked(ctx context.Context, e events.Event, handlers []string) (map[string]uuid.UUID, error) {
-	const doing = "read parked events"
-	rows, err := q.Query(ctx, parkedSQL, e.AggregateID, e.AggregateVersion, handlers)
-	if err != nil {
-		return nil, fault(ctx, doing, err)
-	}
+	rows, _ := q.Query(ctx, parkedSQL, e.AggregateID, e.AggregateVersion, handlers) // ForEachRow returns the error
 	firsts := make(map[string]uuid.UUID)
 	var handler string
 	var first uuid.UUID
-	_, err = pgx.ForEachRow(rows, []any{&handler, &first}, func() error {
+	_, err := pgx.ForEachRow(rows, []any{&handler, &first}, func() error {
 		firsts[handler] = first
 		return nil
 	})
-	return firsts, fault(ctx, doing, err)
+	return firsts, fault(ctx, "read parked events", err)
 }
 
 // PruneHandled deletes records that are older than age; see [store.Store].

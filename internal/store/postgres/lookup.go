@@ -49,22 +49,18 @@ func (s *Store) ByID(ctx context.Context, eventID uuid.UUID) (store.Recorded, er
 
 // HandledOf returns by whom and when events were handled; see [store.Store].
 func (s *Store) HandledOf(ctx context.Context, eventIDs []uuid.UUID) (map[uuid.UUID][]store.Handling, error) {
-	const doing = "read who has handled events"
-	rows, err := s.pool.Query(ctx, handledOfSQL, eventIDs)
-	if err != nil {
-		return nil, fault(ctx, doing, err)
-	}
+	rows, _ := s.pool.Query(ctx, handledOfSQL, eventIDs) // ForEachRow returns the error
 	handled := make(map[uuid.UUID][]store.Handling)
 	var (
 		id      uuid.UUID
 		handler string
 		at      time.Time
 	)
-	_, err = pgx.ForEachRow(rows, []any{&id, &handler, &at}, func() error {
+	_, err := pgx.ForEachRow(rows, []any{&id, &handler, &at}, func() error {
 		handled[id] = append(handled[id], store.Handling{Handler: handler, At: at.UTC()})
 		return nil
 	})
-	return handled, fault(ctx, doing, err)
+	return handled, fault(ctx, "read who has handled events", err)
 }
 
 // End is where reading in commit order ends now; see [store.Store].

@@ -142,10 +142,7 @@ var errFull = errors.New("the limit of bytes is reached")
 
 // read runs one of the statements that select whole events. There may be more if it ends at maxBytes of data.
 func (q queries) read(ctx context.Context, maxBytes int, statement string, args ...any) (list []store.Recorded, more bool, err error) {
-	rows, err := q.Query(ctx, statement, args...)
-	if err != nil {
-		return nil, false, err
-	}
+	rows, _ := q.Query(ctx, statement, args...) // ForEachRow returns the error
 	var (
 		r                             store.Recorded
 		clinicID, causationID, userID pgtype.UUID

@@ -188,15 +188,12 @@ func writeUnits(ctx context.Context, q querier, units []*unit) error {
 	if len(units) > 1 {
 		lockTimeout = int(statementTimeout.Milliseconds())
 	}
-	rows, err := q.Query(ctx, writeSQL, append(columns(units), lockTimeout)...)
-	if err != nil {
-		return err
-	}
+	rows, _ := q.Query(ctx, writeSQL, append(columns(units), lockTimeout)...) // ForEachRow returns the error
 	for _, u := range units {
 		u.written = true
 	}
 	var refused int
-	_, err = pgx.ForEachRow(rows, []any{&refused}, func() error {
+	_, err := pgx.ForEachRow(rows, []any{&refused}, func() error {
 		units[refused].written = false
 		return nil
 	})
