@@ -45,7 +45,7 @@ type Check struct {
 	Name string
 	// Needs names an earlier check. If that is [Wrong], this one is skipped. It may be "".
 	Needs string
-	// Run adds its findings to the report. An error is [Wrong], and replaces them. Run returns when ctx ends.
+	// Run adds its findings to the report. An error is one more, [Wrong]. Run returns when ctx ends.
 	Run func(ctx context.Context, r *Report) error
 }
 
@@ -114,7 +114,7 @@ func (c Check) run(ctx context.Context, timeout time.Duration) Report {
 		defer cancel()
 		var r Report
 		if err := c.Run(ctx, &r); err != nil {
-			r = Report{wrongly(oneLine(err), "")}
+			r.wrong(oneLine(err), "")
 		}
 		found <- r
 	}()

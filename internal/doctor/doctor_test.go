@@ -128,7 +128,7 @@ func TestExamine(t *testing.T) {
 	}
 	require.Equal(t, []string{
 		"broken: ok: fine", "broken: wrong: broken", "needs it: skipped: broken is wrong", "needs that: skipped: needs it is wrong",
-		"fails: wrong: no luck", "hangs: wrong: no answer within 1s", "notices: wrong: context deadline exceeded", "goes on: ok: fine",
+		"fails: ok: fine", "fails: wrong: no luck", "hangs: wrong: no answer within 1s", "notices: wrong: context deadline exceeded", "goes on: ok: fine",
 	}, got)
 
 	ctx, cancel := context.WithCancel(t.Context())

@@ -202,6 +202,9 @@ func (d postgresDoctor) appendOnly(ctx context.Context, conn *pgx.Conn, r *Repor
 			pg_has_role(relowner, 'USAGE'),
 			ARRAY(SELECT p FROM unnest(ARRAY['UPDATE', 'DELETE', 'TRUNCATE']) AS p WHERE has_table_privilege(c.oid, p))
 		FROM pg_class AS c WHERE c.oid = 'events'::regclass`).Scan(&guards, &wakes, &super, &owner, &may)
+	if err != nil {
+		return err
+	}
 	if !guards {
 		r.wrong("events can be changed and deleted: the trigger events_append_only is disabled or missing",
 			"as owner: ALTER TABLE events ENABLE TRIGGER events_append_only; "+
@@ -221,7 +224,7 @@ func (d postgresDoctor) appendOnly(ctx context.Context, conn *pgx.Conn, r *Repor
 		r.warn("the role has "+strings.Join(may, ", ")+" on events, which it does not need", advice)
 	}
 	r.otherwise("events cannot be changed or deleted")
-	return err
+	return nil
 }
 
 func (d postgresDoctor) grants(ctx context.Context, conn *pgx.Conn, r *Report) error {
@@ -237,21 +240,26 @@ func (d postgresDoctor) grants(ctx context.Context, conn *pgx.Conn, r *Report) e
 			ELSE has_table_privilege(object, privilege)
 		END`, privileges, objects)
 	missing, err := pgx.CollectRows(rows, pgx.RowTo[string]) // or the error of the query
+	if err != nil {
+		return err
+	}
 	if len(missing) > 0 {
 		r.wrong("the role lacks "+strings.Join(missing, ", "),
 			"as owner: psql -v ON_ERROR_STOP=1 -v worker="+conn.Config().User+" -f migrations/postgres/roles.sql")
 	}
 	r.otherwise("the role has all permissions that the worker needs")
-	return err
+	return nil
 }
 
 func (d postgresDoctor) clock(ctx context.Context, conn *pgx.Conn, r *Report) error {
 	var server time.Time
 	before := d.now()
-	err := conn.QueryRow(ctx, "SELECT clock_timestamp()").Scan(&server)
+	if err := conn.QueryRow(ctx, "SELECT clock_timestamp()").Scan(&server); err != nil {
+		return err
+	}
 	trip := d.now().Sub(before)
 	r.add(judgeClock(server.Sub(before.Add(trip/2)), trip))
-	return err
+	return nil
 }
 
 // judgeClock checks the clock skew. The round trip time limits its accuracy.
@@ -278,12 +286,15 @@ func (d postgresDoctor) connections(ctx context.Context, conn *pgx.Conn, r *Repo
 	err := conn.QueryRow(ctx, `
 		SELECT current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int, count(*)
 		FROM pg_stat_activity WHERE backend_type = 'client backend'`).Scan(&limit, &used)
+	if err != nil {
+		return err
+	}
 	what := fmt.Sprintf("%d of %d connections in use", used, limit)
 	if used*10 > limit*9 {
 		r.warn(what, "raise max_connections, or lower --database-conns of the workers")
 	}
 	r.otherwise("%s", what)
-	return err
+	return nil
 }
 
 type holder struct {
@@ -313,6 +324,9 @@ func (d postgresDoctor) horizon(ctx context.Context, conn *pgx.Conn, r *Report) 
 		SELECT count(*) FROM (
 			SELECT FROM events WHERE transaction_id >= pg_snapshot_xmin(pg_current_snapshot()) LIMIT $1
 		) AS held`, most+1).Scan(&waiting)
+	if err != nil {
+		return err
+	}
 	for _, h := range second {
 		lasted := recheck
 		if h.Seconds != nil {
@@ -330,7 +344,7 @@ func (d postgresDoctor) horizon(ctx context.Context, conn *pgx.Conn, r *Report) 
 		r.add(f)
 	}
 	r.otherwise("no transaction holds back the relay")
-	return err
+	return nil
 }
 
 // sawBefore returns whether an earlier check found the session, whose details are hidden, in the same or an older
@@ -386,8 +400,11 @@ func (d postgresDoctor) relay(ctx context.Context, conn *pgx.Conn, r *Report) er
 			l, err = read()
 		}
 	}
+	if err != nil {
+		return err
+	}
 	r.add(l.judge(d.settings.Relay.OnlyOwn))
-	return err
+	return nil
 }
 
 // stalled returns how long there have been unpublished events and no progress.
@@ -440,15 +457,21 @@ func (d postgresDoctor) slots(ctx context.Context, conn *pgx.Conn, r *Report) er
 		r.warn(what, "start its reader, or: SELECT pg_drop_replication_slot('"+name+"')")
 		return nil
 	})
+	if err != nil {
+		return err
+	}
 	r.otherwise("none is inactive")
-	return err
+	return nil
 }
 
 func (d postgresDoctor) letters(ctx context.Context, conn *pgx.Conn, r *Report) error {
 	var count int
 	err := conn.QueryRow(ctx, "SELECT count(*) FROM (SELECT FROM dead_letters WHERE state = 'waiting' LIMIT $1) AS letters", most+1).Scan(&count)
+	if err != nil {
+		return err
+	}
 	r.add(judgeLetters(count))
-	return err
+	return nil
 }
 
 func (d postgresDoctor) inbox(ctx context.Context, conn *pgx.Conn, r *Report) error {
@@ -457,12 +480,15 @@ func (d postgresDoctor) inbox(ctx context.Context, conn *pgx.Conn, r *Report) er
 	err := conn.QueryRow(ctx, `
 		SELECT count(*), (SELECT extract(epoch FROM clock_timestamp() - min(handled_at))::float8 FROM handled)
 		FROM (SELECT FROM handled LIMIT $1) AS records`, most+1).Scan(&count, &oldest)
+	if err != nil {
+		return err
+	}
 	var age time.Duration
 	if oldest != nil {
 		age = time.Duration(*oldest * float64(time.Second))
 	}
 	r.add(judgeInbox(count, age, d.settings.InboxRetention))
-	return err
+	return nil
 }
 
 func judgeLetters(count int) Finding {

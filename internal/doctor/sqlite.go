@@ -146,20 +146,26 @@ func (d sqliteDoctor) schema(ctx context.Context, db *sql.DB, r *Report) error {
 	if migrated {
 		err = db.QueryRowContext(ctx, selectVersion).Scan(&version)
 	}
+	if err != nil {
+		return err
+	}
 	r.add(judgeSchema(version, migrator.Latest()))
-	return err
+	return nil
 }
 
 func (sqliteDoctor) appendOnly(ctx context.Context, db *sql.DB, r *Report) error {
 	var guards int
 	err := db.QueryRowContext(ctx, `SELECT count(*) FROM sqlite_master
 		WHERE type = 'trigger' AND name IN ('events_no_update', 'events_no_delete', 'events_no_replace')`).Scan(&guards)
+	if err != nil {
+		return err
+	}
 	if guards < 3 {
 		r.wrong("events can be changed or deleted: a trigger is missing",
 			"restore events_no_update, events_no_delete and events_no_replace from migrations/sqlite/00001_events.sql")
 	}
 	r.otherwise("events cannot be changed or deleted")
-	return err
+	return nil
 }
 
 func (d sqliteDoctor) relay(ctx context.Context, db *sql.DB, r *Report) error {
@@ -185,21 +191,27 @@ func (d sqliteDoctor) relay(ctx context.Context, db *sql.DB, r *Report) error {
 	if err == nil && l.Oldest != nil && *l.Oldest >= lagWarning.Seconds() {
 		if err = wait(ctx, recheck); err == nil {
 			var after int64
-			if l, after, err = read(); after == before {
+			if l, after, err = read(); err == nil && after == before {
 				unknown := math.Inf(1) // SQLite does not record when the position moved
 				l.Moved = &unknown
 			}
 		}
 	}
+	if err != nil {
+		return err
+	}
 	r.add(l.judge(d.settings.Relay.OnlyOwn))
-	return err
+	return nil
 }
 
 func (d sqliteDoctor) letters(ctx context.Context, db *sql.DB, r *Report) error {
 	var count int
 	err := db.QueryRowContext(ctx, "SELECT count(*) FROM (SELECT 1 FROM dead_letters WHERE state = 'waiting' LIMIT ?)", most+1).Scan(&count)
+	if err != nil {
+		return err
+	}
 	r.add(judgeLetters(count))
-	return err
+	return nil
 }
 
 func (d sqliteDoctor) inbox(ctx context.Context, db *sql.DB, r *Report) error {
@@ -207,10 +219,13 @@ func (d sqliteDoctor) inbox(ctx context.Context, db *sql.DB, r *Report) error {
 	var oldest sql.NullInt64
 	err := db.QueryRowContext(ctx, "SELECT count(*), (SELECT min(handled_at) FROM handled) FROM (SELECT 1 FROM handled LIMIT ?)", most+1).
 		Scan(&count, &oldest)
+	if err != nil {
+		return err
+	}
 	var age time.Duration
 	if oldest.Valid {
 		age = time.Since(time.UnixMicro(oldest.Int64))
 	}
 	r.add(judgeInbox(count, age, d.settings.InboxRetention))
-	return err
+	return nil
 }
