@@ -178,9 +178,6 @@ func (t *Table) lockBatches(ctx context.Context, tx *sql.Tx) error {
 }
 
 func (t *Table) ingest(ctx context.Context, tx *sql.Tx, arrivals []Arrival) error {
-	if err := t.preferIndexes(ctx, tx); err != nil {
-		return err
-	}
 	byID, byIdentity, unsettled, err := t.knownOf(ctx, tx, arrivals)
 	if err != nil {
 		return err

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"slices"
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
@@ -124,32 +123,28 @@ const selectReleases = "SELECT " + lightColumns + ", release, release_to FROM de
 // releases reads the letters that are to be sent next, in their order.
 func (t *Table) releases(ctx context.Context) ([]Release, []int64, error) {
 	const doing = "read the released dead letters"
-	var page []releasedRow
+	var page []row
+	released := map[string]releasedRow{}
 	err := t.query(ctx, t.db.DB, selectReleases, []any{pageRows},
 		func(rows *sql.Rows) error {
 			var r releasedRow
 			err := r.scan(rows, &r.release, &r.to)
-			page = append(page, r)
+			page, released[r.ID] = append(page, r.row), r
 			return err
 		})
 	if err != nil || len(page) == 0 {
 		return nil, nil, t.db.Fault(ctx, doing, err)
 	}
-	some := make([]row, len(page))
-	for i, r := range page {
-		some[i] = r.row
-	}
-	n := withinBytes(some)
-	whole, err := t.whole(ctx, some[:n])
+	whole, err := t.whole(ctx, page[:withinBytes(page)])
 	if err != nil {
 		return nil, nil, t.db.Fault(ctx, doing, err)
 	}
 	var letters []Release
 	var seqs []int64
 	for _, l := range whole {
-		at := slices.IndexFunc(page, func(r releasedRow) bool { return r.ID == l.ID })
-		letters = append(letters, Release{Letter: l, ReplayID: page[at].release, To: page[at].to})
-		seqs = append(seqs, page[at].seq)
+		r := released[l.ID]
+		letters = append(letters, Release{Letter: l, ReplayID: r.release, To: r.to})
+		seqs = append(seqs, r.seq)
 	}
 	return letters, seqs, nil
 }

@@ -80,9 +80,6 @@ func (t *Table) settle(ctx context.Context, batch []*settling) error {
 	}
 	handled := map[string]bool{}
 	err = t.db.Write(ctx, "note handled dead letters", func(ctx context.Context, tx *sql.Tx) error {
-		if err := t.preferIndexes(ctx, tx); err != nil {
-			return err
-		}
 		clear(handled)
 		return t.query(ctx, tx, t.settledStatement(), []any{t.dialect.at(time.Now()), string(encoded)}, func(rows *sql.Rows) error {
 			var id string

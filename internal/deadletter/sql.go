@@ -6,6 +6,7 @@ import (
 	"database/sql/driver"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -174,7 +175,7 @@ type queryer interface {
 func (t *Table) query(
 	ctx context.Context, q queryer, statement string, args []any, scan func(rows *sql.Rows) error,
 ) error {
-	rows, err := q.QueryContext(ctx, t.dialect.bind(statement), args...)
+	rows, err := q.QueryContext(ctx, t.dialect.bind(statement), slices.Concat(t.db.Replan, args)...)
 	if err != nil {
 		return err
 	}
@@ -189,22 +190,15 @@ func (t *Table) query(
 
 // exec runs a statement and returns how many rows it changed.
 func (t *Table) exec(ctx context.Context, q queryer, statement string, args ...any) (int, error) {
-	result, err := q.ExecContext(ctx, t.dialect.bind(statement), args...)
+	return affected(q.ExecContext(ctx, t.dialect.bind(statement), slices.Concat(t.db.Replan, args)...))
+}
+
+func affected(result sql.Result, err error) (int, error) {
 	if err != nil {
 		return 0, err
 	}
 	n, err := result.RowsAffected()
 	return int(n), err
-}
-
-// preferIndexes has the statements of a transaction use indexes. A plan that was made and kept while the table was almost
-// empty would read the whole table for each batch of letters.
-func (t *Table) preferIndexes(ctx context.Context, tx *sql.Tx) error {
-	if store.Dialect(t.dialect) == store.SQLite {
-		return nil
-	}
-	_, err := tx.ExecContext(ctx, "SET LOCAL enable_seqscan = off")
-	return err
 }
 
 // write runs one statement in a transaction of its own, and returns how many rows it changed.

@@ -722,7 +722,7 @@ func (t *Table) insert(ctx context.Context, tx *sql.Tx, rows [][]any) (n int, er
 			one := tuple(len(rows[0]))
 			statement := "INSERT INTO dead_letters (" + insertColumns + ") VALUES " + strings.Repeat(one+", ", size-1) + one +
 				" ON CONFLICT DO NOTHING"
-			added, err := t.exec(ctx, tx, statement, slices.Concat(rows[:size]...)...)
+			added, err := affected(tx.ExecContext(ctx, t.dialect.bind(statement), slices.Concat(rows[:size]...)...)) // any plan will do
 			if err != nil {
 				return n, err
 			}

@@ -20,6 +20,9 @@ type SQL struct {
 	Dialect Dialect
 	// DB is for reading only.
 	DB *sql.DB
+	// Replan stands before the arguments of a statement whose plan is not to be kept: one that was made while a table was
+	// almost empty may read all of it once it is large.
+	Replan []any
 	// Write runs work in a transaction, and commits it if work returns nil. work closes the rows of one statement before
 	// it begins the next. doing says what is being done, for the error.
 	Write func(ctx context.Context, doing string, work func(ctx context.Context, tx *sql.Tx) error) error

@@ -5,12 +5,16 @@ import (
 	"database/sql"
 	"errors"
 
+	"github.com/jackc/pgx/v5"
+
 	"github.com/healz/worker/internal/store"
 )
 
 // SQL is the database, over the connections that the store's calls share.
 func (s *Store) SQL() store.SQL {
-	return store.SQL{Dialect: store.Postgres, DB: s.db, Write: s.writeSQL, Fault: fault}
+	return store.SQL{
+		Dialect: store.Postgres, DB: s.db, Replan: []any{pgx.QueryExecModeCacheDescribe}, Write: s.writeSQL, Fault: fault,
+	}
 }
 
 func (s *Store) writeSQL(ctx context.Context, doing string, work func(ctx context.Context, tx *sql.Tx) error) error {
