@@ -23,7 +23,7 @@ const (
 	minRate, maxRate = 1e-3, 1e6
 	// maxTried is the maximum number of letters of a dry run.
 	maxTried = 50
-	// actTimeout bounds a request that changes something.
+	// actTimeout bounds a POST.
 	actTimeout = time.Minute
 	// maxReason is the size limit of the reason for archiving, in bytes.
 	maxReason = 500

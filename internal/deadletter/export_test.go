@@ -9,6 +9,12 @@ import (
 // GiveUp is what a worker does once a minute, at a time.
 func (t *Table) GiveUp(ctx context.Context, now time.Time) error { return t.giveUp(ctx, now) }
 
+// Releases reads the letters that a replayer would send next.
+func (t *Table) Releases(ctx context.Context) ([]Release, error) {
+	letters, _, err := t.releases(ctx)
+	return letters, err
+}
+
 // Choose returns the ids of the letters of a replay in their order, as SQL and as Go chooses them.
 func (t *Table) Choose(ctx context.Context, f Filter, replayID string) (bySQL, byGo []string, err error) {
 	fromSQL, err := t.choose(ctx, f, replayID)

@@ -26,7 +26,8 @@ const (
 	errorInterval = time.Second
 	// nextTimeout and moveTimeout are after how long a read of a batch and a move of the position are tried again, on another
 	// connection: the lease is renewed on others, so that no other worker would follow a leader whose connection is dead.
-	nextTimeout = 20 * time.Second // a batch may be 8 MB
+	// The time for a read grows, as a batch of 8 MB may come from a slow disk.
+	nextTimeout = 20 * time.Second
 	moveTimeout = 10 * time.Second
 	// yieldTime is how long a relay that cannot publish leaves the lease to others.
 	yieldTime = 2 * time.Second
@@ -63,6 +64,8 @@ type Relay struct {
 	config    Config
 	logger    *slog.Logger
 
+	nextTimeout time.Duration // of the goroutine that runs
+
 	// stopping is closed when no further batch may begin, and stopped when the last one is done with.
 	stopping, stopped chan struct{}
 
@@ -90,7 +93,8 @@ type Config struct {
 func New(tail *store.Tail, l *lease.Lease, publisher bus.BatchPublisher, c Config, logger *slog.Logger) *Relay {
 	return &Relay{
 		tail: tail, lease: l, publisher: publisher, config: c, logger: logger, state: Starting, giveUp: func() {},
-		stopping: make(chan struct{}), stopped: make(chan struct{}),
+		nextTimeout: nextTimeout,
+		stopping:    make(chan struct{}), stopped: make(chan struct{}),
 	}
 }
 
@@ -173,8 +177,13 @@ func (r *Relay) notLeader(err error) {
 func (r *Relay) relayNext(ctx context.Context, status lease.Status) (found bool, err error) {
 	held, cancel := status.While(ctx)
 	defer cancel()
-	reading, done := context.WithTimeout(held, nextTimeout)
+	reading, done := context.WithTimeout(held, r.nextTimeout)
 	batch, err := r.tail.Next(reading)
+	if err == nil {
+		r.nextTimeout = nextTimeout
+	} else if errors.Is(reading.Err(), context.DeadlineExceeded) {
+		r.nextTimeout *= 2
+	}
 	done()
 	if err == nil && batch.Events != nil && !r.isStopping() {
 		if !r.publish(held, batch) {

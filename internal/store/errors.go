@@ -22,7 +22,7 @@ var (
 	ErrUnavailable = errors.New("the store is unavailable")
 	// ErrNoPosition says that the row of relay_position was deleted after a relay had run: nothing tells what is published.
 	ErrNoPosition = errors.New("the row of relay_position is missing, so that it is not known which events are published: " +
-		"restore it from a backup, or insert one with the values 0 to publish all events again")
+		"restore it from a backup, or see docs/operations.md to publish all events from the first one")
 	// ErrNoEvent says that no event has the id that was asked for.
 	ErrNoEvent = errors.New("no such event")
 	// ErrNoSchema says that the database has no events table of this worker.

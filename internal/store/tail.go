@@ -62,7 +62,7 @@ type Tail struct {
 	// Next reads the batch behind the position. It is [ErrNoPosition] if that was deleted.
 	Next func(ctx context.Context) (Batch, error)
 	// Move moves the position. It is [ErrNotLeader] if the lease of [RelayTask] has another holder or fence meanwhile: a
-	// former leader, which may have been frozen at any point, moves nothing.
+	// former leader, which may have been frozen at any point, moves nothing; and if the position was deleted.
 	Move func(ctx context.Context, behind Position, fence Fence) error
 	// TakeLease takes or renews the lease of a task for as long as ttl, by the clock of the database. It is
 	// [ErrNotLeader] while another holds it.

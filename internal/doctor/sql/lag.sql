@@ -1,5 +1,6 @@
--- The lag of the relay: whether it has started, whether its position was deleted since, when that moved last and, of at most 10 001 events that it could
--- publish now, their number, how many of them the worker has appended, and when the oldest was created.
+-- The lag of the relay: whether it has started, whether its position was deleted since, when that moved last and, of at
+-- most 10 001 events that it could publish now, their number, how many of them the worker has appended, and when the
+-- oldest was created.
 WITH position AS MATERIALIZED (
     SELECT * FROM relay_position
 ),

@@ -92,6 +92,7 @@ func configure(c *pgx.ConnConfig) {
 	if c.ConnectTimeout == 0 {
 		c.ConnectTimeout = connectTimeout
 	}
+	c.DescriptionCacheCapacity = max(c.DescriptionCacheCapacity, 512) // some statements need it; see [store.SQL]
 	if _, set := c.RuntimeParams["application_name"]; !set {
 		c.RuntimeParams["application_name"] = "worker"
 	}
