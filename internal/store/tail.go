@@ -45,8 +45,8 @@ type Fence struct {
 // Batch is a number of events in commit order.
 type Batch struct {
 	// Events is a JSON array of events as they go over the wire, with the versions of each aggregate ascending: at most
-	// TailConfig.BatchSize. (On Postgres, lower versions that would follow behind the batch are added to it, and come again:
-	// only a program that writes in long transactions causes that.) It is nil if there is no event.
+	// TailConfig.BatchSize. (On Postgres, lower versions that follow behind the batch are added to it, and come again: only a
+	// program that reads and writes an aggregate in a transaction that was at work before causes that.) It is nil if there is no event.
 	Events []byte
 	// Position is behind the batch.
 	Position Position

@@ -99,16 +99,26 @@ func (s *Subscription) Close(t *testing.T) {
 	})
 }
 
-// Receive waits for the next batch and leaves the position before it.
-func (s *Subscription) Receive(t *testing.T) []events.Event {
+// Poll reads the next batch, if there is one, and leaves the position before it.
+func (s *Subscription) Poll(t *testing.T) (_ []events.Event, found bool) {
 	t.Helper()
-	require.Eventually(t, func() bool {
-		var err error
-		s.batch, err = s.Next(t.Context())
-		require.NoError(t, err)
-		return s.batch.Events != nil
+	batch, err := s.Next(t.Context())
+	require.NoError(t, err)
+	if batch.Events == nil {
+		return nil, false
+	}
+	s.batch = batch
+	return batchOf(t, batch), true
+}
+
+// Receive waits for the next batch and leaves the position before it.
+func (s *Subscription) Receive(t *testing.T) (list []events.Event) {
+	t.Helper()
+	require.Eventually(t, func() (found bool) {
+		list, found = s.Poll(t)
+		return found
 	}, patience, 5*time.Millisecond, "no batch came")
-	return batchOf(t, s.batch)
+	return list
 }
 
 // Ack moves the position behind the batch that was received last.
