@@ -159,6 +159,11 @@ func TestPostgresFaults(t *testing.T) {
 			s.DatabaseURL = limited
 		}, "append-only", doctor.Warning, []string{"DELETE on events"}},
 		"no relay yet": {statement(), "relay", doctor.Warning, []string{"no relay has started"}},
+		"restored from another cluster": {
+			statement("INSERT INTO relay_position (transaction_id, id) VALUES ('1000000000000', 1)"),
+			"relay", doctor.Wrong,
+			[]string{"restored from a dump of another cluster", "worker migrate restored"},
+		},
 		"a relay without its position": {
 			statement("INSERT INTO leases VALUES ('relay', '', 1, now())"),
 			"relay", doctor.Wrong,

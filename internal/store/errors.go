@@ -23,6 +23,10 @@ var (
 	// ErrNoPosition says that the row of relay_position was deleted after a relay had run: nothing tells what is published.
 	ErrNoPosition = errors.New("the row of relay_position is missing, so that it is not known which events are published: " +
 		"restore it from a backup, or see docs/operations.md to publish all events from the first one")
+	// ErrRestored says that the database was restored from a dump of another Postgres cluster: the events have transaction
+	// ids of that cluster, by which the relay cannot read in commit order.
+	ErrRestored = errors.New("the database was restored from a dump of another cluster, so that events would not be relayed: " +
+		"run `worker migrate restored` as the owner of the tables")
 	// ErrNoEvent says that no event has the id that was asked for.
 	ErrNoEvent = errors.New("no such event")
 	// ErrNoSchema says that the database has no events table of this worker.

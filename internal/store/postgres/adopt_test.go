@@ -290,31 +290,6 @@ func TestSchemas(t *testing.T) {
 	require.ErrorIs(t, one.Ping(t.Context()), store.ErrNoSchema, "an older schema")
 }
 
-// In a restored database the stored transaction ids are those of another cluster.
-func TestRestoredDatabase(t *testing.T) {
-	t.Parallel()
-	url := migrated(t)
-	s, stream := open(t, url), storetest.NewStream()
-	tail := storetest.Subscribe(t, s, store.TailConfig{BatchSize: 2})
-	want := stream.Take(6)
-	require.NoError(t, s.AppendMany(t.Context(), want[:4]))
-	got := tail.Take(t, 4)
-	tail.Close(t)
-	require.NoError(t, s.AppendMany(t.Context(), want[4:]))
-	conn := connect(t, url)
-	_, err := conn.Exec(t.Context(), `SET session_replication_role = replica;
-		UPDATE events SET transaction_id = (transaction_id::text::numeric + 1e15)::text::xid8;
-		UPDATE relay_position SET transaction_id = (transaction_id::text::numeric + 1e15)::text::xid8`)
-	require.NoError(t, err)
-
-	runFile(t, url, "restored.sql", nil)
-
-	want = append(want, stream.Next())
-	require.NoError(t, s.Append(t.Context(), want[6]))
-	got = append(got, storetest.Subscribe(t, s, store.TailConfig{BatchSize: 2}).Take(t, 3)...)
-	requireIDs(t, want, got)
-}
-
 // runFile runs one of the files that are no migrations, with psql's variables filled in.
 func runFile(t *testing.T, url, name string, variables map[string]string) {
 	t.Helper()

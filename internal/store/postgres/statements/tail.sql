@@ -33,7 +33,7 @@ last AS MATERIALIZED (
 ),
 -- A transaction of another program may be older than versions that it has seen, and so its own stand before them. The
 -- versions below such a late row that follow behind the page, however far, are read early. A row that the worker has
--- appended is never late: see write.sql.
+-- appended is never late (see write.sql), unless its transaction_id was replaced by 1 (see renumber.sql).
 early AS (
     SELECT lower.*
     FROM page AS late
@@ -44,7 +44,7 @@ early AS (
         ORDER BY aggregate_version DESC
         LIMIT 1
     ) AS lower
-    WHERE NOT late.own
+    WHERE (NOT late.own OR late.transaction_id < '3')
         AND (lower.transaction_id, lower.id) > ((SELECT transaction_id FROM last), (SELECT id FROM last))
     UNION ALL
     SELECT lower.*
