@@ -90,6 +90,31 @@ func TestRelaysAdoptedRowsWhenTold(t *testing.T) {
 	requireIDs(t, want, tail.Take(t, 4))
 }
 
+// Ids may be below 1, of adopted rows as of those of a transaction that runs while the relay begins at the end.
+func TestRelaysRowsWithLowIDs(t *testing.T) {
+	t.Parallel()
+	for _, start := range []store.Start{store.StartBeginning, store.StartEnd} {
+		stream := storetest.NewStream()
+		url := foreign(t, nil)
+		conn := connect(t, url)
+		_, err := conn.Exec(t.Context(), "ALTER SEQUENCE events_id_seq MINVALUE -100 RESTART WITH -5")
+		require.NoError(t, err)
+		want := stream.Take(2)
+		insert(t, conn, want[0])
+		s := open(t, url)
+		require.NoError(t, s.Migrate(t.Context()))
+		tx, err := connect(t, url).Begin(t.Context())
+		require.NoError(t, err)
+		insert(t, tx, want[1])
+		tail := storetest.Subscribe(t, s, store.TailConfig{BatchSize: 10, Start: start})
+		require.NoError(t, tx.Commit(t.Context()))
+		if start == store.StartEnd {
+			want = want[1:]
+		}
+		requireIDs(t, want, tail.Take(t, len(want)))
+	}
+}
+
 // A transaction that began before the migration must not fall behind the adopted rows.
 func TestAdoptionPassesNoRunningTransaction(t *testing.T) {
 	t.Parallel()
