@@ -172,6 +172,12 @@ func (d postgresDoctor) schema(ctx context.Context, conn *pgx.Conn, r *Report) e
 	case err != nil:
 		return err
 	case version == 0 && adoptable:
+		if err := postgres.CheckAdoption(ctx, conn); errors.Is(err, store.ErrUnfitTable) {
+			r.wrong(err.Error(), "then run `worker migrate up`")
+			return nil
+		} else if err != nil {
+			return err
+		}
 		r.wrong("there is a table events without the additions of the worker", "run `worker migrate up`: it adopts it with its rows")
 	default:
 		r.add(judgeSchema(version, migrator.Latest()))

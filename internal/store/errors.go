@@ -34,6 +34,9 @@ var (
 	// ErrWouldLose says that a schema cannot be taken back, as something would be lost with it.
 	ErrWouldLose = errors.New("the schema is not taken back: events that were not relayed yet, the record of what was " +
 		"handled, dead letters, or what is parked behind them would be lost")
+	// ErrUnfitTable says that a table events of another service breaks the contract by its rows, or by an index.
+	ErrUnfitTable = errors.New("the table events cannot be adopted, and is not changed: " +
+		"correct it as docs/operations.md says")
 	// ErrNewerSchema says that a newer version of the worker has migrated the database.
 	ErrNewerSchema = errors.New("the database has the schema of a newer version of the worker")
 )

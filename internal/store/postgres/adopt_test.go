@@ -163,6 +163,68 @@ func TestRefusesTableThatIsNotTheContracts(t *testing.T) {
 	}
 }
 
+// Rows that break the contract are named, and the table is left as it is. The doctor says the same: see package doctor.
+func TestRefusesRowsThatBreakTheContract(t *testing.T) {
+	t.Parallel()
+	stream := storetest.NewStream()
+	for name, test := range map[string]struct {
+		change   string
+		versions []int
+		problem  string
+	}{
+		"versions from 0": {"", []int{0, 1, 2}, "rows with aggregate_version below 1, the first of an aggregate: 1 (id 1)"},
+		"many":            {"", []int{0, -1, -2, -3, -4, -5, 7}, "below 1, the first of an aggregate: 6 (id 1 2 3 4 5 …)"},
+		"duplicates": {
+			"DROP INDEX events_aggregate_version_unique", []int{1, 2, 3, 2, 2},
+			"rows with the same aggregate_id and aggregate_version as another: 3 (id 2 4 5)",
+		},
+		"duplicates, with an index of that name that is not unique": {
+			"DROP INDEX events_aggregate_version_unique; CREATE INDEX events_aggregate_version_unique ON events (aggregate_id)",
+			[]int{1, 1}, "as another: 2 (id 1 2); the index events_aggregate_version_unique is not a unique one",
+		},
+		"both": {"DROP INDEX events_aggregate_version_unique", []int{0, 0}, "below 1, the first of an aggregate: 2 (id 1 2); rows with the same"},
+		"an index of that name that is not unique": {
+			"DROP INDEX events_aggregate_version_unique; CREATE INDEX events_aggregate_version_unique ON events (aggregate_id, aggregate_version)",
+			[]int{1, 2}, "the index events_aggregate_version_unique is not a unique one",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			url := foreign(t, nil)
+			conn := connect(t, url)
+			_, err := conn.Exec(t.Context(), test.change)
+			require.NoError(t, err)
+			for _, version := range test.versions {
+				insert(t, conn, stream.At(version))
+			}
+			s := open(t, url)
+
+			err = s.Migrate(t.Context())
+
+			require.ErrorIs(t, err, store.ErrUnfitTable)
+			require.ErrorContains(t, err, test.problem)
+			require.NotContains(t, err.Error(), string(stream.At(1).Data))
+			var columns int
+			require.NoError(t, conn.QueryRow(t.Context(),
+				"SELECT count(*) FROM information_schema.columns WHERE table_name = 'events'").Scan(&columns))
+			require.Equal(t, 14, columns)
+			if name != "versions from 0" {
+				return
+			}
+			text, err := os.ReadFile("../../../docs/operations.md")
+			require.NoError(t, err)
+			_, advice, _ := strings.Cut(string(text), "row by row:\n")
+			advice, _, _ = strings.Cut(advice, "The service")
+			_, err = conn.Exec(t.Context(), advice)
+			require.NoError(t, err)
+			require.NoError(t, s.Migrate(t.Context()), "as operations.md advises")
+			page, err := s.ByAggregate(t.Context(), stream.AggregateType, stream.AggregateID, store.Query{})
+			require.NoError(t, err)
+			require.Len(t, page.Events, 3)
+		})
+	}
+}
+
 func TestDownNeverDestroysEvents(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
