@@ -163,7 +163,8 @@ func TestPostgresFaults(t *testing.T) {
 			statement("DROP TABLE worker_migrations; INSERT INTO events (event_type, aggregate_type, aggregate_id, " +
 				"aggregate_version, tenant_id, correlation_id, event_data) VALUES ('E', 'A', gen_random_uuid(), 0, " +
 				"gen_random_uuid(), gen_random_uuid(), '{}')"),
-			"schema", doctor.Wrong, []string{"cannot be adopted", "below 1", "(id 1)", "docs/operations.md"},
+			"schema", doctor.Wrong,
+			[]string{"cannot be adopted", "below 1", "(id 1)", "docs/operations.md"},
 		},
 		"restored from another cluster": {
 			statement("INSERT INTO relay_position (transaction_id, id) VALUES ('1000000000000', 1)"),

@@ -175,17 +175,20 @@ func TestRefusesRowsThatBreakTheContract(t *testing.T) {
 		"versions from 0": {"", []int{0, 1, 2}, "rows with aggregate_version below 1, the first of an aggregate: 1 (id 1)"},
 		"many":            {"", []int{0, -1, -2, -3, -4, -5, 7}, "below 1, the first of an aggregate: 6 (id 1 2 3 4 5 …)"},
 		"duplicates": {
-			"DROP INDEX events_aggregate_version_unique", []int{1, 2, 3, 2, 2},
+			"DROP INDEX events_aggregate_version_unique",
+			[]int{1, 2, 3, 2, 2},
 			"rows with the same aggregate_id and aggregate_version as another: 3 (id 2 4 5)",
 		},
 		"duplicates, with an index of that name that is not unique": {
 			"DROP INDEX events_aggregate_version_unique; CREATE INDEX events_aggregate_version_unique ON events (aggregate_id)",
-			[]int{1, 1}, "as another: 2 (id 1 2); the index events_aggregate_version_unique is not a unique one",
+			[]int{1, 1},
+			"as another: 2 (id 1 2); the index events_aggregate_version_unique is not a unique one",
 		},
 		"both": {"DROP INDEX events_aggregate_version_unique", []int{0, 0}, "below 1, the first of an aggregate: 2 (id 1 2); rows with the same"},
 		"an index of that name that is not unique": {
 			"DROP INDEX events_aggregate_version_unique; CREATE INDEX events_aggregate_version_unique ON events (aggregate_id, aggregate_version)",
-			[]int{1, 2}, "the index events_aggregate_version_unique is not a unique one",
+			[]int{1, 2},
+			"the index events_aggregate_version_unique is not a unique one",
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
