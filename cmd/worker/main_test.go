@@ -733,6 +733,37 @@ func TestMigrations(t *testing.T) {
 	}
 }
 
+// A database is restored from the dump of another cluster, under a running worker.
+func TestRestored(t *testing.T) {
+	t.Parallel()
+	p := newProgram(t, "DATABASE_URL="+testservers.Postgres(t))
+	worker := p.start()
+	p.awaitFollowUp(p.append(registration(uuid.NewString(), `{"name":"Ana"}`, ""))[0], "WelcomeMessageRequested")
+	require.Contains(t, p.must("", "migrate", "restored"), "nothing to do")
+	conn, err := pgx.Connect(t.Context(), strings.TrimPrefix(p.env[0], "DATABASE_URL="))
+	require.NoError(t, err)
+	_, err = conn.Exec(t.Context(), `SET session_replication_role = replica;
+		UPDATE events SET transaction_id = '1000000000000';
+		UPDATE relay_position SET transaction_id = '1000000000000', id = (SELECT max(id) FROM events)`)
+	require.NoError(t, err)
+	require.NoError(t, conn.Close(t.Context()))
+	later := p.append(registration(uuid.NewString(), `{"name":"Ben"}`, ""))[0]
+
+	require.Eventually(t, func() bool {
+		status, body := worker.get("/readyz")
+		return status == http.StatusServiceUnavailable && strings.Contains(body, "worker migrate restored")
+	}, patience, 10*time.Millisecond)
+	require.Contains(t, p.run("", "doctor").out, "run `worker migrate restored`")
+	r := p.run("", "run")
+	require.Equal(t, 1, r.code)
+	require.Contains(t, r.err, "worker migrate restored")
+	require.Regexp(t, `^restored events: \d+, of which 0 are not relayed yet; appended since: 1\n$`, p.must("", "migrate", "restored"))
+
+	p.awaitFollowUp(later, "WelcomeMessageRequested")
+	require.Eventually(t, func() bool { return worker.ready() == http.StatusOK }, patience, 10*time.Millisecond)
+	require.Contains(t, p.must("", "migrate", "restored"), "nothing to do")
+}
+
 // A stop waits at most the grace period for a handler; a second SIGTERM ends the worker at once.
 func TestStoppingWhileAHandlerDoesNotReturn(t *testing.T) {
 	t.Parallel()

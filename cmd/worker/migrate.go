@@ -7,6 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/healz/worker/internal/store"
 	"github.com/healz/worker/internal/worker"
 )
 
@@ -19,7 +20,7 @@ func migrateCommand(s *worker.Settings) *cobra.Command {
 		"the schema is up to date", worker.Settings.OpenStore, worker.Backend.Migrate)
 	down := migrateStep(s, "down", "Roll back the newest migration; refused if data would be lost",
 		"rolled back by one version", worker.Settings.OpenExisting, worker.Backend.MigrateDown)
-	c.AddCommand(up, migrateStatus(s), down)
+	c.AddCommand(up, migrateStatus(s), down, migrateRestored(s))
 	return c
 }
 
@@ -65,6 +66,35 @@ func migrateStatus(s *worker.Settings) *cobra.Command {
 		})
 	}
 	return c
+}
+
+func migrateRestored(s *worker.Settings) *cobra.Command {
+	return &cobra.Command{
+		Use:   "restored",
+		Short: "Make a database usable that was restored from a dump of another Postgres cluster",
+		Long: `Make a database usable that was restored from a dump of another Postgres cluster.
+
+The events then have transaction ids of that cluster, by which the relay cannot read them in commit order. This command
+replaces them. The relay continues behind what it has published, with the events that were restored, and then with those
+that were appended since. It needs the owner of the tables, and writers wait until it has ended. It does nothing to a
+database that was not restored, or of which the ids are replaced already.`,
+		Args: noArguments,
+		RunE: func(c *cobra.Command, _ []string) error {
+			return withStore(c, s, s.OpenExisting, func(b worker.Backend) error {
+				done, err := b.MigrateRestored(c.Context())
+				switch {
+				case err != nil:
+					return err
+				case done == store.Renumbered{}:
+					fmt.Fprintln(c.OutOrStdout(), "nothing to do: the database is not restored from a dump of another cluster")
+				default:
+					fmt.Fprintf(c.OutOrStdout(), "restored events: %d, of which %d are not relayed yet; appended since: %d\n",
+						done.Events, done.Waiting, done.New)
+				}
+				return nil
+			})
+		},
+	}
 }
 
 // withStore checks the settings, and opens the store for one command.

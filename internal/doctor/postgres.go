@@ -19,6 +19,7 @@ import (
 	"github.com/jackc/pgx/v5/stdlib"
 
 	"github.com/healz/worker/internal/store"
+	"github.com/healz/worker/internal/store/postgres"
 	"github.com/healz/worker/internal/worker"
 	"github.com/healz/worker/migrations"
 )
@@ -171,6 +172,12 @@ func (d postgresDoctor) schema(ctx context.Context, conn *pgx.Conn, r *Report) e
 	case err != nil:
 		return err
 	case version == 0 && adoptable:
+		if err := postgres.CheckAdoption(ctx, conn); errors.Is(err, store.ErrUnfitTable) {
+			r.wrong(err.Error(), "then run `worker migrate up`")
+			return nil
+		} else if err != nil {
+			return err
+		}
 		r.wrong("there is a table events without the additions of the worker", "run `worker migrate up`: it adopts it with its rows")
 	default:
 		r.add(judgeSchema(version, migrator.Latest()))
@@ -386,6 +393,13 @@ type lag struct {
 }
 
 func (d postgresDoctor) relay(ctx context.Context, conn *pgx.Conn, r *Report) error {
+	if err := postgres.CheckRestored(ctx, conn); errors.Is(err, store.ErrRestored) {
+		r.wrong("the database was restored from a dump of another cluster, so that events would not be relayed",
+			"run `worker migrate restored` as the owner of the tables")
+		return nil
+	} else if err != nil {
+		return err
+	}
 	read := func() (l lag, err error) {
 		var deleted bool
 		err = conn.QueryRow(ctx, lagSQL).Scan(&l.Begun, &deleted, &l.Moved, &l.Waiting, &l.Own, &l.Oldest)

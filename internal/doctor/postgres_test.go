@@ -159,6 +159,18 @@ func TestPostgresFaults(t *testing.T) {
 			s.DatabaseURL = limited
 		}, "append-only", doctor.Warning, []string{"DELETE on events"}},
 		"no relay yet": {statement(), "relay", doctor.Warning, []string{"no relay has started"}},
+		"a foreign table with versions from 0": {
+			statement("DROP TABLE worker_migrations; INSERT INTO events (event_type, aggregate_type, aggregate_id, " +
+				"aggregate_version, tenant_id, correlation_id, event_data) VALUES ('E', 'A', gen_random_uuid(), 0, " +
+				"gen_random_uuid(), gen_random_uuid(), '{}')"),
+			"schema", doctor.Wrong,
+			[]string{"cannot be adopted", "below 1", "(id 1)", "docs/operations.md"},
+		},
+		"restored from another cluster": {
+			statement("INSERT INTO relay_position (transaction_id, id) VALUES ('1000000000000', 1)"),
+			"relay", doctor.Wrong,
+			[]string{"restored from a dump of another cluster", "worker migrate restored"},
+		},
 		"a relay without its position": {
 			statement("INSERT INTO leases VALUES ('relay', '', 1, now())"),
 			"relay", doctor.Wrong,

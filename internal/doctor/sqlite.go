@@ -175,11 +175,11 @@ func (d sqliteDoctor) relay(ctx context.Context, db *sql.DB, r *Report) error {
 		err = db.QueryRowContext(ctx, `
 			WITH position AS (SELECT event FROM relay_position),
 			waiting AS (SELECT created_at, own FROM events WHERE id > (SELECT event FROM position) ORDER BY id LIMIT ?)
-			SELECT coalesce((SELECT event FROM position), -1), EXISTS (SELECT 1 FROM leases WHERE task = 'relay'),
+			SELECT coalesce((SELECT event FROM position), 0), EXISTS (SELECT 1 FROM position), EXISTS (SELECT 1 FROM leases WHERE task = 'relay'),
 				count(*), min(created_at)
 			FROM waiting WHERE own = 1 OR NOT ?`,
-			most+1, d.settings.Relay.OnlyOwn).Scan(&position, &relayed, &l.Waiting, &created)
-		l.Begun, l.Own = position >= 0, l.Waiting
+			most+1, d.settings.Relay.OnlyOwn).Scan(&position, &l.Begun, &relayed, &l.Waiting, &created)
+		l.Own = l.Waiting
 		if err == nil && relayed && !l.Begun {
 			err = store.ErrNoPosition
 		}

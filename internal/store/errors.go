@@ -23,6 +23,10 @@ var (
 	// ErrNoPosition says that the row of relay_position was deleted after a relay had run: nothing tells what is published.
 	ErrNoPosition = errors.New("the row of relay_position is missing, so that it is not known which events are published: " +
 		"restore it from a backup, or see docs/operations.md to publish all events from the first one")
+	// ErrRestored says that the database was restored from a dump of another Postgres cluster: the events have transaction
+	// ids of that cluster, by which the relay cannot read in commit order.
+	ErrRestored = errors.New("the database was restored from a dump of another cluster, so that events would not be relayed: " +
+		"run `worker migrate restored` as the owner of the tables")
 	// ErrNoEvent says that no event has the id that was asked for.
 	ErrNoEvent = errors.New("no such event")
 	// ErrNoSchema says that the database has no events table of this worker.
@@ -30,6 +34,9 @@ var (
 	// ErrWouldLose says that a schema cannot be taken back, as something would be lost with it.
 	ErrWouldLose = errors.New("the schema is not taken back: events that were not relayed yet, the record of what was " +
 		"handled, dead letters, or what is parked behind them would be lost")
+	// ErrUnfitTable says that a table events of another service breaks the contract by its rows, or by an index.
+	ErrUnfitTable = errors.New("the table events cannot be adopted, and is not changed: " +
+		"correct it as docs/operations.md says")
 	// ErrNewerSchema says that a newer version of the worker has migrated the database.
 	ErrNewerSchema = errors.New("the database has the schema of a newer version of the worker")
 )

@@ -151,6 +151,14 @@ type Recorded struct {
 	Position Position
 }
 
+// Renumbered is what was done to a database that was restored from a dump of another cluster; zero if it was not.
+type Renumbered struct {
+	// Events is the number of events that were restored, and Waiting of those among them that were not relayed.
+	Events, Waiting int
+	// New is the number of events that were appended since, and were not relayed.
+	New int
+}
+
 // Handling is the record that a handler has handled an event.
 type Handling struct {
 	Handler string

@@ -45,8 +45,8 @@ type Fence struct {
 // Batch is a number of events in commit order.
 type Batch struct {
 	// Events is a JSON array of events as they go over the wire, with the versions of each aggregate ascending: at most
-	// TailConfig.BatchSize. (On Postgres, lower versions that would follow behind the batch are added to it, and come again:
-	// only a program that writes in long transactions causes that.) It is nil if there is no event.
+	// TailConfig.BatchSize. (On Postgres, lower versions that follow behind the batch are added to it, and come again: only a
+	// program that reads and writes an aggregate in a transaction that was at work before causes that.) It is nil if there is no event.
 	Events []byte
 	// Position is behind the batch.
 	Position Position
@@ -59,7 +59,8 @@ type Batch struct {
 // Each call is one transaction and leaves no state in a session, so that a pooler in transaction mode may stand between. On
 // SQLite it has a connection of its own to read a batch; Move and the leases wait for the one writer.
 type Tail struct {
-	// Next reads the batch behind the position. It is [ErrNoPosition] if that was deleted.
+	// Next reads the batch behind the position. It is [ErrNoPosition] if that was deleted, and [ErrRestored] if the database
+	// was restored from a dump of another cluster.
 	Next func(ctx context.Context) (Batch, error)
 	// Move moves the position. It is [ErrNotLeader] if the lease of [RelayTask] has another holder or fence meanwhile: a
 	// former leader, which may have been frozen at any point, moves nothing; and if the position was deleted.
@@ -72,7 +73,7 @@ type Tail struct {
 	// Wake receives a value soon after something was appended, by this process or, where the database can tell, by
 	// another; many appends may give one value, and some may be missed: a poll is still needed. It is never closed.
 	Wake <-chan struct{}
-	// Backlog tells what the relay has not published yet. It waits for no lock. It is [ErrNoPosition] if the position was deleted.
+	// Backlog tells what the relay has not published yet. It waits for no lock. The errors are those of Next.
 	Backlog func(ctx context.Context) (Backlog, error)
 	// Close releases what the tail holds. The store must be closed after it.
 	Close func() error

@@ -121,6 +121,8 @@ type Backend interface {
 	Migrate(ctx context.Context) error
 	// MigrateDown takes the newest version of the schema back, and never destroys events.
 	MigrateDown(ctx context.Context) error
+	// MigrateRestored replaces the transaction ids of another cluster, from whose dump the database was restored.
+	MigrateRestored(ctx context.Context) (store.Renumbered, error)
 	// MigrationStatus lists the versions of the schema.
 	MigrationStatus(ctx context.Context) ([]migrations.Status, error)
 	// Tail opens the relay's side of the store.

@@ -90,6 +90,31 @@ func TestRelaysAdoptedRowsWhenTold(t *testing.T) {
 	requireIDs(t, want, tail.Take(t, 4))
 }
 
+// Ids may be below 1, of adopted rows as of those of a transaction that runs while the relay begins at the end.
+func TestRelaysRowsWithLowIDs(t *testing.T) {
+	t.Parallel()
+	for _, start := range []store.Start{store.StartBeginning, store.StartEnd} {
+		stream := storetest.NewStream()
+		url := foreign(t, nil)
+		conn := connect(t, url)
+		_, err := conn.Exec(t.Context(), "ALTER SEQUENCE events_id_seq MINVALUE -100 RESTART WITH -5")
+		require.NoError(t, err)
+		want := stream.Take(2)
+		insert(t, conn, want[0])
+		s := open(t, url)
+		require.NoError(t, s.Migrate(t.Context()))
+		tx, err := connect(t, url).Begin(t.Context())
+		require.NoError(t, err)
+		insert(t, tx, want[1])
+		tail := storetest.Subscribe(t, s, store.TailConfig{BatchSize: 10, Start: start})
+		require.NoError(t, tx.Commit(t.Context()))
+		if start == store.StartEnd {
+			want = want[1:]
+		}
+		requireIDs(t, want, tail.Take(t, len(want)))
+	}
+}
+
 // A transaction that began before the migration must not fall behind the adopted rows.
 func TestAdoptionPassesNoRunningTransaction(t *testing.T) {
 	t.Parallel()
@@ -134,6 +159,71 @@ func TestRefusesTableThatIsNotTheContracts(t *testing.T) {
 			require.NoError(t, conn.QueryRow(t.Context(), `SELECT EXISTS (SELECT FROM information_schema.columns
 				WHERE table_name = 'events' AND column_name = 'transaction_id')`).Scan(&touched))
 			require.False(t, touched)
+		})
+	}
+}
+
+// Rows that break the contract are named, and the table is left as it is. The doctor says the same: see package doctor.
+func TestRefusesRowsThatBreakTheContract(t *testing.T) {
+	t.Parallel()
+	stream := storetest.NewStream()
+	for name, test := range map[string]struct {
+		change   string
+		versions []int
+		problem  string
+	}{
+		"versions from 0": {"", []int{0, 1, 2}, "rows with aggregate_version below 1, the first of an aggregate: 1 (id 1)"},
+		"many":            {"", []int{0, -1, -2, -3, -4, -5, 7}, "below 1, the first of an aggregate: 6 (id 1 2 3 4 5 …)"},
+		"duplicates": {
+			"DROP INDEX events_aggregate_version_unique",
+			[]int{1, 2, 3, 2, 2},
+			"rows with the same aggregate_id and aggregate_version as another: 3 (id 2 4 5)",
+		},
+		"duplicates, with an index of that name that is not unique": {
+			"DROP INDEX events_aggregate_version_unique; CREATE INDEX events_aggregate_version_unique ON events (aggregate_id)",
+			[]int{1, 1},
+			"as another: 2 (id 1 2); the index events_aggregate_version_unique is not a unique one",
+		},
+		"both": {"DROP INDEX events_aggregate_version_unique", []int{0, 0}, "below 1, the first of an aggregate: 2 (id 1 2); rows with the same"},
+		"an index of that name that is not unique": {
+			"DROP INDEX events_aggregate_version_unique; CREATE INDEX events_aggregate_version_unique ON events (aggregate_id, aggregate_version)",
+			[]int{1, 2},
+			"the index events_aggregate_version_unique is not a unique one",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			url := foreign(t, nil)
+			conn := connect(t, url)
+			_, err := conn.Exec(t.Context(), test.change)
+			require.NoError(t, err)
+			for _, version := range test.versions {
+				insert(t, conn, stream.At(version))
+			}
+			s := open(t, url)
+
+			err = s.Migrate(t.Context())
+
+			require.ErrorIs(t, err, store.ErrUnfitTable)
+			require.ErrorContains(t, err, test.problem)
+			require.NotContains(t, err.Error(), string(stream.At(1).Data))
+			var columns int
+			require.NoError(t, conn.QueryRow(t.Context(),
+				"SELECT count(*) FROM information_schema.columns WHERE table_name = 'events'").Scan(&columns))
+			require.Equal(t, 14, columns)
+			if name != "versions from 0" {
+				return
+			}
+			text, err := os.ReadFile("../../../docs/operations.md")
+			require.NoError(t, err)
+			_, advice, _ := strings.Cut(string(text), "row by row:\n")
+			advice, _, _ = strings.Cut(advice, "The service")
+			_, err = conn.Exec(t.Context(), advice)
+			require.NoError(t, err)
+			require.NoError(t, s.Migrate(t.Context()), "as operations.md advises")
+			page, err := s.ByAggregate(t.Context(), stream.AggregateType, stream.AggregateID, store.Query{})
+			require.NoError(t, err)
+			require.Len(t, page.Events, 3)
 		})
 	}
 }
@@ -288,31 +378,6 @@ func TestSchemas(t *testing.T) {
 		"DELETE FROM one.worker_migrations WHERE version_id = (SELECT max(version_id) FROM one.worker_migrations)")
 	require.NoError(t, err)
 	require.ErrorIs(t, one.Ping(t.Context()), store.ErrNoSchema, "an older schema")
-}
-
-// In a restored database the stored transaction ids are those of another cluster.
-func TestRestoredDatabase(t *testing.T) {
-	t.Parallel()
-	url := migrated(t)
-	s, stream := open(t, url), storetest.NewStream()
-	tail := storetest.Subscribe(t, s, store.TailConfig{BatchSize: 2})
-	want := stream.Take(6)
-	require.NoError(t, s.AppendMany(t.Context(), want[:4]))
-	got := tail.Take(t, 4)
-	tail.Close(t)
-	require.NoError(t, s.AppendMany(t.Context(), want[4:]))
-	conn := connect(t, url)
-	_, err := conn.Exec(t.Context(), `SET session_replication_role = replica;
-		UPDATE events SET transaction_id = (transaction_id::text::numeric + 1e15)::text::xid8;
-		UPDATE relay_position SET transaction_id = (transaction_id::text::numeric + 1e15)::text::xid8`)
-	require.NoError(t, err)
-
-	runFile(t, url, "restored.sql", nil)
-
-	want = append(want, stream.Next())
-	require.NoError(t, s.Append(t.Context(), want[6]))
-	got = append(got, storetest.Subscribe(t, s, store.TailConfig{BatchSize: 2}).Take(t, 3)...)
-	requireIDs(t, want, got)
 }
 
 // runFile runs one of the files that are no migrations, with psql's variables filled in.

@@ -18,6 +18,9 @@ func (s *Store) backlog(ctx context.Context, c store.TailConfig) (store.Backlog,
 	if c.OnlyOwn {
 		statement = onlyOwn(statement)
 	}
+	if err := CheckRestored(ctx, s.pool); err != nil {
+		return store.Backlog{}, err
+	}
 	var b store.Backlog
 	var begun bool
 	var seconds float64

@@ -9,7 +9,7 @@
 // [Store.Tail]) go by (transaction_id, id) and stop below the horizon, the oldest transaction that still runs anywhere
 // in the cluster: below it no row can appear any more, so that none is skipped. A long transaction of any program holds
 // the horizon back. A dump that is restored into another cluster brings transaction ids from
-// which that cluster is far away: see migrations/postgres/restored.sql.
+// which that cluster is far away: see [Store.MigrateRestored].
 //
 // # Outages
 //

@@ -83,6 +83,9 @@ func (s *Store) Since(ctx context.Context, t time.Time) (store.Position, error) 
 }
 
 func (s *Store) position(ctx context.Context, doing, statement string, args ...any) (p store.Position, found bool, err error) {
+	if err := CheckRestored(ctx, s.pool); err != nil {
+		return p, false, err
+	}
 	var transaction pgtype.Uint64
 	err = s.pool.QueryRow(ctx, statement, args...).Scan(&transaction, &p.ID)
 	if errors.Is(err, pgx.ErrNoRows) {

@@ -2,9 +2,12 @@ package postgres
 
 import (
 	"context"
+	_ "embed"
 	"errors"
 	"fmt"
+	"strings"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/healz/worker/internal/store"
@@ -12,9 +15,56 @@ import (
 )
 
 // Migrate brings the schema up to date; nothing happens when it is. It adopts a table events that another service has
-// made, with its rows, if its columns are those of the contract.
+// made, with its rows, if its columns are those of the contract; it is [store.ErrUnfitTable] if its rows are not.
 func (s *Store) Migrate(ctx context.Context) error {
-	return migrationFault(ctx, "migrate up", s.migrator.Up(ctx))
+	const doing = "migrate up"
+	if err := CheckAdoption(ctx, s.pool); err != nil {
+		return fault(ctx, doing, err)
+	}
+	err := s.migrator.Up(ctx)
+	if pgErr, found := errors.AsType[*pgconn.PgError](err); found && pgErr.Code == uniqueViolation { // inserted meanwhile
+		err = errors.Join(CheckAdoption(ctx, s.pool), err)
+	}
+	return migrationFault(ctx, doing, err)
+}
+
+//go:embed statements/unfit.sql
+var unfitSQL string
+
+// CheckAdoption is [store.ErrUnfitTable], with the ids of the first rows, if there is a table events of another service
+// that cannot be adopted for its rows or indexes. Its columns are checked by [Store.Migrate].
+func CheckAdoption(ctx context.Context, db interface {
+	Query(ctx context.Context, statement string, args ...any) (pgx.Rows, error)
+},
+) error {
+	rows, _ := db.Query(ctx, "SELECT to_regclass('events') IS NOT NULL AND to_regclass($1) IS NULL", migrations.Table)
+	foreign, err := pgx.CollectExactlyOneRow(rows, pgx.RowTo[bool]) // or the error of the query
+	if err != nil || !foreign {
+		return err
+	}
+	rows, _ = db.Query(ctx, unfitSQL)
+	var problem string
+	var count int
+	var ids []*int64
+	var problems []string
+	_, err = pgx.ForEachRow(rows, []any{&problem, &count, &ids}, func() error {
+		if count > 0 {
+			problem += fmt.Sprintf(": %d (id", count)
+			for _, id := range ids {
+				problem += fmt.Sprintf(" %d", *id)
+			}
+			problem += map[bool]string{false: ")", true: " …)"}[count > len(ids)]
+		}
+		problems = append(problems, problem)
+		return nil
+	})
+	if pgErr, found := errors.AsType[*pgconn.PgError](err); found && strings.HasPrefix(pgErr.Code, "42") {
+		return nil // the columns are others
+	}
+	if err == nil && len(problems) > 0 {
+		err = fmt.Errorf("%w: %s", store.ErrUnfitTable, strings.Join(problems, "; "))
+	}
+	return err
 }
 
 // MigrateDown reverts the newest version of the schema, and never destroys events. It is [store.ErrNoSchema] when

@@ -59,6 +59,9 @@ func (s *Store) Tail(ctx context.Context, c store.TailConfig) (*store.Tail, erro
 	default:
 		return nil, fmt.Errorf("%s: there is no start %q", doing, c.Start)
 	}
+	if err := CheckRestored(ctx, s.pool); err != nil {
+		return nil, err
+	}
 	if _, err := s.pool.Exec(ctx, beginTailSQL, string(c.Start)); err != nil {
 		return nil, fault(ctx, doing, err)
 	}
@@ -107,12 +110,20 @@ func (t tail) next(ctx context.Context) (store.Batch, error) {
 	const doing = "read a batch of events"
 	batch := &pgx.Batch{} // one round trip, and one transaction
 	batch.Queue(planTailSQL)
+	batch.Queue(isRestoredSQL)
 	batch.Queue(t.statement, t.batchSize)
 	results := t.pool.SendBatch(ctx, batch)
 	defer results.Close()
-	var begun bool
+	var begun, restored bool
 	err := results.QueryRow().Scan(nil, nil, nil, nil, &begun)
-	if err == nil && !begun {
+	if err == nil {
+		err = results.QueryRow().Scan(&restored)
+	}
+	switch {
+	case err != nil:
+	case restored:
+		err = store.ErrRestored
+	case !begun:
 		err = store.ErrNoPosition
 	}
 	if err != nil {

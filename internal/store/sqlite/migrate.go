@@ -23,6 +23,11 @@ func (s *Store) MigrateDown(ctx context.Context) error {
 	return s.migrate(ctx, "migrate down", (*migrations.Migrator).Down)
 }
 
+// MigrateRestored does nothing: a copy of the file is as the file was.
+func (s *Store) MigrateRestored(context.Context) (store.Renumbered, error) {
+	return store.Renumbered{}, nil
+}
+
 // MigrationStatus lists the versions of the schema, oldest first.
 func (s *Store) MigrationStatus(ctx context.Context) (list []migrations.Status, err error) {
 	err = s.migrate(ctx, "read the migrations", func(m *migrations.Migrator, ctx context.Context) error {

@@ -17,9 +17,10 @@ const (
 
 	selectPosition = `SELECT event FROM relay_position`
 	selectTail     = `SELECT ` + columns + ` FROM events WHERE id > ? AND (own = 1 OR NOT ?) ORDER BY id LIMIT ?`
-	// initPosition does not replace a position that was deleted after a relay had run, and so had a lease.
+	// initPosition does not replace a position that was deleted after a relay had run, and so had a lease. Ids that another
+	// program has chosen may be negative.
 	initPosition = `INSERT OR IGNORE INTO relay_position (singleton, event)
-		SELECT 1, CASE WHEN ? THEN (SELECT coalesce(max(id), 0) FROM events) ELSE 0 END
+		SELECT 1, coalesce(CASE WHEN ? THEN (SELECT max(id) FROM events) END, -9223372036854775808)
 		WHERE NOT EXISTS (SELECT 1 FROM leases WHERE task = 'relay')`
 	updatePosition = `UPDATE relay_position SET event = ?
 		WHERE EXISTS (SELECT 1 FROM leases WHERE task = 'relay' AND holder = ? AND fence = ?)`

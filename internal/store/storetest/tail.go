@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"maps"
 	"slices"
 	"sync"
@@ -43,6 +44,7 @@ func RunTail(t *testing.T, create func(t *testing.T) Database) {
 		"large events":                            relaysLargeEvents,
 		"relays what other programs insert":       relaysInserts,
 		"only own":                                relaysOnlyOwn,
+		"ids below 1":                             relaysLowIDs,
 		"goes on behind the position":             goesOn,
 		"a batch comes until the position moves":  repeatsUnacked,
 		"start at the beginning":                  startsAtBeginning(store.StartBeginning),
@@ -99,16 +101,26 @@ func (s *Subscription) Close(t *testing.T) {
 	})
 }
 
-// Receive waits for the next batch and leaves the position before it.
-func (s *Subscription) Receive(t *testing.T) []events.Event {
+// Poll reads the next batch, if there is one, and leaves the position before it.
+func (s *Subscription) Poll(t *testing.T) (_ []events.Event, found bool) {
 	t.Helper()
-	require.Eventually(t, func() bool {
-		var err error
-		s.batch, err = s.Next(t.Context())
-		require.NoError(t, err)
-		return s.batch.Events != nil
+	batch, err := s.Next(t.Context())
+	require.NoError(t, err)
+	if batch.Events == nil {
+		return nil, false
+	}
+	s.batch = batch
+	return batchOf(t, batch), true
+}
+
+// Receive waits for the next batch and leaves the position before it.
+func (s *Subscription) Receive(t *testing.T) (list []events.Event) {
+	t.Helper()
+	require.Eventually(t, func() (found bool) {
+		list, found = s.Poll(t)
+		return found
 	}, patience, 5*time.Millisecond, "no batch came")
-	return batchOf(t, s.batch)
+	return list
 }
 
 // Ack moves the position behind the batch that was received last.
@@ -259,6 +271,29 @@ func relaysInserts(t *testing.T, d Database) {
 	requireSame(t, asOnWire(want[1:2]), tail.Take(t, 1))
 	d.Insert(t, want[2])
 	requireSame(t, asOnWire(want[2:]), tail.Take(t, 1))
+}
+
+// relaysLowIDs has ids of a sequence that was set back, or of another program's choice.
+func relaysLowIDs(t *testing.T, d Database) {
+	t.Helper()
+	s, stream := d.open(t), NewStream()
+	want := stream.Take(3)
+	for i, e := range want {
+		d.Execute(t, fmt.Sprintf(`INSERT INTO events
+			(id, event_id, event_type, aggregate_type, aggregate_id, aggregate_version, tenant_id, correlation_id, event_data)
+			VALUES (%d, '%s', '%s', '%s', '%s', %d, '%s', '%s', '{}')`,
+			[]int{-7, -1, 0}[i], e.ID, e.Type, e.AggregateType, e.AggregateID, e.AggregateVersion, e.TenantID, e.CorrelationID))
+	}
+	want = append(want, stream.Next())
+	appendAll(t, s, want[3:])
+	tail := Subscribe(t, s, store.TailConfig{BatchSize: 2, Start: store.StartBeginning})
+	backlog, err := tail.Backlog(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, len(want), backlog.Events)
+	require.Equal(t, ids(want), ids(tail.Take(t, len(want))))
+	backlog, err = tail.Backlog(t.Context())
+	require.NoError(t, err)
+	require.Zero(t, backlog.Events)
 }
 
 func relaysOnlyOwn(t *testing.T, d Database) {

@@ -1,0 +1,73 @@
+package postgres
+
+import (
+	"context"
+	_ "embed"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/healz/worker/internal/store"
+)
+
+var (
+	//go:embed statements/is_restored.sql
+	isRestoredSQL string
+	//go:embed statements/renumber.sql
+	renumberSQL string
+)
+
+// CheckRestored is [store.ErrRestored] if the database was restored from a dump of another cluster, and
+// [Store.MigrateRestored] has not run since.
+func CheckRestored(ctx context.Context, db interface {
+	QueryRow(ctx context.Context, statement string, args ...any) pgx.Row
+},
+) error {
+	var restored bool
+	err := db.QueryRow(ctx, isRestoredSQL).Scan(&restored)
+	if err == nil && restored {
+		err = store.ErrRestored
+	}
+	return fault(ctx, "compare the transaction ids of events and cluster", err)
+}
+
+// MigrateRestored replaces the transaction ids of another cluster, from whose dump the database was restored. Nothing
+// happens if it was not, or has been done. Writers wait meanwhile. A relay that runs loses its lease, so that it does not
+// move the position to where it would be by the old ids, and goes on by itself.
+func (s *Store) MigrateRestored(ctx context.Context) (done store.Renumbered, err error) {
+	conn, err := pgx.ConnectConfig(ctx, s.config) // the pool's are impatient
+	if err != nil {
+		return done, fault(ctx, "migrate restored", err)
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	err = pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+		// The lease comes first, as where the position is moved. Only events are locked: readers lock the two tables in
+		// either order.
+		_, err := tx.Exec(ctx, `UPDATE leases SET holder = '', fence = fence + 1 WHERE task = 'relay';
+			LOCK TABLE events`)
+		if err != nil {
+			return err
+		}
+		var restored bool
+		if err := tx.QueryRow(ctx, isRestoredSQL).Scan(&restored); err != nil || !restored {
+			return err
+		}
+		_, err = tx.Exec(ctx, `SET CONSTRAINTS ALL IMMEDIATE;
+			ALTER TABLE events DISABLE TRIGGER events_append_only;
+			ALTER TABLE events ADD COLUMN renumbered xid8 NOT NULL DEFAULT '0'`)
+		if err != nil {
+			return err
+		}
+		if err := tx.QueryRow(ctx, renumberSQL).Scan(&done.Events, &done.Waiting, &done.New); err != nil {
+			return err
+		}
+		_, err = tx.Exec(ctx, `ALTER TABLE events ENABLE TRIGGER events_append_only;
+			ALTER TABLE events DROP COLUMN transaction_id;
+			ALTER TABLE events RENAME COLUMN renumbered TO transaction_id;
+			ALTER TABLE events ALTER COLUMN transaction_id SET DEFAULT pg_current_xact_id();
+			CREATE UNIQUE INDEX events_transaction_unique ON events (transaction_id, id);
+			CREATE INDEX events_own ON events (transaction_id, id) WHERE own;
+			UPDATE relay_position SET transaction_id = '0', id = 9223372036854775807, passed_over = NULL`)
+		return err
+	})
+	return done, migrationFault(ctx, "migrate restored", err)
+}
