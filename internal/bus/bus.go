@@ -29,9 +29,10 @@ const (
 )
 
 // BatchPublisher publishes messages, of any event types, in order. When it returns nil, the bus has all of them; on an
-// error some may have been published, and the caller publishes all of them again.
+// error some may have been published, and the caller publishes again those that are not acked.
 type BatchPublisher interface {
-	// A message that the bus can never accept, because it is too large, is a *[RefusedError].
+	// PublishBatch may ack a message as soon as the bus has it. One that the bus can never accept, such as for its size, is
+	// a *[RefusedError].
 	PublishBatch(ctx context.Context, batch []*message.Message) error
 }
 

@@ -212,12 +212,25 @@ func (m *Metrics) ConnectionLost(connection string) { m.lost.WithLabelValues(con
 // Publish implements [observe.Observer].
 func (m *Metrics) Publish(_ context.Context, batch []*message.Message) func(error) {
 	return func(err error) {
+		published := len(batch)
 		if err != nil {
 			m.unsent.Inc()
-		} else {
-			m.published.Add(float64(len(batch)))
+			published = confirmed(batch)
+		}
+		m.published.Add(float64(published))
+	}
+}
+
+// confirmed counts the messages that the bus has confirmed.
+func confirmed(batch []*message.Message) (n int) {
+	for _, m := range batch {
+		select {
+		case <-m.Acked():
+			n++
+		default:
 		}
 	}
+	return n
 }
 
 // Append implements [observe.Observer].

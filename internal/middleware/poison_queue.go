@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync/atomic"
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
@@ -22,8 +23,11 @@ const maxSinkWait = 5 * time.Second
 // later. While the sink fails the message is not acked, and the sink is tried again, until the worker stops; the message
 // is then given back. A message that is given back because the worker stops is no failure.
 //
+// That the sink fails is logged once when it begins, and once when it ends.
+//
 // Watermill's PoisonQueue writes one reason for all handlers and gives up at the sink's first error.
 func PoisonQueue(sink deadletter.Sink, l Lifetime, o observe.Observer, logger *slog.Logger) message.HandlerMiddleware {
+	s := &watchedSink{Sink: sink, logger: logger}
 	return func(next message.HandlerFunc) message.HandlerFunc {
 		return func(m *message.Message) ([]*message.Message, error) {
 			ctx := m.Context()
@@ -33,7 +37,7 @@ func PoisonQueue(sink deadletter.Sink, l Lifetime, o observe.Observer, logger *s
 			}
 			outcome := observe.Postponed
 			for _, failure := range FailuresOf(err) {
-				wait, err := put(ctx, sink, m, failure, l, logger)
+				wait, err := s.put(ctx, m, failure, l)
 				if err != nil {
 					return nil, err
 				}
@@ -77,30 +81,40 @@ func FailureOf(handler string, err error) deadletter.Failure {
 	return f
 }
 
+// watchedSink is a sink of which it is known whether it fails.
+type watchedSink struct {
+	deadletter.Sink
+
+	logger *slog.Logger
+	fails  atomic.Bool
+}
+
 // put postpones a message, and returns for how long, or else makes it a dead letter. It tries until the sink takes the
 // message, or the worker stops.
-func put(
-	ctx context.Context, sink deadletter.Sink, m *message.Message, f deadletter.Failure, l Lifetime, logger *slog.Logger,
-) (wait time.Duration, err error) {
+func (s *watchedSink) put(ctx context.Context, m *message.Message, f deadletter.Failure, l Lifetime) (wait time.Duration, err error) {
 	try := func() error {
-		if postponer, ok := sink.(deadletter.Postponer); ok && f.MayPass {
+		if postponer, ok := s.Sink.(deadletter.Postponer); ok && f.MayPass {
 			if wait, err = postponer.Postpone(ctx, m, f); err != nil || wait > 0 {
 				return err
 			}
 		}
-		return sink.Put(ctx, m, f)
+		return s.Put(ctx, m, f)
 	}
 	waits := backoff.NewExponentialBackOff()
 	waits.MaxInterval = maxSinkWait
 	for {
 		err := try()
 		if err == nil {
+			if s.fails.CompareAndSwap(true, false) {
+				s.logger.InfoContext(ctx, "messages can be put into the poison queue again")
+			}
 			return wait, nil
 		}
-		delay := waits.NextBackOff()
-		logger.LogAttrs(ctx, slog.LevelError, "cannot put the message into the poison queue, will try again",
-			append(describe(m), slog.Duration("wait", delay), slog.Any("error", err))...)
-		timer := time.NewTimer(delay)
+		if s.fails.CompareAndSwap(false, true) {
+			s.logger.LogAttrs(ctx, slog.LevelError, "cannot put messages into the poison queue, will try again",
+				append(describe(m), slog.Any("error", err))...)
+		}
+		timer := time.NewTimer(waits.NextBackOff())
 		select {
 		case <-timer.C:
 		case <-l.Stopping:

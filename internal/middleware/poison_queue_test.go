@@ -1,12 +1,14 @@
 package middleware_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
@@ -137,4 +139,22 @@ func TestPoisonQueueKeepsTheMessageWhileTheSinkFails(t *testing.T) {
 	require.ErrorIs(t, err, middleware.ErrStopping)
 	require.Empty(t, s.put)
 	require.Equal(t, int64(1), counts[observe.GivenBack])
+}
+
+func TestPoisonQueueLogsOnceThatTheSinkFails(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var lines bytes.Buffer
+		logger := slog.New(slog.NewTextHandler(&lines, nil))
+		s := &sink{failures: 20}
+		l := middleware.Lifetime{Ended: t.Context()}
+		handle := middleware.PoisonQueue(s, l, observe.None{}, logger)(
+			func(*message.Message) ([]*message.Message, error) { return nil, errors.New("odd") })
+		for range 2 {
+			_, err := handle(message.NewMessage("1", nil))
+			require.NoError(t, err)
+		}
+		require.Equal(t, 1, strings.Count(lines.String(), "cannot put messages into the poison queue"))
+		require.Equal(t, 1, strings.Count(lines.String(), "can be put into the poison queue again"))
+	})
 }

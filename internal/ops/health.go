@@ -30,7 +30,7 @@ func (h *Health) of(ctx context.Context) worker.Health {
 }
 
 // Handler serves /healthz (liveness), /readyz and /metrics. /readyz answers 200 if the worker is ready and 503 if not; its
-// body is a [worker.Health] as JSON, with the state of consumer, store, bus and relay.
+// body is a [worker.Health] as JSON, with the state of consumer, store, bus, relay and dead letters.
 func Handler(h *Health, metrics http.Handler) *http.ServeMux {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", metrics)

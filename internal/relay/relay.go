@@ -29,6 +29,11 @@ const (
 	// The time for a read grows, as a batch of 8 MB may come from a slow disk.
 	nextTimeout = 20 * time.Second
 	moveTimeout = 10 * time.Second
+	// maxChunk is how many events are published at once. Each attempt that fails halves it, down to one, so that a slow bus
+	// gets smaller batches; each that succeeds doubles it.
+	maxChunk = store.MaxLimit
+	// maxPatience is how many times [Config.Patience] a relay has, at most, after attempts without any confirm.
+	maxPatience = 16
 	// yieldTime is how long a relay that cannot publish leaves the lease to others.
 	yieldTime = 2 * time.Second
 )
@@ -64,7 +69,10 @@ type Relay struct {
 	config    Config
 	logger    *slog.Logger
 
-	nextTimeout time.Duration // of the goroutine that runs
+	// Of the goroutine that runs:
+	nextTimeout time.Duration
+	chunk       int
+	patience    time.Duration
 
 	// stopping is closed when no further batch may begin, and stopped when the last one is done with.
 	stopping, stopped chan struct{}
@@ -79,8 +87,8 @@ type Relay struct {
 type Config struct {
 	// Poll is how often it polls for events that no notification told of.
 	Poll time.Duration
-	// Patience is how long it tries to publish a batch; 0 is for ever. After it the relay yields the lease: one that cannot
-	// reach the bus does not keep others from relaying.
+	// Patience is how long it tries to publish while the bus confirms no event; 0 is for ever. After it the relay yields the
+	// lease: one that cannot reach the bus does not keep others from relaying. It doubles each time, for a bus that is slow.
 	Patience time.Duration
 	// Refused takes the events that the bus will never take; the others of their batch are published.
 	Refused  deadletter.Sink
@@ -93,8 +101,8 @@ type Config struct {
 func New(tail *store.Tail, l *lease.Lease, publisher bus.BatchPublisher, c Config, logger *slog.Logger) *Relay {
 	return &Relay{
 		tail: tail, lease: l, publisher: publisher, config: c, logger: logger, state: Starting, giveUp: func() {},
-		nextTimeout: nextTimeout,
-		stopping:    make(chan struct{}), stopped: make(chan struct{}),
+		nextTimeout: nextTimeout, chunk: maxChunk, patience: c.Patience,
+		stopping: make(chan struct{}), stopped: make(chan struct{}),
 	}
 }
 
@@ -185,8 +193,12 @@ func (r *Relay) relayNext(ctx context.Context, status lease.Status) (found bool,
 		r.nextTimeout *= 2
 	}
 	done()
+	var bodies [][]byte
+	if err == nil && batch.Events != nil {
+		bodies, err = rawjson.Elements(batch.Events)
+	}
 	if err == nil && batch.Events != nil && !r.isStopping() {
-		if !r.publish(held, batch) {
+		if !r.publish(held, bodies) {
 			return true, nil
 		}
 		found = true
@@ -212,22 +224,34 @@ func (r *Relay) move(ctx, held context.Context, behind store.Position, fence sto
 	}
 }
 
-// publish publishes a batch, and tries again until it is published, the lease is lost or yielded, or the relay stops.
-func (r *Relay) publish(ctx context.Context, b store.Batch) (published bool) {
+// publish publishes events, and tries again until all are published, the lease is lost or yielded, or the relay stops. An
+// event that the bus has confirmed is not published again.
+func (r *Relay) publish(ctx context.Context, bodies [][]byte) (published bool) {
 	if state, _ := r.Status(); state != Failing {
 		r.become(Relaying, nil)
 	}
-	attempts, cancel := ctx, context.CancelFunc(func() {})
-	if r.config.Patience > 0 {
-		attempts, cancel = context.WithTimeout(ctx, r.config.Patience)
-	}
+	attempts, cancel := context.WithCancel(ctx)
 	defer cancel()
-	for {
-		err := r.publishBatch(attempts, b)
+	progress := func() {}
+	if r.config.Patience > 0 {
+		timer := time.AfterFunc(r.patience, cancel)
+		defer timer.Stop()
+		progress = func() { timer.Reset(r.patience) }
+	}
+	for len(bodies) > 0 {
+		batch := make([]*message.Message, min(r.chunk, len(bodies)))
+		for i := range batch {
+			batch[i] = bus.NewMessage(bodies[i])
+		}
+		err := r.publishBatch(attempts, batch, progress)
+		bodies = slices.Concat(bodiesOf(unconfirmed(batch)), bodies[len(batch):])
 		if err == nil {
 			r.become(Relaying, nil)
-			return true
+			r.chunk = min(2*r.chunk, maxChunk)
+			r.patience = max(r.patience/2, r.config.Patience)
+			continue
 		}
+		r.chunk = max(len(batch)/2, 1)
 		if r.isStopping() || ctx.Err() != nil {
 			return false
 		}
@@ -239,46 +263,79 @@ func (r *Relay) publish(ctx context.Context, b store.Batch) (published bool) {
 			return false
 		}
 		if attempts.Err() != nil {
+			r.patience = min(2*r.patience, maxPatience*r.config.Patience)
 			r.lease.Yield(ctx, yieldTime)
 			return false
 		}
 	}
+	return true
 }
 
-// publishBatch publishes a batch, without the events that the bus refuses.
-func (r *Relay) publishBatch(ctx context.Context, b store.Batch) error {
-	bodies, err := rawjson.Elements(b.Events)
-	if err != nil {
-		return fmt.Errorf("read a batch of the tail: %w", err)
-	}
-	batch := make([]*message.Message, len(bodies))
-	for i, body := range bodies {
-		batch[i] = bus.NewMessage(body)
-	}
-	for len(batch) > 0 {
+// publishBatch publishes a batch, without the events that the bus refuses, and acks the messages that are done with. It
+// reports each as progress.
+func (r *Relay) publishBatch(ctx context.Context, batch []*message.Message, progress func()) error {
+	watching, end := context.WithCancel(ctx)
+	var watch sync.WaitGroup
+	defer watch.Wait()
+	defer end()
+	watch.Go(func() {
+		for _, m := range batch {
+			select {
+			case <-m.Acked():
+				progress()
+			case <-watching.Done():
+				return
+			}
+		}
+	})
+	for rest := batch; len(rest) > 0; rest = unconfirmed(batch) {
 		began := time.Now()
-		err := r.publisher.PublishBatch(ctx, batch)
-		refused, ok := errors.AsType[*bus.RefusedError](err)
+		err := r.publisher.PublishBatch(ctx, rest)
 		if err == nil {
-			r.logger.DebugContext(ctx, "a batch is published", "events", len(batch), "took", time.Since(began).Round(time.Microsecond))
+			r.logger.DebugContext(ctx, "a batch is published", "events", len(rest), "took", time.Since(began).Round(time.Microsecond))
+			for _, m := range rest {
+				m.Ack()
+			}
+			progress()
 			return nil
 		}
+		refused, ok := errors.AsType[*bus.RefusedError](err)
 		if !ok {
-			return fmt.Errorf("publish %d events: %w", len(batch), err)
+			return fmt.Errorf("publish %d events: %w", len(rest), err)
 		}
 		now := time.Now().UTC()
-		m := batch[refused.Index]
+		m := rest[refused.Index]
 		err = r.config.Refused.Put(ctx, m, deadletter.Failure{
 			Reason: deadletter.CutReason(refused.Error()), Attempts: 1, FirstFailed: now, LastFailed: now,
 		})
 		if err != nil {
 			return fmt.Errorf("keep event %s, which the bus refuses: %w", m.UUID, err)
 		}
+		m.Ack()
 		r.config.Observer.Failed(m, "", 0)
 		r.logger.ErrorContext(ctx, "the bus refuses an event: it rests in the store's dead letters", "event_id", m.UUID, "error", refused)
-		batch = slices.Delete(slices.Clone(batch), refused.Index, refused.Index+1)
 	}
 	return nil
+}
+
+// unconfirmed are the messages that are not acked.
+func unconfirmed(batch []*message.Message) []*message.Message {
+	return slices.DeleteFunc(slices.Clone(batch), func(m *message.Message) bool {
+		select {
+		case <-m.Acked():
+			return true
+		default:
+			return false
+		}
+	})
+}
+
+func bodiesOf(batch []*message.Message) [][]byte {
+	bodies := make([][]byte, len(batch))
+	for i, m := range batch {
+		bodies[i] = m.Payload
+	}
+	return bodies
 }
 
 func (r *Relay) isStopping() bool {

@@ -106,7 +106,7 @@ type backend interface {
 	SQL() store.SQL
 }
 
-func startPatiently(t *testing.T, s backend, p *publisher, patience time.Duration) (r *relay.Relay, stop func(time.Duration)) {
+func startPatiently(t *testing.T, s backend, p bus.BatchPublisher, patience time.Duration) (r *relay.Relay, stop func(time.Duration)) {
 	t.Helper()
 	tail, err := s.Tail(t.Context(), store.TailConfig{BatchSize: 10, Start: store.StartAuto})
 	require.NoError(t, err)
@@ -281,6 +281,49 @@ func TestWhatTheBusRefusesRestsInTheStore(t *testing.T) {
 		require.Equal(t, "refused by the bus: too large", l.Reason)
 	}
 	require.Equal(t, 1, n)
+}
+
+// slowPublisher acks a message each interval, and fails at every third one, as a bus does that is slow and unreliable.
+type slowPublisher struct {
+	publisher
+	interval time.Duration
+	sizes    []int
+	count    int
+}
+
+func (p *slowPublisher) PublishBatch(ctx context.Context, batch []*message.Message) error {
+	p.mu.Lock()
+	p.sizes = append(p.sizes, len(batch))
+	p.mu.Unlock()
+	for _, m := range batch {
+		select {
+		case <-time.After(p.interval):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		if p.count++; p.count%3 == 0 {
+			return errors.New("it fails now and then")
+		}
+		p.mu.Lock()
+		p.published = append(p.published, m.UUID)
+		p.mu.Unlock()
+		m.Ack()
+	}
+	return nil
+}
+
+// Each confirm renews the relay's patience, and what is confirmed is not published again.
+func TestRelayGoesOnBehindWhatASlowBusHasConfirmed(t *testing.T) {
+	t.Parallel()
+	s := openStore(t, filepath.Join(t.TempDir(), "test.db"))
+	want := appendTo(t, s, storetest.NewStream(), 10)
+	p := &slowPublisher{interval: 250 * time.Millisecond}
+	r, stop := startPatiently(t, s, p, 1500*time.Millisecond) // the batch takes longer than that
+	require.Eventually(t, func() bool { return len(p.ids()) >= 10 && stateOf(r) == relay.Idle }, patience, tick)
+	stop(patience)
+	require.Equal(t, want, p.ids(), "each once")
+	require.Equal(t, 10, p.sizes[0])
+	require.Equal(t, []int{5, 2, 4}, p.sizes[1:4], "half after a failure, twice after a success")
 }
 
 // A worker that cannot reach the bus lets another relay.

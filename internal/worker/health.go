@@ -18,21 +18,26 @@ var errNoAnswer = fmt.Errorf("the store has not answered within %s", checkTimeou
 // Health is the state of a worker.
 type Health struct {
 	Ready bool `json:"ready"`
-	// Parts says for each of consumer, store, bus and relay "ok", or what is wrong.
+	// Parts says for each of consumer, store, bus, relay and dead letters "ok", or what is wrong.
 	Parts map[string]string `json:"parts"`
 	// Events counts the messages since the start, by outcome.
 	Events map[observe.Outcome]int64 `json:"events"`
 }
+
+// deadLettersPart is the part that is degraded while dead letters are written to the table instead of a broker's queue.
+const deadLettersPart = "dead_letters"
 
 // Health checks each part. The worker is ready when it can consume, relay (or another worker does) and reach its store.
 func (w *Worker) Health(ctx context.Context) Health {
 	h := Health{Ready: true, Parts: map[string]string{}, Events: w.counts.Map()}
 	for part, err := range w.check(ctx) {
 		h.Parts[part] = "ok"
-		if err != nil {
+		switch state, _ := w.relay.Status(); {
+		case err != nil && part == deadLettersPart: // the worker can work without their queue
+			h.Parts[part] = "degraded: " + err.Error()
+		case err != nil:
 			h.Ready, h.Parts[part] = false, err.Error()
-		} else if part == "relay" {
-			state, _ := w.relay.Status()
+		case part == "relay":
 			h.Parts[part] = fmt.Sprintf("ok (%s)", state)
 		}
 	}
@@ -48,9 +53,13 @@ func (w *Worker) check(ctx context.Context) map[string]error {
 	w.mu.Lock()
 	consumer := w.consumer
 	w.mu.Unlock()
-	return map[string]error{
+	parts := map[string]error{
 		"consumer": consumer, "store": w.pingStore(ctx), "bus": w.parts.Bus.Ready(), "relay": relayErr,
 	}
+	if sink, ok := w.parts.Sink.(interface{ Degraded() error }); ok {
+		parts[deadLettersPart] = sink.Degraded()
+	}
+	return parts
 }
 
 // ping is a ping of the store that has no answer yet.

@@ -85,6 +85,7 @@ func open(ctx context.Context, s Settings, o OpenOptions, closers *closers) (*Wo
 		publisher := amqp.NewPublisher(conn)
 		closers.add(publisher.Close)
 		failed := amqp.NewFailedQueue(conn)
+		failed.Table = parts.Letters
 		parts.Bus, parts.Sink, parts.Replays = broker{amqp.NewSubscriber(conn), publisher, conn}, failed, failed
 		if s.IngestDeadLetters {
 			parts.Ingester = amqp.NewIngester(conn, parts.Letters, o.Logger)

@@ -67,6 +67,7 @@ type site struct {
 	channel *amqp091.Channel
 	letters *deadletter.Table
 	log     *syncBuffer
+	health  func() worker.Health
 }
 
 type syncBuffer struct {
@@ -114,6 +115,7 @@ func newSite(t *testing.T, changes ...func(*worker.Settings, *handlers.Registry)
 
 	client := publisher(t, settings)
 	s.channel, s.letters = client.channel, client.letters
+	s.health = func() worker.Health { return w.Health(t.Context()) }
 	return s
 }
 

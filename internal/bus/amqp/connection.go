@@ -352,6 +352,7 @@ type session struct {
 	conn    *amqp091.Connection
 	socket  atomic.Pointer[net.Conn]
 	blocked atomic.Pointer[string] // the broker's reason
+	limits  limits
 }
 
 func (s *session) dial(ctx context.Context, url string, config amqp091.Config) error {
@@ -372,8 +373,10 @@ func (s *session) dial(ctx context.Context, url string, config amqp091.Config) e
 	s.conn, err = amqp091.DialConfig(url, config)
 	if err != nil {
 		s.kill()
+		return err
 	}
-	return err
+	s.limits.frame = s.conn.Config.FrameSize
+	return nil
 }
 
 // declare declares the topology.

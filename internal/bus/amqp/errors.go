@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	amqp091 "github.com/rabbitmq/amqp091-go"
+
+	"github.com/healz/worker/internal/bus"
 )
 
 var (
@@ -19,6 +21,10 @@ var (
 	ErrBlocked = errors.New("RabbitMQ blocks its publishers")
 	// ErrUnconfirmed is wrapped by errors of a publish of which it is unknown whether the broker has it.
 	ErrUnconfirmed = errors.New("not confirmed by RabbitMQ")
+	// errNacked is wrapped, with ErrUnconfirmed, when the broker says that it does not store a message.
+	errNacked = errors.New("the broker could not store it")
+	// errNotTaken is wrapped by the error of a batch in which the broker does not take a message (406).
+	errNotTaken = errors.New("not taken by RabbitMQ")
 	// ErrTooLarge is wrapped by errors of a message that exceeds the limits of AMQP or the broker.
 	ErrTooLarge = errors.New("message too large for RabbitMQ")
 	// ErrClosed is returned after a Close.
@@ -66,6 +72,19 @@ type UnroutableError struct {
 
 func (e *UnroutableError) Error() string {
 	return fmt.Sprintf("event type %q: exchange %q has no queue for routing key %q", e.EventType, e.Exchange, e.RoutingKey)
+}
+
+// isMissing tells whether a message was not taken because an exchange, a queue or a binding is missing.
+func isMissing(err error) bool {
+	_, unroutable := errors.AsType[*UnroutableError](err)
+	return unroutable || isNotFound(err)
+}
+
+// isDeclined tells whether the broker has answered that it does not take a message, other than being unavailable.
+func isDeclined(err error) bool {
+	_, refused := errors.AsType[*bus.RefusedError](err)
+	answer, ok := errors.AsType[*amqp091.Error](err)
+	return refused || ok && answer.Code == amqp091.AccessRefused || errors.Is(err, ErrTooLarge) || errors.Is(err, errNacked) || isMissing(err)
 }
 
 // classify wraps an error in [ErrRefused], if trying again is useless until something is changed, or in

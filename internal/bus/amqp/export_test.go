@@ -2,6 +2,8 @@ package amqp
 
 import (
 	"context"
+	"log/slog"
+	"sync"
 
 	"github.com/ThreeDotsLabs/watermill/message"
 	amqp091 "github.com/rabbitmq/amqp091-go"
@@ -34,10 +36,12 @@ func OccupyChannels(ctx context.Context, p *Publisher) (release func(), err erro
 
 // PublishAfter publishes a message, and waits once it has a channel.
 func PublishAfter(ctx context.Context, p *Publisher, wait func()) error {
-	return p.publish(ctx, 1, func(int) (outgoing, error) {
+	wait = sync.OnceFunc(wait)
+	_, err := p.send(ctx, 1, func(int) outgoing {
 		wait()
-		return outgoing{exchange: p.conn.exchange}, nil
+		return outgoing{exchange: p.conn.exchange}
 	})
+	return err
 }
 
 // Unmarshal makes a message of a delivery.
@@ -51,3 +55,31 @@ func DeliveryOf(m *message.Message) amqp091.Delivery {
 	o, _ := m.Context().Value(originKey{}).(origin)
 	return o.delivery
 }
+
+// LimitIn is the limit that a refusal tells, 0 if none.
+func LimitIn(refusal string) int64 {
+	var l limits
+	l.learn(refusal)
+	return l.body.Load()
+}
+
+// SetFrame makes the negotiated size of a frame smaller, as if the broker had it so. Nothing may be published meanwhile.
+func SetFrame(c *Connection, bytes int) { c.publishing.current.limits.frame = bytes }
+
+// Refusal is the state of a failed queue.
+type Refusal struct {
+	refusal
+	logger *slog.Logger
+}
+
+// NewRefusal returns one that logs.
+func NewRefusal(l *slog.Logger) *Refusal { return &Refusal{logger: l} }
+
+// Begin is a letter that the queue does not take.
+func (r *Refusal) Begin(err error) { r.begin(err, r.logger) }
+
+// End is a letter that it takes.
+func (r *Refusal) End() { r.end(r.logger) }
+
+// Err is the state.
+func (r *Refusal) Err() error { return r.state() }

@@ -5,8 +5,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"strconv"
+	"strings"
+	"sync"
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
@@ -25,6 +28,19 @@ const (
 	headersDroppedKey = "dead_letter_headers_dropped"
 	// userIDKey keeps a user_id that is not the connection's own: the broker refuses it as a property.
 	userIDKey = "original_user_id"
+	// originalKey begins the names of the headers that keep those of copyKeys.
+	originalKey = "original_"
+)
+
+// copyKeys are the headers by which the broker routes copies of a message to further queues. These had theirs when the
+// message was published first.
+func copyKeys() []string { return []string{"CC", "BCC"} }
+
+const (
+	// putTimeout is how long the queue may take for a letter.
+	putTimeout = 5 * time.Second
+	// refusalTime is how long after a refusal a letter that is taken does not mean that the queue takes them again.
+	refusalTime = 10 * time.Second
 )
 
 // letterTime is the format of the times in the headers.
@@ -46,8 +62,13 @@ func isLetterKey(key string) bool {
 // messages that the broker dead-letters and those of other programs. An [Ingester] consumes it. It is safe for concurrent
 // use.
 type FailedQueue struct {
+	// Table takes the letters that the queue does not take. If it is nil, [FailedQueue.Put] fails then, and waits for a
+	// broker that is unavailable.
+	Table LetterTable
+
 	conn      *Connection
 	publisher *Publisher
+	refusal   refusal
 }
 
 var _ deadletter.Postponer = (*FailedQueue)(nil)
@@ -58,8 +79,8 @@ func NewFailedQueue(c *Connection) *FailedQueue {
 }
 
 // Put publishes m as a dead letter: as it was delivered, with all properties and headers, if it comes from a [Subscriber],
-// and with headers that describe the failure. The letter is persistent and does not expire. While the broker is unavailable it
-// waits for as long as ctx lives.
+// and with headers that describe the failure. The letter is persistent and does not expire. What the queue does not take
+// soon is written to [FailedQueue.Table]: full, missing or unavailable, it must not keep m in flight for long.
 func (q *FailedQueue) Put(ctx context.Context, m *message.Message, f deadletter.Failure) error {
 	p, source, topic, err := q.original(m)
 	if err != nil {
@@ -86,16 +107,91 @@ func (q *FailedQueue) Put(ctx context.Context, m *message.Message, f deadletter.
 	set(deadletter.FirstFailedKey, f.FirstFailed.UTC().Format(letterTime))
 	set(deadletter.LastFailedKey, f.LastFailed.UTC().Format(letterTime))
 	p.Expiration = ""
-	err = q.send(ctx, q.conn.names.deadLetterExchange, failedKey, p)
-	if errors.Is(err, ErrTooLarge) { // its own headers leave no room for ours
-		maps.DeleteFunc(p.Headers, func(key string, _ any) bool { return !isLetterKey(key) })
-		p.Headers[headersDroppedKey] = "true"
-		err = q.send(ctx, q.conn.names.deadLetterExchange, failedKey, p)
+	if err = q.put(ctx, p); err != nil && q.Table != nil && ctx.Err() == nil {
+		return q.keep(ctx, p, err)
 	}
 	if err != nil {
 		return fmt.Errorf("put dead letter: %w", err)
 	}
+	q.refusal.end(q.conn.config.Logger)
 	return nil
+}
+
+// put publishes a letter. If there is a table to put it into otherwise, it waits for putTimeout.
+func (q *FailedQueue) put(ctx context.Context, p amqp091.Publishing) error {
+	if q.Table != nil {
+		if err := q.conn.publishing.ready(); err != nil {
+			return err
+		}
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, putTimeout)
+		defer cancel()
+	}
+	err := q.send(ctx, q.conn.names.deadLetterExchange, failedKey, p)
+	if errors.Is(err, ErrTooLarge) && q.Table == nil { // its own headers leave no room for ours
+		maps.DeleteFunc(p.Headers, func(key string, _ any) bool { return !isLetterKey(key) })
+		p.Headers[headersDroppedKey] = "true"
+		err = q.send(ctx, q.conn.names.deadLetterExchange, failedKey, p)
+	}
+	return err
+}
+
+// keep writes a letter to the table, as the one that the queue might have all the same: it is the same row then.
+func (q *FailedQueue) keep(ctx context.Context, p amqp091.Publishing, refusal error) error {
+	_ = q.prepare(&p) // the table takes any size
+	l := arrivalOf(deliveredAs(p, q.conn.names.deadLetterExchange, failedKey), nil)
+	err := l.problem
+	if err == nil {
+		err = q.Table.Ingest(ctx, []deadletter.Arrival{l.Arrival})
+	}
+	if err != nil {
+		return fmt.Errorf("put dead letter: %w; and into the table: %w", refusal, err)
+	}
+	if !errors.Is(refusal, ErrTooLarge) { // which says nothing about the next letter
+		q.refusal.begin(refusal, q.conn.config.Logger)
+	}
+	return nil
+}
+
+// Degraded says since when, and why, dead letters are written to the table instead of the queue; nil if they are not.
+func (q *FailedQueue) Degraded() error { return q.refusal.state() }
+
+// refusal is the time in which the failed queue takes no letters. It ends with a letter that the queue takes a while after
+// the last refusal: a full queue takes one now and then. The zero value is that it takes them.
+type refusal struct {
+	mu           sync.Mutex
+	reason       error // of the last one; nil while there is none
+	began, again time.Time
+}
+
+func (r *refusal) begin(reason error, logger *slog.Logger) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.again = time.Now()
+	if r.reason == nil {
+		r.began = r.again
+		logger.Error("the failed queue takes no dead letters: they are written to the table", "error", reason)
+	}
+	r.reason = reason
+}
+
+func (r *refusal) end(logger *slog.Logger) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.reason != nil && time.Since(r.again) > refusalTime {
+		r.reason = nil
+		logger.Info("the failed queue takes dead letters again")
+	}
+}
+
+func (r *refusal) state() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.reason == nil {
+		return nil
+	}
+	return fmt.Errorf("since %s the failed queue takes no dead letters, which are written to the table; the last at %s: %w",
+		r.began.UTC().Format(time.RFC3339), r.again.UTC().Format(time.RFC3339), r.reason)
 }
 
 // original is the message as it was delivered, the queue that it came from, and its routing key.
@@ -112,14 +208,19 @@ func (q *FailedQueue) send(ctx context.Context, exchange, key string, p amqp091.
 	if err := q.prepare(&p); err != nil {
 		return err
 	}
-	return q.publisher.publish(ctx, 1, func(int) (outgoing, error) {
-		return outgoing{exchange: exchange, key: key, eventType: p.Type, message: p}, nil
-	})
+	_, err := q.publisher.publish(ctx, []outgoing{{exchange: exchange, key: key, eventType: p.Type, message: p}})
+	return err
 }
 
 // prepare makes a message that was delivered before one that the broker accepts.
 func (q *FailedQueue) prepare(p *amqp091.Publishing) error {
 	p.DeliveryMode = amqp091.Persistent
+	for _, key := range copyKeys() {
+		if value, ok := p.Headers[key]; ok {
+			p.Headers[originalKey+strings.ToLower(key)] = value
+			delete(p.Headers, key)
+		}
+	}
 	if p.UserId != "" && p.UserId != q.conn.uri.Username {
 		p.Headers[userIDKey], p.UserId = p.UserId, ""
 	}

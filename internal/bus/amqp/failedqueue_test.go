@@ -1,11 +1,14 @@
 package amqp_test
 
 import (
+	"errors"
 	"fmt"
 	"iter"
+	"maps"
 	"math"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/uuid"
@@ -266,4 +269,168 @@ func TestPutWithoutADelivery(t *testing.T) {
 	require.Equal(t, "value", letters[0].Headers["own"])
 	require.Equal(t, consumerQueue, letters[0].Source)
 	require.Equal(t, m.UUID, letters[0].Event.ID.String())
+}
+
+// What the queue does not take goes to the table, once, and the message need not stay in flight.
+func TestPutWritesToTheTableWhatTheQueueDoesNotTake(t *testing.T) {
+	t.Parallel()
+	full := func(t *testing.T, ch *amqp091.Channel) {
+		t.Helper()
+		_, err := ch.QueueDelete(failedQueue, false, false, false)
+		require.NoError(t, err)
+		_, err = ch.QueueDeclare(failedQueue, true, false, false, false, amqp091.Table{
+			amqp091.QueueMaxLenArg: 1, amqp091.QueueOverflowArg: amqp091.QueueOverflowRejectPublish,
+		})
+		require.NoError(t, err)
+		require.NoError(t, ch.QueueBind(failedQueue, "failed", "healz.events.dlx", false, nil))
+		require.NoError(t, ch.PublishWithContext(t.Context(), "", failedQueue, true, false, amqp091.Publishing{}))
+		awaitCount(t, ch, failedQueue, 1)
+	}
+	for name, test := range map[string]struct {
+		headers amqp091.Table
+		harm    func(*testing.T, *amqp091.Channel, *proxy)
+		lasting bool
+	}{
+		"full": {lasting: true, harm: func(t *testing.T, ch *amqp091.Channel, _ *proxy) { t.Helper(); full(t, ch) }},
+		"unroutable": {lasting: true, harm: func(t *testing.T, ch *amqp091.Channel, _ *proxy) {
+			t.Helper()
+			require.NoError(t, ch.QueueUnbind(failedQueue, "failed", "healz.events.dlx", nil))
+		}},
+		"no exchange": {lasting: true, harm: func(t *testing.T, ch *amqp091.Channel, _ *proxy) {
+			t.Helper()
+			require.NoError(t, ch.ExchangeDelete("healz.events.dlx", false, false))
+		}},
+		"blocked": {lasting: true, harm: func(_ *testing.T, _ *amqp091.Channel, network *proxy) {
+			network.inject(10, 60, "\x06memory")
+		}},
+		"half-open":         {lasting: true, harm: func(_ *testing.T, _ *amqp091.Channel, network *proxy) { network.freeze() }},
+		"too large headers": {headers: amqp091.Table{"big": strings.Repeat("x", 126_850)}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			url := testservers.RabbitMQ(t)
+			network, throughProxy := newProxy(t, url)
+			lines, logger := newLog()
+			c := dial(t, amqp.Config{URL: throughProxy, Logger: logger})
+			q, ch, table := amqp.NewFailedQueue(c), raw(t, url), newTable(t)
+			q.Table = table
+			healthy := dial(t, amqp.Config{URL: url})
+			other := amqp.NewFailedQueue(healthy)
+			messages, _ := subscribe(t, healthy)
+			body := fmt.Sprintf(`{"event_id":%q,"event_type":"Odd"}`, uuid.New())
+			sent := everyType()
+			sent.Body = []byte(body)
+			maps.Copy(sent.Headers, test.headers)
+			require.NoError(t, ch.PublishWithContext(t.Context(), "healz.events", "odd", true, false, sent))
+			m := receive(t, messages)
+			if test.harm != nil {
+				test.harm(t, ch, network)
+			}
+			if name == "blocked" {
+				require.Eventually(t, func() bool { return c.Ready() != nil }, patience, time.Millisecond)
+			}
+			began := time.Now()
+			require.NoError(t, q.Put(m.Context(), m, failure()))
+			require.Less(t, time.Since(began), 15*time.Second)
+			letters := waiting(t, table)
+			require.Len(t, letters, 1)
+			require.Equal(t, consumerQueue, letters[0].Source)
+			want := failure()
+			want.Reason = deadletter.CutReason(want.Reason)
+			require.Equal(t, want, letters[0].Failure)
+			require.Empty(t, letters[0].History)
+			if !test.lasting {
+				require.NoError(t, q.Degraded())
+				return
+			}
+			require.ErrorContains(t, q.Degraded(), "written to the table")
+			require.Equal(t, 1, strings.Count(lines.String(), "the failed queue takes no dead letters"))
+			sent.Headers[bus.ReplayHandlerKey] = "h"
+			require.Equal(t, []deadletter.Sending{{}}, release(t, other, deadletter.ToHandler, letters...))
+			require.True(t, m.Ack())
+			again := receive(t, messages)
+			require.Equal(t, sent, replayed(t, amqp.DeliveryOf(again)))
+		})
+	}
+}
+
+// The state of the queue is logged when it changes, not for each letter, and lasts while the queue is full now and then.
+func TestRefusalOfTheFailedQueueBeginsAndEndsOnce(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		lines, logger := newLog()
+		state := amqp.NewRefusal(logger)
+		require.NoError(t, state.Err())
+		for range 40 {
+			state.Begin(errors.New("it is full"))
+			state.End()
+		}
+		require.ErrorContains(t, state.Err(), "it is full")
+		require.Equal(t, 1, strings.Count(lines.String(), "\n"))
+		time.Sleep(time.Minute) //nolint:forbidigo // the bubble's time
+		require.ErrorContains(t, state.Err(), "it is full", "nothing says that it is over")
+		state.End()
+		state.End()
+		require.NoError(t, state.Err())
+		require.Equal(t, 2, strings.Count(lines.String(), "\n"))
+		state.Begin(errors.New("it is full"))
+		require.Equal(t, 3, strings.Count(lines.String(), "\n"))
+	})
+}
+
+// The broker routed copies when the message was published first. Neither a dead letter nor a replay makes any.
+func TestHeadersCCAndBCCMakeNoCopiesAgain(t *testing.T) {
+	t.Parallel()
+	url := testservers.RabbitMQ(t)
+	c := dial(t, amqp.Config{URL: url, RetryLater: []time.Duration{10 * time.Millisecond}})
+	q, ch := amqp.NewFailedQueue(c), raw(t, url)
+	for _, queue := range []string{"cc", "bcc"} {
+		_, err := ch.QueueDeclare(queue, true, false, false, false, nil)
+		require.NoError(t, err)
+		for _, exchange := range []string{"healz.events", "healz.events.dlx"} {
+			require.NoError(t, ch.QueueBind(queue, queue, exchange, false, nil))
+		}
+	}
+	headers := amqp091.Table{"CC": []any{"cc"}, "BCC": []any{"bcc"}}
+	messages, _ := subscribe(t, c)
+	require.NoError(t, ch.PublishWithContext(t.Context(), "healz.events", "Tested", true, false, amqp091.Publishing{
+		Headers: headers, Body: event(uuid.New(), 1).Payload,
+	}))
+	requireCopies := func() {
+		t.Helper()
+		require.Equal(t, 1, count(t, ch, "cc"))
+		require.Equal(t, 1, count(t, ch, "bcc"))
+	}
+	m := receive(t, messages)
+	requireCopies()
+	wait, err := q.Postpone(m.Context(), m, mayPass(1, time.Now()))
+	require.NoError(t, err)
+	require.NotZero(t, wait)
+	require.True(t, m.Ack())
+	for range 2 {
+		m = receive(t, messages)
+		requireCopies()
+		require.NoError(t, q.Put(m.Context(), m, failure()))
+		require.True(t, m.Ack())
+		letters := lettersOf(t, c)
+		require.Len(t, letters, 1)
+		require.Contains(t, letters[0].Headers, "original_cc", "the letter tells of it")
+		requireCopies()
+		require.Equal(t, []deadletter.Sending{{}}, release(t, q, deadletter.ToHandler, letters[0]))
+	}
+	receive(t, messages).Ack()
+	requireCopies()
+
+	send(t, c, amqp091.Publishing{Headers: maps.Clone(headers), Body: []byte("of another program")})
+	_, err = ch.QueuePurge("cc", false) // its own copies
+	require.NoError(t, err)
+	_, err = ch.QueuePurge("bcc", false)
+	require.NoError(t, err)
+	letters := lettersOf(t, c)
+	require.Equal(t, []deadletter.Sending{{}}, release(t, q, deadletter.ToBus, letters[0]))
+	receive(t, messages).Ack()
+	text := deadletter.Letter{ID: "imported", Headers: map[string]any{"CC": "no list"}, Body: []byte("from the in-process bus")}
+	require.Equal(t, []deadletter.Sending{{}}, release(t, q, deadletter.ToHandler, text))
+	receive(t, messages).Ack()
+	require.Zero(t, count(t, ch, "cc")+count(t, ch, "bcc"))
 }

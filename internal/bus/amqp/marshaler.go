@@ -163,3 +163,13 @@ func publishingOf(d amqp091.Delivery) amqp091.Publishing {
 		MessageId: d.MessageId, Timestamp: d.Timestamp, Type: d.Type, UserId: d.UserId, AppId: d.AppId, Body: d.Body,
 	}
 }
+
+// deliveredAs is the reverse of publishingOf.
+func deliveredAs(p amqp091.Publishing, exchange, key string) amqp091.Delivery {
+	return amqp091.Delivery{
+		Exchange: exchange, RoutingKey: key, Headers: p.Headers, ContentType: p.ContentType, ContentEncoding: p.ContentEncoding,
+		DeliveryMode: p.DeliveryMode, Priority: p.Priority, CorrelationId: p.CorrelationId, ReplyTo: p.ReplyTo,
+		Expiration: p.Expiration, MessageId: p.MessageId, Timestamp: p.Timestamp, Type: p.Type, UserId: p.UserId, AppId: p.AppId,
+		Body: p.Body,
+	}
+}

@@ -5,7 +5,9 @@ import (
 	"net"
 	"net/url"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 )
@@ -20,6 +22,7 @@ type proxy struct {
 	refuses bool
 	sockets map[net.Conn]struct{}
 	clients []net.Conn
+	rate    atomic.Int64  // bytes per second to the broker; 0: no limit
 	frozen  chan struct{} // closed while traffic of the connections that stand is swallowed
 }
 
@@ -69,13 +72,13 @@ func (p *proxy) accept() {
 		p.clients = append(p.clients, client)
 		frozen := p.frozen
 		p.mu.Unlock()
-		p.tasks.Go(func() { pump(client, server, frozen) })
-		p.tasks.Go(func() { pump(server, client, frozen) })
+		p.tasks.Go(func() { pump(client, server, frozen, new(atomic.Int64)) })
+		p.tasks.Go(func() { pump(server, client, frozen, &p.rate) })
 	}
 }
 
-// pump copies until either side ends; once frozen it reads on and delivers nothing.
-func pump(to, from net.Conn, frozen <-chan struct{}) {
+// pump copies until either side ends, at no more than a rate; once frozen it reads on and delivers nothing.
+func pump(to, from net.Conn, frozen <-chan struct{}, rate *atomic.Int64) {
 	defer func() { _ = to.Close() }()
 	buffer := make([]byte, 32<<10)
 	for {
@@ -91,6 +94,9 @@ func pump(to, from net.Conn, frozen <-chan struct{}) {
 		}
 		if _, err := to.Write(buffer[:n]); err != nil {
 			return
+		}
+		if rate := rate.Load(); rate > 0 {
+			<-time.After(time.Second * time.Duration(n) / time.Duration(rate))
 		}
 	}
 }

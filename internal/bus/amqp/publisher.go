@@ -1,6 +1,7 @@
 package amqp
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -20,6 +21,8 @@ const (
 	// maxUnconfirmed and maxUnconfirmedBytes bound what a batch has in flight: published and not yet confirmed.
 	maxUnconfirmed      = 1000
 	maxUnconfirmedBytes = 16 << 20
+	// slowBytes in flight give the broker one [Config.ResponseTimeout] more for the next confirm.
+	slowBytes = 1 << 20
 	// maxChannels bounds the batches that are published at once.
 	maxChannels = 16
 )
@@ -46,27 +49,30 @@ type outgoing struct {
 	exchange, key string
 	eventType     string
 	message       amqp091.Publishing
+	confirmed     func() bool // called when the broker has confirmed it; may be nil
 }
 
-// PublishBatch publishes messages in order, each under its event type. nil means that the broker has confirmed every
-// one and that each reached a queue. Otherwise the first fault is returned: an *[UnroutableError], or an error that
-// wraps [ErrUnconfirmed] or ctx's error; then some may have been published, and the caller publishes all again. A message
-// that is too large for the broker is a *[bus.RefusedError] that wraps [ErrTooLarge].
+// PublishBatch implements [bus.BatchPublisher]: each message is published under its event type. nil means that the broker
+// has confirmed every one and that each reached a queue. Otherwise the first fault is returned: an *[UnroutableError], or an
+// error that wraps [ErrUnconfirmed] or ctx's error. A message that the broker never takes is a *[bus.RefusedError], which
+// wraps [ErrTooLarge] if it is too large. As far as the broker's limits are known, a batch with such a message is not begun.
 //
 // While the broker is unavailable or blocks its publishers, it waits for as long as ctx lives. A message whose event type is
 // empty, or too long for a routing key, is published under what of it fits: an error would block for ever all that
 // follow it in the store, while the contract's queue accepts any key, and its consumer judges the event.
 func (p *Publisher) PublishBatch(ctx context.Context, batch []*message.Message) error {
-	return p.publish(ctx, len(batch), func(i int) (outgoing, error) {
-		m := batch[i]
+	messages := make([]outgoing, len(batch))
+	for i, m := range batch {
 		eventType := m.Metadata.Get(bus.EventTypeKey)
-		o := outgoing{exchange: p.conn.exchange, key: cutKey(eventType), eventType: eventType}
+		o := outgoing{exchange: p.conn.exchange, key: cutKey(eventType), eventType: eventType, confirmed: m.Ack}
 		var err error
 		if o.message, err = Marshal(m); err != nil {
-			return o, &bus.RefusedError{Index: i, Err: fmt.Errorf("message %s: %w", m.UUID, err)}
+			return fmt.Errorf("publish: %w", &bus.RefusedError{Index: i, Err: err})
 		}
-		return o, nil
-	})
+		messages[i] = o
+	}
+	_, err := p.publish(ctx, messages)
+	return err
 }
 
 // Close makes every further publish fail. Those in progress end by themselves.
@@ -94,10 +100,33 @@ func cutKey(key string) string {
 	return key[:cut]
 }
 
-// publish publishes n messages, each made just before it is sent.
-func (p *Publisher) publish(ctx context.Context, n int, next func(i int) (outgoing, error)) error {
+// publish publishes messages, and returns how many of the first are confirmed. For the error see [Publisher.PublishBatch].
+func (p *Publisher) publish(ctx context.Context, messages []outgoing) (confirmed int, err error) {
+	confirmed, err = p.send(ctx, len(messages), func(i int) outgoing { return messages[i] })
+	if !errors.Is(err, errNotTaken) {
+		return confirmed, err
+	}
+	for ; confirmed < len(messages); confirmed++ { // the broker does not say which one it does not take
+		m := messages[confirmed]
+		_, err = p.send(ctx, 1, func(int) outgoing { return m })
+		if refused, ok := errors.AsType[*bus.RefusedError](err); ok || errors.Is(err, errNotTaken) {
+			if ok {
+				err = refused.Err
+			}
+			return confirmed, fmt.Errorf("publish: %w", &bus.RefusedError{Index: confirmed, Err: err})
+		}
+		if err != nil {
+			return confirmed, err
+		}
+	}
+	return confirmed, nil
+}
+
+// send sends n messages and waits for the confirms. It returns how many of the first are confirmed. The error wraps
+// [errNotTaken] if the broker refuses one of the others without saying which.
+func (p *Publisher) send(ctx context.Context, n int, next func(i int) outgoing) (confirmed int, err error) {
 	if n == 0 {
-		return nil
+		return 0, nil
 	}
 	sending, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -107,22 +136,26 @@ func (p *Publisher) publish(ctx context.Context, n int, next func(i int) (outgoi
 		acquired: make(chan struct{}),
 	}
 	if p.closed.Load() || !p.conn.spawn(func() { b.send(sending) }) {
-		return fmt.Errorf("publish: %w", ErrClosed)
+		return 0, fmt.Errorf("publish: %w", ErrClosed)
 	}
-	err := b.await(ctx)
+	confirmed, err = b.await(ctx)
 	if err == nil {
 		p.release(b.channel.Load())
-		return nil
+		return confirmed, nil
+	}
+	if errors.Is(err, errNotTaken) { // if it is for a limit, that is known now
+		err = cmp.Or(b.refused(confirmed), err)
 	}
 	cancel()
 	cleaned := make(chan struct{})
-	if p.conn.spawn(func() { defer close(cleaned); b.cleanUp(err) }) {
+	reason := err // the goroutine may outlive the call
+	if p.conn.spawn(func() { defer close(cleaned); b.cleanUp(reason) }) {
 		select {
 		case <-cleaned:
 		case <-ctx.Done():
 		}
 	}
-	return fmt.Errorf("publish: %w", err)
+	return confirmed, fmt.Errorf("publish: %w", err)
 }
 
 // batch is published by two goroutines: one sends, as a write may hang when the peer is silent or blocks, and the caller
@@ -130,8 +163,9 @@ func (p *Publisher) publish(ctx context.Context, n int, next func(i int) (outgoi
 type batch struct {
 	publisher *Publisher
 	n         int
-	next      func(i int) (outgoing, error)
+	next      func(i int) outgoing
 	bytes     *semaphore.Weighted
+	inFlight  atomic.Int64 // bytes
 	sent      chan unconfirmed
 	channel   atomic.Pointer[confirmChannel]
 	acquired  chan struct{} // closed once there is a channel
@@ -141,6 +175,7 @@ type batch struct {
 // unconfirmed is a message in flight.
 type unconfirmed struct {
 	confirm   *amqp091.DeferredConfirmation
+	confirmed func() bool
 	weight    int64
 	eventType string
 	at        time.Time
@@ -159,43 +194,52 @@ func (b *batch) send(ctx context.Context) {
 	}
 	b.channel.Store(c)
 	close(b.acquired)
+	b.err = b.refused(0)
 	for i := 0; i < b.n && b.err == nil; i++ {
 		b.err = b.sendOne(ctx, c, i)
 	}
 }
 
-func (b *batch) sendOne(ctx context.Context, c *confirmChannel, i int) error {
-	o, err := b.next(i)
-	if err != nil {
-		return err
+// refused finds the first message, from one on, that is over a limit of the broker which is known.
+func (b *batch) refused(from int) error {
+	for i := from; i < b.n; i++ {
+		if err := b.channel.Load().session.limits.check(b.next(i).message); err != nil {
+			return &bus.RefusedError{Index: i, Err: err}
+		}
 	}
+	return nil
+}
+
+func (b *batch) sendOne(ctx context.Context, c *confirmChannel, i int) error {
+	o := b.next(i)
 	weight := min(int64(len(o.message.Body)), maxUnconfirmedBytes)
 	if err := b.bytes.Acquire(ctx, weight); err != nil {
 		return err
 	}
+	b.inFlight.Add(weight)
 	at := time.Now()
 	confirm, err := c.channel.PublishWithDeferredConfirm(o.exchange, o.key, true, false, o.message)
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrUnconfirmed, err)
 	}
 	select {
-	case b.sent <- unconfirmed{confirm: confirm, weight: weight, eventType: o.eventType, at: at}:
+	case b.sent <- unconfirmed{confirm: confirm, confirmed: o.confirmed, weight: weight, eventType: o.eventType, at: at}:
 		return nil
 	case <-ctx.Done():
 		return ctx.Err()
 	}
 }
 
-// await waits for the confirm of each message. It cuts a connection on which none comes for too long. The wait for the
-// connection does not count.
-func (b *batch) await(ctx context.Context) error {
+// await waits for the confirm of each message, and returns how many have come. It cuts a connection on which none comes
+// for too long: the more bytes are in flight, the more time they get. The wait for the connection does not count.
+func (b *batch) await(ctx context.Context) (confirmed int, err error) {
 	timeout := time.NewTicker(b.publisher.conn.config.ResponseTimeout)
 	defer timeout.Stop()
 	var (
-		head            *unconfirmed // awaits its confirm
-		done            <-chan struct{}
-		confirmed, seen int
-		acquired        = b.acquired
+		head        *unconfirmed // awaits its confirm
+		done        <-chan struct{}
+		seen, quiet int
+		acquired    = b.acquired
 	)
 	for sent := b.sent; sent != nil || head != nil; {
 		receive := sent
@@ -211,10 +255,14 @@ func (b *batch) await(ctx context.Context) error {
 			head, done = &s, s.confirm.Done()
 		case <-done:
 			if err := b.channel.Load().outcome(head); err != nil {
-				return err
+				return confirmed, err
+			}
+			if head.confirmed != nil {
+				head.confirmed()
 			}
 			b.publisher.conn.config.Watcher.Confirmed(time.Since(head.at))
 			b.bytes.Release(head.weight)
+			b.inFlight.Add(-head.weight)
 			head, done = nil, nil
 			confirmed++
 		case <-acquired:
@@ -224,19 +272,21 @@ func (b *batch) await(ctx context.Context) error {
 			if acquired != nil {
 				continue
 			}
-			if s := b.channel.Load().session; confirmed == seen && s.blocked.Load() == nil {
+			if quiet++; confirmed > seen {
+				seen, quiet = confirmed, 0
+			}
+			if s := b.channel.Load().session; int64(quiet) > b.inFlight.Load()/slowBytes && s.blocked.Load() == nil {
 				s.kill()
 			}
-			seen = confirmed
 		case <-ctx.Done():
 			err := context.Cause(ctx)
 			if reason := b.publisher.conn.publishing.ready(); reason != nil {
 				err = fmt.Errorf("%w: %w", err, reason)
 			}
-			return fmt.Errorf("%w: %d of %d are confirmed: %w", ErrUnconfirmed, confirmed, b.n, err)
+			return confirmed, fmt.Errorf("%w: %d of %d are confirmed: %w", ErrUnconfirmed, confirmed, b.n, err)
 		}
 	}
-	return b.err
+	return confirmed, b.err
 }
 
 // cleanUp ends a batch that failed: its channel is closed with all that is in flight on it, and what is missing of the
@@ -250,8 +300,7 @@ func (b *batch) cleanUp(err error) {
 		return
 	}
 	c.close()
-	_, unroutable := errors.AsType[*UnroutableError](err)
-	if unroutable || isNotFound(err) {
+	if isMissing(err) {
 		defer c.session.bound()()
 		if err := c.session.declare(b.publisher.conn.topology); err != nil {
 			b.publisher.conn.config.Logger.Warn("cannot declare the topology again", "error", err)
@@ -350,11 +399,15 @@ func (c *confirmChannel) outcome(s *unconfirmed) error {
 	}
 	select {
 	case reason := <-c.closed:
-		if reason != nil {
+		switch {
+		case reason != nil && reason.Server && reason.Code == amqp091.PreconditionFailed:
+			c.session.limits.learn(reason.Reason)
+			return fmt.Errorf("event type %q: %w: %w", s.eventType, errNotTaken, reason)
+		case reason != nil:
 			return fmt.Errorf("event type %q: %w: %w", s.eventType, ErrUnconfirmed, reason)
 		}
 		return fmt.Errorf("event type %q: %w: connection closed", s.eventType, ErrUnconfirmed)
 	default:
-		return fmt.Errorf("event type %q: %w: the broker could not store it", s.eventType, ErrUnconfirmed)
+		return fmt.Errorf("event type %q: %w: %w", s.eventType, ErrUnconfirmed, errNacked)
 	}
 }

@@ -45,29 +45,16 @@ func (q *FailedQueue) PublishLetters(ctx context.Context, letters []deadletter.R
 		}
 		messages, indexes = append(messages, o), append(indexes, i)
 	}
-	err := q.publishAll(ctx, messages)
-	if len(messages) == 0 || !isRefused(err) {
-		return sendings, err
-	}
-	for k, o := range messages { // the broker takes one of them not, such as for its size, and does not say which
-		switch err := q.publishAll(ctx, []outgoing{o}); {
-		case isRefused(err):
-			sendings[indexes[k]] = deadletter.Sending{Problem: err}
-		case err != nil:
-			return nil, err
+	for {
+		confirmed, err := q.publisher.publish(ctx, messages)
+		refused, ok := errors.AsType[*bus.RefusedError](err)
+		if !ok {
+			return sendings, err
 		}
+		sendings[indexes[refused.Index]] = deadletter.Sending{Problem: refused.Err}
+		messages = slices.Concat(messages[confirmed:refused.Index], messages[refused.Index+1:])
+		indexes = slices.Concat(indexes[confirmed:refused.Index], indexes[refused.Index+1:])
 	}
-	return sendings, nil
-}
-
-func (q *FailedQueue) publishAll(ctx context.Context, messages []outgoing) error {
-	return q.publisher.publish(ctx, len(messages), func(i int) (outgoing, error) { return messages[i], nil })
-}
-
-// isRefused tells whether the broker has closed the channel for a message that it does not take.
-func isRefused(err error) bool {
-	answer, ok := errors.AsType[*amqp091.Error](err)
-	return ok && answer.Code == amqp091.PreconditionFailed
 }
 
 // release is the message of a letter. The error says why there is none; it may wrap [ErrTooLarge].

@@ -3,7 +3,6 @@ package amqp
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"strconv"
@@ -34,7 +33,7 @@ func isDeathKey(key string) bool {
 
 // Postpone has the handler that failed handle m again later: m waits in a queue of the broker, which dead-letters it to
 // the queue that it came from. It returns the delay, or 0 if the failure is permanent or all steps of [Config.RetryLater]
-// are used up; then m is to be [FailedQueue.Put]. Without an error the message is safe. While the broker is unavailable it waits
+// are used up, or the broker does not take m; then m is to be [FailedQueue.Put]. Without an error the message is safe. While the broker is unavailable it waits
 // for as long as ctx lives.
 func (q *FailedQueue) Postpone(ctx context.Context, m *message.Message, f deadletter.Failure) (time.Duration, error) {
 	p, source, topic, err := q.original(m)
@@ -57,7 +56,11 @@ func (q *FailedQueue) Postpone(ctx context.Context, m *message.Message, f deadle
 	}
 	p.Expiration = ""
 	err = q.send(ctx, q.conn.names.retryQueue(wait), q.returnQueue(source), p)
-	if errors.Is(err, ErrTooLarge) { // its own headers leave no room for ours
+	if isMissing(err) { // and has been declared again
+		err = q.send(ctx, q.conn.names.retryQueue(wait), q.returnQueue(source), p)
+	}
+	if isDeclined(err) { // full, or too small for m: an event that cannot wait there must not keep its place either
+		q.conn.config.Logger.WarnContext(ctx, "cannot postpone a message: it becomes a dead letter", "error", err)
 		return 0, nil
 	}
 	if err != nil {

@@ -129,3 +129,34 @@ func TestPostponedMessagesReturnToTheirPartition(t *testing.T) {
 	require.Equal(t, first, <-topics)
 	require.NoError(t, subscriber.Close())
 }
+
+// A message that may not wait becomes a dead letter: it must not keep its place. What is missing is declared again.
+func TestPostponeWhereTheRetryQueueIsFullOrMissing(t *testing.T) {
+	t.Parallel()
+	const retryQueue = "healz.events.retry.1h"
+	url := testservers.RabbitMQ(t)
+	q, ch := amqp.NewFailedQueue(dial(t, amqp.Config{URL: url, RetryLater: []time.Duration{time.Hour}})), raw(t, url)
+	postpone := func() time.Duration {
+		t.Helper()
+		wait, err := q.Postpone(t.Context(), event(uuid.New(), 1), mayPass(1, time.Now()))
+		require.NoError(t, err)
+		return wait
+	}
+	require.NoError(t, ch.ExchangeDelete(retryQueue, false, false))
+	require.Equal(t, time.Hour, postpone())
+	_, err := ch.QueueDelete(retryQueue, false, false, false)
+	require.NoError(t, err)
+	require.Equal(t, time.Hour, postpone())
+	require.Equal(t, 1, count(t, ch, retryQueue))
+
+	_, err = ch.QueueDelete(retryQueue, false, false, false)
+	require.NoError(t, err)
+	_, err = ch.QueueDeclare(retryQueue, true, false, false, false, amqp091.Table{
+		amqp091.QueueMaxLenArg: 1, amqp091.QueueOverflowArg: amqp091.QueueOverflowRejectPublish,
+	})
+	require.NoError(t, err)
+	require.NoError(t, ch.QueueBind(retryQueue, "", retryQueue, false, nil))
+	require.Equal(t, time.Hour, postpone())
+	require.Zero(t, postpone())
+	require.Equal(t, 1, count(t, ch, retryQueue))
+}
