@@ -75,6 +75,14 @@ torture: build ## Harm workers and servers under traffic for DURATION, by SEED, 
 	@$(GO) build -o bin/torture ./internal/test/torture/cmd/torture
 	bin/torture -duration=$(DURATION) -workers=$(WORKERS) $(if $(SEED),-seed=$(SEED))
 
+.PHONY: mutants
+mutants: bin/with-servers ## Put known faults into the source, one at a time, and see each found by the tests
+	bin/with-servers -- $(GO) run ./internal/test/mutants/cmd/mutants
+
+.PHONY: model
+model: ## Check the model of delivery with spin, and that it finds each of its faults; FAULTS=2 takes minutes
+	internal/test/model/check
+
 .PHONY: demo
 demo: build ## Run a worker on sample clinic traffic, and say what to look for
 	bin/worker demo
