@@ -144,4 +144,4 @@ func refused(err *pgconn.PgError) *store.RefusedError {
 }
 
 // functionName is a function's name in the context of an error.
-var functionName = regexp.MustCompile(`PL/pgSQL function [^\s(]+\(\)`) //nolint:gochecknoglobals // a constant
+var functionName = regexp.MustCompile(`PL/pgSQL function [^\s(]+\(\)`)
