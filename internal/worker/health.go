@@ -1,6 +1,7 @@
 package worker
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -27,7 +28,8 @@ type Health struct {
 // deadLettersPart is the part that is degraded while dead letters are written to the table instead of a broker's queue.
 const deadLettersPart = "dead_letters"
 
-// Health checks each part. The worker is ready when it can consume, relay (or another worker does) and reach its store.
+// Health checks each part. The worker is ready when it can consume, relay (or another worker does) and reach its
+// store, which also means that no message has waited for the store for long.
 func (w *Worker) Health(ctx context.Context) Health {
 	h := Health{Ready: true, Parts: map[string]string{}, Events: w.counts.Map()}
 	for part, err := range w.check(ctx) {
@@ -54,7 +56,7 @@ func (w *Worker) check(ctx context.Context) map[string]error {
 	consumer := w.consumer
 	w.mu.Unlock()
 	parts := map[string]error{
-		"consumer": consumer, "store": w.pingStore(ctx), "bus": w.parts.Bus.Ready(), "relay": relayErr,
+		"consumer": consumer, "store": cmp.Or(w.pingStore(ctx), w.outages.Err()), "bus": w.parts.Bus.Ready(), "relay": relayErr,
 	}
 	if sink, ok := w.parts.Sink.(interface{ Degraded() error }); ok {
 		parts[deadLettersPart] = sink.Degraded()

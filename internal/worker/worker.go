@@ -91,6 +91,7 @@ type Worker struct {
 	dispatch  *handlers.Dispatcher
 	observer  observe.Observer
 	counts    observe.Counts
+	outages   middleware.Outages
 	sources   metrics.Sources
 
 	stopping chan struct{}
@@ -109,7 +110,7 @@ func New(ctx context.Context, parts Parts, tuning Tuning, logger *slog.Logger) (
 	logger = slog.New(contextLog{Handler: base})
 	w := &Worker{
 		parts: parts, tuning: tuning, logger: logger, stopping: make(chan struct{}), replayed: make(chan struct{}),
-		consumer: errors.New("not started"),
+		consumer: errors.New("not started"), outages: middleware.Outages{Patience: middleware.DefaultPatience},
 	}
 	w.routerLog = slog.New(contextLog{base, w.stopping})
 	w.ended, w.end = context.WithCancel(context.WithoutCancel(ctx))
@@ -141,7 +142,7 @@ func New(ctx context.Context, parts Parts, tuning Tuning, logger *slog.Logger) (
 func (w *Worker) retry() middleware.Retry {
 	return middleware.Retry{
 		Attempts: w.tuning.RetryAttempts, Initial: w.tuning.RetryInitial, Max: w.tuning.RetryMax,
-		Lifetime: w.lifetime(), Logger: w.logger,
+		Lifetime: w.lifetime(), Logger: w.logger, Outages: &w.outages,
 	}
 }
 
