@@ -28,6 +28,7 @@ It exits with 0 if everything is ok, with 1 if there are warnings, and with 2 if
 		"the setting of the workers")
 	flags.DurationVar(&s.DeadLetterRetention, "dead-letter-retention", s.DeadLetterRetention, "the setting of the workers; 0: unlimited")
 	flags.BoolVar(&s.Relay.OnlyOwn, "relay-only-own", false, "the setting of the workers")
+	flags.BoolVar(&s.AMQP.Competing, "competing-consumers", false, "the setting of the workers")
 	flags.DurationSliceVar(&s.AMQP.RetryLater, "retry-later", nil, "the setting of the workers, like 10s,1m,10m")
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		out := c.OutOrStdout()

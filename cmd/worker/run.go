@@ -111,6 +111,8 @@ set, it exports traces by OTLP; the other variables of OpenTelemetry apply, too.
 	flags.StringVar(&f.relayStart, "relay-start", string(s.Relay.Start),
 		"first position of the relay in a database: auto (after the rows of an adopted table), beginning or end")
 	flags.BoolVar(&s.Relay.OnlyOwn, "relay-only-own", false, "relay only events that this program wrote, if other programs publish their own")
+	flags.BoolVar(&s.AMQP.Competing, "competing-consumers", false,
+		"let several workers consume the one queue at once; the order of an aggregate is then not kept between them. Without it, one consumes and the others are on standby")
 	flags.BoolVar(&s.AMQP.LeavePartitions, "leave-partitions", false, "return from partitions to one queue, after the messages in the partitions are handled")
 	flags.DurationVar(&s.InboxRetention, "inbox-retention", s.InboxRetention,
 		"how long the inbox keeps its records, by which redelivered events are detected; 0: unlimited")

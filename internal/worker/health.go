@@ -31,12 +31,24 @@ func (w *Worker) Health(ctx context.Context) Health {
 		h.Parts[part] = "ok"
 		if err != nil {
 			h.Ready, h.Parts[part] = false, err.Error()
-		} else if part == "relay" {
-			state, _ := w.relay.Status()
-			h.Parts[part] = fmt.Sprintf("ok (%s)", state)
+		} else if state := w.state(part); state != "" {
+			h.Parts[part] = "ok (" + state + ")"
 		}
 	}
 	return h
+}
+
+// state says more about a part that works.
+func (w *Worker) state(part string) string {
+	switch part {
+	case "relay":
+		state, _ := w.relay.Status()
+		return string(state)
+	case "consumer":
+		return w.parts.Bus.State()
+	default:
+		return ""
+	}
 }
 
 // check returns the error of each part, nil if it works.

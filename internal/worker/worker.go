@@ -44,6 +44,8 @@ type Bus interface {
 	Topics() []string
 	// Ready is nil if the bus can carry events at the moment.
 	Ready() error
+	// State says more about a consumer that works, as that it is on standby; it may be "".
+	State() string
 }
 
 // Inbox is what the worker needs of a store, besides its tail.

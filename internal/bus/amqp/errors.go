@@ -71,6 +71,9 @@ func (e *UnroutableError) Error() string {
 // classify wraps an error in [ErrRefused], if trying again is useless until something is changed, or in
 // [ErrUnavailable]. A [TopologyError] of the first kind is not wrapped, and neither are errors of certificates.
 func classify(err error) error {
+	if errors.Is(err, ErrUnavailable) || errors.Is(err, ErrRefused) {
+		return err // it is already
+	}
 	refused := errors.Is(err, amqp091.ErrCredentials) || errors.Is(err, amqp091.ErrVhost) || errors.Is(err, amqp091.ErrSASL)
 	if answer, ok := errors.AsType[*amqp091.Error](err); ok && answer.Server {
 		switch answer.Code {

@@ -51,3 +51,12 @@ func DeliveryOf(m *message.Message) amqp091.Delivery {
 	o, _ := m.Context().Value(originKey{}).(origin)
 	return o.delivery
 }
+
+// LoseChannels makes the broker close the channels of a Subscriber.
+func LoseChannels(s *Subscriber) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for sub := range s.subscriptions {
+		sub.do(context.Background(), func() { _ = sub.channel.Ack(1<<60, false) }) // the tag is unknown: 406
+	}
+}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -21,6 +20,8 @@ const (
 	// minNackWait and maxNackWait bound the backoff before a nacked message is handed over again.
 	minNackWait = 50 * time.Millisecond
 	maxNackWait = time.Second
+	// silenceInterval is how often a subscription that hands nothing over listens whether the broker is heard again.
+	silenceInterval = 50 * time.Millisecond
 )
 
 // Subscriber consumes queues. It is safe for concurrent use.
@@ -41,7 +42,8 @@ func NewSubscriber(c *Connection) *Subscriber {
 }
 
 // Subscribe consumes the queue of a topic: the contract's, whatever the topic, unless it is one of [Connection.Topics],
-// which are to be subscribed to once each. With partitions, the others are consumed once the leftover queues were empty.
+// which are to be subscribed to once each. Of several workers one consumes the contract's queue, and the others wait for
+// their turn, unless [Config.Competing] is set. With partitions, the others are consumed once the leftover queues were empty.
 // It hands over up to the configured number of messages at once, and those of one aggregate one after another in the
 // order of the queue, also over nacks, lost connections and redeliveries: a message is not handed over while an earlier
 // one of its aggregate, or an earlier copy of itself, is in flight.
@@ -49,8 +51,8 @@ func NewSubscriber(c *Connection) *Subscriber {
 // A nacked message is not requeued, as others could overtake it: it stays ahead of the later ones of its aggregate, and
 // is handed over again after a backoff.
 //
-// When ctx ends or the Subscriber is closed, consuming stops, what was not handed over is requeued, and the messages in
-// flight are waited for, up to the drain timeout; then the returned channel is closed. A message's context ends with ctx,
+// When ctx ends or the Subscriber is closed, consuming stops, and the messages in flight are waited for, up to the drain
+// timeout; then what is not acked is requeued, and the returned channel is closed. A message's context ends with ctx,
 // when it is acked, and when the drain is over.
 func (s *Subscriber) Subscribe(ctx context.Context, topic string) (<-chan *message.Message, error) {
 	sub := newSubscription(ctx, s.conn, topic)
@@ -60,6 +62,9 @@ func (s *Subscriber) Subscribe(ctx context.Context, topic string) (<-chan *messa
 	var err error
 	if sub.mayBegin() {
 		err = sub.open(func(err error) bool { return !errors.Is(err, ErrUnavailable) })
+	}
+	if errors.Is(err, errTaken) {
+		err = nil // it waits for its turn
 	}
 	if err == nil && !s.start(sub) { //nolint:contextcheck // the subscription carries its contexts
 		err = ErrClosed
@@ -98,6 +103,19 @@ func (s *Subscriber) forget(sub *subscription) {
 	delete(s.subscriptions, sub)
 }
 
+// State says more about a Subscriber that works: "" if it consumes, [Standby] if it waits for its turn, or why consuming
+// was interrupted last.
+func (s *Subscriber) State() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for sub := range s.subscriptions {
+		if state := sub.state.Load(); state != nil && *state != "" {
+			return *state
+		}
+	}
+	return ""
+}
+
 // Close ends all subscriptions, see [Subscriber.Subscribe], and waits for their end.
 func (s *Subscriber) Close() error {
 	s.mu.Lock()
@@ -119,6 +137,7 @@ type subscription struct {
 	conn        *Connection
 	queue       string
 	isPartition bool
+	alone       bool // one worker at a time consumes the queue
 	logger      *slog.Logger
 
 	consuming      context.Context // until it is to stop
@@ -139,7 +158,9 @@ type subscription struct {
 	begin    <-chan struct{} // closed when it may consume; nil if it may
 	requests chan func()     // to be called while it consumes
 	active   atomic.Bool     // the broker delivers to it
-	handing  bool            // it hands its queue over to another worker, once nothing is in flight
+	hasTurn  bool            // it shares the Connection's lock of the queue
+	state    atomic.Pointer[string]
+	handing  bool // it hands its queue over to another worker, once nothing is in flight
 
 	session    *session
 	channel    *amqp091.Channel
@@ -163,6 +184,7 @@ func newSubscription(ctx context.Context, c *Connection, topic string) *subscrip
 	if _, s.isPartition = c.partitionOf(topic); s.isPartition {
 		s.queue = topic
 	}
+	s.alone = c.aloneOn(s.queue)
 	s.messages, s.cancelMessages = context.WithCancel(ctx)
 	s.consuming, s.stop = context.WithCancel(ctx)
 	return s
@@ -182,12 +204,14 @@ func (s *subscription) run() {
 	defer close(s.ended)
 	defer close(s.out)
 	defer s.end()
-	if s.channel == nil {
+	if s.begin != nil {
 		select {
 		case <-s.begin:
-			_ = s.open(func(error) bool { return false }) // an error means that it is to stop
 		case <-s.consuming.Done():
 		}
+	}
+	if s.channel == nil {
+		_ = s.open(func(error) bool { return false }) // an error means that it is to stop
 	}
 	for s.channel != nil && s.consume() {
 		s.discard()
@@ -206,6 +230,16 @@ func (s *subscription) open(giveUp func(error) bool) error {
 		if err = s.openOn(session); err == nil {
 			return nil
 		}
+		if errors.Is(err, errTaken) {
+			if giveUp(err) {
+				return err
+			}
+			s.awaitTurn(session)
+			if s.consuming.Err() != nil {
+				return context.Cause(s.consuming)
+			}
+			continue
+		}
 		if err = classify(err); giveUp(err) {
 			return err
 		}
@@ -218,6 +252,11 @@ func (s *subscription) open(giveUp func(error) bool) error {
 
 func (s *subscription) openOn(session *session) error {
 	defer session.bound()()
+	if s.alone {
+		if err := s.takeTurn(session); err != nil {
+			return err
+		}
+	}
 	channel, err := session.open(s.conn.topology, s.queue)
 	if err != nil {
 		return err
@@ -228,24 +267,28 @@ func (s *subscription) openOn(session *session) error {
 	closed := channel.NotifyClose(make(chan *amqp091.Error, 1))
 	deliveries, err := channel.Consume(s.queue, consumerTag, false, false, false, false, nil)
 	if err != nil {
-		return fmt.Errorf("consume: %w", err)
+		return exclusive("consume", err)
 	}
+	s.say("")
 	s.session, s.channel, s.closed, s.deliveries = session, channel, closed, deliveries
 	return nil
 }
 
 // consume receives deliveries and hands messages over. It returns false when it is to stop, and true when the channel is
 // lost or to be given up.
-func (s *subscription) consume() (again bool) {
+func (s *subscription) consume() (goOn bool) {
 	for !s.handing || s.queued.inFlight > 0 {
 		var (
 			out     chan<- *message.Message
 			m       *message.Message
 			reserve chan<- struct{}
+			again   <-chan time.Time
 			next    = s.queued.next()
 		)
 		switch {
 		case next == nil || s.handing:
+		case s.session.isSilent():
+			again = time.After(silenceInterval)
 		case !s.reserved:
 			reserve = s.inFlight
 		default:
@@ -267,6 +310,7 @@ func (s *subscription) consume() (again bool) {
 			s.settle(r)
 		case request := <-s.requests:
 			request()
+		case <-again:
 		case <-s.consuming.Done():
 			return false
 		}
@@ -377,11 +421,8 @@ func (s *subscription) settle(r result) {
 	}
 	s.queued.done(d)
 	s.count(-len(d.Body))
-	switch { // an error means that the channel is lost
-	case current && r.acked:
-		_ = d.channel.Ack(d.DeliveryTag, false)
-	case current && !s.requeuesAtEnd():
-		_ = d.channel.Nack(d.DeliveryTag, false, true)
+	if current && r.acked {
+		_ = d.channel.Ack(d.DeliveryTag, false) // an error means that the channel is lost
 	}
 }
 
@@ -432,17 +473,14 @@ func (s *subscription) closeChannel() {
 	s.handing = false
 }
 
-// drain stops consuming, requeues what was not handed over, and waits for what is in flight, up to the drain timeout or
-// until the Connection is closed and nothing can be acked any more.
+// drain stops consuming and waits for what is in flight, up to the drain timeout or until the Connection is closed and
+// nothing can be acked any more. All that is unacked then is requeued with the channel: no other worker begins with the
+// queue while a message is in flight here, and a quorum queue keeps the order only of what is requeued together.
 func (s *subscription) drain() {
 	s.stop()
 	var deliveries <-chan amqp091.Delivery
-	switch {
-	case s.channel == nil:
-	case s.requeuesAtEnd():
+	if s.channel != nil {
 		deliveries = s.deliveries
-	default:
-		s.requeue()
 	}
 	timeout := time.NewTimer(s.conn.config.DrainTimeout)
 	defer timeout.Stop()
@@ -464,31 +502,6 @@ func (s *subscription) drain() {
 	}
 }
 
-// requeuesAtEnd tells whether a drain requeues by closing the channel at its end: the next worker must not begin with a
-// partition while a message is in flight here, and a quorum queue keeps the order only of what is requeued together.
-func (s *subscription) requeuesAtEnd() bool {
-	return s.isPartition || s.conn.quorum
-}
-
-// requeue cancels the consumer and requeues what was not handed over.
-func (s *subscription) requeue() {
-	tags := s.clear()
-	canceled := make(chan struct{})
-	s.tasks.Go(func() {
-		defer close(canceled)
-		defer s.session.bound()()
-		_ = s.channel.Cancel(consumerTag, false) // an error means that the channel is lost, and all is requeued
-	})
-	for d := range s.deliveries { // until the broker has canceled it
-		tags = append(tags, d.DeliveryTag)
-	}
-	<-canceled
-	slices.Sort(tags)
-	for _, tag := range tags {
-		_ = s.channel.Nack(tag, false, true) // likewise
-	}
-}
-
 // end ends all that the subscription has begun. What is still in flight is abandoned, and requeued with the channel.
 func (s *subscription) end() {
 	s.stop()
@@ -500,4 +513,5 @@ func (s *subscription) end() {
 	}
 	s.conn.received.add(-s.bytes)
 	s.closeChannel()
+	s.endTurn()
 }

@@ -14,6 +14,8 @@ type Survey struct {
 	// Product and Version are what the broker calls itself.
 	Product, Version string
 	Parts            []Part
+	// Alone tells that a worker has the lock by which it consumes the contract's queue alone.
+	Alone bool
 }
 
 // Part is an exchange or a queue that the settings ask for, or one that must not exist with these settings.
@@ -55,6 +57,11 @@ func Inspect(ctx context.Context, c Config) (Survey, error) {
 	if survey.Parts, err = (inspection{s, conn.topology}).parts(); err != nil {
 		return survey, fmt.Errorf("inspect RabbitMQ: %w", classify(err))
 	}
+	err = inspection{s, conn.topology}.do(func(c *amqp091.Channel) error {
+		_, err := c.QueueDeclarePassive(conn.consumerQueue+lockSuffix, false, false, true, false, nil)
+		return exclusive("", err)
+	})
+	survey.Alone = errors.Is(err, errTaken)
 	return survey, nil
 }
 
