@@ -195,6 +195,9 @@ func (w *Worker) Run(ctx context.Context) error {
 	if w.parts.Metrics != nil {
 		background.Go(func() { w.parts.Metrics.Poll(side, w.sources) })
 	}
+	if problem := w.tuning.OutlastsConsumerTimeout(w.parts.Handlers.Most()); problem != "" && !w.parts.Embedded {
+		w.logger.WarnContext(ctx, problem+"; "+AdviceOnConsumerTimeout)
+	}
 	w.logger.InfoContext(ctx, "worker is running", "concurrency", w.tuning.Concurrency)
 
 	select {

@@ -1,7 +1,10 @@
 package amqp_test
 
 import (
+	"fmt"
 	"math/rand/v2"
+	"net/http"
+	"strings"
 	"testing"
 	"time"
 
@@ -123,4 +126,87 @@ func TestAloneBesidesAnotherProgram(t *testing.T) {
 			require.Fail(t, "the other program receives nothing")
 		}
 	}
+}
+
+// A message that is in flight when the broker closes its channel, as after the consumer timeout, is not handled again if
+// it is finished: its copy is acked, whether it came before the end or after it.
+func TestFinishedMessageIsAckedOnItsRedelivery(t *testing.T) {
+	t.Parallel()
+	for _, queueType := range []string{amqp.ClassicQueues, amqp.QuorumQueues} {
+		for _, concurrency := range []int{1, 8} {
+			t.Run(fmt.Sprintf("%s %d", queueType, concurrency), func(t *testing.T) {
+				t.Parallel()
+				url := testservers.RabbitMQ(t)
+				c := dial(t, amqp.Config{URL: url, QueueType: queueType, Concurrency: concurrency})
+				publisher := amqp.NewPublisher(c)
+				id := uuid.New()
+				publishVersions(t, publisher, []uuid.UUID{id}, 3)
+				messages, subscriber := subscribe(t, c)
+				slow := receive(t, messages)
+				for range 3 { // before the end, as often as it may be
+					amqp.LoseChannels(subscriber)
+					awaitConsumers(t, raw(t, url), consumerQueue, 1)
+				}
+				require.Regexp(t, "^interrupted at .*unknown delivery tag", subscriber.State())
+				slow.Ack()
+				next := receive(t, messages)
+				_, version := versionOf(t, next)
+				require.Equal(t, 2, version, "the first is not handled again")
+
+				amqp.AckWithoutChannel(subscriber, next) // the copy comes after the end
+				last := receive(t, messages)
+				_, version = versionOf(t, last)
+				require.Equal(t, 3, version, "the second is not handled again")
+				last.Ack()
+				require.NoError(t, subscriber.Close())
+				require.Zero(t, count(t, raw(t, url), consumerQueue))
+
+				// What is published again is no copy, and what was not finished is handled again.
+				messages, subscriber = subscribe(t, c)
+				again := event(id, 4)
+				publish(t, publisher, again)
+				receive(t, messages).Ack()
+				publish(t, publisher, again.Copy())
+				receive(t, messages).Nack()
+				amqp.LoseChannels(subscriber)
+				receive(t, messages).Ack()
+			})
+		}
+	}
+}
+
+func awaitConsumers(t *testing.T, ch *amqp091.Channel, queue string, n int) {
+	t.Helper()
+	require.Eventually(t, func() bool {
+		q, err := ch.QueueDeclarePassive(queue, true, false, false, false, nil)
+		require.NoError(t, err)
+		return q.Consumers == n
+	}, patience, time.Millisecond)
+}
+
+// A broker whose consumer timeout is shorter than the handling closes the channel, within a minute. A message that becomes
+// a dead letter after that becomes one once.
+func TestConsumerTimeoutOfTheBroker(t *testing.T) {
+	t.Parallel()
+	url := testservers.RabbitMQ(t)
+	config := amqp.Config{URL: url}
+	survey, err := amqp.Inspect(t.Context(), config)
+	require.NoError(t, err)
+	if strings.HasPrefix(survey.Version, "3.10.") {
+		t.Skip("before RabbitMQ 3.12 the consumer timeout is a setting of the whole server")
+	}
+	c := dial(t, config)
+	manage(t, http.MethodPut, "/api/policies/"+vhostOf(t, url)+"/short",
+		`{"pattern":".*","apply-to":"queues","definition":{"consumer-timeout":1000}}`)
+	publish(t, amqp.NewPublisher(c), event(uuid.New(), 1))
+	messages, subscriber := subscribe(t, c)
+	slow := receive(t, messages)
+	require.Eventually(t, func() bool { return subscriber.State() != "" }, 3*time.Minute, 10*time.Millisecond)
+	require.Contains(t, subscriber.State(), "consumer_timeout")
+	require.NoError(t, amqp.NewFailedQueue(c).Put(slow.Context(), slow, failure()))
+	slow.Ack()
+	require.NoError(t, subscriber.Close())
+	ch := raw(t, url)
+	awaitCount(t, ch, failedQueue, 1)
+	require.Zero(t, count(t, ch, consumerQueue))
 }

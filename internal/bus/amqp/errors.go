@@ -57,6 +57,15 @@ func (e *TopologyError) advice() string {
 
 func (e *TopologyError) Unwrap() error { return e.Err }
 
+// adviceOnClose says what to do about the broker's reason for closing a channel.
+func adviceOnClose(err *amqp091.Error) string {
+	if err.Code == amqp091.PreconditionFailed && strings.Contains(err.Reason, "timed out") {
+		return ": the handling of a message took longer than the broker's consumer_timeout; raise that, or lower " +
+			"--handler-timeout and --retry-attempts"
+	}
+	return ""
+}
+
 // UnroutableError says that the broker found no queue for a message and returned it.
 type UnroutableError struct {
 	Exchange   string

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -154,6 +156,9 @@ type subscription struct {
 	reserved bool          // one element is for the next message
 	results  chan result   // has room for all messages in flight
 	bytes    int           // of the bodies in memory
+	// finished are the messages that were acked after their channel was lost, each with the number of losses: the broker
+	// delivers them again.
+	finished map[identity]int
 
 	begin    <-chan struct{} // closed when it may consume; nil if it may
 	requests chan func()     // to be called while it consumes
@@ -161,6 +166,9 @@ type subscription struct {
 	hasTurn  bool            // it shares the Connection's lock of the queue
 	state    atomic.Pointer[string]
 	handing  bool // it hands its queue over to another worker, once nothing is in flight
+
+	interrupted string // when and why the broker closed a channel last
+	losses      int    // of channels
 
 	session    *session
 	channel    *amqp091.Channel
@@ -179,7 +187,7 @@ func newSubscription(ctx context.Context, c *Connection, topic string) *subscrip
 		conn: c, queue: c.consumerQueue, logger: c.config.Logger, queued: keyedQueue{keys: map[string]*key{}},
 		out: make(chan *message.Message), inFlight: make(chan struct{}, c.config.Concurrency),
 		results: make(chan result, c.config.Concurrency), abandoned: make(chan struct{}), ended: make(chan struct{}),
-		requests: make(chan func()),
+		requests: make(chan func()), finished: map[identity]int{},
 	}
 	if _, s.isPartition = c.partitionOf(topic); s.isPartition {
 		s.queue = topic
@@ -269,7 +277,7 @@ func (s *subscription) openOn(session *session) error {
 	if err != nil {
 		return exclusive("consume", err)
 	}
-	s.say("")
+	s.say(s.interrupted)
 	s.session, s.channel, s.closed, s.deliveries = session, channel, closed, deliveries
 	return nil
 }
@@ -356,6 +364,10 @@ func (s *subscription) receive(d amqp091.Delivery) {
 	if !s.handing {
 		s.active.Store(true)
 	}
+	if s.isFinished(d) {
+		_ = s.channel.Ack(d.DeliveryTag, false) // an error means that the channel is lost
+		return
+	}
 	s.count(len(d.Body))
 	m := s.messageFrom(d)
 	key := ""
@@ -408,7 +420,8 @@ func (s *subscription) await(d *delivery, m *message.Message) {
 	s.results <- r
 }
 
-// settle acks a message, or has it handled again. If its channel is lost, the broker has requeued it.
+// settle acks a message, or has it handled again. If its channel is lost, the broker has requeued
+// it: of a message that is acked, the copy is.
 func (s *subscription) settle(r result) {
 	d := r.delivery
 	<-s.inFlight
@@ -419,11 +432,43 @@ func (s *subscription) settle(r result) {
 		s.queued.again(d)
 		return
 	}
+	if r.acked && (!current || d.channel.Ack(d.DeliveryTag, false) != nil) {
+		s.finish(d)
+	}
 	s.queued.done(d)
 	s.count(-len(d.Body))
-	if current && r.acked {
-		_ = d.channel.Ack(d.DeliveryTag, false) // an error means that the channel is lost
+}
+
+// isFinished tells whether a delivery is the copy of a message that was finished after its channel was lost.
+func (s *subscription) isFinished(d amqp091.Delivery) bool {
+	if !d.Redelivered || len(s.finished) == 0 {
+		return false
 	}
+	id, err := identityOf(d)
+	_, finished := s.finished[id]
+	delete(s.finished, id)
+	return err == nil && finished
+}
+
+// finish acks the copy of a message that was finished after its channel was lost, or has it acked when it is delivered.
+// It would else be handled again, and if it fails become a dead letter each time.
+func (s *subscription) finish(d *delivery) {
+	id, err := identityOf(d.Delivery)
+	if err != nil {
+		return // no copy can be recognized
+	}
+	for i, other := range d.key.waiting {
+		if !other.Redelivered || other.MessageId != d.MessageId || len(other.Body) != len(d.Body) {
+			continue
+		}
+		if otherID, err := identityOf(other.Delivery); err == nil && otherID == id {
+			d.key.waiting = slices.Delete(d.key.waiting, i, i+1)
+			s.count(-len(other.Body))
+			_ = other.channel.Ack(other.DeliveryTag, false) // an error means that this channel is lost, too
+			return
+		}
+	}
+	s.finished[id] = s.losses
 }
 
 // discard forgets a channel that is lost or given up, and what was not handed over: the broker requeues it.
@@ -432,10 +477,15 @@ func (s *subscription) discard() {
 	select {
 	case err := <-s.closed:
 		if err != nil {
-			reason = err.Error()
+			reason = err.Error() + adviceOnClose(err)
+		}
+		if err != nil && err.Server && (err.Code == amqp091.PreconditionFailed || err.Code == amqp091.ChannelError) {
+			s.interrupted = "interrupted at " + time.Now().UTC().Format(time.RFC3339) + ": " + reason
 		}
 	default:
 	}
+	s.losses++
+	maps.DeleteFunc(s.finished, func(_ identity, loss int) bool { return loss < s.losses-1 }) // another worker has the copy
 	if s.handing {
 		s.logger.InfoContext(s.consuming, "handing a partition over to another worker", "queue", s.queue)
 	} else {
