@@ -57,6 +57,11 @@ func checkTopology(survey amqp.Survey, r *Report) {
 		switch {
 		case p.Missing:
 			missing = append(missing, p.Kind+" "+p.Name)
+		case p.Err != nil && p.Optional:
+			r.warn("the user lacks the right "+p.Right+": the worker uses what exists, and cannot restore or verify it",
+				"grant it, or keep this in mind when something is deleted")
+		case p.Err != nil && p.Right != "":
+			r.wrong("the user lacks the right "+p.Right, adviceOnPart(p))
 		case p.Err != nil:
 			r.wrong(oneLine(p.Err), adviceOnPart(p))
 		}

@@ -1,6 +1,7 @@
 package doctor_test
 
 import (
+	"errors"
 	"strings"
 	"testing"
 
@@ -130,4 +131,20 @@ func TestBrokerThatCannotBeReached(t *testing.T) {
 			require.False(t, found.has("rabbitmq", doctor.Wrong, "s3cret"))
 		})
 	}
+}
+
+// The rights that are missing are named: an error if the worker needs them at all times.
+func TestMissingRights(t *testing.T) {
+	t.Parallel()
+	survey := amqp.Survey{Parts: []amqp.Part{
+		{Kind: "queue", Name: "q", Err: errors.New("403"), Optional: true, Right: "configure on queue q"},
+		{Kind: "right to publish to exchange", Name: "x", Err: errors.New("403 access refused"), Right: "write on exchange x"},
+	}}
+	var r doctor.Report
+	doctor.CheckTopology(survey, &r)
+	require.Equal(t, doctor.Warning, r[0].Status)
+	require.Contains(t, r[0].What, "lacks the right configure on queue q")
+	require.Equal(t, doctor.Wrong, r[1].Status)
+	require.Contains(t, r[1].What, "lacks the right write on exchange x")
+	require.Contains(t, r[1].Advice, "set_permissions")
 }

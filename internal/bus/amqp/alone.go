@@ -67,6 +67,12 @@ func exclusive(doing string, err error) error {
 	return fmt.Errorf("%s: %w", doing, classify(err))
 }
 
+// isRefusedRight tells whether the broker refused something for lack of a right.
+func isRefusedRight(err error) bool {
+	answer, ok := errors.AsType[*amqp091.Error](err)
+	return ok && answer.Code == amqp091.AccessRefused
+}
+
 // turn counts the subscriptions of a Connection that share its lock.
 type turn struct {
 	mu      sync.Mutex
@@ -84,7 +90,16 @@ func (s *subscription) takeTurn(session *session) error {
 	t := &s.conn.alone
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if err := session.lock(s.queue + lockSuffix); err != nil {
+	switch err := session.lock(s.queue + lockSuffix); {
+	case isRefusedRight(err):
+		if !s.exclusive {
+			s.exclusive = true
+			s.logger.WarnContext(s.consuming, "the user may not declare the lock by which one worker consumes: this one consumes "+
+				"exclusively instead, so other programs cannot consume the queue, and if it is a quorum queue, the order of an "+
+				"aggregate is not kept between workers", "lock", s.queue+lockSuffix)
+		}
+		return nil
+	case err != nil:
 		return err
 	}
 	if !s.hasTurn {

@@ -210,3 +210,20 @@ func TestConsumerTimeoutOfTheBroker(t *testing.T) {
 	awaitCount(t, ch, failedQueue, 1)
 	require.Zero(t, count(t, ch, consumerQueue))
 }
+
+// A worker that consumes alone gives nothing back while a message is in flight: another consumer could overtake it.
+func TestAloneRequeuesAtTheEnd(t *testing.T) {
+	t.Parallel()
+	url := testservers.RabbitMQ(t)
+	c := dial(t, amqp.Config{URL: url})
+	publishVersions(t, amqp.NewPublisher(c), newIDs(1), 3)
+	messages, subscriber := subscribe(t, c)
+	m := receive(t, messages)
+	closed := make(chan error, 1)
+	go func() { closed <- subscriber.Close() }()
+	ch := raw(t, url)
+	require.Never(t, func() bool { return count(t, ch, consumerQueue) > 0 }, 300*time.Millisecond, 10*time.Millisecond)
+	m.Ack()
+	require.NoError(t, <-closed)
+	awaitCount(t, ch, consumerQueue, 2)
+}

@@ -133,6 +133,7 @@ type Connection struct {
 	uri      amqp091.URI
 	declares bool // declares the topology; tests may not
 	alone    turn
+	warned   sync.Once // of missing rights
 	// leftovers are the queues to be emptied before the others are consumed: what they hold is older.
 	leftovers []string
 
@@ -339,7 +340,12 @@ func (c *Connection) connect(ctx context.Context, purpose string, received *byte
 	}
 	err := s.dial(ctx, c.config.URL, amqp091.Config{Heartbeat: heartbeat, Properties: properties})
 	if err == nil && c.declares {
-		if err = s.declare(c.topology); err != nil {
+		var d *declarer
+		if d, err = s.open(c.topology, c.consumerQueue); err == nil {
+			err = d.channel.Close()
+			c.warned.Do(func() { d.warn(ctx, c.config.Logger) })
+		}
+		if err != nil {
 			s.close()
 		}
 	}
@@ -390,20 +396,27 @@ func (s *session) dial(ctx context.Context, url string, config amqp091.Config) e
 
 // declare declares the topology.
 func (s *session) declare(t topology) error {
-	channel, err := s.open(t, t.consumerQueue)
+	d, err := s.open(t, t.consumerQueue)
 	if err != nil {
 		return err
 	}
-	return channel.Close()
+	return d.channel.Close()
 }
 
 // open opens a channel and declares on it what a queue needs.
-func (s *session) open(t topology, queue string) (*amqp091.Channel, error) {
-	channel, err := s.conn.Channel()
-	if err != nil {
-		return nil, fmt.Errorf("open channel: %w", err)
+func (s *session) open(t topology, queue string) (*declarer, error) {
+	d := &declarer{open: func() (*amqp091.Channel, error) {
+		channel, err := s.conn.Channel()
+		if err != nil {
+			return nil, fmt.Errorf("open channel: %w", err)
+		}
+		return channel, nil
+	}}
+	var err error
+	if d.channel, err = d.open(); err != nil {
+		return nil, err
 	}
-	return channel, t.declare(channel, queue)
+	return d, t.declare(d, queue)
 }
 
 // kill cuts the connection, which ends whatever waits for the peer.

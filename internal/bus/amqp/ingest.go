@@ -181,7 +181,7 @@ func (t *intake) connected(ctx context.Context) error {
 func (t *intake) acquire(ctx context.Context) (*consumer, error) {
 	for {
 		err := t.session.lock(t.conn.names.failedQueue + lockSuffix)
-		if err == nil {
+		if err == nil || isRefusedRight(err) { // without the lock there is still the exclusive consumer
 			var c *consumer
 			if c, err = t.consume(1); err == nil {
 				t.standby = false

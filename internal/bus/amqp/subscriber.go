@@ -53,8 +53,9 @@ func NewSubscriber(c *Connection) *Subscriber {
 // A nacked message is not requeued, as others could overtake it: it stays ahead of the later ones of its aggregate, and
 // is handed over again after a backoff.
 //
-// When ctx ends or the Subscriber is closed, consuming stops, and the messages in flight are waited for, up to the drain
-// timeout; then what is not acked is requeued, and the returned channel is closed. A message's context ends with ctx,
+// When ctx ends or the Subscriber is closed, consuming stops, what was not handed over is requeued, and the messages in
+// flight are waited for, up to the drain timeout; then the returned channel is closed. If this worker consumes alone, all
+// is requeued at the end. A message's context ends with ctx,
 // when it is acked, and when the drain is over.
 func (s *Subscriber) Subscribe(ctx context.Context, topic string) (<-chan *message.Message, error) {
 	sub := newSubscription(ctx, s.conn, topic)
@@ -160,12 +161,13 @@ type subscription struct {
 	// delivers them again.
 	finished map[identity]int
 
-	begin    <-chan struct{} // closed when it may consume; nil if it may
-	requests chan func()     // to be called while it consumes
-	active   atomic.Bool     // the broker delivers to it
-	hasTurn  bool            // it shares the Connection's lock of the queue
-	state    atomic.Pointer[string]
-	handing  bool // it hands its queue over to another worker, once nothing is in flight
+	begin     <-chan struct{} // closed when it may consume; nil if it may
+	requests  chan func()     // to be called while it consumes
+	active    atomic.Bool     // the broker delivers to it
+	exclusive bool            // it consumes exclusively, as it may not declare the lock
+	hasTurn   bool            // it shares the Connection's lock of the queue
+	state     atomic.Pointer[string]
+	handing   bool // it hands its queue over to another worker, once nothing is in flight
 
 	interrupted string // when and why the broker closed a channel last
 	losses      int    // of channels
@@ -265,15 +267,16 @@ func (s *subscription) openOn(session *session) error {
 			return err
 		}
 	}
-	channel, err := session.open(s.conn.topology, s.queue)
+	declared, err := session.open(s.conn.topology, s.queue)
 	if err != nil {
 		return err
 	}
+	channel := declared.channel
 	if err := channel.Qos(s.conn.config.Prefetch, 0, false); err != nil {
 		return fmt.Errorf("set prefetch: %w", err)
 	}
 	closed := channel.NotifyClose(make(chan *amqp091.Error, 1))
-	deliveries, err := channel.Consume(s.queue, consumerTag, false, false, false, false, nil)
+	deliveries, err := channel.Consume(s.queue, consumerTag, false, s.exclusive, false, false, nil)
 	if err != nil {
 		return exclusive("consume", err)
 	}
@@ -435,6 +438,9 @@ func (s *subscription) settle(r result) {
 	if r.acked && (!current || d.channel.Ack(d.DeliveryTag, false) != nil) {
 		s.finish(d)
 	}
+	if current && !r.acked && !s.requeuesAtEnd() {
+		_ = d.channel.Nack(d.DeliveryTag, false, true) // an error means that the channel is lost
+	}
 	s.queued.done(d)
 	s.count(-len(d.Body))
 }
@@ -523,14 +529,17 @@ func (s *subscription) closeChannel() {
 	s.handing = false
 }
 
-// drain stops consuming and waits for what is in flight, up to the drain timeout or until the Connection is closed and
-// nothing can be acked any more. All that is unacked then is requeued with the channel: no other worker begins with the
-// queue while a message is in flight here, and a quorum queue keeps the order only of what is requeued together.
+// drain stops consuming, requeues what was not handed over, and waits for what is in flight, up to the drain timeout or
+// until the Connection is closed and nothing can be acked any more.
 func (s *subscription) drain() {
 	s.stop()
 	var deliveries <-chan amqp091.Delivery
-	if s.channel != nil {
+	switch {
+	case s.channel == nil:
+	case s.requeuesAtEnd():
 		deliveries = s.deliveries
+	default:
+		s.requeue()
 	}
 	timeout := time.NewTimer(s.conn.config.DrainTimeout)
 	defer timeout.Stop()
@@ -549,6 +558,31 @@ func (s *subscription) drain() {
 				"queue", s.queue, "messages", s.queued.inFlight, "timeout", s.conn.config.DrainTimeout)
 			return
 		}
+	}
+}
+
+// requeuesAtEnd tells whether a drain requeues by closing the channel at its end: the next worker must not begin with a
+// queue while a message is in flight here, and a quorum queue keeps the order only of what is requeued together.
+func (s *subscription) requeuesAtEnd() bool {
+	return s.isPartition || s.alone || s.conn.quorum
+}
+
+// requeue cancels the consumer and requeues what was not handed over.
+func (s *subscription) requeue() {
+	tags := s.clear()
+	canceled := make(chan struct{})
+	s.tasks.Go(func() {
+		defer close(canceled)
+		defer s.session.bound()()
+		_ = s.channel.Cancel(consumerTag, false) // an error means that the channel is lost, and all is requeued
+	})
+	for d := range s.deliveries { // until the broker has canceled it
+		tags = append(tags, d.DeliveryTag)
+	}
+	<-canceled
+	slices.Sort(tags)
+	for _, tag := range tags {
+		_ = s.channel.Nack(tag, false, true) // likewise
 	}
 }
 

@@ -158,7 +158,7 @@ func TestSubscriberDrains(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			url := testservers.RabbitMQ(t)
-			c := dial(t, amqp.Config{URL: url})
+			c := dial(t, amqp.Config{URL: url, Competing: true})
 			ids := newIDs(3)
 			publishVersions(t, amqp.NewPublisher(c), ids, 4)
 			subscriber := amqp.NewSubscriber(c)
@@ -253,10 +253,7 @@ func TestSubscriberHoldsBackARedelivery(t *testing.T) {
 		require.Failf(t, "handed out while its former copy is in hand", "%s", m.Payload)
 	case <-time.After(200 * time.Millisecond):
 	}
-	require.True(t, first.Ack())
-	again := receive(t, messages)
-	require.Equal(t, first.UUID, again.UUID, "the ack was lost with the connection")
-	require.True(t, again.Ack())
+	require.True(t, first.Ack()) // which acks its copy
 	_, version := versionOf(t, receive(t, messages))
 	require.Equal(t, 2, version)
 }
