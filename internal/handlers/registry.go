@@ -29,6 +29,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 
 	"github.com/cenkalti/backoff/v5"
@@ -60,6 +61,20 @@ func (reg *Registry) EventTypes() map[string][]string {
 		types[h.name] = h.types
 	}
 	return types
+}
+
+// Most is the largest number of handlers that one event has.
+func (reg *Registry) Most() int {
+	counts, ofAll := map[string]int{}, 0
+	for _, h := range reg.handlers {
+		if h.types == nil {
+			ofAll++
+		}
+		for _, eventType := range h.types {
+			counts[eventType]++
+		}
+	}
+	return ofAll + slices.Max(append(slices.Collect(maps.Values(counts)), 0))
 }
 
 // checked returns the handlers, each with its logger. The error names all that is wrong with the registrations.

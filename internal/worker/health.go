@@ -34,16 +34,31 @@ func (w *Worker) Health(ctx context.Context) Health {
 	h := Health{Ready: true, Parts: map[string]string{}, Events: w.counts.Map()}
 	for part, err := range w.check(ctx) {
 		h.Parts[part] = "ok"
-		switch state, _ := w.relay.Status(); {
+		switch {
 		case err != nil && part == deadLettersPart: // the worker can work without their queue
 			h.Parts[part] = "degraded: " + err.Error()
 		case err != nil:
 			h.Ready, h.Parts[part] = false, err.Error()
-		case part == "relay":
-			h.Parts[part] = fmt.Sprintf("ok (%s)", state)
+		default:
+			if state := w.state(part); state != "" {
+				h.Parts[part] = "ok (" + state + ")"
+			}
 		}
 	}
 	return h
+}
+
+// state says more about a part that works.
+func (w *Worker) state(part string) string {
+	switch part {
+	case "relay":
+		state, _ := w.relay.Status()
+		return string(state)
+	case "consumer":
+		return w.parts.Bus.State()
+	default:
+		return ""
+	}
 }
 
 // check returns the error of each part, nil if it works.

@@ -44,6 +44,8 @@ type Bus interface {
 	Topics() []string
 	// Ready is nil if the bus can carry events at the moment.
 	Ready() error
+	// State says more about a consumer that works, as that it is on standby; it may be "".
+	State() string
 }
 
 // Inbox is what the worker needs of a store, besides its tail.
@@ -193,6 +195,9 @@ func (w *Worker) Run(ctx context.Context) error {
 	}
 	if w.parts.Metrics != nil {
 		background.Go(func() { w.parts.Metrics.Poll(side, w.sources) })
+	}
+	if problem := w.tuning.OutlastsConsumerTimeout(w.parts.Handlers.Most()); problem != "" && !w.parts.Embedded {
+		w.logger.WarnContext(ctx, problem+"; "+AdviceOnConsumerTimeout)
 	}
 	w.logger.InfoContext(ctx, "worker is running", "concurrency", w.tuning.Concurrency)
 

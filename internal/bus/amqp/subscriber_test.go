@@ -158,7 +158,7 @@ func TestSubscriberDrains(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			url := testservers.RabbitMQ(t)
-			c := dial(t, amqp.Config{URL: url})
+			c := dial(t, amqp.Config{URL: url, Competing: true})
 			ids := newIDs(3)
 			publishVersions(t, amqp.NewPublisher(c), ids, 4)
 			subscriber := amqp.NewSubscriber(c)
@@ -258,10 +258,7 @@ func TestSubscriberHoldsBackARedelivery(t *testing.T) {
 	aggregate, _ := versionOf(t, behind)
 	require.Equal(t, other, aggregate, "the copies before it wait while the former one is in hand")
 	require.True(t, behind.Ack())
-	require.True(t, first.Ack())
-	again := receive(t, messages)
-	require.Equal(t, first.UUID, again.UUID, "the ack was lost with the connection")
-	require.True(t, again.Ack())
+	require.True(t, first.Ack()) // which acks its copy
 	_, version := versionOf(t, receive(t, messages))
 	require.Equal(t, 2, version)
 }

@@ -1,7 +1,7 @@
 /*
  * The way of events from the store to their handlers, with dead letters and replay, on two workers. Anything may crash or
  * lose its connection between any two steps, FAULTS times in all. What it shows and leaves out is in
- * docs/decisions/0034-a-model-of-delivery.md. A macro such as ACK_EARLY builds in a fault that the check must find.
+ * docs/decisions/0035-a-model-of-delivery.md. A macro such as ACK_EARLY builds in a fault that the check must find.
  */
 
 #ifndef EVENTS
