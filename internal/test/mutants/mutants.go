@@ -12,7 +12,7 @@ type mutant struct {
 func all() []mutant {
 	return []mutant{
 		{
-			name: "a message is acked when it is handed over, before it is handled",
+			name: "a message is acked when it is delivered to the router, before it is handled",
 			file: "internal/bus/amqp/subscriber.go",
 			from: "\t\t\ts.tasks.Go(func() { s.await(next, m) })\n",
 			to:   "\t\t\t_ = next.channel.Ack(next.DeliveryTag, false)\n\t\t\ts.tasks.Go(func() { s.await(next, m) })\n",
@@ -58,8 +58,8 @@ func all() []mutant {
 		{
 			name: "the position moves before the batch is published",
 			file: "internal/relay/relay.go",
-			from: "\t\tif !r.publish(held, batch) {\n",
-			to:   "\t\t_ = r.move(ctx, held, batch.Position, status.Fence)\n\t\tif !r.publish(held, batch) {\n",
+			from: "\t\tif !r.publish(held, bodies) {\n",
+			to:   "\t\t_ = r.move(ctx, held, batch.Position, status.Fence)\n\t\tif !r.publish(held, bodies) {\n",
 			pkg:  "./internal/relay", run: ".",
 		},
 		{
@@ -77,7 +77,7 @@ func all() []mutant {
 		{
 			name: "versions reach the bus in the order of their transactions",
 			file: "internal/store/postgres/statements/tail.sql",
-			from: "    ORDER BY turn NULLS FIRST, aggregate_version\n", to: "    ORDER BY place NULLS LAST\n",
+			from: "    ORDER BY turn, aggregate_version\n", to: "    ORDER BY place NULLS LAST\n",
 			pkg: "./internal/store/postgres", run: "Order",
 		},
 		{
@@ -102,13 +102,14 @@ func all() []mutant {
 		{
 			name: "a failed message is acked though no queue has its letter",
 			file: "internal/middleware/poison_queue.go",
-			from: "\t\tdelay := waits.NextBackOff()\n", to: "\t\tdelay := waits.NextBackOff()\n\t\tif delay > 0 {\n\t\t\treturn wait, nil\n\t\t}\n",
+			from: "\t\ttimer := time.NewTimer(waits.NextBackOff())\n",
+			to:   "\t\tif err != nil {\n\t\t\treturn wait, nil\n\t\t}\n\t\ttimer := time.NewTimer(waits.NextBackOff())\n",
 			pkg: "./internal/middleware", run: "TestPoisonQueue",
 		},
 		{
 			name: "a replay sends a letter to every handler",
 			file: "internal/handlers/registry.go",
-			from: "only == \"\" || ", to: "true || ",
+			from: "wanted == \"\" || ", to: "true || ",
 			pkg: "./internal/handlers", run: "Replay",
 		},
 	}
