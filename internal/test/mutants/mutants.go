@@ -104,7 +104,7 @@ func all() []mutant {
 			file: "internal/middleware/poison_queue.go",
 			from: "\t\ttimer := time.NewTimer(waits.NextBackOff())\n",
 			to:   "\t\tif err != nil {\n\t\t\treturn wait, nil\n\t\t}\n\t\ttimer := time.NewTimer(waits.NextBackOff())\n",
-			pkg: "./internal/middleware", run: "TestPoisonQueue",
+			pkg:  "./internal/middleware", run: "TestPoisonQueue",
 		},
 		{
 			name: "a replay sends a letter to every handler",
