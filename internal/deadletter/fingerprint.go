@@ -15,10 +15,11 @@ import (
 const fingerprintBytes = 4
 
 // Fingerprint is the id of the group to which a letter of this handler, type and reason belongs, and the reason's pattern.
-func Fingerprint(handler, eventType, reason string) (id, pattern string) {
-	pattern = Pattern(reason)
-	sum := sha256.Sum256(fmt.Appendf(nil, "%q %q %q", handler, eventType, pattern))
-	return hex.EncodeToString(sum[:fingerprintBytes]), pattern
+// The group does not depend on the event's data: whatever was taken out, once or several times in a row, counts the same.
+func Fingerprint(handler, eventType, reason string) (id, patternOfReason string) {
+	p := read(reason)
+	sum := sha256.Sum256(fmt.Appendf(nil, "%q %q %q", handler, eventType, strings.TrimSpace(p.alike.String())))
+	return hex.EncodeToString(sum[:fingerprintBytes]), p.String()
 }
 
 // What stands in a pattern for what was taken out.
@@ -30,12 +31,14 @@ const (
 
 // Pattern is a reason without what differs between errors of one kind: an id becomes ID, a number N, what is quoted "…",
 // and any blanks one. Names such as sha256 stay, and so do the placeholders ‹name› of what was taken out before.
-func Pattern(reason string) string {
-	p := pattern{rest: reason}
+func Pattern(reason string) string { return read(reason).String() }
+
+func read(reason string) *pattern {
+	p := &pattern{rest: reason}
 	for p.rest != "" {
 		p.step()
 	}
-	return strings.TrimSpace(p.out.String())
+	return p
 }
 
 // pattern is a reason that is being read.
@@ -43,10 +46,32 @@ type pattern struct {
 	rest string
 	last rune // the one before rest, 0 at the beginning
 	out  strings.Builder
+	// alike is out with [anyNumber] for all that was taken out, and takenOut whether nothing but blanks follows one.
+	alike    strings.Builder
+	takenOut bool
 }
+
+func (p *pattern) String() string { return strings.TrimSpace(p.out.String()) }
 
 // take moves the next n bytes out of rest, and puts text in their place.
 func (p *pattern) take(n int, text string) {
+	if !p.takenOut || text != " " {
+		p.takenOut = false
+		p.alike.WriteString(text)
+	}
+	p.advance(n, text)
+}
+
+// takeOut moves the next n bytes out of rest, which differ from letter to letter, and puts a placeholder in their place.
+func (p *pattern) takeOut(n int, placeholder string) {
+	if !p.takenOut {
+		p.takenOut = true
+		p.alike.WriteString(anyNumber + " ")
+	}
+	p.advance(n, placeholder)
+}
+
+func (p *pattern) advance(n int, text string) {
 	p.last, _ = utf8.DecodeLastRuneInString(p.rest[:n])
 	p.rest = p.rest[n:]
 	p.out.WriteString(text)
@@ -59,14 +84,14 @@ func (p *pattern) step() {
 		p.take(len(p.rest)-len(strings.TrimLeftFunc(p.rest, unicode.IsSpace)), " ")
 	case r == '‹' && strings.ContainsRune(p.rest, '›'):
 		n := strings.IndexRune(p.rest, '›') + len("›")
-		p.take(n, p.rest[:n])
+		p.takeOut(n, p.rest[:n])
 	case isWord(r):
 		p.word()
 	case r == '-' && !isWord(p.last) && len(p.rest) > 1 && isDigit(rune(p.rest[1])):
 		p.take(size, "") // a sign
 	default:
 		if n := quoted(p.rest, p.last); n > 0 {
-			p.take(n, anyQuoted)
+			p.takeOut(n, anyQuoted)
 			return
 		}
 		p.take(size, p.rest[:size])
@@ -77,7 +102,7 @@ func (p *pattern) step() {
 func (p *pattern) word() {
 	if len(p.rest) >= 36 && p.rest[8] == '-' {
 		if _, err := uuid.Parse(p.rest[:36]); err == nil {
-			p.take(36, anyID)
+			p.takeOut(36, anyID)
 			return
 		}
 	}
@@ -87,10 +112,14 @@ func (p *pattern) word() {
 	}
 	word := p.rest[:n]
 	if strings.IndexFunc(word, func(r rune) bool { return !isDigit(r) }) < 0 {
-		p.take(numberLength(p.rest), anyNumber)
+		p.takeOut(numberLength(p.rest), anyNumber)
 		return
 	}
-	p.take(n, patternOfWord(word))
+	if text := patternOfWord(word); text == anyID {
+		p.takeOut(n, anyID)
+	} else {
+		p.take(n, text)
+	}
 }
 
 // numberLength is the length of the number at the beginning, its groups and decimals among it.

@@ -59,6 +59,26 @@ func TestFingerprint(t *testing.T) {
 	}
 }
 
+// Row 13 of issue 11: whether a value of the event's data was taken out of the reason, as which field, as what it looks like
+// or not at all, and in how many pieces, makes no other group.
+func TestFingerprintDoesNotDependOnData(t *testing.T) {
+	t.Parallel()
+	for _, same := range [][]string{
+		{
+			"no place for ‹name› in ward 7", "no place for ‹city› in ward ‹age›", "no place for ‹first› ‹last› in ward 7",
+			`no place for "Bo" in ward 12`, "no place for 5f0c7a52-9b4e-4a35-8f0e-2f6d0f6b1c11 in ward -7", "no place for a1b2c3d4e5 in ward 7",
+		},
+		{"‹name›, is there", "‹name› , is there", "7, is there"},
+	} {
+		want, _ := deadletter.Fingerprint("h", "T", same[0])
+		for _, reason := range same {
+			id, pattern := deadletter.Fingerprint("h", "T", reason)
+			require.Equal(t, want, id, reason)
+			require.Equal(t, deadletter.Pattern(reason), pattern)
+		}
+	}
+}
+
 func FuzzPattern(f *testing.F) {
 	for _, seed := range []string{`a "b" 'c' 7`, "‹x›", "\xff'", "“", "-7", "5f0c7a52-9b4e-4a35-8f0e-2f6d0f6b1c11x"} {
 		f.Add(seed)

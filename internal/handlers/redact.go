@@ -2,12 +2,10 @@ package handlers
 
 import (
 	"bytes"
-	"cmp"
 	"encoding/json"
 	"fmt"
+	"index/suffixarray"
 	"math"
-	"regexp"
-	"slices"
 	"strconv"
 	"strings"
 	"unicode"
@@ -16,9 +14,40 @@ import (
 	"github.com/healz/worker/internal/events"
 )
 
-// minSecretLength is from how many characters on a value of an event is taken out of an error's text. Shorter ones would
-// turn up in any text by chance.
-const minSecretLength = 3
+const (
+	// minSecretLength is from how many characters on a value of an event is taken out of an error's text. Shorter ones would
+	// turn up in any text by chance.
+	minSecretLength = 3
+	// minPartLength is from how many characters on it is taken out of the middle of a word, too.
+	minPartLength = 6
+	// maxErrorBytes is how much is kept of an error's text, and searchedBytes how much of it is searched, so that a value is
+	// found on which the cut falls.
+	maxErrorBytes, searchedBytes = 8 << 10, 16 << 10
+	// maxQuotings is how many times a value may be quoted within what is quoted, and is still found.
+	maxQuotings = 3
+)
+
+// ordinary are words of technical errors. They say nothing of a patient, so they stay although they are in an event. No
+// name and no diagnosis belongs here.
+const ordinary = " " +
+	"a about access acquire active address after again against all allowed already amount an and any app appointment " +
+	"are argument array as at attempt attempts authentication available away backend be because been before broken " +
+	"broker bus but by byte bytes call called can cancel canceled cancelled cannot change changed channel check " +
+	"client clinic closed closing code column command commit conflict connect connected connecting connection " +
+	"connections constraint contact context convert could create created credentials data database date deadline " +
+	"decode default delete deleted delivered delivery denied deny disabled dns document does down duplicate email " +
+	"empty encode end entry eof error errors event events exceeded exists expected fail failed failing failure false " +
+	"fetch file find for format found from full gateway get given handle handled handler handlers has have header " +
+	"host http https id in index input insert int integer internal into invalid is it item its json kind length " +
+	"limit list log login longer match maximum message method minimum mismatch missing mode more must name network " +
+	"new nil no none not note null number object of off old on one only open operation or other out output over " +
+	"panic parameter parse password patient pending permission pool printer process program proxy publish query " +
+	"queue ready reason receive record refuse refused reject rejected relation remote replay reply request required " +
+	"reset resource response retry role rollback rows run schema send sent server service session set setting should " +
+	"size socket sql started state status still stop stopped stream string such syntax system table tcp tenant than " +
+	"that the there this time timed timeout tls to token too transaction true try type udp unable unavailable " +
+	"undefined unexpected unique unknown unsupported until up update url use user uuid valid value values version " +
+	"wait waiting warning was went when which while with within without worker write writing wrong "
 
 // redactedError has the text of an error without what it quotes of the event, which is about a patient. What it wraps
 // is still there for errors.Is and errors.As.
@@ -37,68 +66,403 @@ func redact(err error, e events.Event) error {
 }
 
 // withoutValues replaces what text quotes of e's data and metadata by the name of its field: ‹name›. It finds whole values
-// and single words of them, in upper or lower case, quoted or not. It cannot find what a handler has put into other words:
-// an author keeps people out of errors all the same.
+// and single words of them, in upper or lower case, quoted or not. Short ones must stand alone, and those that consist of
+// [ordinary] words stay. It cannot find what a handler has put into other words: an author keeps people out of errors all
+// the same. A long text is cut.
+//
+// The text, which is the shorter, is indexed; the data is read once and not copied but for the longest value in it.
 func withoutValues(text string, e events.Event) string {
-	var secrets []secret
-	for _, raw := range []json.RawMessage{e.Data, e.Metadata} {
-		secrets = collect(secrets, "event_data", decode(raw))
+	s := newSearch(text[:min(len(text), searchedBytes)])
+	s.json(e.Data)
+	s.json(e.Metadata)
+	if len(text) > maxErrorBytes {
+		return strings.ToValidUTF8(s.replaced(maxErrorBytes), "") + "…"
 	}
-	// The longest first, so that no value hides the rest of a longer one.
-	slices.SortFunc(secrets, func(a, b secret) int {
-		return cmp.Or(cmp.Compare(len(b.value), len(a.value)), cmp.Compare(a.value, b.value), cmp.Compare(a.field, b.field))
-	})
-	for _, s := range slices.CompactFunc(secrets, func(a, b secret) bool { return a.value == b.value }) {
-		found := regexp.MustCompile(`(?i)` + regexp.QuoteMeta(s.value))
-		text = found.ReplaceAllLiteralString(text, "‹"+s.field+"›")
-	}
-	return text
+	return s.replaced(len(text))
 }
 
-type secret struct{ field, value string }
+// search finds values in a text.
+type search struct {
+	text string
+	// folded is the text in lower case, then without its quoting, and so on. Each byte of it comes from a span of the text.
+	folded []byte
+	spans  []span
+	index  *suffixarray.Index // of folded; nil until it is needed
+	// triples has a bit for the hash of any three bytes of folded, and numbers is whether one of its numbers begins with
+	// these digits: they rule out most values.
+	triples [1 << 10]uint64
+	numbers [1000]bool
 
-func decode(raw json.RawMessage) any {
-	d := json.NewDecoder(bytes.NewReader(raw))
-	d.UseNumber()
-	var v any
-	if d.Decode(&v) != nil {
-		return nil
-	}
-	return v
+	name         []byte         // the literal of the field that is being read; nil outside any
+	plain, value []byte         // the string that is being read, without escapes and in lower case
+	words        []span         // of value
+	characters   [256]character // a cache
+	known        map[string]struct{}
+	found        []found // by where in the text it begins: the longest; nil as long as there is none
 }
 
-// collect adds the values in v, which the field holds.
-func collect(secrets []secret, field string, v any) []secret {
-	switch v := v.(type) {
-	case map[string]any:
-		for key, item := range v {
-			secrets = collect(secrets, key, item)
-		}
-	case []any:
-		for _, item := range v {
-			secrets = collect(secrets, field, item)
-		}
-	case string:
-		quoted, ascii := strconv.Quote(v), strconv.QuoteToASCII(v)
-		secrets = addSecret(secrets, field, strings.TrimSpace(v), quoted[1:len(quoted)-1], ascii[1:len(ascii)-1])
-		secrets = addSecret(secrets, field, strings.FieldsFunc(v, func(r rune) bool {
-			return !unicode.IsLetter(r) && !unicode.IsDigit(r)
-		})...)
-	case json.Number:
-		secrets = addSecret(secrets, field, v.String())
-		if f, err := v.Float64(); err == nil {
-			secrets = addSecret(secrets, field, fmt.Sprint(f), strconv.FormatFloat(f, 'f', -1, 64),
-				strconv.FormatFloat(math.Trunc(f), 'f', -1, 64))
-		}
-	}
-	return secrets
+type span struct{ from, to int }
+
+// character is what [appendFolded] makes of a character that is not ASCII.
+type character struct {
+	r      rune
+	folded string
+	inWord bool
 }
 
-func addSecret(secrets []secret, field string, values ...string) []secret {
-	for _, value := range values {
-		if utf8.RuneCountInString(value) >= minSecretLength {
-			secrets = append(secrets, secret{field: field, value: value})
+type found struct {
+	to    int // 0 is nothing found
+	field string
+}
+
+func newSearch(text string) *search {
+	s := &search{text: text, known: map[string]struct{}{}}
+	spans := make([]span, len(text))
+	for i := range spans {
+		spans[i] = span{i, i + 1}
+	}
+	for range maxQuotings {
+		s.fold(text, spans)
+		if !strings.Contains(text, `\`) {
+			break
+		}
+		text, spans = unquoted(text, spans)
+	}
+	for i := range len(s.folded) - 2 {
+		h := hash(s.folded[i:])
+		s.triples[h/64] |= 1 << (h % 64)
+	}
+	for i, b := range s.folded {
+		if isDigit(b) && (i == 0 || !isDigit(s.folded[i-1])) {
+			s.numbers[firstDigits(s.folded[i:])] = true
 		}
 	}
-	return secrets
+	return s
+}
+
+// fold adds a text in lower case, and a byte that no value has.
+func (s *search) fold(text string, spans []span) {
+	for i := 0; i < len(text); {
+		var n int
+		s.folded, n = appendFolded(s.folded, text[i:])
+		for len(s.spans) < len(s.folded) {
+			s.spans = append(s.spans, span{spans[i].from, spans[i+n-1].to})
+		}
+		i += n
+	}
+	s.folded, s.spans = append(s.folded, 0xff), append(s.spans, span{})
+}
+
+// appendFolded adds the first character of a text in lower case, and tells how long it was.
+func appendFolded[T string | []byte](to []byte, text T) ([]byte, int) {
+	r, n := utf8.DecodeRuneInString(string(text[:min(len(text), utf8.UTFMax)]))
+	if r == utf8.RuneError {
+		return append(to, text[:n]...), n
+	}
+	return utf8.AppendRune(to, unicode.ToLower(unicode.ToUpper(r))), n
+}
+
+// unquoted is a text with the escapes of Go and JSON replaced by what they stand for.
+func unquoted(text string, spans []span) (string, []span) {
+	var plain []byte
+	var origin []span
+	for i := 0; i < len(text); {
+		r, multibyte, rest, err := strconv.UnquoteChar(text[i:], '"')
+		if text[i] != '\\' || err != nil {
+			r, multibyte, rest = rune(text[i]), false, text[i+1:]
+		}
+		if multibyte {
+			plain = utf8.AppendRune(plain, r)
+		} else {
+			plain = append(plain, byte(r))
+		}
+		end := len(text) - len(rest)
+		for len(origin) < len(plain) {
+			origin = append(origin, span{spans[i].from, spans[end-1].to})
+		}
+		i = end
+	}
+	return string(plain), origin
+}
+
+func hash(b []byte) uint32 {
+	return (uint32(b[0]) | uint32(b[1])<<8 | uint32(b[2])<<16) * 2654435761 >> 16 // Knuth's multiplicative hash
+}
+
+// firstDigits are the first three significant digits of the number at the beginning of a text.
+func firstDigits(text []byte) int {
+	digits, n := 0, 0
+	for _, b := range text {
+		if n == 3 || !isDigit(b) && b != '.' {
+			break
+		}
+		if isDigit(b) && (n > 0 || b != '0') {
+			digits, n = 10*digits+int(b-'0'), n+1
+		}
+	}
+	for ; 0 < n && n < 3; n++ {
+		digits *= 10
+	}
+	return digits
+}
+
+// json finds the values of a JSON text. What is no JSON does no harm.
+func (s *search) json(text []byte) {
+	s.name = nil
+	var outer [][]byte // the names of the fields that hold the objects that are open
+	for i := 0; i < len(text); i++ {
+		switch b := text[i]; {
+		case b == '"':
+			literal := text[i : i+stringLength(text[i:])]
+			i += len(literal) - 1
+			if isName(text[i+1:]) {
+				s.name = literal
+			} else {
+				s.string(literal)
+			}
+		case b == '{':
+			outer = append(outer, s.name)
+		case b == '}' && len(outer) > 0:
+			s.name = outer[len(outer)-1]
+			outer = outer[:len(outer)-1]
+		case isDigit(b):
+			end := i + 1
+			for end < len(text) && (isDigit(text[end]) || strings.IndexByte("+-.eE", text[end]) >= 0) {
+				end++
+			}
+			if end-i >= minSecretLength && s.numbers[firstDigits(text[i:end])] {
+				s.number(string(text[i:end]))
+			}
+			i = end - 1
+		}
+	}
+}
+
+// stringLength is the length of the string at the beginning of text, with its quotes.
+func stringLength(text []byte) int {
+	if n := bytes.IndexByte(text[1:], '"'); n >= 0 && bytes.IndexByte(text[1:1+n], '\\') < 0 {
+		return n + len(`""`)
+	}
+	for i := 1; i < len(text); i++ {
+		switch text[i] {
+		case '"':
+			return i + 1
+		case '\\':
+			i++
+		}
+	}
+	return len(text)
+}
+
+// isName is whether a string that precedes rest is the name of a field.
+func isName(rest []byte) bool {
+	for _, b := range rest {
+		if b != ' ' && b != '\t' && b != '\r' && b != '\n' {
+			return b == ':'
+		}
+	}
+	return false
+}
+
+// string finds a string and its words.
+func (s *search) string(literal []byte) {
+	text := bytes.TrimSuffix(literal[1:], []byte{'"'})
+	if bytes.IndexByte(text, '\\') >= 0 {
+		text = s.unescaped(text)
+	}
+	s.value, s.words = s.value[:0], s.words[:0]
+	in := false // a word
+	for i := 0; i < len(text); {
+		at, length, inWord := len(s.value), 1, true
+		switch b := text[i]; {
+		case 'a' <= b && b <= 'z', '0' <= b && b <= '9':
+			s.value = append(s.value, b)
+		case 'A' <= b && b <= 'Z':
+			s.value = append(s.value, b-'A'+'a')
+		case b < utf8.RuneSelf:
+			s.value, inWord = append(s.value, b), false
+		default:
+			length, inWord = s.character(text[i:])
+		}
+		i += length
+		switch {
+		case !inWord:
+		case in:
+			s.words[len(s.words)-1].to = len(s.value)
+		default:
+			s.words = append(s.words, span{at, len(s.value)})
+		}
+		in = inWord
+	}
+	whole := bytes.TrimSpace(s.value)
+	s.find(whole)
+	for _, w := range s.words {
+		if w.to-w.from < len(whole) {
+			s.find(s.value[w.from:w.to])
+		}
+	}
+}
+
+// character adds the first character of a text to value.
+func (s *search) character(text []byte) (length int, inWord bool) {
+	r, length := utf8.DecodeRune(text)
+	c := &s.characters[uint32(r)%uint32(len(s.characters))]
+	if c.r != r {
+		folded, _ := appendFolded(nil, text)
+		*c = character{r: r, folded: string(folded), inWord: isPartOfWord(r)}
+	}
+	s.value = append(s.value, c.folded...)
+	return length, c.inWord
+}
+
+// unescaped is what the literal of a string stands for, which has no quotes any more.
+func (s *search) unescaped(literal []byte) []byte {
+	s.plain = s.plain[:0]
+	for rest := string(literal); rest != ""; {
+		n := strings.IndexByte(rest, '\\')
+		if n < 0 {
+			n = len(rest)
+		}
+		s.plain, rest = append(s.plain, rest[:n]...), rest[n:]
+		if rest == "" {
+			break
+		}
+		r, _, tail, err := strconv.UnquoteChar(rest, '"')
+		if err != nil { // what only JSON escapes, and half of a character
+			plain := string(literal)
+			_ = json.Unmarshal([]byte(`"`+plain+`"`), &plain) // what is no JSON stays as it is
+			return []byte(plain)
+		}
+		s.plain, rest = utf8.AppendRune(s.plain, r), tail
+	}
+	return s.plain
+}
+
+// number finds a number as it stands, and as Go prints it.
+func (s *search) number(literal string) {
+	s.find(bytes.ToLower([]byte(literal)))
+	if f, err := strconv.ParseFloat(literal, 64); err == nil {
+		s.find(fmt.Append(nil, f))
+		s.find(strconv.AppendFloat(nil, f, 'f', -1, 64))
+		s.find(strconv.AppendFloat(nil, math.Trunc(f), 'f', -1, 64))
+	}
+}
+
+// find finds a value in lower case wherever it is in the text.
+func (s *search) find(value []byte) {
+	if len(value) < minSecretLength || len(value) > len(s.folded) {
+		return
+	}
+	if !s.hasTriple(value) || !s.hasTriple(value[len(value)-3:]) {
+		return
+	}
+	length := utf8.RuneCount(value)
+	if _, done := s.known[string(value)]; done || length < minSecretLength {
+		return
+	}
+	if s.index == nil {
+		s.index = suffixarray.New(s.folded)
+	}
+	places := s.index.Lookup(value, -1)
+	if len(places) == 0 {
+		return
+	}
+	s.known[string(value)] = struct{}{}
+	if isOrdinary(string(value)) {
+		return
+	}
+	for _, at := range places {
+		if end := at + len(value); length >= minPartLength || s.isEdge(at) && s.isEdge(end) {
+			s.add(s.spans[at].from, s.spans[end-1].to)
+		}
+	}
+}
+
+func (s *search) hasTriple(b []byte) bool {
+	h := hash(b)
+	return s.triples[h/64]&(1<<(h%64)) != 0
+}
+
+// isEdge is whether no word goes on over a place in folded.
+func (s *search) isEdge(at int) bool {
+	before, _ := utf8.DecodeLastRune(s.folded[:at])
+	after, _ := utf8.DecodeRune(s.folded[at:])
+	if !isPartOfWord(before) || !isPartOfWord(after) || unicode.IsDigit(before) != unicode.IsDigit(after) {
+		return true
+	}
+	if unicode.In(before, unicode.Han, unicode.Hiragana, unicode.Katakana, unicode.Hangul, unicode.Thai, unicode.Lao, unicode.Khmer, unicode.Myanmar) {
+		return true // no blanks between words
+	}
+	last, _ := utf8.DecodeLastRuneInString(s.text[:s.spans[at-1].to])
+	first, _ := utf8.DecodeRuneInString(s.text[s.spans[at].from:])
+	return unicode.IsLower(last) && unicode.IsUpper(first) // as in lastName
+}
+
+func (s *search) add(from, to int) {
+	if s.found == nil {
+		s.found = make([]found, len(s.text))
+	}
+	if to <= s.found[from].to {
+		return
+	}
+	field := "event_data"
+	if name := bytes.Trim(s.name, `"`); isIdentifier(string(name)) {
+		field = string(name)
+	}
+	s.found[from] = found{to: to, field: field}
+}
+
+// replaced are the first bytes of the text, with the names of fields in place of what was found. Of what overlaps, the
+// longest gives the name.
+func (s *search) replaced(length int) string {
+	if s.found == nil {
+		return s.text[:length]
+	}
+	var b strings.Builder
+	for i := 0; i < length; i++ {
+		f := s.found[i]
+		if f.to == 0 {
+			b.WriteByte(s.text[i])
+			continue
+		}
+		longest := f.to - i
+		for k := i; k < f.to; k++ {
+			if more := s.found[k]; more.to > k {
+				if more.to-k > longest {
+					longest, f.field = more.to-k, more.field
+				}
+				f.to = max(f.to, more.to)
+			}
+		}
+		b.WriteString("‹" + f.field + "›")
+		i = f.to - 1
+	}
+	return b.String()
+}
+
+// isOrdinary is whether a text consists of [ordinary] words.
+func isOrdinary(text string) bool {
+	for word := range strings.FieldsFuncSeq(text, func(r rune) bool { return !isPartOfWord(r) }) {
+		if !strings.Contains(ordinary, " "+word+" ") {
+			return false
+		}
+	}
+	return true
+}
+
+// isIdentifier is whether a name is one that a program gives to a field. Others may be data, such as a phone number.
+func isIdentifier(name string) bool {
+	const most = 60
+	for i, r := range name {
+		if r != '_' && !unicode.IsLetter(r) && (i == 0 || !unicode.IsDigit(r)) {
+			return false
+		}
+	}
+	return name != "" && len(name) <= most
+}
+
+func isDigit(b byte) bool { return '0' <= b && b <= '9' }
+
+func isPartOfWord(r rune) bool {
+	return unicode.IsLetter(r) || unicode.IsDigit(r) || unicode.IsMark(r)
 }

@@ -120,16 +120,10 @@ func (b *batcher[U]) runBatch() bool {
 	if len(batch) == 0 {
 		return true
 	}
-	units := make([]U, len(batch))
-	for i, c := range batch {
-		units[i] = c.unit
-	}
-	ctx, release := batchContext(batch)
 	began := time.Now()
 	takeover := time.AfterFunc(statementTimeout, b.run)
-	err := b.recovered(ctx, units)
+	err := b.recovered(batch)
 	runs := takeover.Stop()
-	release()
 	if runs {
 		b.ended(len(batch), time.Since(began))
 	}
@@ -140,13 +134,19 @@ func (b *batcher[U]) runBatch() bool {
 	return runs
 }
 
-// recovered is execute, whose panic is an error.
-func (b *batcher[U]) recovered(ctx context.Context, units []U) (err error) {
+// recovered executes a batch. A panic is an error.
+func (b *batcher[U]) recovered(batch []*call[U]) (err error) {
 	defer func() {
 		if recover() != nil {
 			err = errPanicked
 		}
 	}()
+	units := make([]U, len(batch))
+	for i, c := range batch {
+		units[i] = c.unit
+	}
+	ctx, release := batchContext(batch)
+	defer release()
 	return b.execute(ctx, units)
 }
 
@@ -190,15 +190,24 @@ func (b *batcher[U]) next() []*call[U] {
 	if len(b.queue) == 0 {
 		return batch
 	}
-	fits := b.fitter(batch[0].unit)
+	var fits func(next U) bool
+	if !holds(func() bool { fits = b.fitter(batch[0].unit); return true }) {
+		return batch
+	}
 	b.queue = slices.DeleteFunc(b.queue, func(c *call[U]) bool {
-		if !fits(c.unit) {
+		if !holds(func() bool { return fits(c.unit) }) {
 			return false
 		}
 		batch = append(batch, c)
 		return true
 	})
 	return batch
+}
+
+// holds is the value of a condition, false if it panics: a unit that cannot be compared with others is executed alone.
+func holds(condition func() bool) (value bool) {
+	defer func() { _ = recover() }()
+	return condition()
 }
 
 // batchContext is the context of a batch's statement. When one of several callers gives up, the statement goes on for the

@@ -303,3 +303,65 @@ func TestPanicOfAStatement(t *testing.T) {
 		require.Equal(t, outcome{false, nil}, <-behind)
 	})
 }
+
+// Row 16 of issue 11: whatever panics, the callers get an answer and the batcher goes on.
+func TestPanicAroundAStatement(t *testing.T) {
+	t.Parallel()
+	for name, breakIt := range map[string]func(tr *traffic, ctx context.Context) context.Context{
+		"fitter of the first call": func(tr *traffic, ctx context.Context) context.Context {
+			tr.fitter = func(int) func(int) bool { panic("a fault") }
+			return ctx
+		},
+		"fit of the next call": func(tr *traffic, ctx context.Context) context.Context {
+			tr.fitter = func(int) func(int) bool { return func(int) bool { panic("a fault") } }
+			return ctx
+		},
+		"context of a batch": func(_ *traffic, ctx context.Context) context.Context { return brokenContext{ctx} },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				tr := newTraffic(t)
+				ctx := breakIt(tr, t.Context())
+				first := tr.call(t.Context(), 1)
+				running := <-tr.statements
+				var waiting []<-chan outcome
+				for unit := range 4 {
+					waiting = append(waiting, tr.call(ctx, 2+unit))
+				}
+				running.end <- nil
+				<-first
+				var served sync.WaitGroup
+				stop := make(chan struct{})
+				served.Go(func() {
+					for {
+						select {
+						case s := <-tr.statements:
+							s.end <- nil
+						case <-stop:
+							return
+						}
+					}
+				})
+				for _, w := range waiting {
+					if err := (<-w).err; err != nil {
+						require.Equal(t, errPanicked, err)
+					}
+				}
+				require.NoError(t, (<-tr.call(t.Context(), 21)).err, "it goes on")
+				close(stop)
+				served.Wait()
+			})
+		})
+	}
+}
+
+// brokenContext panics when it is to be shared by a batch.
+type brokenContext struct{ context.Context }
+
+func (c brokenContext) Value(key any) any {
+	if c.Err() == nil && key != nil {
+		panic("a fault")
+	}
+	return nil
+}

@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"slices"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/puddle/v2"
 
@@ -21,6 +22,8 @@ const (
 	serializationFailure = "40001"
 	deadlockDetected     = "40P01"
 	queryCanceled        = "57014"
+	idleInTransaction    = "25P03"
+	transactionTimeout   = "25P04"
 	undefinedTable       = "42P01"
 	undefinedColumn      = "42703"
 
@@ -68,6 +71,7 @@ func isTemporary(code string) bool {
 	switch code {
 	case "25006", // the server is a standby
 		"55P03", // a lock was not available
+		idleInTransaction, transactionTimeout,
 		serializationFailure, deadlockDetected:
 		return true
 	}
@@ -145,3 +149,12 @@ func refused(err *pgconn.PgError) *store.RefusedError {
 
 // functionName is a function's name in the context of an error.
 var functionName = regexp.MustCompile(`PL/pgSQL function [^\s(]+\(\)`)
+
+// commitFault is the error of a COMMIT. Of a connection that breaks before the answer, pgx may say that nothing was sent.
+func commitFault(err error) error {
+	_, answered := errors.AsType[*pgconn.PgError](err)
+	if err == nil || answered || errors.Is(err, pgx.ErrTxCommitRollback) {
+		return err
+	}
+	return fmt.Errorf("commit: %w: %w", store.ErrUnknownOutcome, err)
+}

@@ -157,7 +157,7 @@ func recordWith(
 	if failed := refusedCommit(err); failed != nil {
 		return failed, nil
 	}
-	return nil, err
+	return nil, commitFault(err)
 }
 
 // refusedCommit is err as a *[store.WorkError], if the commit failed by a deferred constraint, or as a statement had
@@ -180,13 +180,20 @@ func runWork(ctx context.Context, tx pgx.Tx, work []func(context.Context, pgx.Tx
 		ended := ctx.Err() != nil || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled)
 		switch {
 		case err == nil:
-		case tx.Conn().IsClosed() && !ended:
+		case tx.Conn().IsClosed() && !ended && !tookTooLong(err):
 			return fmt.Errorf("do the handler's work: %w: %w", store.ErrUnavailable, err)
 		default:
 			return &store.WorkError{Err: err}
 		}
 	}
 	return nil
+}
+
+// tookTooLong is whether the server has ended a transaction that lasted or was idle for longer than it allows. It would be
+// again.
+func tookTooLong(err error) bool {
+	pgErr, answered := errors.AsType[*pgconn.PgError](err)
+	return answered && (pgErr.Code == idleInTransaction || pgErr.Code == transactionTimeout)
 }
 
 // errNotYours is the error of work that would end the transaction.

@@ -22,10 +22,11 @@ func (s *Store) writeSQL(ctx context.Context, doing string, work func(ctx contex
 	if err != nil {
 		return fault(ctx, doing, err)
 	}
+	defer tx.Rollback() // for a panic; after the end of the transaction it does nothing
 	if err := work(ctx, tx); err != nil {
 		return errors.Join(fault(ctx, doing, err), ended(tx.Rollback()))
 	}
-	return writeFault(ctx, doing, tx.Commit())
+	return writeFault(ctx, doing, commitFault(tx.Commit()))
 }
 
 // ended is the error of a rollback, if the transaction is not over already.
