@@ -22,6 +22,7 @@ const (
 	serializationFailure = "40001"
 	deadlockDetected     = "40P01"
 	queryCanceled        = "57014"
+	inFailedTransaction  = "25P02"
 	idleInTransaction    = "25P03"
 	transactionTimeout   = "25P04"
 	undefinedTable       = "42P01"

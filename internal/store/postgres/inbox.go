@@ -164,10 +164,11 @@ func recordWith(
 // failed; else nil.
 func refusedCommit(err error) error {
 	const doing = "commit the handler's work"
-	if pgErr, answered := errors.AsType[*pgconn.PgError](err); answered && isRefusal(pgErr) {
+	pgErr, answered := errors.AsType[*pgconn.PgError](err)
+	if answered && isRefusal(pgErr) {
 		return &store.WorkError{Err: fmt.Errorf("%s: %w", doing, refused(pgErr))}
 	}
-	if errors.Is(err, pgx.ErrTxCommitRollback) {
+	if errors.Is(err, pgx.ErrTxCommitRollback) || answered && pgErr.Code == inFailedTransaction {
 		return &store.WorkError{Err: fmt.Errorf("%s: %w", doing, err)}
 	}
 	return nil
