@@ -83,27 +83,37 @@ func postgresChecks(s worker.Settings) []Check {
 	}
 }
 
-// on calls do with a new read-only connection.
+// on calls do with a new connection, in a read-only transaction: behind a pooler no setting of the session is safe, and no
+// prepared statement.
 func (d postgresDoctor) on(ctx context.Context, do func(*pgx.Conn) error) error {
 	config, err := pgx.ParseConfig(d.settings.DatabaseURL)
 	if err != nil { // its text may quote the password
 		return errors.New("the database URL is invalid")
 	}
 	config.RuntimeParams["application_name"] = "worker doctor"
-	config.RuntimeParams["default_transaction_read_only"] = "on"
+	if config.DefaultQueryExecMode == pgx.QueryExecModeCacheStatement {
+		config.DefaultQueryExecMode = pgx.QueryExecModeCacheDescribe
+	}
 	conn, err := pgx.ConnectConfig(ctx, config)
 	if err != nil {
 		return err
 	}
 	defer conn.Close(ctx)
+	if _, err := conn.Exec(ctx, "BEGIN READ ONLY"); err != nil {
+		return err
+	}
 	return do(conn)
 }
 
 func (d postgresDoctor) reach(ctx context.Context, r *Report) error {
 	err := d.on(ctx, func(conn *pgx.Conn) error {
 		var role string
-		var standby bool
-		if err := conn.QueryRow(ctx, "SELECT current_user, pg_is_in_recovery()").Scan(&role, &standby); err != nil {
+		var standby, readOnly bool
+		var pid uint32
+		err := conn.QueryRow(ctx, `
+			SELECT current_user, pg_is_in_recovery(), current_setting('default_transaction_read_only')::boolean, pg_backend_pid()`).
+			Scan(&role, &standby, &readOnly, &pid)
+		if err != nil {
 			return err
 		}
 		_, encrypted := conn.PgConn().Conn().(*tls.Conn)
@@ -112,8 +122,16 @@ func (d postgresDoctor) reach(ctx context.Context, r *Report) error {
 		if !encrypted && !isLocal(conn.Config().Host) {
 			r.warn("patient data is sent to Postgres unencrypted", "use sslmode=verify-full in DATABASE_URL")
 		}
-		if standby {
-			r.wrong("the server is a standby, which is read-only", "set DATABASE_URL to the primary")
+		if pid != conn.PgConn().PID() {
+			r.fine("a pooler stands before Postgres: the relay gets no notifications, and polls each second")
+		}
+		switch {
+		case standby:
+			r.wrong("the server is a standby, which is read-only",
+				"set DATABASE_URL to the primary, or to all servers with target_session_attrs=read-write")
+		case readOnly:
+			r.wrong("the server is read-only: default_transaction_read_only is on",
+				"set it to off for the server, database and role, or DATABASE_URL to the primary")
 		}
 		return nil
 	})
@@ -138,6 +156,8 @@ func adviceOnPostgres(err error) string {
 		return "correct the role in DATABASE_URL, or permit it in pg_hba.conf"
 	case answer.Code == "3D000":
 		return "correct the database in DATABASE_URL, or create it"
+	case answer.Code == "08P01":
+		return "a pooler refuses a setting in DATABASE_URL: use ALTER ROLE … SET for it, or the pooler's ignore_startup_parameters"
 	case answer.Code == "53300":
 		return "close connections, or raise max_connections"
 	default:
@@ -320,6 +340,9 @@ func (d postgresDoctor) horizon(ctx context.Context, conn *pgx.Conn, r *Report) 
 	var second []holder
 	if err == nil && len(first) > 0 {
 		if err = wait(ctx, recheck); err == nil {
+			_, err = conn.Exec(ctx, "SELECT pg_stat_clear_snapshot()") // a transaction sees the sessions as it first did
+		}
+		if err == nil {
 			second, err = read()
 		}
 	}

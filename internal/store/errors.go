@@ -20,6 +20,8 @@ var (
 	// ErrUnavailable says that the store could not be reached or could not serve: the fault is not the event's,
 	// and the same call can succeed later.
 	ErrUnavailable = errors.New("the store is unavailable")
+	// ErrReadOnly is an [ErrUnavailable] that says why: the server takes no writes.
+	ErrReadOnly = fmt.Errorf("%w: the server is read-only, as a standby or by default_transaction_read_only", ErrUnavailable)
 	// ErrNoPosition says that the row of relay_position was deleted after a relay had run: nothing tells what is published.
 	ErrNoPosition = errors.New("the row of relay_position is missing, so that it is not known which events are published: " +
 		"restore it from a backup, or see docs/operations.md to publish all events from the first one")

@@ -1,6 +1,7 @@
 package worker
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -107,10 +108,8 @@ func openBackend(ctx context.Context, s Settings, o OpenOptions) (Backend, error
 		}
 		if o.Migrate {
 			err = b.Migrate(ctx)
-		} else {
-			err = b.Ping(ctx)
 		}
-		if err != nil {
+		if err := cmp.Or(err, b.Ping(ctx)); err != nil {
 			return errors.Join(err, b.Close())
 		}
 		backend = b

@@ -27,6 +27,7 @@ const (
 	transactionTimeout   = "25P04"
 	undefinedTable       = "42P01"
 	undefinedColumn      = "42703"
+	readOnlyTransaction  = "25006"
 
 	numericOutOfRange    = "22003"
 	invalidText          = "22P02"
@@ -49,6 +50,8 @@ func fault(ctx context.Context, doing string, err error) error {
 		return fmt.Errorf("%s: %w", doing, err)
 	case answered && pgErr.Where == "" && (pgErr.Code == undefinedTable || pgErr.Code == undefinedColumn): // not in a trigger
 		return fmt.Errorf("%s: %w (%w)", doing, store.ErrNoSchema, err)
+	case answered && pgErr.Code == readOnlyTransaction:
+		return fmt.Errorf("%s: %w: %w", doing, store.ErrReadOnly, err)
 	case answered && isTemporary(pgErr.Code), !answered && (connecting || isBroken(err)):
 		return fmt.Errorf("%s: %w: %w", doing, store.ErrUnavailable, err)
 	}
@@ -70,7 +73,7 @@ func isTemporary(code string) bool {
 		return true
 	}
 	switch code {
-	case "25006", // the server is a standby
+	case readOnlyTransaction,
 		"55P03", // a lock was not available
 		idleInTransaction, transactionTimeout,
 		serializationFailure, deadlockDetected:

@@ -6,6 +6,7 @@ import (
 	_ "embed"
 	"errors"
 	"net"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -41,7 +42,9 @@ type Store struct {
 	pool *pgxpool.Pool
 	db   *sql.DB // over the pool
 	// config is what connections outside the pool begin from.
-	config      *pgx.ConnConfig
+	config *pgx.ConnConfig
+	// pooler says that a pooler stands before the server; see behindPooler.
+	pooler      bool
 	migrationDB *sql.DB
 	migrator    *migrations.Migrator
 
@@ -64,7 +67,14 @@ func Open(ctx context.Context, url string, o Options) (*Store, error) {
 		config.MaxConns = int32(min(o.MaxConns, maxConns))
 	}
 	configure(config.ConnConfig)
-	s := &Store{config: config.ConnConfig.Copy()}
+	s := &Store{}
+	if s.pooler, err = behindPooler(ctx, config.ConnConfig); err != nil {
+		return nil, fault(ctx, "open Postgres", err)
+	}
+	if s.pooler && !strings.Contains(url, "default_query_exec_mode") {
+		config.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeCacheDescribe
+	}
+	s.config = config.ConnConfig.Copy()
 	s.migrationDB = stdlib.OpenDB(*s.config)
 	s.migrationDB.SetMaxIdleConns(0)
 	if s.migrator, err = migrations.Postgres(s.migrationDB); err != nil {
@@ -78,17 +88,33 @@ func Open(ctx context.Context, url string, o Options) (*Store, error) {
 	s.Reads = store.NewReads(s.queries)
 	s.writes.execute, s.writes.fitter, s.writes.linger = s.writeTogether, fitWrites, true
 	s.lookups.execute, s.lookups.fitter = s.lookUp, fitLookups
-	if err := s.pool.Ping(ctx); err != nil {
-		return nil, errors.Join(fault(ctx, "open Postgres", err), s.Close())
-	}
 	return s, nil
+}
+
+// behindPooler reports whether a connection leads to a pooler such as pgbouncer: the process id that it told is not that of
+// the session. A pooler may give each transaction another session, so nothing may outlive one: no prepared statement,
+// LISTEN, SET or lock of a session.
+func behindPooler(ctx context.Context, config *pgx.ConnConfig) (bool, error) {
+	conn, err := pgx.ConnectConfig(ctx, config)
+	if err != nil {
+		return false, err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	var pid uint32
+	err = conn.QueryRow(ctx, "SELECT pg_backend_pid()", pgx.QueryExecModeCacheDescribe).Scan(&pid)
+	return pid != conn.PgConn().PID(), err
 }
 
 // maxConns is more than a server has.
 const maxConns = 1 << 18
 
-// configure sets what all connections of the store share.
+// configure sets what all connections of the store share. One that leads to a read-only server is closed: the next may find
+// the primary.
 func configure(c *pgx.ConnConfig) {
+	survives := c.OnPgError
+	c.OnPgError = func(conn *pgconn.PgConn, err *pgconn.PgError) bool {
+		return err.Code != readOnlyTransaction && survives(conn, err)
+	}
 	if c.ConnectTimeout == 0 {
 		c.ConnectTimeout = connectTimeout
 	}
@@ -135,10 +161,17 @@ func (s *Store) Close() error {
 var pingSQL string
 
 // Ping says whether the server answers and has the schema that this version of the worker needs: [store.ErrNoSchema]
-// when it has none or an older one, [store.ErrNewerSchema] when it has a newer one.
+// when it has none or an older one, [store.ErrNewerSchema] when it has a newer one, [store.ErrReadOnly] when it takes no
+// writes; then the connections are made again, as they may find another server.
 func (s *Store) Ping(ctx context.Context) error {
 	var version int64
-	if err := s.pool.QueryRow(ctx, pingSQL).Scan(&version); err != nil {
+	var readOnly bool
+	err := s.pool.QueryRow(ctx, pingSQL).Scan(&version, &readOnly)
+	if err == nil && readOnly {
+		s.pool.Reset()
+		err = store.ErrReadOnly
+	}
+	if err != nil {
 		return fault(ctx, "ping", err)
 	}
 	return s.migrator.Check(version)

@@ -81,7 +81,9 @@ func (s *Store) Tail(ctx context.Context, c store.TailConfig) (*store.Tail, erro
 	}
 	wake := make(chan struct{}, 1)
 	var listening sync.WaitGroup
-	listening.Go(func() { s.listen(ctx, wake) })
+	if !s.pooler { // behind one, notifications may not arrive
+		listening.Go(func() { s.listen(ctx, wake) })
+	}
 	t := tail{pool: pool, batchSize: c.BatchSize, statement: tailSQL}
 	if c.OnlyOwn {
 		t.statement = onlyOwn(tailSQL)

@@ -14,7 +14,7 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// startPostgres starts a Postgres server whose data do not outlive it.
+// startPostgres starts a Postgres server, or a standby of the one that the environment names. Its data do not outlive it.
 func startPostgres(ctx context.Context, dir string, durable bool) (*server, error) {
 	creator, err := initdb().find(ctx)
 	if err != nil {
@@ -30,6 +30,10 @@ func startPostgres(ctx context.Context, dir string, durable bool) (*server, erro
 
 	create := exec.CommandContext(ctx, creator, "--pgdata", data, "--username", "postgres", "--auth", "trust",
 		"--encoding", "UTF8", "--no-locale", "--no-sync")
+	if primary := os.Getenv(behindVariable); primary != "" {
+		create = exec.CommandContext(ctx, filepath.Join(filepath.Dir(creator), "pg_basebackup"), "--pgdata", data,
+			"--dbname", primary, "--write-recovery-conf", "--checkpoint=fast", "--no-sync")
+	}
 	create.Dir, create.Env, create.SysProcAttr = home, environment(home), account
 	if output, err := create.CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("create a Postgres cluster: %w\n%s", err, output)

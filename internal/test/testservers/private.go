@@ -73,13 +73,13 @@ type supervisor struct {
 }
 
 // startSupervisor returns when the server is ready. Cancelling ctx gives up a start; it does not end a started server.
-func startSupervisor(ctx context.Context, k kind, durable bool) (*supervisor, error) {
+func startSupervisor(ctx context.Context, k kind, durable bool, settings ...string) (*supervisor, error) {
 	program, err := os.Executable()
 	if err != nil {
 		return nil, fmt.Errorf("find the own program: %w", err)
 	}
 	command := exec.CommandContext(context.WithoutCancel(ctx), program)
-	command.Env = append(os.Environ(), superviseVariable+"="+k.String())
+	command.Env = append(append(os.Environ(), superviseVariable+"="+k.String()), settings...)
 	if durable {
 		command.Env = append(command.Env, durableVariable+"=1")
 	}

@@ -1,6 +1,9 @@
 package testservers
 
-import "context"
+import (
+	"cmp"
+	"context"
+)
 
 // Server is a private server for a program that harms it on purpose: it is the caller's alone, syncs its data to disk,
 // and keeps its port and its data when it is killed and started again. It ends with the process that started it,
@@ -12,11 +15,16 @@ type Server struct{ supervisor *supervisor }
 // StartPostgres returns a Postgres server, with at most 100 connections, when it is ready.
 func StartPostgres(ctx context.Context) (*Server, error) { return startServer(ctx, kindPostgres) }
 
+// StartStandby returns a streaming standby of a server that StartPostgres returned, when it can be read.
+func StartStandby(ctx context.Context, primary *Server) (*Server, error) {
+	return startServer(ctx, kindStandby, behindVariable+"="+primary.URL())
+}
+
 // StartRabbitMQ returns a RabbitMQ broker with its management API when it is ready.
 func StartRabbitMQ(ctx context.Context) (*Server, error) { return startServer(ctx, kindRabbitMQ) }
 
-func startServer(ctx context.Context, k kind) (*Server, error) {
-	s, err := startSupervisor(ctx, k, true)
+func startServer(ctx context.Context, k kind, settings ...string) (*Server, error) {
+	s, err := startSupervisor(ctx, k, true, settings...)
 	if err != nil {
 		return nil, err
 	}
@@ -25,10 +33,7 @@ func startServer(ctx context.Context, k kind) (*Server, error) {
 
 // URL is the server's address, with the credentials of its administrator.
 func (s *Server) URL() string {
-	if s.supervisor.kind == kindPostgres {
-		return s.supervisor.settings[databaseURL]
-	}
-	return s.supervisor.settings[rabbitMQURL]
+	return cmp.Or(s.supervisor.settings[databaseURL], s.supervisor.settings[rabbitMQURL])
 }
 
 // ManagementURL is the base URL of the broker's management API, credentials included and without a slash at its end.

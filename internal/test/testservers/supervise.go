@@ -23,11 +23,15 @@ type kind int
 const (
 	kindPostgres kind = iota
 	kindRabbitMQ
+	kindStandby
+	kindPGBouncer
 
-	kinds = iota
+	kinds = int(kindStandby) // that tests share
 )
 
-func (k kind) String() string { return [kinds]string{"Postgres", "RabbitMQ"}[k] }
+func (k kind) String() string {
+	return [...]string{"Postgres", "RabbitMQ", "Postgres standby", "pgbouncer"}[k]
+}
 
 // durableVariable, when set beside it, makes the server one that syncs its data to disk.
 const durableVariable = "TESTSERVERS_DURABLE"
@@ -39,6 +43,12 @@ func root() string { return strings.TrimSuffix(os.Getenv(rootVariable), "/") }
 
 // inRoot is a path in that folder as the servers see it.
 func inRoot(path string) string { return strings.TrimPrefix(path, root()) }
+
+// Further settings of a server that belongs to another one.
+const (
+	behindVariable   = "TESTSERVERS_BEHIND"    // the URL of a standby's primary, or of the server behind a pooler
+	poolModeVariable = "TESTSERVERS_POOL_MODE" // of pgbouncer
+)
 
 // report is the supervisor's answer on its standard output: one when the server is ready, and one to each order.
 type report struct {
@@ -131,8 +141,11 @@ func Supervise() {
 	}()
 
 	var start starter = startPostgres
-	if name == kindRabbitMQ.String() {
+	switch name {
+	case kindRabbitMQ.String():
 		start = startRabbitMQ
+	case kindPGBouncer.String():
+		start = startPGBouncer
 	}
 	if err := serve(ctx, start, os.Getenv(durableVariable) != "", orders); err != nil {
 		fmt.Fprintln(os.Stderr, err)
