@@ -131,15 +131,12 @@ func (s *Store) Close() error {
 	return errors.Join(err, s.migrationDB.Close())
 }
 
-//go:embed statements/ping.sql
-var pingSQL string
-
-// Ping says whether the server answers and has the schema that this version of the worker needs: [store.ErrNoSchema]
-// when it has none or an older one, [store.ErrNewerSchema] when it has a newer one.
+// Ping says whether the server answers and has a schema that this version of the worker can work with:
+// [store.ErrNoSchema] when it has none or an older one, [store.ErrNewerSchema] when a newer one breaks it.
 func (s *Store) Ping(ctx context.Context) error {
-	var version int64
-	if err := s.pool.QueryRow(ctx, pingSQL).Scan(&version); err != nil {
+	var schema migrations.Schema
+	if err := s.pool.QueryRow(ctx, migrations.SelectPostgres).Scan(&schema.Version, &schema.Breaking); err != nil {
 		return fault(ctx, "ping", err)
 	}
-	return s.migrator.Check(version)
+	return s.migrator.Check(schema)
 }
