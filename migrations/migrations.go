@@ -3,6 +3,10 @@
 // A migration is an SQL file, named by its number, or a Go function where it has to compute. What has been released keeps
 // its number and its effect.
 //
+// On Postgres other programs write to the tables meanwhile, and must not wait for longer than a second. So a migration of
+// a table that has rows has no transaction (-- +goose NO TRANSACTION), builds and drops indexes CONCURRENTLY, with a
+// lock_timeout of a minute, and adds a column with a constant default only. Each of its statements may run again.
+//
 // Programs of an older version go on with the schema of a newer one, so that workers can be updated, and rolled back, one
 // after the other. A migration with which they could not work says so in the database, as they do not know its file:
 // number N runs COMMENT ON TABLE worker_migrations IS 'breaking: N' on Postgres, PRAGMA user_version = N on SQLite. Its

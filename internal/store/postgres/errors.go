@@ -20,6 +20,7 @@ const (
 	serializationFailure = "40001"
 	deadlockDetected     = "40P01"
 	queryCanceled        = "57014"
+	lockNotAvailable     = "55P03"
 	undefinedTable       = "42P01"
 	undefinedColumn      = "42703"
 
@@ -66,7 +67,7 @@ func isTemporary(code string) bool {
 	}
 	switch code {
 	case "25006", // the server is a standby
-		"55P03", // a lock was not available
+		lockNotAvailable,
 		serializationFailure, deadlockDetected:
 		return true
 	}
