@@ -17,7 +17,7 @@ BENCHMARKED = $(shell grep -rl --include='*_test.go' '^func Benchmark' . | xargs
 
 .PHONY: help
 help: ## Say what there is to make
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: run
 run: build ## Build the worker and run it, by default on SQLite and the in-process bus
@@ -31,6 +31,20 @@ build: ## Build bin/worker
 test: bin/with-servers ## Run all tests on a real Postgres and a real RabbitMQ, started if none are named
 	$(if $(RACE),,@echo "There is no C compiler: the tests run without the race detector.")
 	bin/with-servers -- $(GO) test $(RACE) -shuffle=on -count=1 -timeout=20m ./...
+
+# Another system in a folder, for its servers; only root can make and use it. Elsewhere, name servers of the wanted
+# version by DATABASE_URL, RABBITMQ_URL and RABBITMQ_MANAGEMENT_URL, as those of Docker images.
+NEW_SYSTEM ?= /var/tmp/worker-servers-trixie
+
+.PHONY: test-servers-new
+test-servers-new: $(NEW_SYSTEM)/.complete ## Run all tests and the comparison on RabbitMQ 4 and Postgres 17, from Debian trixie
+	TESTSERVERS_ROOT=$(NEW_SYSTEM) $(MAKE) test bench-quick
+
+$(NEW_SYSTEM)/.complete:
+	command -v debootstrap >/dev/null || apt-get install -qq --yes --no-install-recommends debootstrap
+	rm -rf $(NEW_SYSTEM)
+	debootstrap --variant=minbase --include=rabbitmq-server,postgresql trixie $(NEW_SYSTEM) >/dev/null
+	touch $@
 
 .PHONY: lint
 lint: $(GOLANGCI_LINT) ## Check style and the mistakes that can be seen in the source
@@ -60,6 +74,14 @@ fuzz: ## Fuzz the decoding of events, each target for FUZZTIME
 torture: build ## Harm workers and servers under traffic for DURATION, by SEED, and check that nothing is lost or doubled
 	@$(GO) build -o bin/torture ./internal/test/torture/cmd/torture
 	bin/torture -duration=$(DURATION) -workers=$(WORKERS) $(if $(SEED),-seed=$(SEED))
+
+.PHONY: mutants
+mutants: bin/with-servers ## Put known faults into the source, one at a time, and see each found by the tests
+	bin/with-servers -- $(GO) run ./internal/test/mutants/cmd/mutants
+
+.PHONY: model
+model: ## Check the model of delivery with spin, and that it finds each of its faults; FAULTS=2 takes minutes
+	internal/test/model/check
 
 .PHONY: demo
 demo: build ## Run a worker on sample clinic traffic, and say what to look for

@@ -33,23 +33,28 @@ type older struct {
 
 func onOlder(t *testing.T, test func(t *testing.T, o older)) {
 	t.Helper()
-	for dialect, driver := range map[store.Dialect]string{store.SQLite: "sqlite", store.Postgres: "pgx"} {
+	for _, dialect := range []store.Dialect{store.SQLite, store.Postgres} {
 		t.Run(string(dialect), func(t *testing.T) {
 			t.Parallel()
-			name, make, version := filepath.Join(t.TempDir(), "healz.db"), SQLite, int64(sqliteLettersVersion)
-			if dialect == store.Postgres {
-				name, make, version = testservers.Postgres(t), Postgres, postgresLettersVersion
-			}
-			db, err := sql.Open(driver, name)
-			require.NoError(t, err)
-			t.Cleanup(func() { require.NoError(t, db.Close()) })
-			migrator, err := make(db)
-			require.NoError(t, err)
-			_, err = migrator.provider.UpTo(t.Context(), version-1)
-			require.NoError(t, err)
-			test(t, older{db, dialect, migrator, version})
+			test(t, openOlder(t, dialect))
 		})
 	}
+}
+
+func openOlder(t *testing.T, dialect store.Dialect) older {
+	t.Helper()
+	driver, name, make, version := "sqlite", filepath.Join(t.TempDir(), "healz.db"), SQLite, int64(sqliteLettersVersion)
+	if dialect == store.Postgres {
+		driver, name, make, version = "pgx", testservers.Postgres(t), Postgres, postgresLettersVersion
+	}
+	db, err := sql.Open(driver, name)
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, db.Close()) })
+	migrator, err := make(db)
+	require.NoError(t, err)
+	_, err = migrator.provider.UpTo(t.Context(), version-1)
+	require.NoError(t, err)
+	return older{db, dialect, migrator, version}
 }
 
 // down takes back the one table, and what came after it.
@@ -293,32 +298,27 @@ func TestDownOfTheOneTable(t *testing.T) {
 // Who had rights on the old table has them on the new one, and on the old ones when it is taken back.
 func TestGrantsAreCarriedOver(t *testing.T) {
 	t.Parallel()
-	onOlder(t, func(t *testing.T, o older) {
-		t.Helper()
-		if o.dialect != store.Postgres {
-			t.Skip("SQLite has no rights")
-		}
-		role := "Reader " + uuid.NewString()
-		quoted := `"` + role + `"`
-		o.exec(t, "CREATE ROLE "+quoted)
-		t.Cleanup(func() {
-			_, err := o.db.ExecContext(context.WithoutCancel(t.Context()), "DROP OWNED BY "+quoted+"; DROP ROLE "+quoted)
-			require.NoError(t, err)
-		})
-		o.exec(t, "GRANT SELECT, INSERT, UPDATE, DELETE ON dead_letters TO "+quoted)
-		o.exec(t, "GRANT SELECT, INSERT, UPDATE ON relay_position TO "+quoted)
-		rights := func(table string) (list string) {
-			require.NoError(t, o.db.QueryRowContext(t.Context(), `SELECT coalesce(string_agg(privilege_type, ' ' ORDER BY privilege_type), '')
-				FROM information_schema.role_table_grants WHERE grantee = $1 AND table_name = $2`, role, table).Scan(&list))
-			return list
-		}
-		const all = "DELETE INSERT SELECT UPDATE"
-		require.Equal(t, all, rights("dead_letters"))
-		require.NoError(t, o.migrator.Up(t.Context()))
-		require.Equal(t, all, rights("dead_letters"))
-		require.Equal(t, "INSERT SELECT UPDATE", rights("leases"), "of whoever relays")
-		require.NoError(t, o.down(t))
-		require.Equal(t, all, rights("dead_letters"))
-		require.Equal(t, all, rights("archived_letters"))
+	o := openOlder(t, store.Postgres)
+	role := "Reader " + uuid.NewString()
+	quoted := `"` + role + `"`
+	o.exec(t, "CREATE ROLE "+quoted)
+	t.Cleanup(func() {
+		_, err := o.db.ExecContext(context.WithoutCancel(t.Context()), "DROP OWNED BY "+quoted+"; DROP ROLE "+quoted)
+		require.NoError(t, err)
 	})
+	o.exec(t, "GRANT SELECT, INSERT, UPDATE, DELETE ON dead_letters TO "+quoted)
+	o.exec(t, "GRANT SELECT, INSERT, UPDATE ON relay_position TO "+quoted)
+	rights := func(table string) (list string) {
+		require.NoError(t, o.db.QueryRowContext(t.Context(), `SELECT coalesce(string_agg(privilege_type, ' ' ORDER BY privilege_type), '')
+			FROM information_schema.role_table_grants WHERE grantee = $1 AND table_name = $2`, role, table).Scan(&list))
+		return list
+	}
+	const all = "DELETE INSERT SELECT UPDATE"
+	require.Equal(t, all, rights("dead_letters"))
+	require.NoError(t, o.migrator.Up(t.Context()))
+	require.Equal(t, all, rights("dead_letters"))
+	require.Equal(t, "INSERT SELECT UPDATE", rights("leases"), "of whoever relays")
+	require.NoError(t, o.down(t))
+	require.Equal(t, all, rights("dead_letters"))
+	require.Equal(t, all, rights("archived_letters"))
 }

@@ -7,10 +7,12 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/healz/worker/internal/doctor"
+	"github.com/healz/worker/internal/handlers"
+	"github.com/healz/worker/internal/handlers/register"
 	"github.com/healz/worker/internal/worker"
 )
 
-func doctorCommand(s *worker.Settings) *cobra.Command {
+func doctorCommand(s *worker.Settings, all registrations) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "doctor",
 		Short: "Check settings, store and broker, and advise how to fix problems",
@@ -28,11 +30,15 @@ It exits with 0 if everything is ok, with 1 if there are warnings, and with 2 if
 		"the setting of the workers")
 	flags.DurationVar(&s.DeadLetterRetention, "dead-letter-retention", s.DeadLetterRetention, "the setting of the workers; 0: unlimited")
 	flags.BoolVar(&s.Relay.OnlyOwn, "relay-only-own", false, "the setting of the workers")
+	flags.BoolVar(&s.AMQP.Competing, "competing-consumers", false, "the setting of the workers")
+	addAttempts(flags, &s.Tuning)
 	flags.DurationSliceVar(&s.AMQP.RetryLater, "retry-later", nil, "the setting of the workers, like 10s,1m,10m")
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		out := c.OutOrStdout()
+		var registry handlers.Registry
+		all(&registry, register.Options{})
 		worst := doctor.OK
-		for finding := range doctor.Examine(c.Context(), doctor.Checks(*s), doctor.Timeout) {
+		for finding := range doctor.Examine(c.Context(), doctor.Checks(*s, registry.Most()), doctor.Timeout) {
 			worst = doctor.Worst(worst, finding.Status)
 			if err := printFinding(out, *f, finding); err != nil {
 				return err

@@ -101,7 +101,7 @@ each store works with each bus.`,
 	complete(root, "queue-type", amqp.ClassicQueues, amqp.QuorumQueues)
 	root.AddCommand(
 		runCommand(&settings, all), migrateCommand(&settings), appendCommand(&settings), publishCommand(&settings),
-		eventsCommand(&settings), traceCommand(&settings), tailCommand(&settings), doctorCommand(&settings),
+		eventsCommand(&settings), traceCommand(&settings), tailCommand(&settings), doctorCommand(&settings, all),
 		dlqCommand(&settings, all), demoCommand(),
 	)
 	finish(root)

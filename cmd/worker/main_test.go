@@ -583,7 +583,7 @@ func TestPartitions(t *testing.T) {
 	t.Parallel()
 	p := onServers(t)
 	if r := p.run("", "dlq", "ingest", "--partitions", "4"); strings.Contains(r.err, "rabbitmq_consistent_hash_exchange") {
-		t.Skip(r.err)
+		testservers.Skip(t, r.err)
 	}
 	survivor := p.start("--partitions", "4")
 	victim := p.start("--partitions", "4")

@@ -12,6 +12,7 @@ import (
 	"unicode"
 
 	"github.com/healz/worker/internal/events"
+	"github.com/healz/worker/internal/rawjson"
 )
 
 // printer prints results, each as a row of a table or as a line of JSON.
@@ -78,7 +79,7 @@ func printJSON(w io.Writer, v any) error {
 	if err != nil {
 		return fmt.Errorf("print as JSON: %w", err)
 	}
-	_, err = fmt.Fprintf(w, "%s\n", line)
+	_, err = fmt.Fprintf(w, "%s\n", rawjson.Printable(line))
 	return err
 }
 
@@ -86,7 +87,7 @@ func printJSON(w io.Writer, v any) error {
 func printEvents(w io.Writer, f format, list []events.Event) error {
 	p := newPrinter(w, f, "CREATED", "TYPE", "AGGREGATE", "VERSION", "TENANT", "CORRELATION", "EVENT")
 	for _, e := range list {
-		err := p.print(e, localTime(e.CreatedAt), e.Type, e.AggregateType+"/"+e.AggregateID.String(), fmt.Sprint(e.AggregateVersion),
+		err := p.print(readable(e), localTime(e.CreatedAt), e.Type, e.AggregateType+"/"+e.AggregateID.String(), fmt.Sprint(e.AggregateVersion),
 			e.TenantID.String(), e.CorrelationID.String(), e.ID.String())
 		if err != nil {
 			return err
@@ -95,11 +96,21 @@ func printEvents(w io.Writer, f format, list []events.Event) error {
 	return p.flush()
 }
 
+// readable is the event with JSON that encoding/json reads: what is nested more deeply becomes a string.
+func readable(e events.Event) events.Event {
+	for _, raw := range []*json.RawMessage{&e.Data, &e.Metadata} {
+		if len(*raw) > 0 && !json.Valid(*raw) {
+			*raw, _ = json.Marshal(string(*raw)) // a string is always encoded
+		}
+	}
+	return e
+}
+
 func localTime(t time.Time) string {
 	if t.IsZero() {
 		return "-"
 	}
-	return t.UTC().Format("2006-01-02 15:04:05.000Z")
+	return events.FormatTime(t, "2006-01-02 15:04:05.000Z")
 }
 
 func plural(n int, noun string) string {

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/healz/worker/internal/console"
 	"github.com/healz/worker/internal/events"
@@ -97,20 +98,19 @@ set, it exports traces by OTLP; the other variables of OpenTelemetry apply, too.
 	flags.IntVar(&t.Concurrency, "concurrency", t.Concurrency, "events handled in parallel; events of one aggregate are always handled one after another")
 	flags.IntVar(&s.AMQP.Prefetch, "prefetch", s.AMQP.Prefetch, "prefetch count of the RabbitMQ consumer; at least the concurrency")
 	flags.IntVar(&t.MaxMessage, "max-message", t.MaxMessage, "size limit of an event in bytes; a larger one becomes a dead letter without being parsed")
-	flags.IntVar(&t.RetryAttempts, "retry-attempts", t.RetryAttempts, "attempts of a handler before the event becomes a dead letter")
-	flags.DurationVar(&t.RetryInitial, "retry-initial", t.RetryInitial, "backoff before the second attempt; it doubles with each attempt")
-	flags.DurationVar(&t.RetryMax, "retry-max", t.RetryMax, "maximum backoff between two attempts")
+	addAttempts(flags, t)
 	flags.DurationSliceVar(&s.AMQP.RetryLater, "retry-later", nil,
 		"delays before further rounds of attempts, like 10s,1m,10m; RabbitMQ keeps the event meanwhile, and later events of its aggregate continue")
 	flags.StringVar(&f.afterDeadLetter, "after-dead-letter", string(t.AfterDeadLetter),
 		"handling of later events of an aggregate with a dead letter: continue, or park (they become dead letters, too, and are replayed in order)")
-	flags.DurationVar(&t.HandlerTimeout, "handler-timeout", t.HandlerTimeout, "timeout of one attempt of one handler")
 	flags.DurationVar(&t.GracePeriod, "grace-period", t.GracePeriod, "how long a stop waits for events in flight")
 	flags.DurationVar(&t.RelayPoll, "relay-poll", t.RelayPoll, "interval at which the relay polls the store, besides notifications")
 	flags.IntVar(&s.Relay.BatchSize, "relay-batch", s.Relay.BatchSize, "at most this number of events per batch of the relay")
 	flags.StringVar(&f.relayStart, "relay-start", string(s.Relay.Start),
 		"first position of the relay in a database: auto (after the rows of an adopted table), beginning or end")
 	flags.BoolVar(&s.Relay.OnlyOwn, "relay-only-own", false, "relay only events that this program wrote, if other programs publish their own")
+	flags.BoolVar(&s.AMQP.Competing, "competing-consumers", false,
+		"let several workers consume the one queue at once; the order of an aggregate is then not kept between them. Without it, one consumes and the others are on standby")
 	flags.BoolVar(&s.AMQP.LeavePartitions, "leave-partitions", false, "return from partitions to one queue, after the messages in the partitions are handled")
 	flags.DurationVar(&s.InboxRetention, "inbox-retention", s.InboxRetention,
 		"how long the inbox keeps its records, by which redelivered events are detected; 0: unlimited")
@@ -124,6 +124,14 @@ set, it exports traces by OTLP; the other variables of OpenTelemetry apply, too.
 	complete(c, "after-dead-letter", string(handlers.Continue), string(handlers.Park))
 	complete(c, "relay-start", string(store.StartAuto), string(store.StartBeginning), string(store.StartEnd))
 	return c
+}
+
+// addAttempts adds the flags that say how often and how long a handler is tried.
+func addAttempts(flags *pflag.FlagSet, t *worker.Tuning) {
+	flags.IntVar(&t.RetryAttempts, "retry-attempts", t.RetryAttempts, "attempts of a handler before the event becomes a dead letter")
+	flags.DurationVar(&t.RetryInitial, "retry-initial", t.RetryInitial, "backoff before the second attempt; it doubles with each attempt")
+	flags.DurationVar(&t.RetryMax, "retry-max", t.RetryMax, "maximum backoff between two attempts")
+	flags.DurationVar(&t.HandlerTimeout, "handler-timeout", t.HandlerTimeout, "timeout of one attempt of one handler")
 }
 
 // whileLevelChanges calls do. Meanwhile signals change the log level.

@@ -77,7 +77,7 @@ fields, too. event_data and metadata are printed only with --reveal.`,
 // printFollowed prints one event without buffering.
 func printFollowed(w io.Writer, f format, e events.Event, reveal bool) error {
 	if f == formatJSON && reveal {
-		return printJSON(w, e)
+		return printJSON(w, readable(e))
 	}
 	if f == formatJSON {
 		line, err := withoutData(e)
@@ -96,6 +96,7 @@ func printFollowed(w io.Writer, f format, e events.Event, reveal bool) error {
 
 // withoutData returns the JSON of an event without the fields that may be about a patient.
 func withoutData(e events.Event) (map[string]json.RawMessage, error) {
+	e.Data, e.Metadata = json.RawMessage("null"), nil
 	body, err := json.Marshal(e)
 	var fields map[string]json.RawMessage
 	if err == nil {
@@ -105,6 +106,5 @@ func withoutData(e events.Event) (map[string]json.RawMessage, error) {
 		return nil, fmt.Errorf("print event %s: %w", e.ID, err)
 	}
 	delete(fields, "event_data")
-	delete(fields, "metadata")
 	return fields, nil
 }

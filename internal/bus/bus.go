@@ -24,6 +24,9 @@ const (
 	// name in the event's metadata.
 	TraceparentKey = "traceparent"
 
+	// ContentEncodingKey is AMQP's property of this name, of a message of another program: this worker sets none.
+	ContentEncodingKey = "content_encoding"
+
 	// ReplayHandlerKey names the one handler that a replayed message is for; the others had succeeded.
 	ReplayHandlerKey = "replay_handler"
 )

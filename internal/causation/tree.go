@@ -310,11 +310,15 @@ func (b *builder) cycles() []int {
 	return cycles
 }
 
+// isKnown tells whether at is a time that an event can have by the contract. Another program may have written others, such
+// as an infinity; offsets and durations do not count from these.
+func isKnown(at time.Time) bool { return !at.IsZero() && at.Year() >= 1 && at.Year() <= 9999 }
+
 // Began returns when the earliest event was created.
 func (t Tree) Began() time.Time {
 	var began time.Time
 	for _, n := range t.Nodes {
-		if at := n.Event.CreatedAt; !at.IsZero() && (began.IsZero() || at.Before(began)) {
+		if at := n.Event.CreatedAt; isKnown(at) && (began.IsZero() || at.Before(began)) {
 			began = at
 		}
 	}
@@ -325,7 +329,7 @@ func (t Tree) Began() time.Time {
 func (t Tree) Ended() time.Time {
 	var ended time.Time
 	take := func(at time.Time) {
-		if at.After(ended) {
+		if at.After(ended) && isKnown(at) {
 			ended = at
 		}
 	}

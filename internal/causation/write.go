@@ -13,6 +13,8 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/healz/worker/internal/deadletter"
+	"github.com/healz/worker/internal/events"
+	"github.com/healz/worker/internal/rawjson"
 )
 
 // maxIndent is the number of levels that are drawn. For deeper nodes these are the nearest levels.
@@ -139,7 +141,7 @@ func (t Tree) tenant() (tenant uuid.UUID, same bool) {
 
 type treeJSON struct {
 	CorrelationID uuid.UUID  `json:"correlation_id"`
-	BeganAt       time.Time  `json:"began_at"`
+	BeganAt       string     `json:"began_at"`
 	DurationMS    float64    `json:"duration_ms"`
 	DeadLetters   int        `json:"dead_letters"`
 	Truncated     bool       `json:"truncated"`
@@ -156,7 +158,7 @@ type nodeJSON struct {
 	CausationID   *uuid.UUID    `json:"causation_id,omitempty"`
 	Cause         Cause         `json:"cause"`
 	Depth         int           `json:"depth"`
-	CreatedAt     time.Time     `json:"created_at"`
+	CreatedAt     string        `json:"created_at"` // a [time.Time] of a year above 9999 is no JSON
 	OffsetMS      float64       `json:"offset_ms"`
 	Stored        bool          `json:"stored"`
 	Handled       []handledJSON `json:"handled"`
@@ -184,14 +186,14 @@ type failureJSON struct {
 func (t Tree) WriteJSON(w io.Writer) error {
 	began := t.Began()
 	tree := treeJSON{
-		CorrelationID: t.CorrelationID, BeganAt: began, DurationMS: milliseconds(t.Ended().Sub(began)),
+		CorrelationID: t.CorrelationID, BeganAt: events.FormatTime(began, time.RFC3339Nano), DurationMS: milliseconds(t.Ended().Sub(began)),
 		DeadLetters: t.Failures(), Truncated: t.Truncated, Events: make([]nodeJSON, len(t.Nodes)),
 	}
 	for i, n := range t.Nodes {
 		e := n.Event
 		node := nodeJSON{
 			EventID: e.ID, EventType: e.Type, AggregateType: e.AggregateType, AggregateID: e.AggregateID,
-			Version: e.AggregateVersion, TenantID: e.TenantID, Cause: n.Cause, Depth: n.Depth, CreatedAt: e.CreatedAt,
+			Version: e.AggregateVersion, TenantID: e.TenantID, Cause: n.Cause, Depth: n.Depth, CreatedAt: events.FormatTime(e.CreatedAt, time.RFC3339Nano),
 			OffsetMS: milliseconds(e.CreatedAt.Sub(began)), Stored: n.Stored,
 			Handled: make([]handledJSON, len(n.Handled)), Failures: make([]failureJSON, len(n.Failures)),
 		}
@@ -210,7 +212,11 @@ func (t Tree) WriteJSON(w io.Writer) error {
 		}
 		tree.Events[i] = node
 	}
-	return json.NewEncoder(w).Encode(tree)
+	text, err := json.Marshal(tree)
+	if err == nil {
+		_, err = fmt.Fprintf(w, "%s\n", rawjson.Printable(text))
+	}
+	return err
 }
 
 // WriteDOT writes the tree as a graph for Graphviz.
@@ -277,6 +283,9 @@ func count(n int, what string) string {
 func offset(at, began time.Time) string {
 	if at.IsZero() {
 		return "?"
+	}
+	if !isKnown(at) {
+		return events.FormatTime(at, time.DateOnly)
 	}
 	return "+" + duration(at.Sub(began))
 }

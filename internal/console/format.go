@@ -16,6 +16,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/healz/worker/internal/deadletter"
+	"github.com/healz/worker/internal/events"
 	"github.com/healz/worker/internal/store"
 )
 
@@ -63,10 +64,10 @@ func stamp(t time.Time) string {
 	if t.IsZero() {
 		return "–"
 	}
-	return t.UTC().Format("2006-01-02 15:04:05.000")
+	return events.FormatTime(t, "2006-01-02 15:04:05.000")
 }
 
-func machine(t time.Time) string { return t.UTC().Format(time.RFC3339Nano) }
+func machine(t time.Time) string { return events.FormatTime(t, time.RFC3339Nano) }
 
 func ago(t time.Time) string {
 	if t.IsZero() {
@@ -74,7 +75,7 @@ func ago(t time.Time) string {
 	}
 	d := time.Since(t)
 	if d < 0 {
-		return "in " + rough(-d)
+		return "in " + rough(d.Abs())
 	}
 	if d < time.Second {
 		return "just now"
@@ -95,11 +96,12 @@ func rough(d time.Duration) string {
 	}
 }
 
-// took formats a short duration exactly, and a long one roughly.
+// took formats a short duration exactly, and a long one roughly. The difference of two times may be the least duration
+// there is, which has no negative.
 func took(d time.Duration) string {
 	switch {
 	case d < 0:
-		return "–" + took(-d)
+		return "–" + took(d.Abs())
 	case d < time.Millisecond:
 		return fmt.Sprintf("%d µs", d.Microseconds())
 	case d < time.Second:

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/healz/worker/internal/bus"
@@ -659,5 +660,40 @@ func TestIngestWhileSentLettersAreNoted(t *testing.T) {
 		require.NoError(t, <-errs)
 		require.Equal(t, n, last.FailedAgain)
 		require.Len(t, f.sent(), n)
+	})
+}
+
+// A letter is sent, fails again and is released anew, all before the worker notes that it was sent: it is sent once more.
+func TestALetterReleasedAnewBeforeItsFirstSendingIsNoted(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, b backend, table *deadletter.Table) {
+		t.Helper()
+		many(t, table, 1)
+		options := deadletter.ReplayOptions{Patience: patience, MaxFailures: -1}
+		second := make(chan deadletter.Counts, 1)
+		f := &fakeBus{table: table}
+		f.handle = func(ctx context.Context, r deadletter.Release) deadletter.Sending {
+			if len(f.got) > 1 {
+				return f.settle(ctx, r)
+			}
+			f.fail(ctx, r)
+			go func() {
+				_, last, err := replay(ctx, table, deadletter.Filter{}, options)
+				assert.NoError(t, err)
+				second <- last.Counts
+			}()
+			assert.Eventually(t, func() bool {
+				var releases int
+				err := b.SQL().DB.QueryRowContext(ctx, "SELECT count(*) FROM dead_letters WHERE state = 'replaying' AND replays = 1").Scan(&releases)
+				return err == nil && releases == 1
+			}, patience, time.Millisecond)
+			return deadletter.Sending{}
+		}
+		f.run(t)
+		_, first, err := replay(t.Context(), table, deadletter.Filter{}, options)
+		require.NoError(t, err)
+		require.Equal(t, 1, first.FailedAgain+first.Kept, "kept by the second")
+		require.Equal(t, deadletter.Counts{Chosen: 1, Sent: 1, Handled: 1}, <-second)
+		require.Equal(t, []string{"0", "0"}, f.sent())
 	})
 }

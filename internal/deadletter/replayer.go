@@ -149,42 +149,57 @@ func (t *Table) releases(ctx context.Context) ([]Release, []int64, error) {
 	return letters, seqs, nil
 }
 
-// sent notes what became of letters that were sent.
+// sent notes what became of letters that were sent. One that has been released anew meanwhile, as it has failed again, is yet
+// to be sent for that.
 func (t *Table) sent(ctx context.Context, letters []Release, seqs []int64, sendings []Sending) error {
-	now := t.dialect.at(time.Now())
 	return t.db.Write(ctx, "note the sent dead letters", func(ctx context.Context, tx *sql.Tx) error {
-		const unsent = "state = 'replaying' AND sent_at IS NULL"
 		if err := t.lock(ctx, tx, seqs, "state IN ('replaying', 'waiting') AND sent_at IS NULL"); err != nil {
 			return err
 		}
-		// A replay that has ended meanwhile has taken back its letters, which are on the bus all the same.
-		_, err := t.exec(ctx, tx, "UPDATE dead_letters SET state = 'replaying', released_at = ? WHERE state = 'waiting' AND "+
-			"release <> '' AND released_at IS NULL AND sent_at IS NULL AND "+t.dialect.in("seq"), now, list(t.dialect, seqs))
+		for first := 0; first < len(letters); {
+			end := first + 1
+			for end < len(letters) && letters[end].ReplayID == letters[first].ReplayID {
+				end++
+			}
+			if err := t.sentBy(ctx, tx, letters[first].ReplayID, seqs[first:end], sendings[first:end]); err != nil {
+				return err
+			}
+			first = end
+		}
+		return nil
+	})
+}
+
+// sentBy is [Table.sent] for the letters of one replay.
+func (t *Table) sentBy(ctx context.Context, tx *sql.Tx, replayID string, seqs []int64, sendings []Sending) error {
+	now := t.dialect.at(time.Now())
+	// A replay that has ended meanwhile has taken back its letters, which are on the bus all the same.
+	_, err := t.exec(ctx, tx, "UPDATE dead_letters SET state = 'replaying', released_at = ? WHERE state = 'waiting' AND "+
+		"release = ? AND released_at IS NULL AND sent_at IS NULL AND "+t.dialect.in("seq"), now, replayID, list(t.dialect, seqs))
+	if err != nil {
+		return err
+	}
+	const mine = " WHERE state = 'replaying' AND sent_at IS NULL AND release = ? AND "
+	var safe []int64
+	for i, s := range sendings {
+		var err error
+		switch {
+		case s.Problem != nil:
+			_, err = t.exec(ctx, tx, "UPDATE dead_letters SET state = 'waiting', problem = ?"+mine+"seq = ?",
+				text(CutReason(s.Problem.Error())), replayID, seqs[i])
+		case s.Elsewhere != "":
+			_, err = t.exec(ctx, tx, "UPDATE dead_letters SET state = 'handled', sent_at = ?, decided_at = ?, decided_by = ?, "+
+				"decided_reason = ?"+mine+"seq = ?", now, now, "replay "+replayID,
+				text("sent to queue "+s.Elsewhere+", which this worker does not consume"), replayID, seqs[i])
+		default:
+			safe = append(safe, seqs[i])
+		}
 		if err != nil {
 			return err
 		}
-		const mine = " WHERE " + unsent + " AND "
-		var safe []int64
-		for i, s := range sendings {
-			var err error
-			switch {
-			case s.Problem != nil:
-				_, err = t.exec(ctx, tx, "UPDATE dead_letters SET state = 'waiting', problem = ?"+mine+"seq = ?",
-					text(CutReason(s.Problem.Error())), seqs[i])
-			case s.Elsewhere != "":
-				_, err = t.exec(ctx, tx, "UPDATE dead_letters SET state = 'handled', sent_at = ?, decided_at = ?, decided_by = ?, "+
-					"decided_reason = ?"+mine+"seq = ?", now, now, "replay "+letters[i].ReplayID,
-					text("sent to queue "+s.Elsewhere+", which this worker does not consume"), seqs[i])
-			default:
-				safe = append(safe, seqs[i])
-			}
-			if err != nil {
-				return err
-			}
-		}
-		_, err = t.exec(ctx, tx, "UPDATE dead_letters SET sent_at = ?"+mine+t.dialect.in("seq"), now, list(t.dialect, safe))
-		return err
-	})
+	}
+	_, err = t.exec(ctx, tx, "UPDATE dead_letters SET sent_at = ?"+mine+t.dialect.in("seq"), now, replayID, list(t.dialect, safe))
+	return err
 }
 
 const selectSilent = "SELECT seq FROM dead_letters WHERE state = 'replaying' AND released_at < ? AND sent_at < ?"

@@ -67,9 +67,9 @@ func (r *Report) otherwise(format string, args ...any) {
 	}
 }
 
-// Checks returns the checks for a worker with these settings.
-func Checks(s worker.Settings) []Check {
-	checks := settingsChecks(s)
+// Checks returns the checks for a worker with these settings, whose events have at most so many handlers.
+func Checks(s worker.Settings, handlers int) []Check {
+	checks := settingsChecks(s, handlers)
 	if s.Embedded() {
 		checks = append(checks, sqliteChecks(s)...)
 	} else {

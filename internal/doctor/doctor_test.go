@@ -77,7 +77,7 @@ type examined []doctor.Finding
 
 func examine(t *testing.T, s worker.Settings) examined {
 	t.Helper()
-	findings := slices.Collect(doctor.Examine(t.Context(), doctor.Checks(s), doctor.Timeout))
+	findings := slices.Collect(doctor.Examine(t.Context(), doctor.Checks(s, 1), doctor.Timeout))
 	for _, f := range findings {
 		require.NotEmpty(t, f.What)
 		require.NotContains(t, f.What+f.Advice, "\n")

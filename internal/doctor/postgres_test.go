@@ -290,7 +290,7 @@ func TestPostgresServer(t *testing.T) {
 	}
 
 	require.NoError(t, server.Pause())
-	found = slices.Collect(doctor.Examine(t.Context(), doctor.Checks(s), 2*time.Second))
+	found = slices.Collect(doctor.Examine(t.Context(), doctor.Checks(s, 1), 2*time.Second))
 	require.NoError(t, server.Resume())
 	found.requireFinding(t, "postgres", doctor.Wrong)
 	found.requireFinding(t, "clock", doctor.Skipped)

@@ -4,6 +4,8 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/healz/worker/internal/bus/amqp"
@@ -33,7 +35,7 @@ func rabbitMQChecks(s worker.Settings) []Check {
 			return nil
 		}},
 		check("topology", checkTopology),
-		check("queues", func(survey amqp.Survey, r *Report) { checkQueues(survey, s.IngestDeadLetters, r) }),
+		check("queues", func(survey amqp.Survey, r *Report) { checkQueues(survey, s, r) }),
 	}
 }
 
@@ -55,6 +57,11 @@ func checkTopology(survey amqp.Survey, r *Report) {
 		switch {
 		case p.Missing:
 			missing = append(missing, p.Kind+" "+p.Name)
+		case p.Err != nil && p.Optional:
+			r.warn("the user lacks the right "+p.Right+": the worker uses what exists, and cannot restore or verify it",
+				"grant it, or keep this in mind when something is deleted")
+		case p.Err != nil && p.Right != "":
+			r.wrong("the user lacks the right "+p.Right, adviceOnPart(p))
 		case p.Err != nil:
 			r.wrong(oneLine(p.Err), adviceOnPart(p))
 		}
@@ -78,7 +85,7 @@ func adviceOnPart(p amqp.Part) string {
 	}
 }
 
-func checkQueues(survey amqp.Survey, ingest bool, r *Report) {
+func checkQueues(survey amqp.Survey, s worker.Settings, r *Report) {
 	backlog := 0
 	for _, p := range survey.Parts {
 		switch {
@@ -86,7 +93,7 @@ func checkQueues(survey amqp.Survey, ingest bool, r *Report) {
 		case p.Failed:
 			if p.Messages > 0 && p.Consumers == 0 { // a worker would ingest them at once
 				advice := "start `worker run`, which ingests them"
-				if !ingest {
+				if !s.IngestDeadLetters {
 					advice = "run `worker dlq ingest`"
 				}
 				r.warn(counted(p.Messages, "dead letter")+" in "+p.Name, advice)
@@ -96,6 +103,26 @@ func checkQueues(survey amqp.Survey, ingest bool, r *Report) {
 		default:
 			backlog += p.Messages
 		}
+		if p.Consumed && s.AMQP.Partitions == 0 && !s.AMQP.Competing {
+			checkConsumers(p, survey.Alone, r)
+		}
 	}
-	r.otherwise("backlog: %s", counted(backlog, "message"))
+	if !slices.ContainsFunc(*r, func(f Finding) bool { return f.Status != OK }) {
+		r.fine("backlog: %s", counted(backlog, "message"))
+	}
+}
+
+// checkConsumers checks that there is none besides the worker that has the queue alone.
+func checkConsumers(p amqp.Part, alone bool, r *Report) {
+	others := p.Consumers
+	if alone && others > 0 {
+		others--
+	}
+	if others > 0 {
+		r.warn(fmt.Sprintf("%s has %s that take messages from the worker: another program, or a worker with --competing-consumers; "+
+			"between them the order of an aggregate is not kept", p.Name, counted(others, "other consumer")),
+			"stop them, or set --partitions for all workers")
+	} else if alone {
+		r.fine("one worker consumes %s, any others are on standby; set --partitions to share the load", p.Name)
+	}
 }

@@ -1,6 +1,7 @@
 package doctor_test
 
 import (
+	"errors"
 	"strings"
 	"testing"
 
@@ -40,7 +41,7 @@ func TestBroker(t *testing.T) {
 	s, channel := onBroker(t)
 	for range 2 {
 		found := examine(t, s)
-		found.requireFinding(t, "rabbitmq", doctor.OK, "RabbitMQ 3")
+		found.requireFinding(t, "rabbitmq", doctor.OK, "RabbitMQ ")
 		found.requireFinding(t, "topology", doctor.Warning, "no queue healz.events.consumer", "worker run")
 	}
 	declare(t, s)
@@ -59,7 +60,33 @@ func TestBroker(t *testing.T) {
 	examine(t, s).requireFinding(t, "queues", doctor.Warning, "1 dead letter in healz.events.failed", "worker dlq ingest")
 	_, err = channel.Consume("healz.events.failed", "", true, true, false, false, nil) // as a worker does
 	require.NoError(t, err)
+	s.AMQP.Competing = true
 	require.Eventually(t, func() bool { return examine(t, s).has("queues", doctor.OK, "backlog: 0 messages") }, patience, tick)
+}
+
+// One worker is to consume the contract's queue. Whoever else does is named.
+func TestConsumersBesidesTheWorker(t *testing.T) {
+	t.Parallel()
+	s, channel := onBroker(t)
+	conn, err := amqp.Dial(t.Context(), s.AMQP)
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, conn.Close()) })
+	await := func(status doctor.Status, texts ...string) {
+		t.Helper()
+		require.Eventually(t, func() bool { return examine(t, s).has("queues", status, texts...) }, patience, tick)
+	}
+	subscriber := amqp.NewSubscriber(conn)
+	_, err = subscriber.Subscribe(t.Context(), "any")
+	require.NoError(t, err)
+	await(doctor.OK, "one worker consumes healz.events.consumer", "--partitions")
+	await(doctor.OK, "backlog: 0 messages")
+	_, err = channel.Consume("healz.events.consumer", "", true, false, false, false, nil)
+	require.NoError(t, err)
+	await(doctor.Warning, "healz.events.consumer has 1 other consumer", "order", "--partitions")
+	require.NoError(t, subscriber.Close())
+	await(doctor.Warning, "healz.events.consumer has 1 other consumer")
+	s.AMQP.Competing = true
+	require.False(t, examine(t, s).has("queues", doctor.Warning, "other consumer"))
 }
 
 func TestBrokerWithAnotherTopology(t *testing.T) {
@@ -104,4 +131,20 @@ func TestBrokerThatCannotBeReached(t *testing.T) {
 			require.False(t, found.has("rabbitmq", doctor.Wrong, "s3cret"))
 		})
 	}
+}
+
+// The rights that are missing are named: an error if the worker needs them at all times.
+func TestMissingRights(t *testing.T) {
+	t.Parallel()
+	survey := amqp.Survey{Parts: []amqp.Part{
+		{Kind: "queue", Name: "q", Err: errors.New("403"), Optional: true, Right: "configure on queue q"},
+		{Kind: "right to publish to exchange", Name: "x", Err: errors.New("403 access refused"), Right: "write on exchange x"},
+	}}
+	var r doctor.Report
+	doctor.CheckTopology(survey, &r)
+	require.Equal(t, doctor.Warning, r[0].Status)
+	require.Contains(t, r[0].What, "lacks the right configure on queue q")
+	require.Equal(t, doctor.Wrong, r[1].Status)
+	require.Contains(t, r[1].What, "lacks the right write on exchange x")
+	require.Contains(t, r[1].Advice, "set_permissions")
 }

@@ -11,14 +11,14 @@ import (
 
 const settingsCheck = "settings"
 
-func settingsChecks(s worker.Settings) []Check {
+func settingsChecks(s worker.Settings, handlers int) []Check {
 	return []Check{{settingsCheck, "", func(_ context.Context, r *Report) error {
-		checkSettings(s, r)
+		checkSettings(s, handlers, r)
 		return nil
 	}}}
 }
 
-func checkSettings(s worker.Settings, r *Report) {
+func checkSettings(s worker.Settings, handlers int, r *Report) {
 	if err := s.Check(); err != nil {
 		for line := range strings.SplitSeq(err.Error(), "\n") {
 			r.wrong(line, "see `worker run --help`")
@@ -31,6 +31,9 @@ func checkSettings(s worker.Settings, r *Report) {
 	}
 	if u, err := url.Parse(s.AMQP.URL); err == nil && u.Scheme == "amqp" && !isLocal(u.Hostname()) {
 		r.warn("patient data is sent to RabbitMQ unencrypted", "use amqps:// in RABBITMQ_URL")
+	}
+	if problem := s.Tuning.OutlastsConsumerTimeout(handlers); problem != "" {
+		r.warn(problem, worker.AdviceOnConsumerTimeout)
 	}
 	if s.Embedded() {
 		r.warn("the store is a file of this machine, but the bus is shared", "set DATABASE_URL, unless there is only one worker")

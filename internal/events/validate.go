@@ -89,7 +89,7 @@ func (e Event) validate(invalid *InvalidError) {
 		}
 	}
 	check("event_id", checkID(e.ID))
-	check("event_type", checkType(e.Type))
+	check("event_type", CheckType(e.Type))
 	check("aggregate_type", checkName(e.AggregateType, MaxAggregateTypeLength))
 	check("aggregate_id", checkID(e.AggregateID))
 	check("aggregate_version", checkVersion(e.AggregateVersion))
@@ -123,7 +123,8 @@ func checkVersion(v int) error {
 	return nil
 }
 
-func checkType(s string) error {
+// CheckType checks an event type.
+func CheckType(s string) error {
 	if err := checkName(s, MaxTypeLength); err != nil {
 		return err
 	}
@@ -144,8 +145,23 @@ func checkName(s string, most int) error {
 		return errors.New("is not valid UTF-8")
 	case n > most:
 		return fmt.Errorf("has %d characters, over the %d allowed", n, most)
-	case strings.ContainsFunc(s, unicode.IsControl):
-		return errors.New("contains a control character")
+	}
+	return CheckVisible(s)
+}
+
+// CheckVisible checks that a person can tell a name from all others by sight: it has no invisible characters, such as
+// those that set the direction of text, no spaces but U+0020, and does not consist of these.
+func CheckVisible(s string) error {
+	for _, r := range s {
+		if unicode.IsControl(r) {
+			return errors.New("contains a control character")
+		}
+		if !unicode.IsPrint(r) || unicode.Is(unicode.Other_Default_Ignorable_Code_Point, r) {
+			return fmt.Errorf("contains the invisible character %U", r)
+		}
+	}
+	if strings.Trim(s, " ") == "" {
+		return errors.New("is blank")
 	}
 	return nil
 }

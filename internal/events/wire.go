@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -232,6 +233,18 @@ func (r fieldReader) time(field string) time.Time {
 	return t.UTC()
 }
 
+// FormatTime formats a time of UTC. Another program may have written any that Postgres has; the infinities are the first
+// and the last time of int64 microseconds.
+func FormatTime(t time.Time, layout string) string {
+	switch {
+	case t.Equal(time.UnixMicro(math.MaxInt64)):
+		return "infinity"
+	case t.Equal(time.UnixMicro(math.MinInt64)):
+		return "-infinity"
+	}
+	return t.UTC().Format(layout)
+}
+
 // MarshalJSON writes the event as it goes over the wire. It fails on Data or Metadata that is not JSON.
 func (e Event) MarshalJSON() ([]byte, error) {
 	b := make([]byte, 0, 512+len(e.Data)+len(e.Metadata))
@@ -257,7 +270,7 @@ func (e Event) MarshalJSON() ([]byte, error) {
 	text("correlation_id", e.CorrelationID.String())
 	optional("causation_id", e.CausationID)
 	optional("user_id", e.UserID)
-	text("created_at", e.CreatedAt.UTC().Format(wireTime))
+	text("created_at", FormatTime(e.CreatedAt, wireTime))
 	var err error
 	if b, err = appendRaw(b, "event_data", e.Data); err != nil {
 		return nil, err

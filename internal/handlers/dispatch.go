@@ -93,6 +93,9 @@ func (d *Dispatcher) Handle(m *message.Message) error {
 		return Permanent(fmt.Errorf("the body has %d bytes, over the %d of the largest message", len(m.Payload), d.MaxMessage))
 	}
 	e, err := events.Parse(m.Payload)
+	if encoding := m.Metadata.Get(bus.ContentEncodingKey); err != nil && encoding != "" {
+		err = fmt.Errorf("%w; its content_encoding is %.20q, and no encoding is read", err, encoding)
+	}
 	if err != nil {
 		return Permanent(err)
 	}
@@ -203,7 +206,9 @@ func (d *Dispatcher) settled(ctx context.Context, m *message.Message, done []str
 		return nil
 	}
 	replayID := m.Metadata.Get(deadletter.ReplayIDKey)
-	return d.persist(ctx, func(ctx context.Context) error { return d.Letters.Settled(ctx, letterID, replayID, done, all) })
+	return d.persist(ctx, func(ctx context.Context) error {
+		return unexpected(d.Letters.Settled(ctx, letterID, replayID, done, all))
+	})
 }
 
 // park notes that e is about to become a dead letter, so that no later event of its aggregate gets past it. The note
@@ -213,7 +218,7 @@ func (d *Dispatcher) park(ctx context.Context, handler string, e events.Event) e
 	if d.After != Park {
 		return nil
 	}
-	return d.persist(ctx, func(ctx context.Context) error { return d.Inbox.Park(ctx, handler, e) })
+	return d.persist(ctx, func(ctx context.Context) error { return unexpected(d.Inbox.Park(ctx, handler, e)) })
 }
 
 // persist writes what handlers have come to. An outage of the store is waited out here: the handlers, whose part is done,
@@ -232,13 +237,15 @@ func (d *Dispatcher) persist(ctx context.Context, write func(context.Context) er
 	return cmp.Or(err, answer)
 }
 
-// faultOfInbox separates the errors of the store that an event or a handler causes from all others, such as those of a
-// database that is unavailable, refuses the password, or has no tables. By the others no event may become a dead letter:
+// faultOfInbox separates the errors of the store that an event or a handler causes, such as a follow-up event that a
+// constraint refuses, from all others, such as those of a database that is unavailable, refuses the password, or has no
+// tables. By the others no event may become a dead letter:
 // they count as an outage, which is waited out. Repeating a record of unknown outcome is safe.
 func faultOfInbox(ctx context.Context, err error) error {
 	_, invalid := errors.AsType[*events.InvalidError](err)
 	_, gap := errors.AsType[*store.GapError](err)
 	_, duplicate := errors.AsType[*store.DuplicateError](err)
+	_, refused := errors.AsType[*store.RefusedError](err)
 	work, failed := errors.AsType[*store.WorkError](err)
 	switch {
 	case failed:
@@ -247,11 +254,25 @@ func faultOfInbox(ctx context.Context, err error) error {
 		return err
 	case invalid, errors.Is(err, store.ErrContradiction), errors.Is(err, events.ErrOtherTenant):
 		return backoff.Permanent(err)
-	case errors.Is(err, store.ErrUnavailable):
+	case errors.Is(err, store.ErrUnavailable), refused:
 		return err
 	}
-	return fmt.Errorf("%w: %w", store.ErrUnavailable, err)
+	return unexpected(err)
 }
+
+// unexpectedError is an error of the store of which no event may become a dead letter: it is waited out as an outage.
+type unexpectedError struct{ error }
+
+func unexpected(err error) error {
+	if err == nil || errors.Is(err, store.ErrUnavailable) {
+		return err
+	}
+	return unexpectedError{err}
+}
+
+func (e unexpectedError) Error() string        { return "unexpected error of the store: " + e.error.Error() }
+func (e unexpectedError) Unwrap() error        { return e.error }
+func (e unexpectedError) Is(target error) bool { return target == store.ErrUnavailable }
 
 // notRegistered is the error of a letter of a handler that this worker has not, and says what to do.
 func notRegistered(handler, eventType string) error {

@@ -89,6 +89,7 @@ type bench struct {
 	store     *faulty
 	letters   *faultyLetters
 	log       *bytes.Buffer
+	outages   middleware.Outages
 	observers observe.All // one, which a test may replace
 	handle    message.HandlerFunc
 }
@@ -115,9 +116,11 @@ func newBenchAfter(t *testing.T, after handlers.AfterDeadLetter, register func(*
 	register(reg)
 	log := &bytes.Buffer{}
 	logger := slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug}))
-	retry := middleware.Retry{Attempts: 3, Initial: time.Millisecond, Max: 2 * time.Millisecond, Logger: logger}
 	letters := &faultyLetters{Table: deadletter.NewTable(opened.SQL())}
 	b := &bench{t: t, path: path, store: s, letters: letters, log: log, observers: observe.All{observe.None{}}}
+	retry := middleware.Retry{
+		Attempts: 3, Initial: time.Millisecond, Max: 2 * time.Millisecond, Logger: logger, Outages: &b.outages,
+	}
 	d, err := handlers.NewDispatcher(reg, handlers.Config{
 		Inbox: s, Letters: letters, After: after, Retry: retry, Timeout: 50 * time.Millisecond, MaxMessage: 1 << 20,
 		Observer: b.observers, Logger: logger,
@@ -125,6 +128,15 @@ func newBenchAfter(t *testing.T, after handlers.AfterDeadLetter, register func(*
 	require.NoError(t, err)
 	b.handle = retry.Middleware(func(m *message.Message) ([]*message.Message, error) { return nil, d.Handle(m) })
 	return b
+}
+
+// execute runs statements as another program does.
+func (b *bench) execute(statements string) {
+	b.t.Helper()
+	db, err := sql.Open("sqlite", "file:"+b.path+"?_busy_timeout=10000")
+	require.NoError(b.t, err)
+	_, err = db.ExecContext(b.t.Context(), statements)
+	require.NoError(b.t, errors.Join(err, db.Close()))
 }
 
 func newEvent(t *testing.T, data events.Data) events.Event {
@@ -438,6 +450,9 @@ func TestRegistrationsAreChecked(t *testing.T) {
 	t.Parallel()
 	reg := &handlers.Registry{}
 	handlers.On(reg, "Registered", "", welcome)
+	handlers.On(reg, "Registered", "\u202ebidi", welcome)
+	handlers.On(reg, "Registered", "  ", welcome)
+	handlers.OnEach(reg, []string{"a\u200b", " ", "#"}, "odd-type", welcome)
 	handlers.On(reg, "", "nameless-type", welcome)
 	handlers.OnEach(reg, nil, "no-types", welcome)
 	handlers.On[registered](reg, "Registered", "nil", nil)
@@ -446,6 +461,9 @@ func TestRegistrationsAreChecked(t *testing.T) {
 	handlers.On(reg, "Other", "twice", welcome)
 	_, err := handlers.NewDispatcher(reg, handlers.Config{Logger: slog.New(slog.DiscardHandler)})
 	for _, want := range []string{
+		`"\u202ebidi": its name contains the invisible character U+202E`, `"  ": its name is blank`,
+		`"odd-type": event type "a\u200b" contains the invisible character U+200B`, `"odd-type": event type " " is blank`,
+		`"odd-type": event type "#" contains # or *`,
 		"a handler has no name", `"nameless-type": an event type is missing`, `"no-types": an event type is missing`,
 		`"nil": its function is nil`, `"nil-for-all": its function is nil`, `"twice": the name is registered twice`,
 	} {
@@ -474,6 +492,80 @@ func TestNoFaultOfTheStoreIsTheEvents(t *testing.T) {
 	require.NoError(t, b.deliver(e))
 	require.Empty(t, b.store.record)
 	require.Equal(t, []string{"Welcomed"}, b.followUps(e))
+}
+
+// An encoding is named where it may be why a body cannot be read. Some programs name their character set there.
+func TestContentEncoding(t *testing.T) {
+	t.Parallel()
+	b := welcoming(t)
+	deliver := func(encoding string, body []byte) error {
+		m := bus.NewMessage(body)
+		m.Metadata.Set(bus.ContentEncodingKey, encoding)
+		m.SetContext(t.Context())
+		return b.Handle(m)
+	}
+	e := newEvent(t, registered{Name: "Ana"})
+	body, err := json.Marshal(e)
+	require.NoError(t, err)
+	require.Contains(t, failures(t, deliver("gzip", []byte("\x1f\x8b")))[0].Reason, `its content_encoding is "gzip"`)
+	require.NotContains(t, failures(t, deliver("", []byte("\x1f\x8b")))[0].Reason, "content_encoding")
+	require.NoError(t, deliver("utf-8", body))
+	require.Equal(t, []string{"Welcomed"}, b.followUps(e))
+}
+
+// A follow-up event that a constraint or trigger of others refuses is the handler's failure, by its name. The other
+// handlers and the later events of the aggregate go on.
+func TestARefusedFollowUpIsTheHandlersFailure(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct{ prepare, want string }{
+		"trigger": {`CREATE TRIGGER refuse BEFORE INSERT ON events WHEN NEW.event_type = 'Welcomed' BEGIN
+			SELECT RAISE(ABORT, 'no Ana'); END`, "a trigger"},
+		"constraint": {`CREATE TABLE others (name TEXT CONSTRAINT never CHECK (name <> 'Welcomed'));
+			CREATE TRIGGER copy AFTER INSERT ON events BEGIN INSERT INTO others VALUES (NEW.event_type); END`, "CHECK constraint failed: never"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := newBenchAfter(t, handlers.Park, func(reg *handlers.Registry) {
+				handlers.On(reg, "Registered", "welcome", welcome)
+				handlers.On(reg, "Registered", "bill", bill)
+			})
+			b.execute(test.prepare)
+			e := newEvent(t, registered{Name: "Ana"})
+			failed := failures(t, b.deliver(e))
+			require.Len(t, failed, 1)
+			require.Equal(t, "welcome", failed[0].Handler)
+			require.Equal(t, 3, failed[0].Attempts)
+			require.Contains(t, failed[0].Reason, "the database refuses it: "+test.want)
+			require.NotContains(t, failed[0].Reason, "Ana")
+			require.Equal(t, []string{"Billed"}, b.followUps(e))
+
+			next := newEvent(t, registered{Name: "Ana"})
+			next.AggregateID, next.AggregateVersion = e.AggregateID, 2
+			require.Contains(t, failures(t, b.deliver(next))[0].Reason, "parked behind", "the next event is not blocked")
+			require.Equal(t, []string{"Billed"}, b.followUps(next))
+		})
+	}
+}
+
+// When the worker's own tables refuse the record of a failure, no event becomes a dead letter without that record.
+func TestARefusedRecordOfAFailureIsWaitedFor(t *testing.T) {
+	t.Parallel()
+	b := newBenchAfter(t, handlers.Park, func(reg *handlers.Registry) {
+		handlers.On(reg, "Registered", "welcome", func(context.Context, events.Event, registered) ([]events.Event, error) {
+			return nil, handlers.Permanent(errors.New("no"))
+		})
+	})
+	b.execute(`CREATE TRIGGER refuse BEFORE INSERT ON parked BEGIN SELECT RAISE(ABORT, 'no'); END`)
+	e := newEvent(t, registered{Name: "Ana"})
+	delivered := make(chan error, 1)
+	go func() { delivered <- b.deliver(e) }()
+	require.Eventually(t, func() bool { return b.outages.Err() != nil }, 10*time.Second, time.Millisecond)
+	require.Empty(t, delivered)
+	b.execute(`DROP TRIGGER refuse`)
+	require.Equal(t, "welcome", failures(t, <-delivered)[0].Handler)
+	require.Contains(t, b.log.String(), "level=ERROR msg=\"the store cannot do it, will try again\"")
+	require.Contains(t, b.log.String(), "unexpected error of the store: park an event: the database refuses it: a trigger")
+	require.NoError(t, b.outages.Err())
 }
 
 // A handler may have sent an e-mail: an outage of the store, which may last, is no reason to send it again.

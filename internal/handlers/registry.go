@@ -29,6 +29,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 
 	"github.com/cenkalti/backoff/v5"
@@ -60,6 +61,20 @@ func (reg *Registry) EventTypes() map[string][]string {
 		types[h.name] = h.types
 	}
 	return types
+}
+
+// Most is the largest number of handlers that one event has.
+func (reg *Registry) Most() int {
+	counts, ofAll := map[string]int{}, 0
+	for _, h := range reg.handlers {
+		if h.types == nil {
+			ofAll++
+		}
+		for _, eventType := range h.types {
+			counts[eventType]++
+		}
+	}
+	return ofAll + slices.Max(append(slices.Collect(maps.Values(counts)), 0))
 }
 
 // checked returns the handlers, each with its logger. The error names all that is wrong with the registrations.
@@ -116,6 +131,11 @@ func OnEach[T any](
 	if len(eventTypes) == 0 || slices.Contains(eventTypes, "") {
 		reg.problems = append(reg.problems, fmt.Errorf("handler %q: an event type is missing", name))
 	}
+	for _, eventType := range eventTypes {
+		if err := events.CheckType(eventType); err != nil && eventType != "" {
+			reg.problems = append(reg.problems, fmt.Errorf("handler %q: event type %+q %w", name, eventType, err))
+		}
+	}
 	reg.add(handler{name: name, types: slices.Clone(eventTypes), call: typed(handle), options: options}, handle == nil)
 }
 
@@ -138,9 +158,11 @@ func typed[T any](handle func(context.Context, events.Event, T) ([]events.Event,
 }
 
 func (reg *Registry) add(h handler, missing bool) {
-	switch {
+	switch err := events.CheckVisible(h.name); {
 	case h.name == "":
 		reg.problems = append(reg.problems, errors.New("a handler has no name"))
+	case err != nil:
+		reg.problems = append(reg.problems, fmt.Errorf("handler %+q: its name %w", h.name, err))
 	case len(h.name) > maxNameLength:
 		reg.problems = append(reg.problems, fmt.Errorf("handler %q: its name is longer than %d bytes", h.name, maxNameLength))
 	case slices.ContainsFunc(h.options, func(o Option) bool { return o != OutsideEffects }):

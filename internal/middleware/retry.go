@@ -27,6 +27,8 @@ type Retry struct {
 	Initial, Max time.Duration
 	Lifetime     Lifetime
 	Logger       *slog.Logger
+	// Outages, if not nil, is told what waits for the store.
+	Outages *Outages
 }
 
 // ExhaustedError says that a handler failed for good.
@@ -60,6 +62,8 @@ func (r Retry) Middleware(next message.HandlerFunc) message.HandlerFunc {
 func (r Retry) Do(ctx context.Context, operation func(attempt int) error) error {
 	var failed ExhaustedError
 	waits, outageWaits := r.newWaits(), r.newWaits()
+	outage := r.Outages.begin()
+	defer outage.end()
 	for attempt := 1; ; attempt++ {
 		err := operation(attempt)
 		if err == nil {
@@ -71,7 +75,7 @@ func (r Retry) Do(ctx context.Context, operation func(attempt int) error) error 
 		if ctx.Err() != nil {
 			return fmt.Errorf("%w: %w", ErrStopping, err)
 		}
-		wait, outage := outageWaits, true
+		wait := outageWaits
 		if IsPermanent(err) || !errors.Is(err, store.ErrUnavailable) {
 			now := time.Now().UTC()
 			if failed.Attempts++; failed.Attempts == 1 {
@@ -81,12 +85,17 @@ func (r Retry) Do(ctx context.Context, operation func(attempt int) error) error 
 			if failed.Attempts >= r.Attempts || IsPermanent(err) {
 				return &failed
 			}
-			wait, outage = waits, false
+			wait = waits
 		}
 		delay := wait.NextBackOff()
-		if outage {
-			r.Logger.WarnContext(ctx, "the store is unavailable, will try again", "wait", delay, "error", err)
+		if wait == outageWaits {
+			level := slog.LevelWarn
+			if outage.meets(err) {
+				level = slog.LevelError
+			}
+			r.Logger.Log(ctx, level, "the store cannot do it, will try again", "wait", delay, "error", err)
 		} else {
+			outage.end()
 			r.Logger.WarnContext(ctx, "attempt failed, will retry", "attempt", failed.Attempts, "wait", delay, "error", err)
 		}
 		if err := r.wait(ctx, delay); err != nil {

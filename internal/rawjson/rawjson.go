@@ -6,6 +6,9 @@ import (
 	"bytes"
 	"fmt"
 	"iter"
+	"unicode"
+	"unicode/utf16"
+	"unicode/utf8"
 )
 
 // Members yields the names and values of an object, in their order, as they stand: a name without its quotes, both
@@ -59,6 +62,25 @@ func Text(value []byte) (text string, ok bool) {
 		return "", false
 	}
 	return string(value[1 : len(value)-1]), true
+}
+
+// Printable escapes the invisible characters of a JSON text, such as those that set the direction of what a terminal shows.
+func Printable(text []byte) []byte {
+	invisible := func(r rune) bool { return r > unicode.MaxASCII && r != utf8.RuneError && !unicode.IsPrint(r) }
+	if bytes.IndexFunc(text, invisible) < 0 {
+		return text
+	}
+	escaped := make([]byte, 0, 2*len(text))
+	for _, r := range string(text) {
+		if !invisible(r) {
+			escaped = utf8.AppendRune(escaped, r)
+			continue
+		}
+		for _, unit := range utf16.AppendRune(nil, r) {
+			escaped = fmt.Appendf(escaped, `\u%04x`, unit)
+		}
+	}
+	return escaped
 }
 
 // after is what follows a mark and the white space around it.

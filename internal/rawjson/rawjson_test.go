@@ -27,6 +27,11 @@ func ExampleElements() {
 	// [1 "a,b" {"c": [2]}] <nil>
 }
 
+func ExamplePrintable() {
+	fmt.Printf("%s", rawjson.Printable([]byte("{\"é\":\"a\u202eb\U000e0001\"}")))
+	// Output: {"é":"a\u202eb\udb40\udc01"}
+}
+
 func TestText(t *testing.T) {
 	t.Parallel()
 	for value, want := range map[string]string{`"a"`: "a", `""`: "", `"ü"`: "ü", `"a\nb"`: "-", `7`: "-", `"`: "-", ``: "-"} {

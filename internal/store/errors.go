@@ -77,6 +77,18 @@ func (e *GapError) Error() string {
 		e.AggregateType, e.AggregateID, e.Wanted, e.Found)
 }
 
+// RefusedError says that the database refused rows, by a constraint, an index or a trigger of others. Its text names that
+// and quotes nothing of the rows.
+type RefusedError struct {
+	// By is what the database tells of the reason: its code, and the names of the constraint, table, column or trigger.
+	By string
+	// Err is the error of the database. Its text, and its other fields, may quote the rows.
+	Err error
+}
+
+func (e *RefusedError) Error() string { return "the database refuses it: " + e.By }
+func (e *RefusedError) Unwrap() error { return e.Err }
+
 // EventError says which event of a batch the error is about.
 type EventError struct {
 	// Index is the event's index in the batch, from 0, and Of the size of the batch.

@@ -37,7 +37,7 @@ func (r Read) start() SortKey {
 	case ReadAggregate:
 		return versionKey(0)
 	case ReadCorrelation:
-		return SortKey{math.MinInt64, math.MaxInt64}
+		return SortKey{math.MinInt64, math.MinInt64}
 	default:
 		return SortKey{math.MaxInt64, math.MaxInt64}
 	}

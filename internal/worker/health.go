@@ -1,6 +1,7 @@
 package worker
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -27,21 +28,37 @@ type Health struct {
 // deadLettersPart is the part that is degraded while dead letters are written to the table instead of a broker's queue.
 const deadLettersPart = "dead_letters"
 
-// Health checks each part. The worker is ready when it can consume, relay (or another worker does) and reach its store.
+// Health checks each part. The worker is ready when it can consume, relay (or another worker does) and reach its
+// store, which also means that no message has waited for the store for long.
 func (w *Worker) Health(ctx context.Context) Health {
 	h := Health{Ready: true, Parts: map[string]string{}, Events: w.counts.Map()}
 	for part, err := range w.check(ctx) {
 		h.Parts[part] = "ok"
-		switch state, _ := w.relay.Status(); {
+		switch {
 		case err != nil && part == deadLettersPart: // the worker can work without their queue
 			h.Parts[part] = "degraded: " + err.Error()
 		case err != nil:
 			h.Ready, h.Parts[part] = false, err.Error()
-		case part == "relay":
-			h.Parts[part] = fmt.Sprintf("ok (%s)", state)
+		default:
+			if state := w.state(part); state != "" {
+				h.Parts[part] = "ok (" + state + ")"
+			}
 		}
 	}
 	return h
+}
+
+// state says more about a part that works.
+func (w *Worker) state(part string) string {
+	switch part {
+	case "relay":
+		state, _ := w.relay.Status()
+		return string(state)
+	case "consumer":
+		return w.parts.Bus.State()
+	default:
+		return ""
+	}
 }
 
 // check returns the error of each part, nil if it works.
@@ -54,7 +71,7 @@ func (w *Worker) check(ctx context.Context) map[string]error {
 	consumer := w.consumer
 	w.mu.Unlock()
 	parts := map[string]error{
-		"consumer": consumer, "store": w.pingStore(ctx), "bus": w.parts.Bus.Ready(), "relay": relayErr,
+		"consumer": consumer, "store": cmp.Or(w.pingStore(ctx), w.outages.Err()), "bus": w.parts.Bus.Ready(), "relay": relayErr,
 	}
 	if sink, ok := w.parts.Sink.(interface{ Degraded() error }); ok {
 		parts[deadLettersPart] = sink.Degraded()

@@ -3,10 +3,12 @@ package worker_test
 import (
 	"context"
 	"log/slog"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 
 	"github.com/healz/worker/internal/handlers"
@@ -28,7 +30,8 @@ func (s *frozenStore) Ping(context.Context) error {
 
 type readyBus struct{ worker.Bus }
 
-func (readyBus) Ready() error { return nil }
+func (readyBus) Ready() error  { return nil }
+func (readyBus) State() string { return "" }
 
 func TestHealthDoesNotWaitForAFrozenStore(t *testing.T) {
 	t.Parallel()
@@ -54,4 +57,34 @@ func TestHealthDoesNotWaitForAFrozenStore(t *testing.T) {
 
 	close(store.thawed)
 	require.Eventually(t, func() bool { return w.Health(t.Context()).Parts["store"] == "ok" }, patience, tick)
+}
+
+// A ping of the store succeeds, and what the messages need of it fails: they are kept, the worker is not ready and says
+// why, and it goes on by itself.
+func TestAnErrorOfTheStoreThatLastsIsNotReady(t *testing.T) {
+	t.Parallel()
+	var url string
+	s := newSite(t, func(settings *worker.Settings, _ *handlers.Registry) { url = settings.DatabaseURL })
+	db, err := pgx.Connect(t.Context(), url)
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, db.Close(context.WithoutCancel(t.Context()))) })
+	execute := func(statement string) {
+		t.Helper()
+		_, err := db.Exec(t.Context(), statement)
+		require.NoError(t, err)
+	}
+	execute("ALTER TABLE handled RENAME COLUMN fingerprint TO lost")
+	s.publish(body(nil), nil)
+	require.Eventually(t, func() bool {
+		h := s.worker.Health(t.Context())
+		return !h.Ready && strings.Contains(h.Parts["store"], "42703")
+	}, patience, tick)
+	require.Eventually(t, func() bool {
+		return strings.Contains(s.log.String(), `level=ERROR msg="the store cannot do it, will try again"`)
+	}, patience, tick)
+	require.Zero(t, s.count())
+
+	execute("ALTER TABLE handled RENAME COLUMN lost TO fingerprint")
+	require.Eventually(t, func() bool { return s.worker.Health(t.Context()).Ready && s.witness.count() == 1 }, patience, tick)
+	require.Zero(t, s.count())
 }

@@ -167,7 +167,8 @@ func (c *closers) close() error {
 // embeddedBus is the bus inside the process, which is always ready.
 type embeddedBus struct{ *inprocess.Bus }
 
-func (embeddedBus) Ready() error { return nil }
+func (embeddedBus) Ready() error  { return nil }
+func (embeddedBus) State() string { return "" }
 
 // broker is RabbitMQ as a bus.
 type broker struct {

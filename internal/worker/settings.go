@@ -93,6 +93,7 @@ func (s Settings) Check() error {
 		"partitions must be from 0 to %d, but are %d", amqp.MaxPartitions, s.AMQP.Partitions)
 	problem(s.AMQP.Partitions > 0 && s.AMQP.URL == "", "partitions need RabbitMQ: set rabbitmq-url")
 	problem(s.AMQP.Partitions > 0 && s.AMQP.LeavePartitions, "leave-partitions goes with partitions 0")
+	problem(s.AMQP.Partitions > 0 && s.AMQP.Competing, "competing-consumers goes with partitions 0")
 	problem(s.AMQP.QueueType != amqp.ClassicQueues && s.AMQP.QueueType != amqp.QuorumQueues,
 		"queue-type must be %s or %s, not %q", amqp.ClassicQueues, amqp.QuorumQueues, s.AMQP.QueueType)
 	problem(len(s.AMQP.RetryLater) > 0 && s.AMQP.URL == "", "retry-later needs RabbitMQ: set rabbitmq-url")

@@ -3,6 +3,7 @@ package worker
 import (
 	"errors"
 	"fmt"
+	"math"
 	"time"
 
 	"github.com/healz/worker/internal/bus/amqp"
@@ -42,6 +43,35 @@ func DefaultTuning() Tuning {
 		GracePeriod:     20 * time.Second,
 		RelayPoll:       time.Second,
 	}
+}
+
+// ConsumerTimeout is RabbitMQ's default of the setting consumer_timeout: it closes the channel of a consumer that does not
+// ack a message for so long. A worker cannot ask what it is.
+const ConsumerTimeout = 30 * time.Minute
+
+// AdviceOnConsumerTimeout goes with [Tuning.OutlastsConsumerTimeout].
+const AdviceOnConsumerTimeout = "lower --handler-timeout, --retry-attempts or --retry-max, or raise consumer_timeout"
+
+// LongestHandling is how long an event with so many handlers is in flight at most, if all attempts of all of them time out.
+func (t Tuning) LongestHandling(handlers int) time.Duration {
+	wait, waits := t.RetryInitial, time.Duration(0)
+	left := t.RetryAttempts - 1
+	for ; left > 0 && wait < t.RetryMax; left-- {
+		waits += wait
+		wait *= 2
+	}
+	all := float64(handlers) * (float64(waits) + float64(left)*float64(t.RetryMax) + float64(t.RetryAttempts)*float64(t.HandlerTimeout))
+	return time.Duration(min(all, math.MaxInt64/2))
+}
+
+// OutlastsConsumerTimeout says so of the longest handling, or "".
+func (t Tuning) OutlastsConsumerTimeout(handlers int) string {
+	longest := t.LongestHandling(handlers)
+	if longest <= ConsumerTimeout {
+		return ""
+	}
+	return fmt.Sprintf("all attempts of an event may take %s, but by default RabbitMQ requeues a message that is not acked "+
+		"within %s (consumer_timeout)", longest.Round(time.Second), ConsumerTimeout)
 }
 
 // Check says what is out of range.

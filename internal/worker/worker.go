@@ -44,6 +44,8 @@ type Bus interface {
 	Topics() []string
 	// Ready is nil if the bus can carry events at the moment.
 	Ready() error
+	// State says more about a consumer that works, as that it is on standby; it may be "".
+	State() string
 }
 
 // Inbox is what the worker needs of a store, besides its tail.
@@ -91,6 +93,7 @@ type Worker struct {
 	dispatch  *handlers.Dispatcher
 	observer  observe.Observer
 	counts    observe.Counts
+	outages   middleware.Outages
 	sources   metrics.Sources
 
 	stopping chan struct{}
@@ -109,7 +112,7 @@ func New(ctx context.Context, parts Parts, tuning Tuning, logger *slog.Logger) (
 	logger = slog.New(contextLog{Handler: base})
 	w := &Worker{
 		parts: parts, tuning: tuning, logger: logger, stopping: make(chan struct{}), replayed: make(chan struct{}),
-		consumer: errors.New("not started"),
+		consumer: errors.New("not started"), outages: middleware.Outages{Patience: middleware.DefaultPatience},
 	}
 	w.routerLog = slog.New(contextLog{base, w.stopping})
 	w.ended, w.end = context.WithCancel(context.WithoutCancel(ctx))
@@ -141,7 +144,7 @@ func New(ctx context.Context, parts Parts, tuning Tuning, logger *slog.Logger) (
 func (w *Worker) retry() middleware.Retry {
 	return middleware.Retry{
 		Attempts: w.tuning.RetryAttempts, Initial: w.tuning.RetryInitial, Max: w.tuning.RetryMax,
-		Lifetime: w.lifetime(), Logger: w.logger,
+		Lifetime: w.lifetime(), Logger: w.logger, Outages: &w.outages,
 	}
 }
 
@@ -192,6 +195,9 @@ func (w *Worker) Run(ctx context.Context) error {
 	}
 	if w.parts.Metrics != nil {
 		background.Go(func() { w.parts.Metrics.Poll(side, w.sources) })
+	}
+	if problem := w.tuning.OutlastsConsumerTimeout(w.parts.Handlers.Most()); problem != "" && !w.parts.Embedded {
+		w.logger.WarnContext(ctx, problem+"; "+AdviceOnConsumerTimeout)
 	}
 	w.logger.InfoContext(ctx, "worker is running", "concurrency", w.tuning.Concurrency)
 

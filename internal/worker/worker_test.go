@@ -2,6 +2,7 @@ package worker_test
 
 import (
 	"bytes"
+	"compress/gzip"
 	"context"
 	"encoding/json"
 	"errors"
@@ -63,6 +64,7 @@ func (w *witness) count() int {
 // site is a worker that runs on servers of its own, with a plain client beside it.
 type site struct {
 	t       *testing.T
+	worker  *worker.Worker
 	witness *witness
 	channel *amqp091.Channel
 	letters *deadletter.Table
@@ -104,6 +106,7 @@ func newSite(t *testing.T, changes ...func(*worker.Settings, *handlers.Registry)
 	logger := slog.New(slog.NewTextHandler(s.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	w, closeParts, err := worker.Open(t.Context(), settings, worker.OpenOptions{Register: register, Migrate: true, Logger: logger})
 	require.NoError(t, err)
+	s.worker = w
 	ctx, stop := context.WithCancel(context.WithoutCancel(t.Context()))
 	done := make(chan error, 1)
 	go func() { done <- w.Run(ctx) }()
@@ -139,8 +142,13 @@ func publisher(t *testing.T, settings worker.Settings) *site {
 // publish publishes a body as a program does that knows nothing of the worker.
 func (s *site) publish(body []byte, headers amqp091.Table) {
 	s.t.Helper()
+	s.publishEncoded("", body, headers)
+}
+
+func (s *site) publishEncoded(encoding string, body []byte, headers amqp091.Table) {
+	s.t.Helper()
 	confirm, err := s.channel.PublishWithDeferredConfirmWithContext(s.t.Context(), "healz.events", "Noted", false, false,
-		amqp091.Publishing{Headers: headers, Body: body, ContentType: "application/json"})
+		amqp091.Publishing{Headers: headers, Body: body, ContentType: "application/json", ContentEncoding: encoding})
 	require.NoError(s.t, err)
 	ok, err := confirm.WaitContext(s.t.Context())
 	require.NoError(s.t, err)
@@ -190,6 +198,15 @@ func body(changes map[string]any) []byte {
 	return b
 }
 
+func gzipped(t *testing.T, text []byte) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	w := gzip.NewWriter(&b)
+	_, err := w.Write(text)
+	require.NoError(t, errors.Join(err, w.Close()))
+	return b.Bytes()
+}
+
 func field(name string, value any) []byte { return body(map[string]any{name: value}) }
 
 func raw(s string) json.RawMessage { return json.RawMessage(s) }
@@ -198,6 +215,7 @@ func raw(s string) json.RawMessage { return json.RawMessage(s) }
 func TestBadMessages(t *testing.T) {
 	t.Parallel()
 	quoted := `"` + secret + `"`
+	gzipped := gzipped(t, body(nil))
 	bad := map[string]struct {
 		body []byte
 		want string
@@ -227,6 +245,12 @@ func TestBadMessages(t *testing.T) {
 		"event_type with #":         {field("event_type", "a#"), "event_type contains # or *"},
 		"event_type with *":         {field("event_type", "*"), "event_type contains # or *"},
 		"event_type with a newline": {field("event_type", "a\nb"), "event_type contains a control character"},
+		"event_type of blanks":      {field("event_type", "  "), "event_type is blank"},
+		"event_type of U+202E":      {field("event_type", "a\u202eb"), "event_type contains the invisible character U+202E"},
+		"event_type of U+200B":      {field("event_type", "\u200b"), "event_type contains the invisible character U+200B"},
+		"aggregate_type of blanks":  {field("aggregate_type", " "), "aggregate_type is blank"},
+		"aggregate_type of U+2066":  {field("aggregate_type", "\u2066a"), "aggregate_type contains the invisible character U+2066"},
+		"gzip":                      {gzipped, `its content_encoding is "gzip"`},
 		"event_type a number":       {field("event_type", 7), "event_type is a JSON number"},
 		"created_at a number":       {field("created_at", 1764000000), "created_at is a JSON number"},
 		"created_at in 10000":       {field("created_at", "10000-01-01T00:00:00Z"), "created_at is not an RFC 3339 time"},
@@ -253,7 +277,11 @@ func TestBadMessages(t *testing.T) {
 	s := newSite(t)
 	neighbours := map[string]string{}
 	for name, test := range bad {
-		s.publish(test.body, amqp091.Table{"case": name})
+		encoding := ""
+		if name == "gzip" {
+			encoding = name
+		}
+		s.publishEncoded(encoding, test.body, amqp091.Table{"case": name})
 		neighbour := fields(nil)
 		neighbours[name] = neighbour["event_id"].(string)
 		b, err := json.Marshal(neighbour)

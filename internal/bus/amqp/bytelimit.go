@@ -3,6 +3,7 @@ package amqp
 import (
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -13,6 +14,9 @@ const (
 	largeBody = 1 << 20
 	// maxReadWait bounds the wait before a read, so that the broker does not consider the worker dead.
 	maxReadWait = 250 * time.Millisecond
+	// minReadDeadline is after how much silence a connection is given up at the earliest, however short its heartbeat is:
+	// until then a subscription only hands nothing over.
+	minReadDeadline = 3 * time.Second
 )
 
 // byteLimit bounds by bytes what the broker sends ahead. AMQP has only a number of messages for that, and the library
@@ -60,6 +64,15 @@ type limitedConn struct {
 	net.Conn
 
 	limit *byteLimit
+	last  *atomic.Pointer[time.Time]
+}
+
+// SetReadDeadline is called by the library, for one and a half heartbeats.
+func (c limitedConn) SetReadDeadline(t time.Time) error {
+	if least := time.Now().Add(minReadDeadline); !t.IsZero() && t.Before(least) {
+		t = least
+	}
+	return c.Conn.SetReadDeadline(t)
 }
 
 func (c limitedConn) Read(p []byte) (int, error) {
@@ -74,5 +87,10 @@ func (c limitedConn) Read(p []byte) (int, error) {
 		case <-timer.C:
 		}
 	}
-	return c.Conn.Read(p)
+	n, err := c.Conn.Read(p)
+	if err == nil {
+		now := time.Now()
+		c.last.Store(&now)
+	}
+	return n, err
 }

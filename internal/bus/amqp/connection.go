@@ -41,6 +41,9 @@ const (
 	closeTimeout = 2 * time.Second
 	// maxReconnectWait bounds the backoff between two attempts to reconnect.
 	maxReconnectWait = 5 * time.Second
+	// aloneHeartbeat bounds the heartbeat of a connection that consumes alone, so that a frozen worker is replaced within
+	// five seconds: the broker closes a connection after two to three intervals of silence.
+	aloneHeartbeat = time.Second
 )
 
 // Values of [Config.QueueType].
@@ -79,6 +82,9 @@ type Config struct {
 	// LeavePartitions makes a Connection without partitions remove those that the broker has, instead of failing. What
 	// their queues hold is consumed before all else; it stays set until they are empty.
 	LeavePartitions bool
+	// Competing lets several workers consume the contract's queue at once, which does not keep the order of an aggregate.
+	// Without it, and without partitions, one of them consumes and the others are on standby.
+	Competing bool
 	// QueueType is [ClassicQueues] or [QuorumQueues], of all queues; [ClassicQueues], the contract's, if empty.
 	QueueType string
 	// RetryLater are the delays after which a message whose handler has failed is handled again, one after another,
@@ -126,6 +132,8 @@ type Connection struct {
 	config   Config
 	uri      amqp091.URI
 	declares bool // declares the topology; tests may not
+	alone    turn
+	warned   sync.Once // of missing rights
 	// leftovers are the queues to be emptied before the others are consumed: what they hold is older.
 	leftovers []string
 
@@ -326,9 +334,18 @@ func (c *Connection) connect(ctx context.Context, purpose string, received *byte
 
 	properties := amqp091.NewConnectionProperties()
 	properties.SetClientConnectionName(c.config.Name + " " + purpose)
-	err := s.dial(ctx, c.config.URL, amqp091.Config{Heartbeat: c.config.Heartbeat, Properties: properties})
+	heartbeat := c.config.Heartbeat
+	if c.aloneOn(c.consumerQueue) && received != nil {
+		heartbeat = min(heartbeat, aloneHeartbeat)
+	}
+	err := s.dial(ctx, c.config.URL, amqp091.Config{Heartbeat: heartbeat, Properties: properties})
 	if err == nil && c.declares {
-		if err = s.declare(c.topology); err != nil {
+		var d *declarer
+		if d, err = s.open(c.topology, c.consumerQueue); err == nil {
+			err = d.channel.Close()
+			c.warned.Do(func() { d.warn(ctx, c.config.Logger) })
+		}
+		if err != nil {
 			s.close()
 		}
 	}
@@ -351,7 +368,8 @@ type session struct {
 
 	conn    *amqp091.Connection
 	socket  atomic.Pointer[net.Conn]
-	blocked atomic.Pointer[string] // the broker's reason
+	blocked atomic.Pointer[string]    // the broker's reason
+	read    atomic.Pointer[time.Time] // when something was read last
 	limits  limits
 }
 
@@ -365,7 +383,7 @@ func (s *session) dial(ctx context.Context, url string, config amqp091.Config) e
 		deadline, _ := ctx.Deadline() // the library removes it after the handshake
 		err = socket.SetDeadline(deadline)
 		if s.received != nil {
-			return limitedConn{socket, s.received}, err
+			return limitedConn{socket, s.received, &s.read}, err
 		}
 		return socket, err
 	}
@@ -381,20 +399,27 @@ func (s *session) dial(ctx context.Context, url string, config amqp091.Config) e
 
 // declare declares the topology.
 func (s *session) declare(t topology) error {
-	channel, err := s.open(t, t.consumerQueue)
+	d, err := s.open(t, t.consumerQueue)
 	if err != nil {
 		return err
 	}
-	return channel.Close()
+	return d.channel.Close()
 }
 
 // open opens a channel and declares on it what a queue needs.
-func (s *session) open(t topology, queue string) (*amqp091.Channel, error) {
-	channel, err := s.conn.Channel()
-	if err != nil {
-		return nil, fmt.Errorf("open channel: %w", err)
+func (s *session) open(t topology, queue string) (*declarer, error) {
+	d := &declarer{open: func() (*amqp091.Channel, error) {
+		channel, err := s.conn.Channel()
+		if err != nil {
+			return nil, fmt.Errorf("open channel: %w", err)
+		}
+		return channel, nil
+	}}
+	var err error
+	if d.channel, err = d.open(); err != nil {
+		return nil, err
 	}
-	return channel, t.declare(channel, queue)
+	return d, t.declare(d, queue)
 }
 
 // kill cuts the connection, which ends whatever waits for the peer.

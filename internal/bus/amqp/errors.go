@@ -63,6 +63,15 @@ func (e *TopologyError) advice() string {
 
 func (e *TopologyError) Unwrap() error { return e.Err }
 
+// adviceOnClose says what to do about the broker's reason for closing a channel.
+func adviceOnClose(err *amqp091.Error) string {
+	if err.Code == amqp091.PreconditionFailed && strings.Contains(err.Reason, "timed out") {
+		return ": the handling of a message took longer than the broker's consumer_timeout; raise that, or lower " +
+			"--handler-timeout and --retry-attempts"
+	}
+	return ""
+}
+
 // UnroutableError says that the broker found no queue for a message and returned it.
 type UnroutableError struct {
 	Exchange   string
@@ -90,6 +99,9 @@ func isDeclined(err error) bool {
 // classify wraps an error in [ErrRefused], if trying again is useless until something is changed, or in
 // [ErrUnavailable]. A [TopologyError] of the first kind is not wrapped, and neither are errors of certificates.
 func classify(err error) error {
+	if errors.Is(err, ErrUnavailable) || errors.Is(err, ErrRefused) {
+		return err // it is already
+	}
 	refused := errors.Is(err, amqp091.ErrCredentials) || errors.Is(err, amqp091.ErrVhost) || errors.Is(err, amqp091.ErrSASL)
 	if answer, ok := errors.AsType[*amqp091.Error](err); ok && answer.Server {
 		switch answer.Code {

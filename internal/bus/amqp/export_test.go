@@ -83,3 +83,25 @@ func (r *Refusal) End() { r.end(r.logger) }
 
 // Err is the state.
 func (r *Refusal) Err() error { return r.state() }
+
+// LoseChannels makes the broker close the channels of a Subscriber.
+func LoseChannels(s *Subscriber) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for sub := range s.subscriptions {
+		sub.do(context.Background(), func() { _ = sub.channel.Ack(1<<60, false) }) // the tag is unknown: 406
+	}
+}
+
+// AckWithoutChannel acks a message after the broker closed its channel, before another is open.
+func AckWithoutChannel(s *Subscriber, m *message.Message) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for sub := range s.subscriptions {
+		sub.do(context.Background(), func() {
+			_ = sub.channel.Close()
+			m.Ack()
+			sub.settle(<-sub.results)
+		})
+	}
+}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -181,16 +180,19 @@ func (t *intake) connected(ctx context.Context) error {
 // acquire becomes the one that ingests.
 func (t *intake) acquire(ctx context.Context) (*consumer, error) {
 	for {
-		err := t.lock()
-		if err == nil {
+		err := t.session.lock(t.conn.names.failedQueue + lockSuffix)
+		if err == nil || isRefusedRight(err) { // without the lock there is still the exclusive consumer
 			var c *consumer
 			if c, err = t.consume(1); err == nil {
 				t.standby = false
 				return c, nil
 			}
 		}
-		if !errors.Is(err, ErrIngesting) || t.drain {
+		switch {
+		case !errors.Is(err, errTaken):
 			return nil, err
+		case t.drain:
+			return nil, ErrIngesting
 		}
 		if !t.standby {
 			t.standby = true
@@ -200,33 +202,6 @@ func (t *intake) acquire(ctx context.Context) (*consumer, error) {
 			return nil, context.Cause(ctx)
 		}
 	}
-}
-
-// lock declares a queue that only one connection can have. An exclusive consumer is not enough: quorum queues do not
-// know of that, and a consumer is replaced to change its prefetch.
-func (t *intake) lock() error {
-	defer t.session.bound()()
-	channel, err := t.session.conn.Channel()
-	if err != nil {
-		return fmt.Errorf("open channel: %w", classify(err))
-	}
-	defer channel.Close() // the broker closes it when it refuses
-	_, err = channel.QueueDeclare(t.conn.names.failedQueue+".reader", false, false, true, false,
-		amqp091.Table{amqp091.QueueTypeArg: amqp091.QueueTypeClassic}) // a vhost may have another as its default
-	return exclusive("lock the failed queue", err)
-}
-
-// exclusive is [ErrIngesting] if the broker refuses something because another has it.
-func exclusive(doing string, err error) error {
-	answer, ok := errors.AsType[*amqp091.Error](err)
-	switch {
-	case err == nil:
-		return nil
-	case ok && (answer.Code == amqp091.ResourceLocked || // 403 is also for missing rights
-		answer.Code == amqp091.AccessRefused && strings.Contains(answer.Reason, "in exclusive use")):
-		return ErrIngesting
-	}
-	return fmt.Errorf("%s: %w", doing, classify(err))
 }
 
 func (t *intake) consume(prefetch int) (*consumer, error) {

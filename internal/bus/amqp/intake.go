@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"time"
 
@@ -115,10 +114,7 @@ func (t *intake) collect(ctx context.Context, c *consumer) (batch []inFlight, by
 }
 
 func arrivalOf(d amqp091.Delivery, c *consumer) inFlight {
-	d.Headers = maps.Clone(d.Headers)
-	for _, key := range []string{"x-delivery-count", "x-acquired-count"} { // quorum queues add them when it is redelivered
-		delete(d.Headers, key)
-	}
+	d.Headers = withoutCounts(d.Headers)
 	l := inFlight{consumer: c, Arrival: deadletter.Arrival{Letter: letterOf(d), MessageID: d.MessageId, Redelivered: d.Redelivered}}
 	l.ID = text(d.Headers, deadletter.IDKey)
 	l.Raw, l.problem = rawOf(d)

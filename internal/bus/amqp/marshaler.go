@@ -72,6 +72,7 @@ func unmarshal(d amqp091.Delivery, maxBytes int) *message.Message {
 	if len(d.Body) <= maxBytes {
 		bus.Complete(m)
 	}
+	setMissing(m, bus.ContentEncodingKey, d.ContentEncoding)
 	setMissing(m, bus.EventTypeKey, d.Type)
 	setMissing(m, bus.CorrelationIDKey, d.CorrelationId)
 	if !d.Timestamp.IsZero() {

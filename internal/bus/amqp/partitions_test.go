@@ -23,7 +23,7 @@ func partitionable(t *testing.T) string {
 	t.Helper()
 	url := testservers.RabbitMQ(t)
 	if raw(t, url).ExchangeDeclare("probe", "x-consistent-hash", false, true, false, false, nil) != nil {
-		t.Skip("the broker lacks the plugin rabbitmq_consistent_hash_exchange")
+		testservers.Skip(t, "the broker lacks the plugin rabbitmq_consistent_hash_exchange")
 	}
 	return url
 }

@@ -1,6 +1,7 @@
 package amqp
 
 import (
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -51,6 +52,26 @@ func rawOf(d amqp091.Delivery) (json.RawMessage, error) {
 		return nil, fmt.Errorf("encode a message: %w", err)
 	}
 	return b, nil
+}
+
+// identity is that of a message whose copies have the same content.
+type identity [sha256.Size]byte
+
+func identityOf(d amqp091.Delivery) (identity, error) {
+	d.Headers = withoutCounts(d.Headers)
+	raw, err := rawOf(d)
+	if err != nil {
+		return identity{}, err
+	}
+	return sha256.Sum256(append(raw, d.Body...)), nil
+}
+
+// withoutCounts leaves out what quorum queues add when a message is delivered again.
+func withoutCounts(headers amqp091.Table) amqp091.Table {
+	headers = maps.Clone(headers)
+	delete(headers, "x-delivery-count")
+	delete(headers, "x-acquired-count")
+	return headers
 }
 
 // errRaw quotes nothing of the message.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -21,6 +22,8 @@ const (
 	// minNackWait and maxNackWait bound the backoff before a nacked message is handed over again.
 	minNackWait = 50 * time.Millisecond
 	maxNackWait = time.Second
+	// silenceInterval is how often a subscription that hands nothing over listens whether the broker is heard again.
+	silenceInterval = 50 * time.Millisecond
 )
 
 // Subscriber consumes queues. It is safe for concurrent use.
@@ -41,7 +44,8 @@ func NewSubscriber(c *Connection) *Subscriber {
 }
 
 // Subscribe consumes the queue of a topic: the contract's, whatever the topic, unless it is one of [Connection.Topics],
-// which are to be subscribed to once each. With partitions, the others are consumed once the leftover queues were empty.
+// which are to be subscribed to once each. Of several workers one consumes the contract's queue, and the others wait for
+// their turn, unless [Config.Competing] is set. With partitions, the others are consumed once the leftover queues were empty.
 // It hands over up to the configured number of messages at once, and those of one aggregate one after another in the
 // order of the queue, also over nacks, lost connections and redeliveries: a message is not handed over while an earlier
 // one of its aggregate, or an earlier copy of itself, is in flight.
@@ -50,7 +54,8 @@ func NewSubscriber(c *Connection) *Subscriber {
 // is handed over again after a backoff.
 //
 // When ctx ends or the Subscriber is closed, consuming stops, what was not handed over is requeued, and the messages in
-// flight are waited for, up to the drain timeout; then the returned channel is closed. A message's context ends with ctx,
+// flight are waited for, up to the drain timeout; then the returned channel is closed. If this worker consumes alone, all
+// is requeued at the end. A message's context ends with ctx,
 // when it is acked, and when the drain is over.
 func (s *Subscriber) Subscribe(ctx context.Context, topic string) (<-chan *message.Message, error) {
 	sub := newSubscription(ctx, s.conn, topic)
@@ -60,6 +65,9 @@ func (s *Subscriber) Subscribe(ctx context.Context, topic string) (<-chan *messa
 	var err error
 	if sub.mayBegin() {
 		err = sub.open(func(err error) bool { return !errors.Is(err, ErrUnavailable) })
+	}
+	if errors.Is(err, errTaken) {
+		err = nil // it waits for its turn
 	}
 	if err == nil && !s.start(sub) { //nolint:contextcheck // the subscription carries its contexts
 		err = ErrClosed
@@ -98,6 +106,19 @@ func (s *Subscriber) forget(sub *subscription) {
 	delete(s.subscriptions, sub)
 }
 
+// State says more about a Subscriber that works: "" if it consumes, [Standby] if it waits for its turn, or why consuming
+// was interrupted last.
+func (s *Subscriber) State() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for sub := range s.subscriptions {
+		if state := sub.state.Load(); state != nil && *state != "" {
+			return *state
+		}
+	}
+	return ""
+}
+
 // Close ends all subscriptions, see [Subscriber.Subscribe], and waits for their end.
 func (s *Subscriber) Close() error {
 	s.mu.Lock()
@@ -119,6 +140,7 @@ type subscription struct {
 	conn        *Connection
 	queue       string
 	isPartition bool
+	alone       bool // one worker at a time consumes the queue
 	logger      *slog.Logger
 
 	consuming      context.Context // until it is to stop
@@ -135,11 +157,20 @@ type subscription struct {
 	reserved bool          // one element is for the next message
 	results  chan result   // has room for all messages in flight
 	bytes    int           // of the bodies in memory
+	// finished are the messages that were acked after their channel was lost, each with the number of losses: the broker
+	// delivers them again.
+	finished map[identity]int
 
-	begin    <-chan struct{} // closed when it may consume; nil if it may
-	requests chan func()     // to be called while it consumes
-	active   atomic.Bool     // the broker delivers to it
-	handing  bool            // it hands its queue over to another worker, once nothing is in flight
+	begin     <-chan struct{} // closed when it may consume; nil if it may
+	requests  chan func()     // to be called while it consumes
+	active    atomic.Bool     // the broker delivers to it
+	exclusive bool            // it consumes exclusively, as it may not declare the lock
+	hasTurn   bool            // it shares the Connection's lock of the queue
+	state     atomic.Pointer[string]
+	handing   bool // it hands its queue over to another worker, once nothing is in flight
+
+	interrupted string // when and why the broker closed a channel last
+	losses      int    // of channels
 
 	session    *session
 	channel    *amqp091.Channel
@@ -158,11 +189,12 @@ func newSubscription(ctx context.Context, c *Connection, topic string) *subscrip
 		conn: c, queue: c.consumerQueue, logger: c.config.Logger, queued: keyedQueue{keys: map[string]*key{}},
 		out: make(chan *message.Message), inFlight: make(chan struct{}, c.config.Concurrency),
 		results: make(chan result, c.config.Concurrency), abandoned: make(chan struct{}), ended: make(chan struct{}),
-		requests: make(chan func()),
+		requests: make(chan func()), finished: map[identity]int{},
 	}
 	if _, s.isPartition = c.partitionOf(topic); s.isPartition {
 		s.queue = topic
 	}
+	s.alone = c.aloneOn(s.queue)
 	s.messages, s.cancelMessages = context.WithCancel(ctx)
 	s.consuming, s.stop = context.WithCancel(ctx)
 	return s
@@ -182,12 +214,14 @@ func (s *subscription) run() {
 	defer close(s.ended)
 	defer close(s.out)
 	defer s.end()
-	if s.channel == nil {
+	if s.begin != nil {
 		select {
 		case <-s.begin:
-			_ = s.open(func(error) bool { return false }) // an error means that it is to stop
 		case <-s.consuming.Done():
 		}
+	}
+	if s.channel == nil {
+		_ = s.open(func(error) bool { return false }) // an error means that it is to stop
 	}
 	for s.channel != nil && s.consume() {
 		s.discard()
@@ -206,6 +240,16 @@ func (s *subscription) open(giveUp func(error) bool) error {
 		if err = s.openOn(session); err == nil {
 			return nil
 		}
+		if errors.Is(err, errTaken) {
+			if giveUp(err) {
+				return err
+			}
+			s.awaitTurn(session)
+			if s.consuming.Err() != nil {
+				return context.Cause(s.consuming)
+			}
+			continue
+		}
 		if err = classify(err); giveUp(err) {
 			return err
 		}
@@ -218,34 +262,44 @@ func (s *subscription) open(giveUp func(error) bool) error {
 
 func (s *subscription) openOn(session *session) error {
 	defer session.bound()()
-	channel, err := session.open(s.conn.topology, s.queue)
+	if s.alone {
+		if err := s.takeTurn(session); err != nil {
+			return err
+		}
+	}
+	declared, err := session.open(s.conn.topology, s.queue)
 	if err != nil {
 		return err
 	}
+	channel := declared.channel
 	if err := channel.Qos(s.conn.config.Prefetch, 0, false); err != nil {
 		return fmt.Errorf("set prefetch: %w", err)
 	}
 	closed := channel.NotifyClose(make(chan *amqp091.Error, 1))
-	deliveries, err := channel.Consume(s.queue, consumerTag, false, false, false, false, nil)
+	deliveries, err := channel.Consume(s.queue, consumerTag, false, s.exclusive, false, false, nil)
 	if err != nil {
-		return fmt.Errorf("consume: %w", err)
+		return exclusive("consume", err)
 	}
+	s.say(s.interrupted)
 	s.session, s.channel, s.closed, s.deliveries = session, channel, closed, deliveries
 	return nil
 }
 
 // consume receives deliveries and hands messages over. It returns false when it is to stop, and true when the channel is
 // lost or to be given up.
-func (s *subscription) consume() (again bool) {
+func (s *subscription) consume() (goOn bool) {
 	for !s.handing || s.queued.inFlight > 0 {
 		var (
 			out     chan<- *message.Message
 			m       *message.Message
 			reserve chan<- struct{}
+			again   <-chan time.Time
 			next    = s.queued.next()
 		)
 		switch {
 		case next == nil || s.handing:
+		case s.session.isSilent():
+			again = time.After(silenceInterval)
 		case !s.reserved:
 			reserve = s.inFlight
 		default:
@@ -267,6 +321,7 @@ func (s *subscription) consume() (again bool) {
 			s.settle(r)
 		case request := <-s.requests:
 			request()
+		case <-again:
 		case <-s.consuming.Done():
 			return false
 		}
@@ -311,6 +366,10 @@ func (s *subscription) receive(d amqp091.Delivery) {
 	}
 	if !s.handing {
 		s.active.Store(true)
+	}
+	if s.isFinished(d) {
+		_ = s.channel.Ack(d.DeliveryTag, false) // an error means that the channel is lost
+		return
 	}
 	s.count(len(d.Body))
 	m := s.messageFrom(d)
@@ -364,7 +423,8 @@ func (s *subscription) await(d *delivery, m *message.Message) {
 	s.results <- r
 }
 
-// settle acks a message, or has it handled again. If its channel is lost, the broker has requeued it.
+// settle acks a message, or has it handled again. If its channel is lost, the broker has requeued
+// it: of a message that is acked, the copy is.
 func (s *subscription) settle(r result) {
 	d := r.delivery
 	<-s.inFlight
@@ -375,14 +435,46 @@ func (s *subscription) settle(r result) {
 		s.queued.again(d)
 		return
 	}
+	if r.acked && (!current || d.channel.Ack(d.DeliveryTag, false) != nil) {
+		s.finish(d)
+	}
+	if current && !r.acked && !s.requeuesAtEnd() {
+		_ = d.channel.Nack(d.DeliveryTag, false, true) // an error means that the channel is lost
+	}
 	s.queued.done(d)
 	s.count(-len(d.Body))
-	switch { // an error means that the channel is lost
-	case current && r.acked:
-		_ = d.channel.Ack(d.DeliveryTag, false)
-	case current && !s.requeuesAtEnd():
-		_ = d.channel.Nack(d.DeliveryTag, false, true)
+}
+
+// isFinished tells whether a delivery is the copy of a message that was finished after its channel was lost.
+func (s *subscription) isFinished(d amqp091.Delivery) bool {
+	if !d.Redelivered || len(s.finished) == 0 {
+		return false
 	}
+	id, err := identityOf(d)
+	_, finished := s.finished[id]
+	delete(s.finished, id)
+	return err == nil && finished
+}
+
+// finish acks the copy of a message that was finished after its channel was lost, or has it acked when it is delivered.
+// It would else be handled again, and if it fails become a dead letter each time.
+func (s *subscription) finish(d *delivery) {
+	id, err := identityOf(d.Delivery)
+	if err != nil {
+		return // no copy can be recognized
+	}
+	for i, other := range d.key.waiting {
+		if !other.Redelivered || other.MessageId != d.MessageId || len(other.Body) != len(d.Body) {
+			continue
+		}
+		if otherID, err := identityOf(other.Delivery); err == nil && otherID == id {
+			d.key.waiting = slices.Delete(d.key.waiting, i, i+1)
+			s.count(-len(other.Body))
+			_ = other.channel.Ack(other.DeliveryTag, false) // an error means that this channel is lost, too
+			return
+		}
+	}
+	s.finished[id] = s.losses
 }
 
 // discard forgets a channel that is lost or given up, and what was not handed over: the broker requeues it.
@@ -391,10 +483,15 @@ func (s *subscription) discard() {
 	select {
 	case err := <-s.closed:
 		if err != nil {
-			reason = err.Error()
+			reason = err.Error() + adviceOnClose(err)
+		}
+		if err != nil && err.Server && (err.Code == amqp091.PreconditionFailed || err.Code == amqp091.ChannelError) {
+			s.interrupted = "interrupted at " + time.Now().UTC().Format(time.RFC3339) + ": " + reason
 		}
 	default:
 	}
+	s.losses++
+	maps.DeleteFunc(s.finished, func(_ identity, loss int) bool { return loss < s.losses-1 }) // another worker has the copy
 	if s.handing {
 		s.logger.InfoContext(s.consuming, "handing a partition over to another worker", "queue", s.queue)
 	} else {
@@ -465,9 +562,9 @@ func (s *subscription) drain() {
 }
 
 // requeuesAtEnd tells whether a drain requeues by closing the channel at its end: the next worker must not begin with a
-// partition while a message is in flight here, and a quorum queue keeps the order only of what is requeued together.
+// queue while a message is in flight here, and a quorum queue keeps the order only of what is requeued together.
 func (s *subscription) requeuesAtEnd() bool {
-	return s.isPartition || s.conn.quorum
+	return s.isPartition || s.alone || s.conn.quorum
 }
 
 // requeue cancels the consumer and requeues what was not handed over.
@@ -500,4 +597,5 @@ func (s *subscription) end() {
 	}
 	s.conn.received.add(-s.bytes)
 	s.closeChannel()
+	s.endTurn()
 }

@@ -14,6 +14,8 @@ type Survey struct {
 	// Product and Version are what the broker calls itself.
 	Product, Version string
 	Parts            []Part
+	// Alone tells that a worker has the lock by which it consumes the contract's queue alone.
+	Alone bool
 }
 
 // Part is an exchange or a queue that the settings ask for, or one that must not exist with these settings.
@@ -23,6 +25,10 @@ type Part struct {
 	Missing bool
 	// Err is what the worker would fail with: other properties, or missing rights. It is a *[TopologyError].
 	Err error
+	// Optional tells that Err is the lack of a right that the worker needs only to declare or to restore what exists.
+	Optional bool
+	// Right is the one that is missing, in RabbitMQ's words.
+	Right string
 	// Messages and Consumers are those of a queue.
 	Messages, Consumers int
 	// Consumed marks a queue that workers consume, and Failed the one of dead letters.
@@ -30,8 +36,8 @@ type Part struct {
 }
 
 // Inspect makes one connection and compares what the broker has with what the settings ask for, including the rights to
-// declare, to bind and to publish. It changes nothing. The right to consume and the bindings cannot be checked: AMQP
-// tells about them only by a change. Errors of the connection are as of [Dial].
+// declare, to bind, to publish and to consume. It changes nothing. The bindings cannot be checked: AMQP tells about them
+// only by a change. Errors of the connection are as of [Dial].
 func Inspect(ctx context.Context, c Config) (Survey, error) {
 	conn, err := newConnection(ctx, c)
 	if err != nil {
@@ -55,6 +61,11 @@ func Inspect(ctx context.Context, c Config) (Survey, error) {
 	if survey.Parts, err = (inspection{s, conn.topology}).parts(); err != nil {
 		return survey, fmt.Errorf("inspect RabbitMQ: %w", classify(err))
 	}
+	err = inspection{s, conn.topology}.do(func(c *amqp091.Channel) error {
+		_, err := c.QueueDeclarePassive(conn.consumerQueue+lockSuffix, false, false, true, false, nil)
+		return exclusive("", err)
+	})
+	survey.Alone = errors.Is(err, errTaken)
 	return survey, nil
 }
 
@@ -80,7 +91,10 @@ func (i inspection) parts() ([]Part, error) {
 			continue
 		}
 		if err := i.do(right.ask); isAnswer(err) {
-			parts = append(parts, Part{Kind: right.kind, Name: right.name, Err: topologyError(right.kind, right.name, err)})
+			parts = append(parts, Part{
+				Kind: right.kind, Name: right.name, Err: topologyError(right.kind, right.name, err),
+				Optional: right.optional, Right: right.right,
+			})
 		} else if err != nil {
 			return parts, err
 		}
@@ -120,7 +134,9 @@ func (i inspection) part(wanted part) (Part, error) {
 	})
 	switch {
 	case err == nil:
-		err = i.do(wanted.declare)
+		if err = i.do(wanted.declare); isRefusedRight(err) {
+			p.Optional, p.Right = true, "configure on "+wanted.kind+" "+wanted.name
+		}
 	case isNotFound(err):
 		p.Missing = true
 		return p, nil
@@ -136,6 +152,8 @@ func (i inspection) part(wanted part) (Part, error) {
 // right is a right that the worker needs on a part, for which another part must exist.
 type right struct {
 	kind, name, other string
+	right             string // in RabbitMQ's words
+	optional          bool
 	// ask asks for something that needs the right and changes nothing: to remove a binding that does not exist.
 	ask func(*amqp091.Channel) error
 }
@@ -145,18 +163,28 @@ const unusedKey = "worker.doctor.checks.rights"
 
 func (i inspection) rights() []right {
 	publish := func(exchange, other string) right {
-		return right{"right to publish to exchange", exchange, other, func(c *amqp091.Channel) error {
+		return right{"right to publish to exchange", exchange, other, "write on exchange " + exchange, false, func(c *amqp091.Channel) error {
 			return c.ExchangeUnbind(exchange, unusedKey, other, false, nil)
 		}}
 	}
 	bind := func(queue, exchange string) right {
-		return right{"right to bind queue", queue, exchange, func(c *amqp091.Channel) error {
-			return c.QueueUnbind(queue, unusedKey, exchange, nil)
+		return right{"right to bind queue", queue, exchange, "write on queue " + queue + " or read on exchange " + exchange, true,
+			func(c *amqp091.Channel) error { return c.QueueUnbind(queue, unusedKey, exchange, nil) }}
+	}
+	consume := func(queue string) right {
+		return right{"right to consume queue", queue, queue, "read on queue " + queue, false, func(c *amqp091.Channel) error {
+			// The broker checks the right before the argument, which is no number.
+			_, err := c.Consume(queue, consumerTag, false, false, false, false, amqp091.Table{"x-priority": "none"})
+			if !isRefusedRight(err) && isAnswer(err) {
+				return nil
+			}
+			return err
 		}}
 	}
 	return []right{
 		publish(i.exchange, i.deadLetterExchange), publish(i.deadLetterExchange, i.exchange),
 		bind(i.consumerQueue, i.exchange), bind(i.failedQueue, i.deadLetterExchange),
+		consume(i.consumerQueue), consume(i.failedQueue),
 	}
 }
 
@@ -169,6 +197,9 @@ func (i inspection) do(do func(*amqp091.Channel) error) error {
 	}
 	if err := do(channel); err != nil {
 		return err
+	}
+	if channel.IsClosed() {
+		return nil
 	}
 	return channel.Close()
 }

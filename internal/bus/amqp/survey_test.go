@@ -107,6 +107,7 @@ func TestInspectFindsMissingRights(t *testing.T) {
 		"publish":          {".*", ".*consumer|.*failed", ".*", "right to publish to exchange healz.events"},
 		"bind":             {".*", "^healz.events(.dlx)?$", ".*", "right to bind queue healz.events.consumer"},
 		"read":             {".*", ".*", "", "right to bind queue healz.events.failed"},
+		"consume":          {".*", ".*", "events$|dlx$", "right to consume queue healz.events.consumer"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

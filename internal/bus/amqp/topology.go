@@ -1,6 +1,9 @@
 package amqp
 
 import (
+	"context"
+	"errors"
+	"log/slog"
 	"maps"
 	"strconv"
 	"strings"
@@ -96,6 +99,50 @@ func (p part) declare(channel *amqp091.Channel) error {
 	return topologyError(p.kind, p.name, err)
 }
 
+// exists fails if the part does not exist. It needs no right.
+func (p part) exists(channel *amqp091.Channel) error {
+	if p.exchangeType == "" {
+		_, err := channel.QueueDeclarePassive(p.name, true, false, false, false, nil)
+		return err
+	}
+	return channel.ExchangeDeclarePassive(p.name, p.exchangeType, true, false, false, false, nil)
+}
+
+// declarer declares on one channel after another: the broker closes a channel with each refusal.
+type declarer struct {
+	open    func() (*amqp091.Channel, error)
+	channel *amqp091.Channel
+	// unverified are the refusals for lack of a right of what may be there already.
+	unverified []error
+}
+
+func (d *declarer) warn(ctx context.Context, logger *slog.Logger) {
+	for _, refusal := range d.unverified {
+		logger.WarnContext(ctx, "the user lacks a right: what exists is used, but not restored if it is deleted, and bindings "+
+			"cannot be verified", "error", refusal)
+	}
+}
+
+// do does something that the broker may refuse for lack of a right. Then it suffices that a check passes; nil is none.
+func (d *declarer) do(do, check func(*amqp091.Channel) error) error {
+	refusal := do(d.channel)
+	if !isRefusedRight(refusal) {
+		return refusal
+	}
+	d.unverified = append(d.unverified, refusal)
+	var err error
+	if d.channel, err = d.open(); err != nil || check == nil {
+		return err
+	}
+	if check(d.channel) != nil {
+		return refusal
+	}
+	if d.channel.IsClosed() { // what is not to be there is not
+		d.channel, err = d.open()
+	}
+	return err
+}
+
 // parts are in the order in which they are declared.
 func (t topology) parts() []part {
 	exchange := func(name, exchangeType string, arguments amqp091.Table) part {
@@ -154,57 +201,76 @@ func (t topology) deadLettering() amqp091.Table {
 }
 
 // declare declares what a queue needs: all, or of a partition just its queue and, unless it is left over, its binding.
-func (t topology) declare(channel *amqp091.Channel, queue string) error {
+// A user who may not declare, bind or delete can use what there is; whether it is bound cannot be asked.
+func (t topology) declare(d *declarer, queue string) error {
 	if i, ok := t.partitionOf(queue); ok {
-		if err := t.partitionQueue(i).declare(channel); err != nil || i >= t.partitions {
+		p := t.partitionQueue(i)
+		if err := d.do(p.declare, p.exists); err != nil || i >= t.partitions {
 			return err
 		}
-		return t.bindPartition(channel, i)
+		return t.bindPartition(d, i)
 	}
 	for _, p := range t.parts() {
-		if err := p.declare(channel); err != nil {
+		if err := d.do(p.declare, p.exists); err != nil {
 			return err
 		}
 	}
-	if err := bind(channel, t.failedQueue, failedKey, t.deadLetterExchange); err != nil {
+	if err := bind(d, t.failedQueue, failedKey, t.deadLetterExchange); err != nil {
 		return err
 	}
 	for _, wait := range t.retryLater {
-		if err := bind(channel, t.retryQueue(wait), "", t.retryQueue(wait)); err != nil {
+		if err := bind(d, t.retryQueue(wait), "", t.retryQueue(wait)); err != nil {
 			return err
 		}
 	}
 	if t.partitions > 0 {
-		return t.bindPartitions(channel)
+		return t.bindPartitions(d)
 	}
-	if err := bind(channel, t.consumerQueue, everyKey, t.exchange); err != nil {
+	if err := bind(d, t.consumerQueue, everyKey, t.exchange); err != nil {
 		return err
 	}
-	// It is no error if there is none. One that is bound to belongs to workers that have partitions.
-	err := channel.ExchangeDelete(t.partitionedExchange, !t.leavePartitions, false)
-	return topologyError("no exchange", t.partitionedExchange, err)
+	return d.do(func(channel *amqp091.Channel) error {
+		// It is no error if there is none. One that is bound to belongs to workers that have partitions.
+		err := channel.ExchangeDelete(t.partitionedExchange, !t.leavePartitions, false)
+		return topologyError("no exchange", t.partitionedExchange, err)
+	}, func(channel *amqp091.Channel) error {
+		exchange := part{name: t.partitionedExchange, exchangeType: consistentHash}
+		if err := exchange.exists(channel); !isNotFound(err) {
+			return errors.Join(errExists, err)
+		}
+		return nil
+	})
 }
+
+var errExists = errors.New("it exists")
 
 // bindPartitions leads the events to the partitions instead of the contract's queue. For a moment they go both ways
 // rather than nowhere; the inbox recognizes the second copy.
-func (t topology) bindPartitions(channel *amqp091.Channel) error {
+func (t topology) bindPartitions(d *declarer) error {
 	for i := range t.partitions {
-		if err := t.bindPartition(channel, i); err != nil {
+		if err := t.bindPartition(d, i); err != nil {
 			return err
 		}
 	}
-	if err := channel.ExchangeBind(t.partitionedExchange, everyKey, t.exchange, false, nil); err != nil {
+	if err := d.do(func(channel *amqp091.Channel) error {
+		err := channel.ExchangeBind(t.partitionedExchange, everyKey, t.exchange, false, nil)
 		return topologyError("binding of exchange", t.partitionedExchange, err)
+	}, nil); err != nil {
+		return err
 	}
-	return topologyError("no binding of queue", t.consumerQueue, channel.QueueUnbind(t.consumerQueue, everyKey, t.exchange, nil))
+	return d.do(func(channel *amqp091.Channel) error {
+		return topologyError("no binding of queue", t.consumerQueue, channel.QueueUnbind(t.consumerQueue, everyKey, t.exchange, nil))
+	}, nil)
 }
 
-func (t topology) bindPartition(channel *amqp091.Channel, i int) error {
-	return bind(channel, t.partition(i), partitionWeight, t.partitionedExchange)
+func (t topology) bindPartition(d *declarer, i int) error {
+	return bind(d, t.partition(i), partitionWeight, t.partitionedExchange)
 }
 
-func bind(channel *amqp091.Channel, queue, key, exchange string) error {
-	return topologyError("binding of queue", queue, channel.QueueBind(queue, key, exchange, false, nil))
+func bind(d *declarer, queue, key, exchange string) error {
+	return d.do(func(channel *amqp091.Channel) error {
+		return topologyError("binding of queue", queue, channel.QueueBind(queue, key, exchange, false, nil))
+	}, nil)
 }
 
 // topologyError wraps an error, if it is one.

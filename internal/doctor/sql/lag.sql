@@ -19,5 +19,5 @@ SELECT
     extract(epoch FROM clock_timestamp() - (SELECT moved_at FROM position))::float8,
     count(*),
     count(*) FILTER (WHERE own),
-    extract(epoch FROM clock_timestamp() - min(created_at))::float8
+    least(extract(epoch FROM clock_timestamp() - min(created_at) FILTER (WHERE isfinite(created_at))), 9e9)::float8
 FROM waiting

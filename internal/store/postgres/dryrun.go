@@ -1,6 +1,7 @@
 package postgres
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 
@@ -59,16 +60,14 @@ func (t transaction) AppendMany(ctx context.Context, batch []events.Event) error
 // Record appends followUps together with the record that handler has handled e; see [store.Store].
 func (t transaction) Record(ctx context.Context, handler string, e events.Event, followUps []events.Event) error {
 	work := store.TakeWork[pgx.Tx](ctx)
-	if err := t.write(ctx, "record", recordOf(handler, e, followUps)); err != nil || len(work) == 0 {
+	if err := t.write(ctx, "record", recordOf(handler, e, followUps)); err != nil {
 		return err
 	}
 	if err := runWork(ctx, t.tx, work); err != nil {
 		return err
 	}
-	if _, err := t.tx.Exec(ctx, checkConstraints); err != nil {
-		return &store.WorkError{Err: fmt.Errorf("check the handler's work as a commit does: %w", err)}
-	}
-	return nil
+	_, err := t.tx.Exec(ctx, checkConstraints)
+	return cmp.Or(refusedCommit(err), fault(ctx, "check the constraints as a commit does", err))
 }
 
 func (t transaction) write(ctx context.Context, doing string, u *unit) error {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"regexp"
 	"slices"
 
 	"github.com/jackc/pgx/v5/pgconn"
@@ -43,7 +44,7 @@ func fault(ctx context.Context, doing string, err error) error {
 		return fmt.Errorf("%s: %w: %w", doing, ctx.Err(), err)
 	case ctx.Err() != nil, errors.Is(err, puddle.ErrClosedPool), isTranslated(err):
 		return fmt.Errorf("%s: %w", doing, err)
-	case answered && (pgErr.Code == undefinedTable || pgErr.Code == undefinedColumn):
+	case answered && pgErr.Where == "" && (pgErr.Code == undefinedTable || pgErr.Code == undefinedColumn): // not in a trigger
 		return fmt.Errorf("%s: %w (%w)", doing, store.ErrNoSchema, err)
 	case answered && isTemporary(pgErr.Code), !answered && (connecting || isBroken(err)):
 		return fmt.Errorf("%s: %w: %w", doing, store.ErrUnavailable, err)
@@ -90,11 +91,58 @@ func (unsentError) SafeToRetry() bool { return true }
 
 // writeFault is fault for a statement that writes, once it may have been sent: without an answer its outcome is
 // unknown. The server answers with an error only if nothing was written: a session that is terminated after its commit
-// ends without an answer.
+// ends without an answer. Rows that it refuses are a *[store.RefusedError].
 func writeFault(ctx context.Context, doing string, err error) error {
-	_, answered := errors.AsType[*pgconn.PgError](err)
-	if err == nil || answered || pgconn.SafeToRetry(err) {
+	pgErr, answered := errors.AsType[*pgconn.PgError](err)
+	switch {
+	case answered && isRefusal(pgErr):
+		return fmt.Errorf("%s: %w", doing, refused(pgErr))
+	case err == nil || answered || pgconn.SafeToRetry(err):
 		return fault(ctx, doing, err)
 	}
 	return fmt.Errorf("%s: %w: %w", doing, store.ErrUnknownOutcome, err)
 }
+
+// isRefusal reports whether the rows are the reason why a statement or a commit failed: other rows may succeed. What
+// concerns all rows alike, such as a missing right or a table that a trigger does not find, is none.
+func isRefusal(err *pgconn.PgError) bool {
+	if isTemporary(err.Code) {
+		return false
+	}
+	switch err.Routine { // of the server's source, whatever its language
+	case "exec_stmt_raise", // a RAISE of PL/pgSQL, which chooses its code
+		"ExecWithCheckOptions": // a policy of row-level security
+		return true
+	}
+	switch err.Code[:2] {
+	case "09", // a trigger's action
+		"21",       // cardinality, such as a subquery of a trigger that finds two rows
+		"22",       // data
+		"23",       // constraints
+		"27",       // data that a trigger changes
+		"38", "39", // external routines
+		"44", // a view's check option
+		"54", // limits, such as that of an index entry
+		"P0": // PL/pgSQL
+		return true
+	}
+	return false
+}
+
+// refused is the error without the server's message and detail, which may quote rows.
+func refused(err *pgconn.PgError) *store.RefusedError {
+	by := "SQLSTATE " + err.Code
+	switch {
+	case err.ConstraintName != "":
+		by += fmt.Sprintf(", constraint %q of table %q", err.ConstraintName, err.TableName)
+	case err.ColumnName != "":
+		by += fmt.Sprintf(", column %q of table %q", err.ColumnName, err.TableName)
+	}
+	if function := functionName.FindString(err.Where); function != "" {
+		by += ", " + function
+	}
+	return &store.RefusedError{By: by, Err: err}
+}
+
+// functionName is a function's name in the context of an error.
+var functionName = regexp.MustCompile(`PL/pgSQL function [^\s(]+\(\)`)

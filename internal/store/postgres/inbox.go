@@ -154,11 +154,23 @@ func recordWith(
 		return failed, nil
 	}
 	err = tx.Commit(ctx)
-	_, refused := errors.AsType[*pgconn.PgError](err)
-	if refused || errors.Is(err, pgx.ErrTxCommitRollback) { // by a deferred constraint, or as a statement had failed
-		return &store.WorkError{Err: fmt.Errorf("commit the handler's work: %w", err)}, nil
+	if failed := refusedCommit(err); failed != nil {
+		return failed, nil
 	}
 	return nil, err
+}
+
+// refusedCommit is err as a *[store.WorkError], if the commit failed by a deferred constraint, or as a statement had
+// failed; else nil.
+func refusedCommit(err error) error {
+	const doing = "commit the handler's work"
+	if pgErr, answered := errors.AsType[*pgconn.PgError](err); answered && isRefusal(pgErr) {
+		return &store.WorkError{Err: fmt.Errorf("%s: %w", doing, refused(pgErr))}
+	}
+	if errors.Is(err, pgx.ErrTxCommitRollback) {
+		return &store.WorkError{Err: fmt.Errorf("%s: %w", doing, err)}
+	}
+	return nil
 }
 
 // runWork runs a handler's work. The error is a *[store.WorkError], or [store.ErrUnavailable] when the connection broke.

@@ -78,13 +78,13 @@ func (q queries) Scan(ctx context.Context, s store.Scan) ([]store.Recorded, *sto
 	if err != nil || len(found) == s.Limit {
 		return found, nil, fault(ctx, "search events", err)
 	}
-	var end time.Time
+	var end pgtype.Timestamptz
 	var id int64
 	err = q.QueryRow(ctx, endStatement, args).Scan(&end, &id)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return found, nil, nil
 	}
-	return found, &store.SortKey{Value: end.UnixMicro(), ID: id}, fault(ctx, "search events", err)
+	return found, &store.SortKey{Value: timeOf(end).UnixMicro(), ID: id}, fault(ctx, "search events", err)
 }
 
 // scanStatements are the statements of a scan, which differ by its index, and their arguments.
@@ -126,7 +126,7 @@ func scanStatements(s store.Scan) (statement, endStatement string, args pgx.Name
 	}
 }
 
-// timestamp is a time in microseconds. The ends of int64 are the infinities.
+// timestamp is a time in microseconds. Its ends are the infinities, as [events.FormatTime] writes them.
 func timestamp(micros int64) pgtype.Timestamptz {
 	switch micros {
 	case math.MinInt64:
@@ -135,6 +135,18 @@ func timestamp(micros int64) pgtype.Timestamptz {
 		return pgtype.Timestamptz{InfinityModifier: pgtype.Infinity, Valid: true}
 	}
 	return pgtype.Timestamptz{Time: time.UnixMicro(micros), Valid: true}
+}
+
+// timeOf is the reverse of timestamp.
+func timeOf(t pgtype.Timestamptz) time.Time {
+	switch t.InfinityModifier {
+	case pgtype.NegativeInfinity:
+		return time.UnixMicro(math.MinInt64).UTC()
+	case pgtype.Infinity:
+		return time.UnixMicro(math.MaxInt64).UTC()
+	case pgtype.Finite:
+	}
+	return t.Time.UTC()
 }
 
 // errFull ends a read whose events have reached its limit of bytes.
@@ -147,19 +159,20 @@ func (q queries) read(ctx context.Context, maxBytes int, statement string, args 
 		r                             store.Recorded
 		clinicID, causationID, userID pgtype.UUID
 		transactionID                 pgtype.Uint64
+		createdAt                     pgtype.Timestamptz
 	)
 	// One set of targets for all rows: pgx plans them once. Of the JSON each row gets its own. An id is given as bytes,
 	// since a uuid.UUID is read by its text.
 	_, err = pgx.ForEachRow(rows, []any{
 		(*[16]byte)(&r.Event.ID), &r.Type, &r.AggregateType, (*[16]byte)(&r.AggregateID), &r.AggregateVersion,
-		(*[16]byte)(&r.TenantID), &clinicID, (*[16]byte)(&r.CorrelationID), &causationID, &userID, &r.CreatedAt, (*[]byte)(&r.Data), (*[]byte)(&r.Metadata),
+		(*[16]byte)(&r.TenantID), &clinicID, (*[16]byte)(&r.CorrelationID), &causationID, &userID, &createdAt, (*[]byte)(&r.Data), (*[]byte)(&r.Metadata),
 		&transactionID, &r.Position.ID,
 	}, func() error {
 		if maxBytes -= len(r.Data) + len(r.Metadata); maxBytes < 0 && len(list) > 0 {
 			return errFull
 		}
 		r.ClinicID, r.CausationID, r.UserID = nullUUID(clinicID), nullUUID(causationID), nullUUID(userID)
-		r.CreatedAt = r.CreatedAt.UTC()
+		r.CreatedAt = timeOf(createdAt)
 		r.Position.Transaction = transactionID.Uint64
 		if len(list) == cap(list) {
 			list = slices.Grow(list, max(minGrowth, 3*len(list)))

@@ -1,6 +1,7 @@
 package postgres
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	_ "embed"
@@ -22,6 +23,9 @@ import (
 const (
 	// writeAttempts is how often a unit is written that collides with other writers though it should succeed.
 	writeAttempts = 10
+	// eventsKey is the constraint of the id column. Its sequence may be behind the ids that another program has set: each
+	// attempt takes the next one.
+	eventsKey = "events_pkey"
 	// maxSmall is the most events of a unit that shares statements. A larger one would save little, and others would wait
 	// for it.
 	maxSmall = 16
@@ -59,12 +63,14 @@ func recordOf(handler string, e events.Event, followUps []events.Event) *unit {
 // cause, explain finds the reason; without one the collision is over and the statement runs again.
 func (s *Store) write(ctx context.Context, doing string, u *unit, q querier, statement func() error) error {
 	var err error
+	var pgErr *pgconn.PgError
 	for range writeAttempts {
+		var answered bool
 		err = writeFault(ctx, doing, statement())
 		if err == nil && u.written {
 			return nil
 		}
-		pgErr, answered := errors.AsType[*pgconn.PgError](err)
+		pgErr, answered = errors.AsType[*pgconn.PgError](err)
 		switch {
 		case err == nil, answered && isCollision(pgErr.Code):
 			if reason := u.explain(ctx, q); reason != nil {
@@ -79,8 +85,17 @@ func (s *Store) write(ctx context.Context, doing string, u *unit, q querier, sta
 			return err
 		}
 	}
-	return fmt.Errorf("%s: %w: %d attempts collided with other writers: %w", doing, store.ErrUnavailable, writeAttempts, err)
+	switch _, refused := errors.AsType[*store.RefusedError](err); {
+	case err == nil && u.record == nil && len(u.batch) == 1:
+		return fmt.Errorf("%s: %w", doing, &store.RefusedError{By: "a trigger has left it out"})
+	case refused && pgErr.ConstraintName != eventsKey: // by a unique index of others
+		return err
+	}
+	return fmt.Errorf("%s: %w: %d attempts collided with other writers: %w", doing, store.ErrUnavailable, writeAttempts, cmp.Or(err, errNotWritten))
 }
+
+// errNotWritten is the error of a statement that did not fail and did not write, for no reason that was found.
+var errNotWritten = errors.New("nothing was written")
 
 // explain finds why the unit cannot be written as the store is now. It is nil if it can.
 func (u *unit) explain(ctx context.Context, q querier) error {

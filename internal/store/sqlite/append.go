@@ -59,11 +59,11 @@ func insertBatch(ctx context.Context, tx *sql.Tx, batch []events.Event) error {
 			}
 			begun[e.AggregateID] = struct{}{}
 		}
-		err := insertOne(ctx, tx, e)
-		if isUnique(err) { // of the event_id: the version is the next one
-			return store.InBatch(batch, i, &store.DuplicateError{EventID: e.ID})
-		}
-		if err != nil {
+		if err := insertOne(ctx, tx, e); isUnique(err) { // of the event_id, or of others: the version is the next one
+			return orDuplicate(ctx, tx, batch[:i+1], i, refused(err))
+		} else if isRefusal(err) {
+			return store.InBatch(batch, i, refused(err))
+		} else if err != nil {
 			return err
 		}
 	}

@@ -15,7 +15,7 @@ import (
 )
 
 // translate adds what was being done, and wraps the error of package store that err means, if any. SQLite's own texts name
-// tables and columns, and quote no values.
+// tables and columns, and quote no values; that of a trigger may.
 func translate(doing string, err error) error {
 	work, failed := errors.AsType[*store.WorkError](err)
 	switch {
@@ -23,8 +23,10 @@ func translate(doing string, err error) error {
 		return nil
 	case failed: // a handler's error, also if it wraps one of SQLite's
 		return work
-	case errors.Is(err, store.ErrUnavailable), errors.Is(err, store.ErrUnknownOutcome):
+	case errors.Is(err, store.ErrUnavailable), errors.Is(err, store.ErrUnknownOutcome), isRefused(err):
 		return fmt.Errorf("%s: %w", doing, err)
+	case isRefusal(err):
+		return fmt.Errorf("%s: %w", doing, refused(err))
 	case isTemporary(err):
 		return fmt.Errorf("%s: %w: %w", doing, store.ErrUnavailable, err)
 	case resultCode(err) == sqlite3.SQLITE_ERROR && strings.Contains(err.Error(), "no such table"):
@@ -34,6 +36,28 @@ func translate(doing string, err error) error {
 	default:
 		return fmt.Errorf("%s: %w", doing, err)
 	}
+}
+
+// isRefusal reports whether SQLite refused a row.
+func isRefusal(err error) bool {
+	code := resultCode(err)
+	return code == sqlite3.SQLITE_CONSTRAINT || code == sqlite3.SQLITE_TOOBIG
+}
+
+// isRefused reports whether err is translated by refused already.
+func isRefused(err error) bool {
+	_, is := errors.AsType[*store.RefusedError](err)
+	return is
+}
+
+// refused is the error of rows that a constraint, a limit or a trigger refuses. The text of a trigger's RAISE is left
+// out, as it may quote values.
+func refused(err error) error {
+	by := "a trigger"
+	if e, _ := errors.AsType[*modernc.Error](err); e.Code() != sqlite3.SQLITE_CONSTRAINT_TRIGGER {
+		by = strings.TrimPrefix(e.Error(), "constraint failed: ")
+	}
+	return &store.RefusedError{By: by, Err: err}
 }
 
 // isTemporary reports whether the same call can succeed later, when locks are released, space is freed or the right to

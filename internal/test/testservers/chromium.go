@@ -17,7 +17,7 @@ func Chromium(t testing.TB) string {
 	t.Helper()
 	path, err := chromium().find(t.Context())
 	if err != nil {
-		t.Skip("no browser: ", err)
+		Skip(t, "no browser: "+err.Error())
 	}
 	return path
 }

@@ -54,6 +54,9 @@ func (p program) find(ctx context.Context) (string, error) {
 	if path := p.look(); path != "" {
 		return path, nil
 	}
+	if root() != "" {
+		return "", fmt.Errorf("there is no %s in %s, which %s names", p.name, root(), rootVariable)
+	}
 	if err := p.install(ctx); err != nil {
 		return "", fmt.Errorf("%s is not installed and could not be installed (%w): %s", p.name, err, p.advice)
 	}
@@ -67,7 +70,7 @@ func (p program) find(ctx context.Context) (string, error) {
 func (p program) look() string {
 	newest, version := "", -1
 	for _, place := range p.places {
-		paths, _ := filepath.Glob(place)
+		paths, _ := filepath.Glob(root() + place)
 		for _, path := range paths {
 			number, _ := strconv.Atoi(filepath.Base(filepath.Dir(filepath.Dir(path))))
 			if number > version {
@@ -75,8 +78,8 @@ func (p program) look() string {
 			}
 		}
 	}
-	if newest != "" {
-		return newest
+	if newest != "" || root() != "" {
+		return inRoot(newest)
 	}
 	path, err := exec.LookPath(p.name)
 	if err != nil {

@@ -24,11 +24,13 @@ func startPostgres(ctx context.Context, dir string, durable bool) (*server, erro
 	if err != nil {
 		return nil, err
 	}
-	data := filepath.Join(dir, "data")
+	account.Chroot = root()
+	home := inRoot(dir) // as the server sees it
+	data := filepath.Join(home, "data")
 
 	create := exec.CommandContext(ctx, creator, "--pgdata", data, "--username", "postgres", "--auth", "trust",
 		"--encoding", "UTF8", "--no-locale", "--no-sync")
-	create.Dir, create.Env, create.SysProcAttr = dir, environment(dir), account
+	create.Dir, create.Env, create.SysProcAttr = home, environment(home), account
 	if output, err := create.CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("create a Postgres cluster: %w\n%s", err, output)
 	}
@@ -47,8 +49,8 @@ func startPostgres(ctx context.Context, dir string, durable bool) (*server, erro
 	port := ports[0]
 	arguments := []string{
 		"-D", data, "-h", "127.0.0.1", "-p", port, "-k", "", "-c", "ssl=on",
-		"-c", "ssl_cert_file=" + filepath.Join(certificates, serverFile),
-		"-c", "ssl_key_file=" + filepath.Join(certificates, serverKey),
+		"-c", "ssl_cert_file=" + filepath.Join(inRoot(certificates), serverFile),
+		"-c", "ssl_key_file=" + filepath.Join(inRoot(certificates), serverKey),
 	}
 	if durable {
 		arguments = append(arguments, "-c", "max_connections=100")
@@ -62,7 +64,7 @@ func startPostgres(ctx context.Context, dir string, durable bool) (*server, erro
 			command := exec.CommandContext(context.WithoutCancel(ctx), filepath.Join(filepath.Dir(creator), "postgres"),
 				arguments...)
 			// A copy, since startProcess changes it.
-			command.Dir, command.Env, command.SysProcAttr = dir, environment(dir), new(*account)
+			command.Dir, command.Env, command.SysProcAttr = home, environment(home), new(*account)
 			return startReady(ctx, command, dir, syscall.SIGQUIT, func(ctx context.Context) error {
 				conn, err := pgx.Connect(ctx, address)
 				if err != nil {
@@ -103,23 +105,24 @@ func unprivileged(dir string) (*syscall.SysProcAttr, error) {
 	if os.Getuid() != 0 {
 		return &syscall.SysProcAttr{}, nil
 	}
-	account, err := user.Lookup("postgres")
-	if err != nil {
-		account, err = user.Lookup("nobody")
+	name := "postgres"
+	if _, err := user.Lookup(name); err != nil || root() != "" { // where its number may be another
+		name = "nobody"
 	}
+	account, err := user.Lookup(name)
 	if err != nil {
 		return nil, fmt.Errorf("find an account to run Postgres: %w", err)
 	}
 	uid, err := strconv.ParseUint(account.Uid, 10, 32)
 	if err != nil {
-		return nil, fmt.Errorf("user id of %s: %w", account.Username, err)
+		return nil, fmt.Errorf("user id of %s: %w", name, err)
 	}
 	gid, err := strconv.ParseUint(account.Gid, 10, 32)
 	if err != nil {
-		return nil, fmt.Errorf("group id of %s: %w", account.Username, err)
+		return nil, fmt.Errorf("group id of %s: %w", name, err)
 	}
 	if err := os.Chown(dir, int(uid), int(gid)); err != nil {
-		return nil, fmt.Errorf("give the server's folder to %s: %w", account.Username, err)
+		return nil, fmt.Errorf("give the server's folder to %s: %w", name, err)
 	}
 	return &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}}, nil
 }

@@ -28,6 +28,7 @@ func startRabbitMQ(ctx context.Context, dir string, _ bool) (*server, error) {
 	if err := writeCertificates(certificates); err != nil {
 		return nil, err
 	}
+	home, keys := inRoot(dir), inRoot(certificates) // as the broker sees them
 	ports, err := freePorts(ctx, 5)
 	if err != nil {
 		return nil, err
@@ -38,11 +39,12 @@ func startRabbitMQ(ctx context.Context, dir string, _ bool) (*server, error) {
 	for path, content := range map[string]string{
 		config: "listeners.tcp.1 = 127.0.0.1:" + amqpPort + "\n" +
 			"listeners.ssl.1 = 127.0.0.1:" + tlsPort + "\n" +
-			"ssl_options.cacertfile = " + filepath.Join(certificates, caFile) + "\n" +
-			"ssl_options.certfile = " + filepath.Join(certificates, serverFile) + "\n" +
-			"ssl_options.keyfile = " + filepath.Join(certificates, serverKey) + "\n" +
+			"ssl_options.cacertfile = " + filepath.Join(keys, caFile) + "\n" +
+			"ssl_options.certfile = " + filepath.Join(keys, serverFile) + "\n" +
+			"ssl_options.keyfile = " + filepath.Join(keys, serverKey) + "\n" +
 			"ssl_options.verify = verify_peer\n" +
 			"ssl_options.fail_if_no_peer_cert = true\n" +
+			"vm_memory_calculation_strategy = erlang\n" + // the others need /proc, which another root may lack
 			"management.tcp.ip = 127.0.0.1\n" +
 			"management.tcp.port = " + managementPort + "\n",
 		plugins: "[rabbitmq_management,rabbitmq_consistent_hash_exchange].\n",
@@ -51,24 +53,24 @@ func startRabbitMQ(ctx context.Context, dir string, _ bool) (*server, error) {
 			return nil, fmt.Errorf("write the broker's settings: %w", err)
 		}
 	}
-	env := environment(dir,
+	env := environment(home,
 		"ERL_EPMD_ADDRESS=127.0.0.1",
 		"ERL_EPMD_PORT="+mapperPort,
 		"RABBITMQ_NODENAME=test@localhost",
 		"RABBITMQ_DIST_PORT="+distributionPort,
 		"RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS=-kernel inet_dist_use_interface {127,0,0,1}",
-		"RABBITMQ_CONFIG_FILE="+config,
-		"RABBITMQ_ADVANCED_CONFIG_FILE="+filepath.Join(dir, "advanced.config"),
-		"RABBITMQ_CONF_ENV_FILE="+filepath.Join(dir, "rabbitmq-env.conf"),
-		"RABBITMQ_ENABLED_PLUGINS_FILE="+plugins,
-		"RABBITMQ_MNESIA_BASE="+filepath.Join(dir, "mnesia"),
-		"RABBITMQ_LOG_BASE="+filepath.Join(dir, "log"),
+		"RABBITMQ_CONFIG_FILE="+inRoot(config),
+		"RABBITMQ_ADVANCED_CONFIG_FILE="+filepath.Join(home, "advanced.config"),
+		"RABBITMQ_CONF_ENV_FILE="+filepath.Join(home, "rabbitmq-env.conf"),
+		"RABBITMQ_ENABLED_PLUGINS_FILE="+inRoot(plugins),
+		"RABBITMQ_MNESIA_BASE="+filepath.Join(home, "mnesia"),
+		"RABBITMQ_LOG_BASE="+filepath.Join(home, "log"),
 		"RABBITMQ_LOGS=-",
 	)
 
 	run := func(ctx context.Context, program string, arguments ...string) *exec.Cmd {
 		command := exec.CommandContext(ctx, program, arguments...)
-		command.Dir, command.Env = dir, env
+		command.Dir, command.Env, command.SysProcAttr = home, env, &syscall.SysProcAttr{Chroot: root()}
 		return command
 	}
 	portMapper, err := startReady(ctx, run(context.WithoutCancel(ctx), mapper), dir, syscall.SIGKILL, listening(mapperPort))

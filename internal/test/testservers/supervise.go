@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/signal"
 	"strconv"
+	"strings"
 	"syscall"
 )
 
@@ -30,6 +31,14 @@ func (k kind) String() string { return [kinds]string{"Postgres", "RabbitMQ"}[k] 
 
 // durableVariable, when set beside it, makes the server one that syncs its data to disk.
 const durableVariable = "TESTSERVERS_DURABLE"
+
+// rootVariable, when set, is the folder of another system, whose servers are run in place of this one's. Only root can.
+const rootVariable = "TESTSERVERS_ROOT"
+
+func root() string { return strings.TrimSuffix(os.Getenv(rootVariable), "/") }
+
+// inRoot is a path in that folder as the servers see it.
+func inRoot(path string) string { return strings.TrimPrefix(path, root()) }
 
 // report is the supervisor's answer on its standard output: one when the server is ready, and one to each order.
 type report struct {
@@ -168,7 +177,11 @@ func serve(ctx context.Context, start starter, durable bool, orders <-chan order
 // another program may have taken one of its ports between their choice and their use.
 func startAnew(ctx context.Context, start starter, durable bool) (*server, error) {
 	for try := 1; ; try++ {
-		dir, err := os.MkdirTemp("", "testservers-")
+		parent := "" // the usual one
+		if root() != "" {
+			parent = root() + "/tmp"
+		}
+		dir, err := os.MkdirTemp(parent, "testservers-")
 		if err != nil {
 			return nil, err
 		}

@@ -142,9 +142,19 @@ func tlsSetting(t testing.TB, k kind, server, setting string) string {
 		return private.settings(t, k)[setting]
 	}
 	if os.Getenv(setting) == "" {
-		t.Skip("the server that " + server + " names may have no TLS")
+		Skip(t, "the server that "+server+" names may have no TLS")
 	}
 	return os.Getenv(setting)
+}
+
+// Skip skips a test for which this machine or the servers that the environment names lack something. Where
+// TESTSERVERS_NO_SKIPS is set, as in CI, the test fails instead.
+func Skip(t testing.TB, reason string) {
+	t.Helper()
+	if os.Getenv("TESTSERVERS_NO_SKIPS") != "" {
+		t.Fatal("may not be skipped: " + reason)
+	}
+	t.Skip(reason) //nolint:forbidigo // the one place
 }
 
 // rabbitMQ returns the addresses of the broker and of its management API.

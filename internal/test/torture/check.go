@@ -245,7 +245,7 @@ func judge(rows []row, dead letters, written map[uuid.UUID]entry, seen testimony
 }
 
 // handledOutOfOrder counts the events that took effect before an earlier one of their aggregate did, but for those that a
-// replay is to handle. It is no fault where several workers take from one queue.
+// replay is to handle.
 func handledOutOfOrder(rows []row, stored map[uuid.UUID]row, written map[uuid.UUID]entry) int {
 	last, n := map[uuid.UUID]int{}, 0
 	for _, row := range rows {

@@ -23,9 +23,6 @@ const (
 	gatherLimit     = 30 * time.Second
 )
 
-// halfOpenToBroker is the kind after which a single worker may handle an aggregate's events out of order.
-const halfOpenToBroker = "half-open to the broker"
-
 // fault is a kind of harm. inject does it and returns when it is healed; how the choices fall is the author's.
 type fault struct {
 	kind   string
@@ -47,7 +44,7 @@ func faults() []fault {
 		{"200 ms to Postgres", func(ctx context.Context, r *rig, _ *author) error { return slow(ctx, r, r.toPostgres) }},
 		{"200 ms to the broker", func(ctx context.Context, r *rig, _ *author) error { return slow(ctx, r, r.toRabbit) }},
 		{"half-open to Postgres", func(ctx context.Context, r *rig, a *author) error { return halfOpen(ctx, r, a, r.toPostgres) }},
-		{halfOpenToBroker, func(ctx context.Context, r *rig, a *author) error { return halfOpen(ctx, r, a, r.toRabbit) }},
+		{"half-open to the broker", func(ctx context.Context, r *rig, a *author) error { return halfOpen(ctx, r, a, r.toRabbit) }},
 		{"pg_terminate_backend", terminateSessions},
 		{"foreign transaction holds an xid", holdTransactionID},
 		{"rolling restart", rollingRestart},

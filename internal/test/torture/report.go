@@ -80,9 +80,7 @@ func (p *report) print(r *rig, v verdict) error {
 	line("effects doubled", len(v.doubled))
 	line("lost", len(v.lost))
 	line("out of order", len(v.misordered))
-	if p.config.Workers > 1 {
-		line("handled out of order", fmt.Sprintf("%d (not promised of several workers on one queue)", v.handledOrder))
-	}
+	line("handled out of order", v.handledOrder)
 	line("longest recovery", seconds(longest))
 	r.mu.Lock()
 	violations := slices.Concat(v.other, r.violations)

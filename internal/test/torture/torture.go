@@ -5,11 +5,8 @@
 // The traces that it compares are the writers' own notes of what they were told, the table, a second queue that is bound
 // to the exchange like the worker's, the dead letters, and the workers' logs, exit codes and /readyz.
 //
-// Two things cannot be promised, and are not asked for. What lies in a queue that somebody deletes is lost by RabbitMQ,
-// which tells nobody; so queues are deleted when they are empty. And where several workers take from one queue, or where
-// a broker believes in a connection that is half-open and keeps the deliveries on it from everybody else, an aggregate's
-// events reach the queue in order but may be handled out of order; so that is asked of a single worker alone, and
-// without half-open connections to the broker.
+// One thing cannot be promised, and is not asked for. What lies in a queue that somebody deletes is lost by RabbitMQ,
+// which tells nobody; so queues are deleted when they are empty.
 package torture
 
 import (
@@ -19,7 +16,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"time"
 )
@@ -111,9 +107,7 @@ func (r *rig) torture(ctx context.Context, report *report) error {
 // harm injects one fault after another, in rounds of all kinds, each in an order of its own.
 func (r *rig) harm(ctx context.Context, report *report) error {
 	a := newAuthor(r.config.Seed, "faults")
-	kinds := slices.DeleteFunc(faults(), func(f fault) bool {
-		return r.config.Workers == 1 && f.kind == halfOpenToBroker
-	})
+	kinds := faults()
 	end := time.Now().Add(r.config.Duration)
 	for round := 0; ; round++ {
 		a.Shuffle(len(kinds), func(i, j int) { kinds[i], kinds[j] = kinds[j], kinds[i] })
@@ -187,7 +181,7 @@ func (r *rig) settle(ctx context.Context) (verdict, error) {
 		v.lost = append(v.lost, fmt.Sprintf("P6: %d events that a replay was to handle were not handled, or their dead letters do "+
 			"not say so", v.unmended))
 	}
-	if err == nil && r.config.Workers == 1 && v.handledOrder > 0 {
+	if err == nil && v.handledOrder > 0 {
 		v.misordered = append(v.misordered, fmt.Sprintf("P4: %d events were handled before an earlier one of their aggregate",
 			v.handledOrder))
 	}

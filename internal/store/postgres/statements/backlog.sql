@@ -1,5 +1,5 @@
 -- Whether there is a position, how many events are between it and the end, counted up to $1, and for how many seconds
--- the first of them has been there. Those not committed yet are not seen, those above the horizon are. The conditions
+-- the first of them has been there, as far as its created_at can tell. Those not committed yet are not seen, those above the horizon are. The conditions
 -- "true" become "own" where only own events are wanted.
 WITH waiting AS MATERIALIZED (
     SELECT created_at
@@ -17,4 +17,6 @@ WITH waiting AS MATERIALIZED (
 SELECT
     EXISTS (SELECT FROM relay_position),
     (SELECT count(*) FROM waiting),
-    greatest(extract(epoch FROM now() - (SELECT created_at FROM waiting LIMIT 1)), 0)::float8
+    least(greatest(extract(
+        epoch FROM now() - (SELECT created_at FROM waiting WHERE isfinite(created_at) LIMIT 1)
+    ), 0), 9e9)::float8

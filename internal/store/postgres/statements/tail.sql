@@ -101,7 +101,10 @@ written AS (
             '","correlation_id":"', correlation_id,
             '","causation_id":"' || causation_id,
             '","user_id":"' || user_id,
-            '","created_at":"', to_char(created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"'),
+            '","created_at":"', CASE WHEN created_at >= '0001-01-01 UTC' AND created_at < '10000-01-01 UTC'
+                THEN to_char(created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')
+                ELSE (created_at AT TIME ZONE 'UTC')::text -- an infinity, or a year that to_char writes as another one
+            END,
             '","event_data":', event_data,
             ',"metadata":' || metadata::text,
             '}'

@@ -1,0 +1,116 @@
+package mutants
+
+// mutant is one fault: a text of a source file that is replaced by another, and the tests that must fail then.
+type mutant struct {
+	name     string
+	file     string
+	from, to string
+	pkg, run string
+}
+
+// all are faults by which events would be lost, doubled, reordered or mixed.
+func all() []mutant {
+	return []mutant{
+		{
+			name: "a message is acked when it is delivered to the router, before it is handled",
+			file: "internal/bus/amqp/subscriber.go",
+			from: "\t\t\ts.tasks.Go(func() { s.await(next, m) })\n",
+			to:   "\t\t\t_ = next.channel.Ack(next.DeliveryTag, false)\n\t\t\ts.tasks.Go(func() { s.await(next, m) })\n",
+			pkg:  "./internal/bus/amqp", run: "TestSubscriber|TestNothingIsLostOverKilledConnections",
+		},
+		{
+			name: "two messages of an aggregate are in flight at once",
+			file: "internal/bus/amqp/subscriber.go",
+			from: "\t\tkey = keyOf(m)\n", to: "\t\tkey = m.UUID\n",
+			pkg: "./internal/bus/amqp", run: "TestSubscriberKeepsTheOrderOfEachAggregate",
+		},
+		{
+			name: "a nacked message goes behind the later ones of its aggregate",
+			file: "internal/bus/amqp/subscriber.go",
+			from: "\t\ts.queued.again(d)\n\t\treturn\n", to: "\t\ts.queued.done(d)\n\t\ts.queued.add(d.key.name, d)\n\t\treturn\n",
+			pkg: "./internal/bus/amqp", run: "TestSubscriberKeepsTheOrderOverNacks",
+		},
+		{
+			name: "a batch counts as published before its last confirms",
+			file: "internal/bus/amqp/publisher.go",
+			from: "\tfor sent := b.sent; sent != nil || head != nil; {\n", to: "\tfor sent := b.sent; sent != nil; {\n",
+			pkg: "./internal/bus/amqp", run: "TestPublish",
+		},
+		{
+			name: "a message that reaches no queue counts as published",
+			file: "internal/bus/amqp/publisher.go",
+			from: "o.exchange, o.key, true, false, o.message", to: "o.exchange, o.key, false, false, o.message",
+			pkg: "./internal/bus/amqp", run: "TestPublishSaysWhatWasNotTaken",
+		},
+		{
+			name: "letters are acked before they are in the table",
+			file: "internal/bus/amqp/intake.go",
+			from: "\t\tif err = t.write(ctx, letters, t.table.Ingest); err == nil {\n\t\t\treturn t.settle(ctx, letters)\n\t\t}\n",
+			to:   "\t\tif err = t.settle(ctx, letters); err == nil {\n\t\t\treturn t.write(ctx, letters, t.table.Ingest)\n\t\t}\n",
+			pkg:  "./internal/bus/amqp", run: "TestIngest",
+		},
+		{
+			name: "a letter that comes twice is two letters",
+			file: "internal/deadletter/ingest.go",
+			from: "\tcase a.Event.ID != uuid.Nil:\n", to: "\tcase false:\n",
+			pkg: "./internal/deadletter", run: "Ingest",
+		},
+		{
+			name: "the position moves before the batch is published",
+			file: "internal/relay/relay.go",
+			from: "\t\tif !r.publish(held, bodies) {\n",
+			to:   "\t\t_ = r.move(ctx, held, batch.Position, status.Fence)\n\t\tif !r.publish(held, bodies) {\n",
+			pkg:  "./internal/relay", run: ".",
+		},
+		{
+			name: "a former leader can move the position",
+			file: "internal/store/postgres/statements/move.sql",
+			from: " AND holder = $3 AND fence = $4 FOR SHARE", to: " AND ($3, $4) IS NOT NULL FOR SHARE",
+			pkg: "./internal/store/postgres", run: "Tail|Lease",
+		},
+		{
+			name: "the tail passes over what running transactions can still commit",
+			file: "internal/store/postgres/statements/tail.sql",
+			from: "        AND transaction_id < pg_snapshot_xmin(pg_current_snapshot())\n", to: "",
+			pkg: "./internal/store/postgres", run: "TestLateCommitIsNotSkipped",
+		},
+		{
+			name: "versions reach the bus in the order of their transactions",
+			file: "internal/store/postgres/statements/tail.sql",
+			from: "    ORDER BY turn, aggregate_version\n", to: "    ORDER BY place NULLS LAST\n",
+			pkg: "./internal/store/postgres", run: "Order",
+		},
+		{
+			name: "a handler runs again on a message that comes twice",
+			file: "internal/handlers/dispatch.go",
+			from: "if slices.Contains(handled, h.name) {", to: "if false {",
+			pkg: "./internal/handlers", run: ".",
+		},
+		{
+			name: "the inbox records a handling twice",
+			file: "internal/store/postgres/statements/write.sql",
+			from: "        WHERE event_id = r.event_id AND (handler = r.handler OR fingerprint <> r.fingerprint)\n",
+			to:   "        WHERE event_id = r.event_id AND fingerprint <> r.fingerprint\n",
+			pkg:  "./internal/store/postgres", run: "Inbox|Record|Handled",
+		},
+		{
+			name: "an event of another tenant continues an aggregate",
+			file: "internal/store/postgres/statements/write.sql",
+			from: " AND tenant_id = first.tenant_id\n", to: "\n",
+			pkg: "./internal/store/postgres", run: "Append|Tenant",
+		},
+		{
+			name: "a failed message is acked though no queue has its letter",
+			file: "internal/middleware/poison_queue.go",
+			from: "\t\ttimer := time.NewTimer(waits.NextBackOff())\n",
+			to:   "\t\tif err != nil {\n\t\t\treturn wait, nil\n\t\t}\n\t\ttimer := time.NewTimer(waits.NextBackOff())\n",
+			pkg:  "./internal/middleware", run: "TestPoisonQueue",
+		},
+		{
+			name: "a replay sends a letter to every handler",
+			file: "internal/handlers/registry.go",
+			from: "wanted == \"\" || ", to: "true || ",
+			pkg: "./internal/handlers", run: "Replay",
+		},
+	}
+}
