@@ -101,8 +101,8 @@ func CheckAdoption(ctx context.Context, db interface {
 },
 ) error {
 	// The trigger is the last that an adoption adds.
-	rows, _ := db.Query(ctx, `SELECT to_regclass('events') IS NOT NULL
-		AND NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = to_regclass('events') AND tgname = 'events_inserted')`)
+	rows, _ := db.Query(ctx, `SELECT to_regclass('events') IS NOT NULL AND (to_regclass($1) IS NULL
+		OR NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = to_regclass('events') AND tgname = 'events_inserted'))`, migrations.Table)
 	foreign, err := pgx.CollectExactlyOneRow(rows, pgx.RowTo[bool]) // or the error of the query
 	if err != nil || !foreign {
 		return err
