@@ -1,6 +1,17 @@
 // Package migrations holds the schemas of both stores and brings databases from one version to another.
 //
-// A migration is an SQL file, named by its number, or a Go function where it has to compute; what has been released is never edited, only followed by the next.
+// A migration is an SQL file, named by its number, or a Go function where it has to compute. What has been released keeps
+// its number and its effect.
+//
+// On Postgres other programs write to the tables meanwhile, and must not wait for longer than a second. So a migration of
+// a table that has rows has no transaction (-- +goose NO TRANSACTION), builds and drops indexes CONCURRENTLY, adds a column
+// with a constant default only, and takes a strong lock by statements that begin with SET LOCAL lock_timeout = '300ms'. Each
+// of its statements may run again.
+//
+// Programs of an older version go on with the schema of a newer one, so that workers can be updated, and rolled back, one
+// after the other. A migration with which they could not work says so in the database, as they do not know its file:
+// number N runs COMMENT ON TABLE worker_migrations IS 'breaking: N' on Postgres, PRAGMA user_version = N on SQLite. Its
+// way down puts back the number that was there.
 package migrations
 
 import (
@@ -29,8 +40,28 @@ type Status struct {
 	AppliedAt time.Time `json:"applied_at,omitzero"`
 }
 
-// Migrator brings one database from version to version, each in a transaction of its own.
-type Migrator struct{ provider *goose.Provider }
+// Schema is what a database says of its schema.
+type Schema struct {
+	// Version is the newest migration that was applied.
+	Version int64
+	// Breaking is the newest migration that a program has to know; 0 if there is none.
+	Breaking int64
+}
+
+// The statements that select the two numbers of a [Schema].
+const (
+	SelectPostgres = "SELECT coalesce(max(version_id), 0), coalesce(substring(obj_description('" + Table +
+		"'::regclass, 'pg_class') FROM 'breaking: ([0-9]+)')::bigint, 0) FROM " + Table + " WHERE is_applied"
+	SelectSQLite = "SELECT coalesce(max(version_id), 0), (SELECT user_version FROM pragma_user_version) FROM " + Table +
+		" WHERE is_applied"
+)
+
+// Migrator brings one database from version to version.
+type Migrator struct {
+	provider *goose.Provider
+	db       *sql.DB
+	dialect  goose.Dialect
+}
 
 func newMigrator(
 	dialect goose.Dialect, db *sql.DB, files fs.FS, folder string, options ...goose.ProviderOption,
@@ -44,44 +75,60 @@ func newMigrator(
 	if err != nil {
 		return nil, fmt.Errorf("load the migrations: %w", err)
 	}
-	return &Migrator{provider: provider}, nil
+	return &Migrator{provider, db, dialect}, nil
 }
 
-// Latest is the version that this worker needs.
+// Latest is the version that this worker needs, and the newest that it knows.
 func (m *Migrator) Latest() int64 {
 	sources := m.provider.ListSources()
 	return sources[len(sources)-1].Version
 }
 
-// Check is [store.ErrNoSchema] or [store.ErrNewerSchema] if a database has another version than this worker needs.
-func (m *Migrator) Check(version int64) error {
+// Check is [store.ErrNoSchema] if the schema lacks a version that this worker needs, and [store.ErrNewerSchema] if it is
+// one of a newer worker with which this one cannot work.
+func (m *Migrator) Check(s Schema) error {
 	switch latest := m.Latest(); {
-	case version < latest:
-		return fmt.Errorf("version %d of %d: %w", version, latest, store.ErrNoSchema)
-	case version > latest:
-		return fmt.Errorf("version %d, known are %d: %w", version, latest, store.ErrNewerSchema)
+	case s.Version < latest:
+		return fmt.Errorf("version %d of %d: %w", s.Version, latest, store.ErrNoSchema)
+	case s.Breaking > latest:
+		return fmt.Errorf("version %d, known are %d: %w", s.Version, latest, store.ErrNewerSchema)
 	}
 	return nil
 }
 
-// Up applies all versions that the database lacks. It is [store.ErrNewerSchema] when it has one that this worker does
-// not know.
+// Up applies all versions that the database lacks; a newer schema is left as it is. It is [store.ErrNewerSchema] when
+// this worker cannot work with that.
 func (m *Migrator) Up(ctx context.Context) error {
-	if _, err := m.version(ctx); err != nil {
-		return err
-	}
-	_, err := m.provider.Up(ctx)
-	return err
-}
-
-// Down reverts the newest version. It is [store.ErrNoSchema] when there is none.
-func (m *Migrator) Down(ctx context.Context) error {
-	version, err := m.version(ctx)
+	version, err := m.provider.GetDBVersion(ctx)
 	if err != nil {
 		return err
 	}
-	if version == 0 {
+	if version <= m.Latest() {
+		_, err = m.provider.Up(ctx)
+		return err
+	}
+	statement := SelectPostgres
+	if m.dialect == goose.DialectSQLite3 {
+		statement = SelectSQLite
+	}
+	var s Schema
+	if err := m.db.QueryRowContext(ctx, statement).Scan(&s.Version, &s.Breaking); err != nil {
+		return err
+	}
+	return m.Check(s)
+}
+
+// Down reverts the newest version. It is [store.ErrNoSchema] when there is none, and [store.ErrNewerSchema] when this
+// worker does not know it.
+func (m *Migrator) Down(ctx context.Context) error {
+	version, err := m.provider.GetDBVersion(ctx)
+	switch {
+	case err != nil:
+		return err
+	case version == 0:
 		return store.ErrNoSchema
+	case version > m.Latest():
+		return fmt.Errorf("version %d: %w", version, store.ErrNewerSchema)
 	}
 	_, err = m.provider.Down(ctx)
 	return err
@@ -102,13 +149,4 @@ func (m *Migrator) Status(ctx context.Context) ([]Status, error) {
 		list[i] = Status{Version: k.Source.Version, Name: name, AppliedAt: k.AppliedAt}
 	}
 	return list, nil
-}
-
-// version is the newest that the database has, if this worker knows it.
-func (m *Migrator) version(ctx context.Context) (int64, error) {
-	version, err := m.provider.GetDBVersion(ctx)
-	if err == nil && version > m.Latest() {
-		err = fmt.Errorf("version %d: %w", version, store.ErrNewerSchema)
-	}
-	return version, err
 }

@@ -5,6 +5,9 @@ import (
 	"database/sql"
 	"embed"
 	"errors"
+	"path"
+	"regexp"
+	"strings"
 	"time"
 
 	"github.com/pressly/goose/v3"
@@ -22,6 +25,9 @@ const (
 	lockAttempts = 300
 )
 
+// PostgresLock is the advisory lock of the process that migrates.
+const PostgresLock = lock.DefaultLockID
+
 // errMigrating says that another process has been migrating for too long.
 var errMigrating = errors.New("another process is migrating the schema")
 
@@ -33,18 +39,20 @@ type locker struct {
 }
 
 // SessionLock implements [lock.SessionLocker]. It polls, as a statement that waits would hold a snapshot, for which
-// CREATE INDEX CONCURRENTLY waits.
-func (l *locker) SessionLock(ctx context.Context, _ *sql.Conn) (err error) {
+// CREATE INDEX CONCURRENTLY waits. It also prepares the database.
+func (l *locker) SessionLock(ctx context.Context, conn *sql.Conn) (err error) {
 	if l.tx, err = l.db.BeginTx(ctx, nil); err != nil {
 		return err
 	}
 	_, err = l.tx.ExecContext(ctx, "SET LOCAL idle_in_transaction_session_timeout = 0")
 	for attempt := 0; err == nil; attempt++ {
 		var locked bool
-		err = l.tx.QueryRowContext(ctx, "SELECT pg_try_advisory_xact_lock($1)", lock.DefaultLockID).Scan(&locked)
+		err = l.tx.QueryRowContext(ctx, "SELECT pg_try_advisory_xact_lock($1)", PostgresLock).Scan(&locked)
 		switch {
 		case err == nil && locked:
-			return nil
+			if err = dropBroken(ctx, conn); err == nil {
+				return nil
+			}
 		case err == nil && attempt == lockAttempts:
 			err = errMigrating
 		case err == nil:
@@ -68,7 +76,46 @@ func (l *locker) SessionUnlock(context.Context, *sql.Conn) error {
 
 // Postgres returns the migrator of a Postgres database. The schema is that of the connections' search_path. While one
 // process migrates, others wait.
+//
+// Programs that use the tables wait for a migration for no longer than its lock_timeout, with SQLSTATE 55P03 for the
+// migration, and the moment of one statement. So indexes are built concurrently; one that was interrupted is built anew.
 func Postgres(db *sql.DB) (*Migrator, error) {
 	letters := lettersMigration(postgresLettersVersion, store.Postgres, postgresLettersUp, postgresLettersDown)
 	return newMigrator(goose.DialectPostgres, db, postgres, "postgres", goose.WithSessionLocker(&locker{db: db}), goose.WithGoMigrations(letters))
+}
+
+// dropBroken drops the indexes whose concurrent build was interrupted.
+func dropBroken(ctx context.Context, conn *sql.Conn) error {
+	names, err := concurrentIndexes()
+	if err != nil {
+		return err
+	}
+	var broken string
+	err = conn.QueryRowContext(ctx, `SELECT coalesce(string_agg(name, ','), '')
+		FROM unnest(string_to_array($1, ',')) AS name JOIN pg_index ON indexrelid = to_regclass(name)
+		WHERE NOT indisvalid`, strings.Join(names, ",")).Scan(&broken)
+	if err != nil || broken == "" {
+		return err
+	}
+	for name := range strings.SplitSeq(broken, ",") {
+		if _, err := conn.ExecContext(ctx, "DROP INDEX CONCURRENTLY IF EXISTS "+name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// concurrentIndexes are the names of the indexes that migrations build concurrently.
+func concurrentIndexes() (names []string, err error) {
+	files, err := postgres.ReadDir("postgres")
+	for _, file := range files {
+		text, err := postgres.ReadFile(path.Join("postgres", file.Name()))
+		if err != nil {
+			return nil, err
+		}
+		for _, found := range regexp.MustCompile(`(?m)^CREATE (?:UNIQUE )?INDEX CONCURRENTLY (?:IF NOT EXISTS )?(\w+)`).FindAllSubmatch(text, -1) {
+			names = append(names, string(found[1]))
+		}
+	}
+	return names, err
 }

@@ -681,7 +681,8 @@ func TestServersThatRefuse(t *testing.T) {
 		p.must("", "migrate", "up")
 		conn, err := pgx.Connect(t.Context(), url)
 		require.NoError(t, err)
-		_, err = conn.Exec(t.Context(), "INSERT INTO worker_migrations (version_id, is_applied) VALUES (999, true)")
+		_, err = conn.Exec(t.Context(), `INSERT INTO worker_migrations (version_id, is_applied) VALUES (999, true);
+			COMMENT ON TABLE worker_migrations IS 'breaking: 999'`)
 		require.NoError(t, err)
 		require.NoError(t, conn.Close(t.Context()))
 		for _, args := range [][]string{{"migrate", "up"}, {"run", "--http-addr", "127.0.0.1:0"}, {"run", "--migrate=false", "--http-addr", "127.0.0.1:0"}} {

@@ -165,9 +165,6 @@ func adviceOnPostgres(err error) string {
 	}
 }
 
-// selectVersion selects the version of a schema that was migrated.
-const selectVersion = "SELECT coalesce(max(version_id), 0) FROM " + migrations.Table + " WHERE is_applied"
-
 func (d postgresDoctor) schema(ctx context.Context, conn *pgx.Conn, r *Report) error {
 	db := stdlib.OpenDB(*conn.Config()) // never connected: only the migration files are read
 	defer db.Close()
@@ -181,9 +178,9 @@ func (d postgresDoctor) schema(ctx context.Context, conn *pgx.Conn, r *Report) e
 	if err != nil {
 		return err
 	}
-	var version int64
+	var s migrations.Schema
 	if migrated {
-		err = conn.QueryRow(ctx, selectVersion).Scan(&version)
+		err = conn.QueryRow(ctx, migrations.SelectPostgres).Scan(&s.Version, &s.Breaking)
 	}
 	denied, answered := errors.AsType[*pgconn.PgError](err)
 	switch {
@@ -191,7 +188,7 @@ func (d postgresDoctor) schema(ctx context.Context, conn *pgx.Conn, r *Report) e
 		r.wrong("the role may not read "+migrations.Table, "grant its permissions: migrations/postgres/roles.sql")
 	case err != nil:
 		return err
-	case version == 0 && adoptable:
+	case s.Version == 0 && adoptable:
 		if err := postgres.CheckAdoption(ctx, conn); errors.Is(err, store.ErrUnfitTable) {
 			r.wrong(err.Error(), "then run `worker migrate up`")
 			return nil
@@ -200,21 +197,24 @@ func (d postgresDoctor) schema(ctx context.Context, conn *pgx.Conn, r *Report) e
 		}
 		r.wrong("there is a table events without the additions of the worker", "run `worker migrate up`: it adopts it with its rows")
 	default:
-		r.add(judgeSchema(version, migrator.Latest()))
+		r.add(judgeSchema(s, migrator.Latest()))
 	}
 	return nil
 }
 
-func judgeSchema(version, latest int64) Finding {
+func judgeSchema(s migrations.Schema, latest int64) Finding {
 	switch {
-	case version == 0:
+	case s.Version == 0:
 		return wrongly("the database has no schema", "run `worker migrate up`, or `worker run`, which does the same")
-	case version < latest:
-		return wrongly(fmt.Sprintf("the schema has version %d, and this worker needs %d", version, latest), "run `worker migrate up`")
-	case version > latest:
-		return wrongly(fmt.Sprintf("the schema has version %d, and this worker knows %d", version, latest), "run the newer worker")
+	case s.Version < latest:
+		return wrongly(fmt.Sprintf("the schema has version %d, and this worker needs %d", s.Version, latest), "run `worker migrate up`")
+	case s.Breaking > latest:
+		return wrongly(fmt.Sprintf("the schema is newer (version %d) than this program (%d), which cannot work with version %d",
+			s.Version, latest, s.Breaking), "run the newer worker")
+	case s.Version > latest:
+		return fine("the schema is newer (version %d) than this program (%d), and compatible", s.Version, latest)
 	default:
-		return fine("version %d", version)
+		return fine("version %d", s.Version)
 	}
 }
 

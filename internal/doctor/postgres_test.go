@@ -115,8 +115,13 @@ func TestPostgresFaults(t *testing.T) {
 		},
 		"a newer schema": {
 			statement("INSERT INTO worker_migrations (version_id, is_applied) VALUES (999, true)"),
+			"schema", doctor.OK,
+			[]string{"the schema is newer (version 999) than this program (", "), and compatible"},
+		},
+		"a newer schema that breaks older programs": {
+			statement("INSERT INTO worker_migrations (version_id, is_applied) VALUES (999, true); COMMENT ON TABLE worker_migrations IS 'breaking: 998'"),
 			"schema", doctor.Wrong,
-			[]string{"version 999", "newer worker"},
+			[]string{"version 999", "cannot work with version 998", "newer worker"},
 		},
 		"an old schema": {func(t *testing.T, s *worker.Settings, _ *pgx.Conn) {
 			t.Helper()

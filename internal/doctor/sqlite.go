@@ -142,14 +142,14 @@ func (d sqliteDoctor) schema(ctx context.Context, db *sql.DB, r *Report) error {
 	if err != nil {
 		return err
 	}
-	var version int64
+	var s migrations.Schema
 	if migrated {
-		err = db.QueryRowContext(ctx, selectVersion).Scan(&version)
+		err = db.QueryRowContext(ctx, migrations.SelectSQLite).Scan(&s.Version, &s.Breaking)
 	}
 	if err != nil {
 		return err
 	}
-	r.add(judgeSchema(version, migrator.Latest()))
+	r.add(judgeSchema(s, migrator.Latest()))
 	return nil
 }
 

@@ -62,8 +62,13 @@ func TestFile(t *testing.T) {
 		}, "schema", doctor.Wrong, []string{"this worker needs", "worker migrate up"}},
 		"a newer schema": {
 			statement("INSERT INTO worker_migrations (version_id, is_applied) VALUES (999, true)"),
+			"schema", doctor.OK,
+			[]string{"the schema is newer (version 999) than this program (", "), and compatible"},
+		},
+		"a newer schema that breaks older programs": {
+			statement("INSERT INTO worker_migrations (version_id, is_applied) VALUES (999, true); PRAGMA user_version = 998"),
 			"schema", doctor.Wrong,
-			[]string{"version 999", "newer worker"},
+			[]string{"version 999", "cannot work with version 998", "newer worker"},
 		},
 		"no schema": {statement("DROP TABLE worker_migrations"), "schema", doctor.Wrong, []string{"no schema"}},
 		"no trigger": {

@@ -39,8 +39,8 @@ var (
 	// ErrUnfitTable says that a table events of another service breaks the contract by its rows, or by an index.
 	ErrUnfitTable = errors.New("the table events cannot be adopted, and is not changed: " +
 		"correct it as docs/operations.md says")
-	// ErrNewerSchema says that a newer version of the worker has migrated the database.
-	ErrNewerSchema = errors.New("the database has the schema of a newer version of the worker")
+	// ErrNewerSchema says that a newer version of the worker has migrated the database, so that this one cannot work with it.
+	ErrNewerSchema = errors.New("the database has the schema of a newer version of the worker, which this one does not know")
 )
 
 // ConflictError says that a version was taken: another writer was first. It wraps [events.ErrConflict].

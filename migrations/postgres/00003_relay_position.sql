@@ -15,6 +15,7 @@ CREATE TABLE relay_position (
 -- +goose StatementBegin
 DO $$
 BEGIN
+    SET LOCAL lock_timeout = '300ms';
     LOCK TABLE relay_position;
     LOCK TABLE events IN SHARE MODE;
     IF EXISTS (

@@ -1,7 +1,8 @@
 -- The inbox is pruned from its old end.
 
+-- +goose NO TRANSACTION
 -- +goose Up
-CREATE INDEX handled_age ON handled (handled_at);
+CREATE INDEX CONCURRENTLY IF NOT EXISTS handled_age ON handled (handled_at);
 
 -- +goose Down
-DROP INDEX handled_age;
+DROP INDEX CONCURRENTLY IF EXISTS handled_age;

@@ -25,6 +25,7 @@ const (
 	inFailedTransaction  = "25P02"
 	idleInTransaction    = "25P03"
 	transactionTimeout   = "25P04"
+	lockNotAvailable     = "55P03"
 	undefinedTable       = "42P01"
 	undefinedColumn      = "42703"
 	readOnlyTransaction  = "25006"
@@ -74,7 +75,7 @@ func isTemporary(code string) bool {
 	}
 	switch code {
 	case readOnlyTransaction,
-		"55P03", // a lock was not available
+		lockNotAvailable,
 		idleInTransaction, transactionTimeout,
 		serializationFailure, deadlockDetected:
 		return true

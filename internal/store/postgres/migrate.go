@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -15,17 +16,79 @@ import (
 )
 
 // Migrate brings the schema up to date; nothing happens when it is. It adopts a table events that another service has
-// made, with its rows, if its columns are those of the contract; it is [store.ErrUnfitTable] if its rows are not.
+// made, with its rows, if its columns are those of the contract; it is [store.ErrUnfitTable] if its rows are not. What was
+// interrupted is resumed by the next call.
 func (s *Store) Migrate(ctx context.Context) error {
 	const doing = "migrate up"
-	if err := CheckAdoption(ctx, s.pool); err != nil {
+	if err := s.checkAdoption(ctx); err != nil {
 		return fault(ctx, doing, err)
 	}
-	err := s.migrator.Up(ctx)
+	err := s.givingWay(ctx, s.migrator.Up)
 	if pgErr, found := errors.AsType[*pgconn.PgError](err); found && pgErr.Code == uniqueViolation { // inserted meanwhile
-		err = errors.Join(CheckAdoption(ctx, s.pool), err)
+		err = errors.Join(s.checkAdoption(ctx), err)
 	}
 	return migrationFault(ctx, doing, err)
+}
+
+// How long locks of others are waited for, in short attempts, and how long writers have between two of them.
+const (
+	lockPatience = 10 * time.Second
+	lockPause    = 700 * time.Millisecond
+)
+
+// givingWay calls migrate again while it fails as it waited too long for a lock. Others that want the lock, as every
+// writer does, queue behind a migration that waits for it, so each attempt is short.
+func (s *Store) givingWay(ctx context.Context, migrate func(context.Context) error) error {
+	for deadline := time.Now().Add(lockPatience); ; {
+		watched, stop := context.WithCancel(ctx)
+		found := make(chan string)
+		go func() { found <- s.blockers(watched) }()
+		err := migrate(ctx)
+		stop()
+		blockers := <-found
+		if pgErr, answered := errors.AsType[*pgconn.PgError](err); !answered || pgErr.Code != lockNotAvailable {
+			return err
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("%w: another session holds a lock that the migration needs, and it was not applied: %s",
+				store.ErrUnavailable, blockers)
+		}
+		select {
+		case <-time.After(lockPause):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+//go:embed statements/blockers.sql
+var blockersSQL string
+
+// blockers names those sessions that a migration waited for last, until ctx ends.
+func (s *Store) blockers(ctx context.Context) (last string) {
+	last = "it is not known which"
+	for poll := time.NewTicker(100 * time.Millisecond); ; {
+		select {
+		case <-ctx.Done():
+			poll.Stop()
+			return last
+		case <-poll.C:
+			var now *string
+			if err := s.pool.QueryRow(ctx, blockersSQL, migrations.PostgresLock).Scan(&now); err == nil && now != nil {
+				last = *now
+			}
+		}
+	}
+}
+
+// checkAdoption is [CheckAdoption] on a connection of its own, on which it may take long.
+func (s *Store) checkAdoption(ctx context.Context) error {
+	conn, err := pgx.ConnectConfig(ctx, s.config)
+	if err != nil {
+		return err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	return CheckAdoption(ctx, conn)
 }
 
 //go:embed statements/unfit.sql
@@ -37,7 +100,9 @@ func CheckAdoption(ctx context.Context, db interface {
 	Query(ctx context.Context, statement string, args ...any) (pgx.Rows, error)
 },
 ) error {
-	rows, _ := db.Query(ctx, "SELECT to_regclass('events') IS NOT NULL AND to_regclass($1) IS NULL", migrations.Table)
+	// The trigger is the last that an adoption adds.
+	rows, _ := db.Query(ctx, `SELECT to_regclass('events') IS NOT NULL AND (to_regclass($1) IS NULL
+		OR NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = to_regclass('events') AND tgname = 'events_inserted'))`, migrations.Table)
 	foreign, err := pgx.CollectExactlyOneRow(rows, pgx.RowTo[bool]) // or the error of the query
 	if err != nil || !foreign {
 		return err
@@ -70,7 +135,7 @@ func CheckAdoption(ctx context.Context, db interface {
 // MigrateDown reverts the newest version of the schema, and never destroys events. It is [store.ErrNoSchema] when
 // there is none, and [store.ErrWouldLose] when anything would be lost.
 func (s *Store) MigrateDown(ctx context.Context) error {
-	return migrationFault(ctx, "migrate down", s.migrator.Down(ctx))
+	return migrationFault(ctx, "migrate down", s.givingWay(ctx, s.migrator.Down))
 }
 
 // MigrationStatus lists the versions of the schema, oldest first.

@@ -75,7 +75,11 @@ func Open(ctx context.Context, url string, o Options) (*Store, error) {
 		config.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeCacheDescribe
 	}
 	s.config = config.ConnConfig.Copy()
-	s.migrationDB = stdlib.OpenDB(*s.config)
+	migrating := s.config.Copy()
+	if !s.pooler { // which refuses it
+		migrating.RuntimeParams["lock_timeout"] = "1min" // for the locks that nobody waits behind
+	}
+	s.migrationDB = stdlib.OpenDB(*migrating)
 	s.migrationDB.SetMaxIdleConns(0)
 	if s.migrator, err = migrations.Postgres(s.migrationDB); err != nil {
 		return nil, err
@@ -160,13 +164,13 @@ func (s *Store) Close() error {
 //go:embed statements/ping.sql
 var pingSQL string
 
-// Ping says whether the server answers and has the schema that this version of the worker needs: [store.ErrNoSchema]
-// when it has none or an older one, [store.ErrNewerSchema] when it has a newer one, [store.ErrReadOnly] when it takes no
-// writes; then the connections are made again, as they may find another server.
+// Ping says whether the server answers and has a schema that this version of the worker can work with:
+// [store.ErrNoSchema] when it has none or an older one, [store.ErrNewerSchema] when a newer one breaks it,
+// [store.ErrReadOnly] when it takes no writes; then the connections are made again, as they may find another server.
 func (s *Store) Ping(ctx context.Context) error {
-	var version int64
+	var schema migrations.Schema
 	var readOnly bool
-	err := s.pool.QueryRow(ctx, pingSQL).Scan(&version, &readOnly)
+	err := s.pool.QueryRow(ctx, pingSQL).Scan(&schema.Version, &schema.Breaking, &readOnly)
 	if err == nil && readOnly {
 		s.pool.Reset()
 		err = store.ErrReadOnly
@@ -174,5 +178,5 @@ func (s *Store) Ping(ctx context.Context) error {
 	if err != nil {
 		return fault(ctx, "ping", err)
 	}
-	return s.migrator.Check(version)
+	return s.migrator.Check(schema)
 }

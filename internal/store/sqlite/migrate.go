@@ -9,8 +9,6 @@ import (
 	"github.com/healz/worker/migrations"
 )
 
-const selectSchema = `SELECT coalesce(max(version_id), 0) FROM ` + migrations.Table + ` WHERE is_applied`
-
 // Migrate brings the schema up to date; nothing happens when it is. Of several processes that begin at once one does
 // it.
 func (s *Store) Migrate(ctx context.Context) error {
@@ -47,13 +45,14 @@ func (s *Store) migrate(
 	return translate(doing, err)
 }
 
-// Ping says whether the file can be read and has the schema of this version of the worker: otherwise it is
+// Ping says whether the file can be read and has a schema that this version of the worker can work with: otherwise it is
 // [store.ErrNoSchema] or [store.ErrNewerSchema].
 func (s *Store) Ping(ctx context.Context) error {
 	const doing = "check the schema"
-	var version int64
-	if err := s.readers.QueryRowContext(ctx, selectSchema).Scan(&version); err != nil {
+	var schema migrations.Schema
+	err := s.readers.QueryRowContext(ctx, migrations.SelectSQLite).Scan(&schema.Version, &schema.Breaking)
+	if err != nil {
 		return translate(doing, err)
 	}
-	return translate(doing, s.migrator.Check(version))
+	return translate(doing, s.migrator.Check(schema))
 }

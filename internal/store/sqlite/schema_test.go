@@ -123,9 +123,13 @@ func TestMigrate(t *testing.T) {
 		_, err := rawDB(t, path).ExecContext(t.Context(),
 			"INSERT INTO worker_migrations (version_id, is_applied) VALUES (99999, 1)")
 		require.NoError(t, err)
+		require.NoError(t, s.Ping(t.Context()))
+		require.NoError(t, s.Migrate(t.Context()))
+		require.ErrorIs(t, s.MigrateDown(t.Context()), store.ErrNewerSchema)
+		_, err = rawDB(t, path).ExecContext(t.Context(), "PRAGMA user_version = 99998")
+		require.NoError(t, err)
 		require.ErrorIs(t, s.Ping(t.Context()), store.ErrNewerSchema)
 		require.ErrorIs(t, s.Migrate(t.Context()), store.ErrNewerSchema)
-		require.ErrorIs(t, s.MigrateDown(t.Context()), store.ErrNewerSchema)
 	})
 }
 
