@@ -18,7 +18,7 @@ import (
 // RunMemory holds a store to the memory that its reads may take. The test runs alone, as it measures the process.
 func RunMemory(t *testing.T, s store.Store) {
 	t.Helper()
-	const count, size, mostLive = 16, 4<<20 - 100, 40 << 20
+	const count, size, mostLive = 16, 4<<20 - 100, 48 << 20
 	stream := NewStream()
 	for range count {
 		e := stream.Next()
@@ -34,8 +34,12 @@ func RunMemory(t *testing.T, s store.Store) {
 		"correlation": func(ctx context.Context, q store.Query) (store.Page, error) {
 			return s.ByCorrelation(ctx, stream.CorrelationID, q)
 		},
-		"type":   func(ctx context.Context, q store.Query) (store.Page, error) { return s.ByType(ctx, stream.EventType, q) },
-		"tenant": func(ctx context.Context, q store.Query) (store.Page, error) { return s.ByTenant(ctx, stream.TenantID, q) },
+		"type": func(ctx context.Context, q store.Query) (store.Page, error) {
+			return s.ByType(ctx, stream.EventType, q)
+		},
+		"tenant": func(ctx context.Context, q store.Query) (store.Page, error) {
+			return s.ByTenant(ctx, stream.TenantID, q)
+		},
 		"search": func(ctx context.Context, q store.Query) (store.Page, error) {
 			return s.Search(ctx, store.Search{AggregateID: stream.AggregateID}, q)
 		},
