@@ -35,7 +35,7 @@ ends the command; the batches before it stay. append prints the appended events.
 		Args: arguments(0, 1, "at most one FILE"),
 	}
 	f := addFormat(c)
-	c.Flags().IntVar(&batch, "batch", defaultBatch, "events per transaction")
+	c.Flags().IntVar(&batch, "batch", defaultBatch, "events per transaction, or fewer that together have more than 8 MiB")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		return withInput(c, args, batch, func(in io.Reader) error {
 			return withStore(c, s, s.OpenStore, func(b worker.Backend) error {
@@ -64,7 +64,7 @@ the store knows the next one. publish prints the published events.`,
 		Args: arguments(0, 1, "at most one FILE"),
 	}
 	f := addFormat(c)
-	c.Flags().IntVar(&batch, "batch", defaultBatch, "events per batch of publisher confirms")
+	c.Flags().IntVar(&batch, "batch", defaultBatch, "events per batch of publisher confirms, or fewer that together have more than 8 MiB")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		return withInput(c, args, batch, func(in io.Reader) (err error) {
 			publisher, closeBus, err := s.OpenPublisher(c.Context())

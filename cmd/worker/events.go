@@ -65,26 +65,37 @@ func eventsCommand(s *worker.Settings) *cobra.Command {
 		}
 		q.After = store.Cursor(after)
 		return withStore(c, s, s.OpenExisting, func(b worker.Backend) error {
-			var page store.Page
 			var err error
-			for _, read := range reads {
-				page, err = read(c.Context(), b)
-			}
-			if _, bad := errors.AsType[*store.QueryError](err); bad {
+			if q, err = q.Check(); err != nil {
 				return usageError{err}
 			}
-			if err != nil {
-				return err
+			q.WithoutData, q.MaxBytes = *f != formatJSON, store.PageBytes
+			for count := 0; ; {
+				var page store.Page
+				for _, read := range reads {
+					page, err = read(c.Context(), b)
+				}
+				if _, bad := errors.AsType[*store.QueryError](err); bad {
+					return usageError{err}
+				}
+				if err != nil {
+					return err
+				}
+				if err := printEvents(c.OutOrStdout(), *f, page.Events); err != nil {
+					return err
+				}
+				count += len(page.Events)
+				q.Limit, q.Offset, q.After = q.Limit-len(page.Events), 0, page.Next
+				switch {
+				case page.Next == "" && count == 0:
+					fmt.Fprintln(c.ErrOrStderr(), "no events")
+				case page.Next != "" && q.Limit == 0:
+					fmt.Fprintf(c.ErrOrStderr(), "there are more events: --after %s\n", page.Next)
+				}
+				if page.Next == "" || q.Limit == 0 {
+					return nil
+				}
 			}
-			if err := printEvents(c.OutOrStdout(), *f, page.Events); err != nil {
-				return err
-			}
-			if page.Next != "" {
-				fmt.Fprintf(c.ErrOrStderr(), "there are more events: --after %s\n", page.Next)
-			} else if len(page.Events) == 0 {
-				fmt.Fprintln(c.ErrOrStderr(), "no events")
-			}
-			return nil
 		})
 	}
 	return c

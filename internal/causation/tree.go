@@ -130,7 +130,7 @@ func Load(ctx context.Context, s Store, id uuid.UUID, letters Letters) (Tree, er
 
 // correlationOf returns id if it is a correlation id, else the correlation id of the event with this id.
 func correlationOf(ctx context.Context, s Store, letters Letters, id uuid.UUID) (uuid.UUID, error) {
-	first, err := s.ByCorrelation(ctx, id, store.Query{Limit: 1})
+	first, err := s.ByCorrelation(ctx, id, store.Query{Limit: 1, WithoutData: true})
 	if err != nil || len(first.Events) > 0 {
 		return id, err
 	}
@@ -159,7 +159,7 @@ type builder struct {
 func (b *builder) read(ctx context.Context, s Store, correlationID uuid.UUID) error {
 	var after store.Cursor
 	for {
-		p, err := s.ByCorrelation(ctx, correlationID, store.Query{Limit: page, After: after})
+		p, err := s.ByCorrelation(ctx, correlationID, store.Query{Limit: page, After: after, WithoutData: true})
 		if err != nil {
 			return err
 		}

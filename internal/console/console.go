@@ -37,6 +37,7 @@ type Store interface {
 	End(ctx context.Context) (store.Position, error)
 	Search(ctx context.Context, s store.Search, q store.Query) (store.Page, error)
 	ByAggregate(ctx context.Context, aggregateType string, aggregateID uuid.UUID, q store.Query) (store.Page, error)
+	Stream(ctx context.Context, aggregateType string, aggregateID uuid.UUID, afterVersion int) iter.Seq2[events.Event, error]
 }
 
 // Config contains the dependencies of a console.

@@ -76,7 +76,7 @@ func (c *Console) events(w http.ResponseWriter, r *http.Request) error {
 // search reads a page. A query examines a limited number of events, so it repeats the query while it finds none.
 func (c *Console) search(ctx context.Context, s store.Search, after store.Cursor) (store.Page, error) {
 	for began := time.Now(); ; {
-		page, err := c.store.Search(ctx, s, store.Query{Limit: pageSize, After: after})
+		page, err := c.store.Search(ctx, s, store.Query{Limit: pageSize, After: after, WithoutData: true})
 		if err != nil || len(page.Events) > 0 || page.Next == "" || time.Since(began) > searchTimeout {
 			return page, err
 		}
@@ -122,7 +122,7 @@ func (c *Console) pageOf(ctx context.Context, id uuid.UUID) (string, error) {
 		{store.Search{TenantID: id}, func(events.Event) string { return "/events?tenant=" + id.String() }},
 		{store.Search{CausationID: id}, func(events.Event) string { return "/events?cause=" + id.String() }},
 	} {
-		found, err := c.store.Search(ctx, of.search, store.Query{Limit: 1})
+		found, err := c.store.Search(ctx, of.search, store.Query{Limit: 1, WithoutData: true})
 		if err != nil {
 			return "", err
 		}
@@ -181,7 +181,7 @@ func (c *Console) eventPage(ctx context.Context, id uuid.UUID) (eventPage, error
 	if p.Causes, err = c.causes(ctx, e); err != nil {
 		return p, err
 	}
-	effects, err := c.store.Search(ctx, store.Search{CausationID: id}, store.Query{Limit: pageSize})
+	effects, err := c.store.Search(ctx, store.Search{CausationID: id}, store.Query{Limit: pageSize, WithoutData: true})
 	if err != nil {
 		return p, err
 	}
@@ -255,7 +255,9 @@ func (c *Console) aggregate(w http.ResponseWriter, r *http.Request) error {
 	}
 	p := aggregatePage{Type: r.PathValue("type"), ID: id, Revealed: r.Method == http.MethodPost}
 	p.After = r.FormValue("after")
-	page, err := c.store.ByAggregate(r.Context(), p.Type, id, store.Query{Limit: pageSize, After: store.Cursor(p.After)})
+	page, err := c.store.ByAggregate(r.Context(), p.Type, id, store.Query{
+		Limit: pageSize, After: store.Cursor(p.After), MaxBytes: store.PageBytes, WithoutData: !p.Revealed,
+	})
 	if err == nil && len(page.Events) == 0 {
 		err = store.ErrNoEvent
 	}
@@ -293,43 +295,34 @@ func (c *Console) revealAggregate(ctx context.Context, r *http.Request, p *aggre
 	}
 }
 
-// states loads an aggregate and records its state after each step.
+// states loads an aggregate and records its state after each step, up to [store.PageBytes] of states.
 func (c *Console) states(ctx context.Context, p *aggregatePage, a events.Stateful) error {
 	first := p.Steps[0].Event.AggregateVersion
-	var after store.Cursor
-	for version := 1; version < first; {
-		page, err := c.store.ByAggregate(ctx, p.Type, p.ID, store.Query{Limit: min(first-version, store.MaxLimit), After: after})
-		if err == nil {
-			err = events.Load(a, history(page.Events...))
+	err := events.Load(a, func(yield func(events.Event, error) bool) {
+		for e, err := range c.store.Stream(ctx, p.Type, p.ID, 0) {
+			if err == nil && e.AggregateVersion >= first || !yield(e, err) {
+				return
+			}
 		}
-		if err != nil {
-			return err
-		}
-		if page.Next == "" {
-			return fmt.Errorf("the history ends before version %d", first)
-		}
-		version, after = version+len(page.Events), page.Next
+	})
+	if err != nil {
+		return err
 	}
+	size := 0
 	for i := range p.Steps {
 		s := &p.Steps[i]
-		if err := events.Load(a, history(s.Event)); err != nil {
+		err := events.Load(a, func(yield func(events.Event, error) bool) { yield(s.Event, nil) })
+		if err != nil {
 			return err
 		}
 		state, err := json.MarshalIndent(a.State(), "", "  ")
 		if err != nil {
 			return fmt.Errorf("encode the state after version %d: %w", s.Event.AggregateVersion, err)
 		}
+		if size += len(state); size > store.PageBytes {
+			return fmt.Errorf("the states from version %d on are too large to be shown", s.Event.AggregateVersion)
+		}
 		s.State = string(state)
 	}
 	return nil
-}
-
-func history(list ...events.Event) func(yield func(events.Event, error) bool) {
-	return func(yield func(events.Event, error) bool) {
-		for _, e := range list {
-			if !yield(e, nil) {
-				return
-			}
-		}
-	}
 }

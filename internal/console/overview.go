@@ -75,7 +75,7 @@ func (c *Console) newSnapshot(ctx context.Context) overviewPage {
 	o.MoreGroups = max(0, len(o.Groups)-topGroups)
 	o.Groups = o.Groups[:len(o.Groups)-o.MoreGroups]
 	o.Queued = c.queued.latest(ctx)
-	page, err := c.store.Search(ctx, store.Search{}, store.Query{Limit: latestEvents})
+	page, err := c.store.Search(ctx, store.Search{}, store.Query{Limit: latestEvents, WithoutData: true})
 	if err != nil {
 		o.Problems = append(o.Problems, "The store cannot be read: "+err.Error())
 	}

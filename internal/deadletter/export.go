@@ -13,6 +13,8 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/oklog/ulid/v2"
+
+	"github.com/healz/worker/internal/store"
 )
 
 // LineError says which line of an import is bad. Its text quotes nothing of the line.
@@ -146,7 +148,7 @@ func (t *Table) Import(ctx context.Context, file io.ReadSeeker, again bool) (Imp
 		}
 		k.State = Waiting
 		batch = append(batch, k)
-		if size += len(l.Body); len(batch) == pageRows || size > pageBytes {
+		if size += len(l.Body); len(batch) == pageRows || size > store.PageBytes {
 			if err := flush(); err != nil {
 				return counts, err
 			}

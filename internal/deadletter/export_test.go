@@ -53,11 +53,8 @@ func WithinBytes(sizes ...int) int {
 	return withinBytes(page)
 }
 
-// PageRows is how many letters are listed or changed at once, and PageBytes how many bytes are read at once.
-const (
-	PageRows  = pageRows
-	PageBytes = pageBytes
-)
+// PageRows is how many letters are listed or changed at once.
+const PageRows = pageRows
 
 // Statements are some of the table's, each with its arguments: for lists of the filters, the first page and a later one.
 func (t *Table) Statements(filters map[string]Filter) map[string][]any {

@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/healz/worker/internal/deadletter"
+	"github.com/healz/worker/internal/store"
 	"github.com/healz/worker/internal/store/storetest"
 )
 
@@ -175,7 +176,7 @@ func TestImportOfManyAndOfLargeLetters(t *testing.T) {
 		t.Helper()
 		many(t, table, deadletter.PageRows+1)
 		for i := range 3 {
-			a := plain(fmt.Sprint(i) + string(make([]byte, deadletter.PageBytes*2/3)))
+			a := plain(fmt.Sprint(i) + string(make([]byte, store.PageBytes*2/3)))
 			a.ID = fmt.Sprint("large", i)
 			ingest(t, table, a)
 		}

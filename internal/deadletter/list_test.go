@@ -242,7 +242,7 @@ func TestCountIsBounded(t *testing.T) {
 
 func TestWithinBytes(t *testing.T) {
 	t.Parallel()
-	const most = deadletter.PageBytes
+	const most = store.PageBytes
 	for name, test := range map[string]struct {
 		sizes []int
 		want  int
@@ -262,7 +262,7 @@ func TestReadOfLargeLetters(t *testing.T) {
 	t.Parallel()
 	onBoth(t, func(t *testing.T, _ backend, table *deadletter.Table) {
 		t.Helper()
-		body := string(make([]byte, deadletter.PageBytes/3))
+		body := string(make([]byte, store.PageBytes/3))
 		for i := range 8 {
 			a := plain(fmt.Sprint(i) + body)
 			a.ID = fmt.Sprint(i)

@@ -20,11 +20,8 @@ import (
 	"github.com/healz/worker/internal/store"
 )
 
-// Bounds of what is read or changed at once.
-const (
-	pageRows  = 500
-	pageBytes = 8 << 20
-)
+// pageRows and [store.PageBytes] bound what is read or changed at once.
+const pageRows = 500
 
 var (
 	// ErrNotFound says that there is no such letter.
@@ -278,7 +275,7 @@ func (t *Table) Read(ctx context.Context, f Filter) iter.Seq2[Letter, error] {
 func withinBytes(page []row) int {
 	size := 0
 	for i, r := range page {
-		if size += r.Bytes; size > pageBytes && i > 0 {
+		if size += r.Bytes; size > store.PageBytes && i > 0 {
 			return i
 		}
 	}
@@ -297,7 +294,7 @@ func bytesOf(page []row) int {
 // times on its way through the drivers, and Go lets as much garbage as memory in use accumulate: a few bodies, one after the
 // other, would take several times the memory of one.
 func freeLarge(bytes int) {
-	if bytes > pageBytes/2 {
+	if bytes > store.PageBytes/2 {
 		runtime.GC()
 	}
 }

@@ -70,8 +70,8 @@ type Store interface {
 	AppendMany(ctx context.Context, batch []events.Event) error
 }
 
-// Append appends the events in r, batch lines per transaction, and yields each appended batch. It fills in missing fields:
-// event_id, created_at, correlation_id (each line gets its own) and aggregate_version (the next one; after a conflict with
+// Append appends the events in r, batch lines per transaction or fewer that together have more than [store.PageBytes], and
+// yields each appended batch. It fills in missing fields: event_id, created_at, correlation_id (each line gets its own) and aggregate_version (the next one; after a conflict with
 // another writer it tries the one after that). The first error ends it.
 func Append(ctx context.Context, s Store, r io.Reader, batch int) iter.Seq2[[]events.Event, error] {
 	unsure := func(err error) bool { return errors.Is(err, store.ErrUnknownOutcome) }
@@ -95,8 +95,8 @@ type Publisher interface {
 	PublishMany(ctx context.Context, batch []events.Event) error
 }
 
-// Publish publishes the events in r, batch lines at a time, and yields each published batch. It fills in the fields that
-// [Append] fills in, except the version, which only the store knows.
+// Publish publishes the events in r, in the batches of [Append], and yields each published batch. It fills in the fields
+// that [Append] fills in, except the version, which only the store knows.
 func Publish(ctx context.Context, p Publisher, r io.Reader, batch int) iter.Seq2[[]events.Event, error] {
 	unsure := func(err error) bool {
 		_, refused := errors.AsType[*LineError](err)
@@ -117,7 +117,7 @@ func Publish(ctx context.Context, p Publisher, r io.Reader, batch int) iter.Seq2
 // draft is an event whose version may still be missing.
 type draft struct {
 	events.Event
-	line int
+	line, bytes int
 }
 
 // inLine adds the line number to an error of one event.
@@ -173,6 +173,7 @@ func inBatches(
 ) iter.Seq2[[]events.Event, error] {
 	return func(yield func([]events.Event, error) bool) {
 		var batch []draft
+		bytes := 0
 		flush := func() bool {
 			if len(batch) == 0 {
 				return true
@@ -183,7 +184,7 @@ func inBatches(
 				yield(nil, &BatchError{First: first, Last: last, Done: done, Unsure: unsure(err), Err: err})
 				return false
 			}
-			batch = batch[:0]
+			batch, bytes = nil, 0 // without the memory of its events
 			return yield(taken, nil)
 		}
 		for d, err := range drafts(r) {
@@ -195,7 +196,11 @@ func inBatches(
 				yield(nil, &BatchError{First: first, Last: d.line, Done: done, Err: err})
 				return
 			}
-			if batch = append(batch, d); len(batch) == size && !flush() {
+			if len(batch) > 0 && bytes+d.bytes > store.PageBytes && !flush() {
+				return
+			}
+			batch, bytes = append(batch, d), bytes+d.bytes
+			if len(batch) == size && !flush() {
 				return
 			}
 		}
@@ -218,7 +223,7 @@ func drafts(r io.Reader) iter.Seq2[draft, error] {
 				yield(draft{line: line}, &LineError{Line: line, Err: err})
 				return
 			}
-			if !yield(draft{Event: fillIn(e), line: line}, nil) {
+			if !yield(draft{Event: fillIn(e), line: line, bytes: len(lines.Bytes())}, nil) {
 				return
 			}
 		}

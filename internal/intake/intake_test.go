@@ -185,3 +185,21 @@ func TestPublishNeedsTheVersion(t *testing.T) {
 	require.ErrorContains(t, err, "; nothing of lines 1 to 2 was published")
 	require.Len(t, p.batches, 1)
 }
+
+// Lines are batched by their bytes too; one that is larger than the bound is a batch of its own.
+func TestBatchesAreBoundedByBytes(t *testing.T) {
+	t.Parallel()
+	large := func(size int) string {
+		return line(patient, `,"aggregate_version":1,"metadata":{"a":"`+strings.Repeat("x", size)+`"}`)
+	}
+	const third = store.PageBytes / 3
+	input := strings.Join([]string{large(third), large(third), large(third), large(2 * store.PageBytes), large(1), large(1)}, "\n")
+	var p published
+	batches, err := collect(intake.Publish(t.Context(), &p, strings.NewReader(input), 500))
+	require.NoError(t, err)
+	var sizes []int
+	for _, b := range batches {
+		sizes = append(sizes, len(b))
+	}
+	require.Equal(t, []int{2, 1, 1, 2}, sizes)
+}

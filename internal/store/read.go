@@ -67,8 +67,9 @@ type Selection struct {
 	// After is the key after which the selection begins.
 	After         SortKey
 	Limit, Offset int
-	// MaxBytes ends the selection before the event that exceeds so many bytes of data, but not before the first event.
-	MaxBytes int
+	// MaxBytes and WithoutData are as in [Query].
+	MaxBytes    int
+	WithoutData bool
 }
 
 // Source is what [Reads] needs of a database.
@@ -120,27 +121,48 @@ func (r Reads) page(ctx context.Context, q Query, read Read, key ...string) (Pag
 			return Page{}, err
 		}
 	}
-	found, _, err := r.source.Select(ctx, Selection{
-		Read: read, Key: key, After: after, Limit: q.Limit + 1, Offset: q.Offset, MaxBytes: math.MaxInt,
+	found, more, err := r.selected(ctx, Selection{
+		Read: read, Key: key, After: after, Limit: q.Limit + 1, Offset: q.Offset, MaxBytes: q.MaxBytes, WithoutData: q.WithoutData,
 	})
 	if err != nil {
 		return Page{}, err
 	}
-	return pageOf(found, q.Limit, func(last Recorded) Cursor { return NewCursor(name, read.key(last)) }), nil
+	found = found[:min(len(found), q.Limit)]
+	p := Page{Events: eventsOf(found)}
+	if more {
+		p.Next = NewCursor(name, read.key(found[len(found)-1]))
+	}
+	return p, nil
 }
 
-// pageOf is the page of what was read with a higher limit.
-func pageOf(found []Recorded, limit int, cursor func(last Recorded) Cursor) Page {
-	var p Page
-	if len(found) > limit {
-		found = found[:limit]
-		p.Next = cursor(found[limit-1])
+// selected is the Select of the source, which it calls with smaller limits if there is a bound of bytes: Postgres sends all
+// rows of a statement, also those behind the bound.
+func (r Reads) selected(ctx context.Context, s Selection) (found []Recorded, more bool, err error) {
+	if s.MaxBytes == 0 || s.WithoutData {
+		return r.source.Select(ctx, s)
 	}
-	p.Events = make([]events.Event, len(found))
+	limit, size := s.Limit, 0
+	s.Limit = min(limit, firstOfPage)
+	for e, err := range each(ctx, r.source.Select, s) {
+		if err != nil {
+			return nil, false, err
+		}
+		if size += e.Size(); size > s.MaxBytes && len(found) > 0 {
+			return found, true, nil
+		}
+		if found = append(found, e); len(found) == limit {
+			return found, true, nil
+		}
+	}
+	return found, false, nil
+}
+
+func eventsOf(found []Recorded) []events.Event {
+	list := make([]events.Event, len(found))
 	for i, r := range found {
-		p.Events[i] = r.Event
+		list[i] = r.Event
 	}
-	return p
+	return list
 }
 
 // Stream yields the events of an aggregate; see [Store].
@@ -152,7 +174,7 @@ func (r Reads) Stream(
 
 // All yields events in commit order; see [Store].
 func (r Reads) All(ctx context.Context, after Position) iter.Seq2[Recorded, error] {
-	return each(ctx, r.source.Select, Selection{Read: ReadAll, After: after.key()})
+	return each(ctx, r.source.Select, Selection{Read: ReadAll, After: after.key(), Limit: firstOfStream, MaxBytes: PageBytes})
 }
 
 // selectFunc is the Select of a [Source].
@@ -163,6 +185,7 @@ func stream(
 ) iter.Seq2[events.Event, error] {
 	all := each(ctx, selected, Selection{
 		Read: ReadAggregate, Key: []string{aggregateType, aggregateID.String()}, After: versionKey(afterVersion),
+		Limit: firstOfStream, MaxBytes: PageBytes,
 	})
 	return func(yield func(events.Event, error) bool) {
 		for r, err := range all {
@@ -173,13 +196,17 @@ func stream(
 	}
 }
 
-// streamPage and streamBytes bound what each holds in memory.
-const streamPage, streamBytes = 1024, 8 << 20
+// Limits of the statements of each: the first one, and the greatest.
+const (
+	firstOfPage   = 4
+	firstOfStream = 64
+	maxOfEach     = 1024
+)
 
-// each yields all that a selection has, page by page. No read is open while it yields: a slow caller must hold neither a
-// connection nor SQLite's log.
+// each yields all that a selection has, by statements of at most MaxBytes. The limit is that of the first statement; it
+// grows while the events are small. No read is open while it yields: a slow caller must hold neither a connection nor
+// SQLite's log.
 func each(ctx context.Context, selected selectFunc, s Selection) iter.Seq2[Recorded, error] {
-	s.Limit, s.MaxBytes = streamPage, streamBytes
 	return func(yield func(Recorded, error) bool) {
 		s, more := s, true
 		for more {
@@ -195,7 +222,12 @@ func each(ctx context.Context, selected selectFunc, s Selection) iter.Seq2[Recor
 				}
 				s.After = s.Read.key(r)
 			}
-			s.Limit = min(2*len(page)+1, streamPage) // of large events no more are read than fit
+			s.Offset = 0
+			if len(page) < s.Limit { // as the events are large
+				s.Limit = len(page) + 1
+			} else {
+				s.Limit = min(4*s.Limit, maxOfEach)
+			}
 		}
 	}
 }

@@ -64,6 +64,8 @@ type Scan struct {
 	From         int64
 	Before       SortKey
 	Limit, Reach int
+	// WithoutData is as in [Query].
+	WithoutData bool
 }
 
 // Scan is the scan along an index that finds up to limit events.
@@ -87,12 +89,14 @@ func (r Reads) Search(ctx context.Context, s Search, q Query) (Page, error) {
 	if err == nil && q.Offset != 0 {
 		err = &QueryError{Field: "offset", Problem: "must be 0 in a search, which is continued by its cursor"}
 	}
+	if err == nil && q.MaxBytes != 0 {
+		err = &QueryError{Field: "max_bytes", Problem: "must be 0 in a search: read it without data, or with a small limit"}
+	}
 	if err != nil {
 		return Page{}, err
 	}
 	name := fmt.Sprintf("search %s %s %s %s %d %d %s", s.CausationID, s.AggregateID, s.CorrelationID, s.TenantID,
 		s.From.UnixMicro(), s.Until.UnixMicro(), s.Type)
-	cursor := func(last Recorded) Cursor { return NewCursor(name, ReadTenant.key(last)) }
 	var before *SortKey
 	if q.After != "" {
 		key, err := q.After.Key(name)
@@ -105,6 +109,7 @@ func (r Reads) Search(ctx context.Context, s Search, q Query) (Page, error) {
 	var end *SortKey // of the scan that has come furthest
 	for _, index := range s.indexes() {
 		scan := s.Scan(index, q.Limit+1)
+		scan.WithoutData = q.WithoutData
 		if before != nil {
 			scan.Before = *before
 		}
@@ -112,7 +117,10 @@ func (r Reads) Search(ctx context.Context, s Search, q Query) (Page, error) {
 		if err != nil {
 			return Page{}, err
 		}
-		page := pageOf(found, q.Limit, cursor)
+		page := Page{Events: eventsOf(found[:min(len(found), q.Limit)])}
+		if len(found) > q.Limit {
+			page.Next = NewCursor(name, ReadTenant.key(found[q.Limit-1]))
+		}
 		if page.Next != "" || ended == nil {
 			return page, nil
 		}

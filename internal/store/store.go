@@ -67,7 +67,7 @@ type Reader interface {
 
 	// Search reads a page of the events that s chooses, newest first. It examines no more than [SearchReach] events for
 	// it, so a page may have fewer events than its limit, or none, and yet a Next, which continues the search. An offset
-	// is a *[QueryError].
+	// or a bound of bytes is a *[QueryError].
 	Search(ctx context.Context, s Search, q Query) (Page, error)
 
 	// End is the position that [Reader.All] has come to when it ends now.
@@ -122,6 +122,9 @@ type Inbox interface {
 const (
 	DefaultLimit = 100
 	MaxLimit     = 10_000
+	// PageBytes is how many bytes of events or dead letters the worker reads, writes or holds at once, or one that is
+	// larger. (The statement tail.sql has the same number.)
+	PageBytes = 8 << 20
 )
 
 // Query says which part of a result to read.
@@ -132,6 +135,11 @@ type Query struct {
 	Offset int
 	// After continues behind an earlier page, at the same cost however far in. "" begins at the beginning.
 	After Cursor
+	// MaxBytes ends the page before the event with which event_data and metadata exceed so many bytes, but not before the
+	// first event; Next continues. 0 is no bound: the page is as large as its events are.
+	MaxBytes int
+	// WithoutData leaves Data and Metadata of the events empty, and unread.
+	WithoutData bool
 }
 
 // Cursor is the position after the last event of a page. It is opaque, belongs to the read that gave it, and stays
@@ -150,6 +158,9 @@ type Recorded struct {
 	events.Event
 	Position Position
 }
+
+// Size is how many bytes of data the event has.
+func (r Recorded) Size() int { return len(r.Data) + len(r.Metadata) }
 
 // Renumbered is what was done to a database that was restored from a dump of another cluster; zero if it was not.
 type Renumbered struct {
@@ -181,6 +192,8 @@ func (q Query) Check() (Query, error) {
 		return q, &QueryError{Field: "limit", Problem: fmt.Sprintf("must be from 0 (meaning %d) to %d, not %d", DefaultLimit, MaxLimit, q.Limit)}
 	case q.Offset < 0:
 		return q, &QueryError{Field: "offset", Problem: fmt.Sprintf("must not be negative, but is %d", q.Offset)}
+	case q.MaxBytes < 0:
+		return q, &QueryError{Field: "max_bytes", Problem: fmt.Sprintf("must not be negative, but is %d", q.MaxBytes)}
 	case q.Limit == 0:
 		q.Limit = DefaultLimit
 	}

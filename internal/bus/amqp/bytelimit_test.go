@@ -3,8 +3,6 @@ package amqp_test
 import (
 	"bytes"
 	"fmt"
-	"runtime"
-	"runtime/metrics"
 	"testing"
 	"time"
 
@@ -14,35 +12,9 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/healz/worker/internal/bus/amqp"
+	"github.com/healz/worker/internal/test/heap"
 	"github.com/healz/worker/internal/test/testservers"
 )
-
-// peakOfHeap measures how much the heap grows, garbage included, at its peak, until it is told to end.
-func peakOfHeap() (end func() int) { return peakOf("/memory/classes/heap/objects:bytes") }
-
-// peakOf is the same of one of the runtime's metrics.
-func peakOf(metric string) (end func() int) {
-	read := func() int {
-		sample := []metrics.Sample{{Name: metric}}
-		metrics.Read(sample)
-		return int(sample[0].Value.Uint64())
-	}
-	runtime.GC()
-	began, peak := read(), 0
-	stop, done := make(chan struct{}), make(chan struct{})
-	go func() {
-		defer close(done)
-		for {
-			peak = max(peak, read()-began)
-			select {
-			case <-stop:
-				return
-			case <-time.After(time.Millisecond):
-			}
-		}
-	}()
-	return func() int { close(stop); <-done; return peak }
-}
 
 // The prefetch would allow 640 MB of such messages. The test runs alone, as it measures the process.
 //
@@ -71,7 +43,7 @@ func TestMemoryUnderLargeMessages(t *testing.T) {
 		require.True(t, confirm.Wait())
 	}
 	measured := func(what string, work func(in <-chan *message.Message)) {
-		end := peakOfHeap()
+		end := heap.Peak(heap.All)
 		in, subscriber := subscribe(t, c)
 		work(in)
 		require.NoError(t, subscriber.Close())

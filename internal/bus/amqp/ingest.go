@@ -13,24 +13,23 @@ import (
 	amqp091 "github.com/rabbitmq/amqp091-go"
 
 	"github.com/healz/worker/internal/deadletter"
+	"github.com/healz/worker/internal/store"
 )
 
 const (
-	// maxBatch and maxBatchBytes bound the letters of one transaction. A letter that is larger has one alone.
-	maxBatch      = 200
-	maxBatchBytes = 8 << 20
+	// maxBatch and [store.PageBytes] bound the letters of one transaction. A letter that is larger has one alone.
+	maxBatch = 200
 	// linger is how long a batch waits for more letters.
 	linger = 50 * time.Millisecond
 	// maxAhead and maxAheadBytes bound the letters in memory: the broker only bounds their number, so that is small until
 	// letters have turned out to be small. When they are larger all of a sudden, the connection is closed and made again.
 	maxAhead      = 2 * maxBatch
-	maxAheadBytes = 2 * maxBatchBytes
+	maxAheadBytes = 2 * store.PageBytes
 	// standbyInterval is how often a worker on standby tries to become the one that ingests.
 	standbyInterval = 2 * time.Second
 	// refusedInterval is how often letters that the table has refused are tried again, if they have at most
-	// maxRefusedBytes together; the others are tried when they are delivered again. With maxRefused of them ingestion stops.
+	// [store.PageBytes] together; the others are tried when they are delivered again. With maxRefused of them ingestion stops.
 	refusedInterval = time.Minute
-	maxRefusedBytes = 8 << 20
 	maxRefused      = 1000
 	// stopTimeout bounds what is still done after the stop.
 	stopTimeout = 2 * time.Second

@@ -25,6 +25,7 @@ import (
 	"github.com/healz/worker/internal/deadletter"
 	"github.com/healz/worker/internal/store"
 	"github.com/healz/worker/internal/store/sqlite"
+	"github.com/healz/worker/internal/test/heap"
 	"github.com/healz/worker/internal/test/testservers"
 )
 
@@ -467,7 +468,7 @@ func TestMemoryOfIngestingLargeLetters(t *testing.T) {
 		send(t, c, messages...)
 	}()
 	table := newTable(t)
-	end, endLive := peakOf("/memory/classes/heap/objects:bytes"), peakOf("/gc/heap/live:bytes")
+	end, endLive := heap.Peak(heap.All), heap.Peak(heap.Live)
 	require.Equal(t, letters, takeIn(t, c, table))
 	peak, live := end(), endLive()
 	t.Logf("%d letters of %d MiB took %d MiB, garbage included, of which %d MiB were live", letters, size>>20, peak>>20, live>>20)

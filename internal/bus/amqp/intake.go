@@ -39,7 +39,7 @@ func (t *intake) next(ctx context.Context, c *consumer, quiet *int) (*consumer, 
 	// letters are small, or because letters that were refused use up its prefetch.
 	complete := len(batch)+c.refused == c.prefetch && c.next == nil
 	prefetch := c.prefetch
-	if 8*bytes <= maxBatchBytes && len(batch) > 0 {
+	if 8*bytes <= store.PageBytes && len(batch) > 0 {
 		prefetch = min(8*prefetch, maxAhead)
 	}
 	if !complete || prefetch == c.prefetch && 2*c.refused < c.prefetch {
@@ -100,7 +100,7 @@ func (t *intake) collect(ctx context.Context, c *consumer) (batch []inFlight, by
 				return nil, 0, context.Cause(ctx)
 			}
 		}
-		if len(batch) > 0 && bytes+len(c.next.Body) > maxBatchBytes {
+		if len(batch) > 0 && bytes+len(c.next.Body) > store.PageBytes {
 			break
 		}
 		if len(batch) == 0 {
@@ -231,7 +231,7 @@ func (t *intake) refuse(ctx context.Context, l inFlight, problem error) {
 	for _, other := range t.refused {
 		kept += len(other.Body)
 	}
-	if kept > maxRefusedBytes {
+	if kept > store.PageBytes {
 		l.Letter = deadletter.Letter{}
 	}
 	t.refused = append(t.refused, l)

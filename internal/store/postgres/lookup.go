@@ -4,7 +4,6 @@ import (
 	"context"
 	_ "embed"
 	"errors"
-	"math"
 	"time"
 
 	"github.com/google/uuid"
@@ -37,7 +36,7 @@ func (s *Store) Version(ctx context.Context, aggregateType string, aggregateID u
 
 // ByID reads one event; see [store.Store].
 func (s *Store) ByID(ctx context.Context, eventID uuid.UUID) (store.Recorded, error) {
-	found, _, err := s.read(ctx, math.MaxInt, byIDSQL, eventID)
+	found, _, err := s.read(ctx, 0, byIDSQL, eventID)
 	if err == nil && len(found) == 0 {
 		err = store.ErrNoEvent
 	}

@@ -77,3 +77,10 @@ func open(tb testing.TB, url string) *postgres.Store {
 	tb.Cleanup(func() { require.NoError(tb, s.Close()) })
 	return s
 }
+
+// The test runs alone, as it measures the process.
+//
+//nolint:paralleltest // see above
+func TestMemoryOfReadingLargeEvents(t *testing.T) {
+	storetest.RunMemory(t, open(t, migrated(t)))
+}

@@ -67,14 +67,14 @@ func (q queries) Select(ctx context.Context, s store.Selection) ([]store.Recorde
 		args = append(args, k)
 	}
 	args = append(append(args, after...), s.Limit, s.Offset)
-	found, more, err := q.read(ctx, s.MaxBytes, statement, args...)
+	found, more, err := q.read(ctx, s.MaxBytes, selecting(statement, s.WithoutData), args...)
 	return found, more || len(found) == s.Limit, fault(ctx, "read events by "+string(s.Read), err)
 }
 
 // Scan examines events along an index; see [store.Source].
 func (q queries) Scan(ctx context.Context, s store.Scan) ([]store.Recorded, *store.SortKey, error) {
 	statement, endStatement, args := scanStatements(s)
-	found, _, err := q.read(ctx, math.MaxInt, statement, args)
+	found, _, err := q.read(ctx, 0, selecting(statement, s.WithoutData), args)
 	if err != nil || len(found) == s.Limit {
 		return found, nil, fault(ctx, "search events", err)
 	}
@@ -149,12 +149,21 @@ func timeOf(t pgtype.Timestamptz) time.Time {
 	return t.Time.UTC()
 }
 
+// selecting returns a statement that selects whole events, or the same without their data.
+func selecting(statement string, withoutData bool) string {
+	if withoutData {
+		return strings.Replace(statement, "event_data, metadata", "NULL, NULL", 1)
+	}
+	return statement
+}
+
 // errFull ends a read whose events have reached its limit of bytes.
 var errFull = errors.New("the limit of bytes is reached")
 
-// read runs one of the statements that select whole events. There may be more if it ends at maxBytes of data.
+// read runs one of the statements that select whole events. There may be more if it ends at maxBytes of data; 0 is no bound.
 func (q queries) read(ctx context.Context, maxBytes int, statement string, args ...any) (list []store.Recorded, more bool, err error) {
 	rows, _ := q.Query(ctx, statement, args...) // ForEachRow returns the error
+	size := 0
 	var (
 		r                             store.Recorded
 		clinicID, causationID, userID pgtype.UUID
@@ -168,7 +177,7 @@ func (q queries) read(ctx context.Context, maxBytes int, statement string, args 
 		(*[16]byte)(&r.TenantID), &clinicID, (*[16]byte)(&r.CorrelationID), &causationID, &userID, &createdAt, (*[]byte)(&r.Data), (*[]byte)(&r.Metadata),
 		&transactionID, &r.Position.ID,
 	}, func() error {
-		if maxBytes -= len(r.Data) + len(r.Metadata); maxBytes < 0 && len(list) > 0 {
+		if size += r.Size(); maxBytes > 0 && size > maxBytes && len(list) > 0 {
 			return errFull
 		}
 		r.ClinicID, r.CausationID, r.UserID = nullUUID(clinicID), nullUUID(causationID), nullUUID(userID)

@@ -5,7 +5,6 @@ import (
 	"database/sql"
 	"encoding/json"
 	"errors"
-	"math"
 	"strings"
 	"time"
 
@@ -15,9 +14,6 @@ import (
 )
 
 const (
-	// streamBytes bounds a batch of the relay.
-	streamBytes = 8 << 20
-
 	columns = `id, event_id, event_type, aggregate_type, aggregate_id, aggregate_version, tenant_id, clinic_id,
 		causation_id, correlation_id, user_id, created_at, event_data, metadata`
 
@@ -86,7 +82,7 @@ func (q queries) Select(ctx context.Context, s store.Selection) ([]store.Recorde
 	for _, k := range s.Key {
 		args = append(args, k)
 	}
-	found, more, err := q.read(ctx, s.MaxBytes, query, append(append(args, after...), s.Limit, s.Offset)...)
+	found, more, err := q.read(ctx, s.MaxBytes, selecting(query, s.WithoutData), append(append(args, after...), s.Limit, s.Offset)...)
 	return found, more || len(found) == s.Limit, translate("read events by "+string(s.Read), err)
 }
 
@@ -94,7 +90,7 @@ func (q queries) Select(ctx context.Context, s store.Selection) ([]store.Recorde
 func (q queries) Scan(ctx context.Context, s store.Scan) ([]store.Recorded, *store.SortKey, error) {
 	const doing = "search events"
 	query, endQuery, args := scanQueries(s)
-	found, _, err := q.read(ctx, math.MaxInt, query, args...)
+	found, _, err := q.read(ctx, 0, selecting(query, s.WithoutData), args...)
 	if err != nil || len(found) == s.Limit {
 		return found, nil, translate(doing, err)
 	}
@@ -135,19 +131,28 @@ func scanQueries(s store.Scan) (query, endQuery string, args []any) {
 	}
 }
 
-// read reads the events that a query finds. There may be more if it ends at maxBytes of data.
+// selecting returns a query that selects whole events, or the same without their data.
+func selecting(query string, withoutData bool) string {
+	if withoutData {
+		return strings.Replace(query, "event_data, metadata", "'', NULL", 1)
+	}
+	return query
+}
+
+// read reads the events that a query finds. There may be more if it ends at maxBytes of data; 0 is no bound.
 func (q queries) read(ctx context.Context, maxBytes int, query string, args ...any) (found []store.Recorded, more bool, err error) {
 	rows, err := q.QueryContext(ctx, query, args...)
 	if err != nil {
 		return nil, false, err
 	}
 	defer rows.Close()
+	size := 0
 	for rows.Next() {
 		r, err := scan(rows)
 		if err != nil {
 			return nil, false, err
 		}
-		if maxBytes -= len(r.Data) + len(r.Metadata); maxBytes < 0 && len(found) > 0 {
+		if size += r.Size(); maxBytes > 0 && size > maxBytes && len(found) > 0 {
 			return found, true, nil
 		}
 		found = append(found, r)

@@ -163,3 +163,10 @@ func TestCloseWaitsForAppends(t *testing.T) {
 	appending.Wait()
 	require.ErrorContains(t, failed, "database is closed")
 }
+
+// The test runs alone, as it measures the process.
+//
+//nolint:paralleltest // see above
+func TestMemoryOfReadingLargeEvents(t *testing.T) {
+	storetest.RunMemory(t, open(t, migrated(t)))
+}

@@ -133,7 +133,7 @@ func signal(wake chan<- struct{}) {
 	}
 }
 
-// next reads the batch behind the position: as many events as the batch size and streamBytes allow, but at least one.
+// next reads the batch behind the position: as many events as the batch size and store.PageBytes allow, but at least one.
 func next(ctx context.Context, db *sql.DB, c store.TailConfig) (store.Batch, error) {
 	const doing = "read a batch of events"
 	behind, err := position(ctx, db)
@@ -155,7 +155,7 @@ func next(ctx context.Context, db *sql.DB, c store.TailConfig) (store.Batch, err
 		if err != nil && b.Events == nil {
 			return store.Batch{}, fmt.Errorf("%s: row %d of events: %w", doing, r.Position.ID, err)
 		}
-		if err != nil || b.Events != nil && len(b.Events)+len(body) > streamBytes {
+		if err != nil || b.Events != nil && len(b.Events)+len(body) > store.PageBytes {
 			break // the next batch begins with this row
 		}
 		separator := byte(',')
