@@ -197,7 +197,8 @@ func (w *Worker) Run(ctx context.Context) error {
 		background.Go(func() { w.parts.Metrics.Poll(side, w.sources) })
 	}
 	if problem := w.tuning.OutlastsConsumerTimeout(w.parts.Handlers.Most()); problem != "" && !w.parts.Embedded {
-		w.logger.WarnContext(ctx, problem+"; "+AdviceOnConsumerTimeout)
+		w.logger.WarnContext(ctx, "attempts may outlast the broker's consumer_timeout", "problem", problem,
+			"advice", AdviceOnConsumerTimeout)
 	}
 	w.logger.InfoContext(ctx, "worker is running", "concurrency", w.tuning.Concurrency)
 

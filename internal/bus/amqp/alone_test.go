@@ -159,7 +159,7 @@ func TestFinishedMessageIsAckedOnItsRedelivery(t *testing.T) {
 				require.Equal(t, 3, version, "the second is not handled again")
 				last.Ack()
 				require.NoError(t, subscriber.Close())
-				require.Zero(t, count(t, raw(t, url), consumerQueue))
+				awaitCount(t, raw(t, url), consumerQueue, 0)
 
 				// What is published again is no copy, and what was not finished is handled again.
 				messages, subscriber = subscribe(t, c)
@@ -208,7 +208,7 @@ func TestConsumerTimeoutOfTheBroker(t *testing.T) {
 	require.NoError(t, subscriber.Close())
 	ch := raw(t, url)
 	awaitCount(t, ch, failedQueue, 1)
-	require.Zero(t, count(t, ch, consumerQueue))
+	awaitCount(t, ch, consumerQueue, 0)
 }
 
 // A worker that consumes alone gives nothing back while a message is in flight: another consumer could overtake it.

@@ -64,7 +64,7 @@ func (s *Subscriber) Subscribe(ctx context.Context, topic string) (<-chan *messa
 	}
 	var err error
 	if sub.mayBegin() {
-		err = sub.open(func(err error) bool { return !errors.Is(err, ErrUnavailable) })
+		err = sub.open(func(err error) bool { return !errors.Is(err, ErrUnavailable) }) //nolint:contextcheck // the subscription carries its contexts
 	}
 	if errors.Is(err, errTaken) {
 		err = nil // it waits for its turn
@@ -522,7 +522,14 @@ func (s *subscription) closeChannel() {
 		return
 	}
 	release := s.session.bound()
+	discarded := make(chan struct{})
+	go func() {
+		defer close(discarded)
+		for range s.deliveries { // what arrives before the answer, so that the library does not keep it in memory
+		}
+	}()
 	_ = s.channel.Close() // it is gone either way
+	<-discarded
 	release()
 	s.channel = nil
 	s.active.Store(false)
@@ -537,6 +544,7 @@ func (s *subscription) drain() {
 	switch {
 	case s.channel == nil:
 	case s.requeuesAtEnd():
+		s.clear()
 		deliveries = s.deliveries
 	default:
 		s.requeue()

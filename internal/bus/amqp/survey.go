@@ -168,8 +168,10 @@ func (i inspection) rights() []right {
 		}}
 	}
 	bind := func(queue, exchange string) right {
-		return right{"right to bind queue", queue, exchange, "write on queue " + queue + " or read on exchange " + exchange, true,
-			func(c *amqp091.Channel) error { return c.QueueUnbind(queue, unusedKey, exchange, nil) }}
+		return right{
+			"right to bind queue", queue, exchange, "write on queue " + queue + " or read on exchange " + exchange, true,
+			func(c *amqp091.Channel) error { return c.QueueUnbind(queue, unusedKey, exchange, nil) },
+		}
 	}
 	consume := func(queue string) right {
 		return right{"right to consume queue", queue, queue, "read on queue " + queue, false, func(c *amqp091.Channel) error {
