@@ -44,10 +44,12 @@ func (l *locker) SessionLock(ctx context.Context, conn *sql.Conn) (err error) {
 	if l.tx, err = l.db.BeginTx(ctx, nil); err != nil {
 		return err
 	}
-	_, err = l.tx.ExecContext(ctx, "SET LOCAL idle_in_transaction_session_timeout = 0")
 	for attempt := 0; err == nil; attempt++ {
 		var locked bool
 		err = l.tx.QueryRowContext(ctx, "SELECT pg_try_advisory_xact_lock($1)", PostgresLock).Scan(&locked)
+		if err == nil { // a statement of the simple protocol: it also ends the portal of the query, which holds a snapshot
+			_, err = l.tx.ExecContext(ctx, "SET LOCAL idle_in_transaction_session_timeout = 0")
+		}
 		switch {
 		case err == nil && locked:
 			if err = dropBroken(ctx, conn); err == nil {
