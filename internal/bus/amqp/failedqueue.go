@@ -37,7 +37,7 @@ const (
 func copyKeys() []string { return []string{"CC", "BCC"} }
 
 const (
-	// putTimeout is how long the queue may take for a letter.
+	// putTimeout is how long a queue may take for a letter or a postponed message.
 	putTimeout = 5 * time.Second
 	// refusalTime is how long after a refusal a letter that is taken does not mean that the queue takes them again.
 	refusalTime = 10 * time.Second
@@ -65,8 +65,8 @@ func isLetterKey(key string) bool {
 // messages that the broker dead-letters and those of other programs. An [Ingester] consumes it. It is safe for concurrent
 // use.
 type FailedQueue struct {
-	// Table takes the letters that the queue does not take. If it is nil, [FailedQueue.Put] fails then, and waits for a
-	// broker that is unavailable.
+	// Table takes the letters that the queue does not take. If it is nil, [FailedQueue.Put] fails then. It and
+	// [FailedQueue.Postpone] then wait for a broker that is unavailable.
 	Table LetterTable
 
 	conn      *Connection
@@ -120,17 +120,26 @@ func (q *FailedQueue) Put(ctx context.Context, m *message.Message, f deadletter.
 	return nil
 }
 
-// put publishes a letter. If there is a table to put it into otherwise, it waits for putTimeout.
-func (q *FailedQueue) put(ctx context.Context, p amqp091.Publishing) error {
-	if q.Table != nil {
-		if err := q.conn.publishing.ready(); err != nil {
-			return err
-		}
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, putTimeout)
-		defer cancel()
+// bounded bounds a publish with putTimeout, if there is a table to write to otherwise. The error is that of the connection.
+func (q *FailedQueue) bounded(ctx context.Context) (context.Context, context.CancelFunc, error) {
+	if q.Table == nil {
+		return ctx, func() {}, nil
 	}
-	err := q.send(ctx, q.conn.names.deadLetterExchange, failedKey, p)
+	if err := q.conn.publishing.ready(); err != nil {
+		return nil, nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, putTimeout)
+	return ctx, cancel, nil
+}
+
+// put publishes a letter.
+func (q *FailedQueue) put(ctx context.Context, p amqp091.Publishing) error {
+	ctx, cancel, err := q.bounded(ctx)
+	if err != nil {
+		return err
+	}
+	defer cancel()
+	err = q.send(ctx, q.conn.names.deadLetterExchange, failedKey, p)
 	if errors.Is(err, ErrTooLarge) && q.Table == nil { // its own headers leave no room for ours
 		maps.DeleteFunc(p.Headers, func(key string, _ any) bool { return !isLetterKey(key) })
 		p.Headers[headersDroppedKey] = "true"
