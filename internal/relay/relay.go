@@ -242,11 +242,11 @@ func (r *Relay) publish(ctx context.Context, bodies [][]byte) (published bool) {
 		}
 	}()
 	began := time.Now()
-	attempts, cancel := context.WithCancel(ctx)
-	defer cancel()
+	attempts, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
 	progress := func() {}
 	if r.config.Patience > 0 {
-		timer := time.AfterFunc(r.patience, cancel)
+		timer := time.AfterFunc(r.patience, func() { cancel(fmt.Errorf("no confirm within %s", r.patience)) })
 		defer timer.Stop()
 		progress = func() { timer.Reset(r.patience) }
 	}
@@ -260,11 +260,17 @@ func (r *Relay) publish(ctx context.Context, bodies [][]byte) (published bool) {
 		if err == nil {
 			r.become(Relaying, nil)
 			r.chunk = min(2*r.chunk, maxChunk)
-			continue
+			if attempts.Err() == nil || len(bodies) == 0 {
+				continue
+			}
+			err = context.Cause(attempts) // the time was up just when the confirm came
 		}
 		r.chunk = max(len(batch)/2, 1)
 		if r.isStopping() || ctx.Err() != nil {
 			return false
+		}
+		if attempts.Err() != nil && errors.Is(err, context.Canceled) {
+			err = fmt.Errorf("publish %d events: %w", len(batch), context.Cause(attempts))
 		}
 		r.become(Failing, err)
 		if attempts.Err() == nil {

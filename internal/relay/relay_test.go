@@ -414,6 +414,53 @@ func (p *stallingPublisher) PublishBatch(ctx context.Context, batch []*message.M
 	return ctx.Err()
 }
 
+// What /readyz tells is the reason, not how the relay ends an attempt.
+func TestRelayThatGetsNoConfirmSaysSo(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		m, _ := newMemory(2)
+		p := &slowPublisher{interval: time.Hour}
+		r, end := runPatiently(t, m.tail(), p, 15*time.Second)
+		time.Sleep(16 * time.Second) //nolint:forbidigo // the bubble's time
+		state, err := r.Status()
+		require.Equal(t, relay.Failing, state)
+		require.EqualError(t, err, "publish 2 events: no confirm within 15s")
+		end()
+	})
+}
+
+// latePublisher confirms each batch of up to two when the relay's patience has ended.
+type latePublisher struct{ publisher }
+
+func (p *latePublisher) PublishBatch(ctx context.Context, batch []*message.Message) error {
+	if ctx.Err() != nil {
+		return errors.New("begun when the time was up")
+	}
+	if len(batch) > 2 {
+		return errors.New("too many at once")
+	}
+	<-ctx.Done()
+	return p.publisher.PublishBatch(ctx, batch)
+}
+
+func TestRelayBeginsNoAttemptWhenTheTimeWasUpAtTheLastConfirm(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		m, want := newMemory(8)
+		p := &latePublisher{}
+		r, end := runPatiently(t, m.tail(), p, 15*time.Second)
+		failed := false
+		for range 100 {
+			time.Sleep(time.Second) //nolint:forbidigo // the bubble's time
+			_, err := r.Status()
+			failed = failed || err != nil && strings.Contains(err.Error(), "begun when")
+		}
+		require.False(t, failed)
+		require.Equal(t, want[:2], p.ids()[:2])
+		end()
+	})
+}
+
 // A worker that cannot reach the bus lets another relay.
 func TestARelayThatCannotPublishGivesWay(t *testing.T) {
 	t.Parallel()

@@ -56,7 +56,8 @@ func (q *FailedQueue) Postpone(ctx context.Context, m *message.Message, f deadle
 	}
 	p.Expiration = ""
 	err = q.wait(ctx, wait, q.returnQueue(source), p)
-	if isDeclined(err) || err != nil && q.Table != nil && ctx.Err() == nil { // an event that cannot wait there must not keep its place either
+	// An event that cannot wait there must not keep its place in flight either.
+	if isDeclined(err) || err != nil && q.Table != nil && ctx.Err() == nil {
 		q.conn.config.Logger.WarnContext(ctx, "cannot postpone a message: it becomes a dead letter", "error", err)
 		return 0, nil
 	}
