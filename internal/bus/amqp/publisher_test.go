@@ -251,6 +251,28 @@ func TestPublishWaitsWhileTheBrokerBlocks(t *testing.T) {
 	}, patience, time.Millisecond)
 }
 
+// After a long alarm the broker has the whole time again for the next confirm.
+func TestUnblockedBrokerHasTheWholeResponseTimeout(t *testing.T) {
+	t.Parallel()
+	const timeout = 2 * time.Second
+	network, url := newProxy(t, testservers.RabbitMQ(t))
+	lines, logger := newLog()
+	c := dial(t, amqp.Config{URL: url, ResponseTimeout: timeout, Logger: logger})
+	publisher := amqp.NewPublisher(c)
+	publish(t, publisher, event(uuid.New(), 1))
+	network.inject(10, 60, "\x06memory") // connection.blocked
+	require.Eventually(t, func() bool { return c.Ready() != nil }, patience, time.Millisecond)
+	network.freeze()
+	published := make(chan error)
+	go func() { published <- publisher.PublishBatch(t.Context(), []*message.Message{event(uuid.New(), 1)}) }()
+	<-time.After(timeout * 5 / 2)
+	network.inject(10, 61, "") // connection.unblocked
+	unblocked := time.Now()
+	require.Error(t, <-published)
+	require.GreaterOrEqual(t, time.Since(unblocked), timeout)
+	require.Contains(t, lines.String(), "connection to RabbitMQ lost")
+}
+
 func TestPublisherClosed(t *testing.T) {
 	t.Parallel()
 	c := dial(t, amqp.Config{URL: testservers.RabbitMQ(t)})
