@@ -403,7 +403,7 @@ func (c *confirmChannel) outcome(s *unconfirmed) error {
 	select {
 	case reason := <-c.closed:
 		switch {
-		case reason != nil && reason.Server && reason.Code == amqp091.PreconditionFailed:
+		case reason != nil && reason.Server && (reason.Code == amqp091.PreconditionFailed || isOfTopic(reason)):
 			c.session.limits.learn(reason.Reason)
 			return fmt.Errorf("event type %q: %w: %w", s.eventType, errNotTaken, reason)
 		case reason != nil:
