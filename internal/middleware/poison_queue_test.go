@@ -156,7 +156,7 @@ func (s *pickySink) Put(ctx context.Context, m *message.Message, f deadletter.Fa
 func TestPoisonQueueLogsOnceThatOneMessageFails(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		var lines bytes.Buffer
+		var lines logLines
 		s := &pickySink{sink{failures: 10}}
 		handle := middleware.PoisonQueue(s, middleware.Lifetime{}, observe.None{}, slog.New(slog.NewTextHandler(&lines, nil)))(
 			func(*message.Message) ([]*message.Message, error) { return nil, errors.New("broken") })
