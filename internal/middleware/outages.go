@@ -1,6 +1,7 @@
 package middleware
 
 import (
+	"log/slog"
 	"sync"
 	"time"
 )
@@ -8,21 +9,22 @@ import (
 // DefaultPatience is how long an operation waits for the store before that counts as lasting.
 const DefaultPatience = 5 * time.Second
 
-// Outages knows which operations wait for the store. A ping may succeed all the same: a right is missing, a table is
+// Outages tracks the operations that wait for the store. A ping may succeed all the same: a right is missing, a table is
 // locked, or one statement fails. It is safe for concurrent use.
 type Outages struct {
 	// Patience is how long an operation waits before that is an error.
 	Patience time.Duration
 
-	mu    sync.Mutex
-	waits map[*outage]struct{}
+	mu      sync.Mutex
+	waits   map[*waiting]struct{}
+	lasting bool // an operation has waited for longer, and some still wait
 }
 
-// outage is what one operation meets.
-type outage struct {
+// waiting is one operation that may wait for the store.
+type waiting struct {
 	of    *Outages
 	began time.Time
-	err   error
+	err   error // of the last attempt; nil if it does not wait
 }
 
 // Err is the last error of an operation that has waited for longer than the patience, nil if there is none.
@@ -37,15 +39,15 @@ func (o *Outages) Err() error {
 	return nil
 }
 
-func (o *Outages) begin() *outage {
+func (o *Outages) begin() *waiting {
 	if o == nil {
 		o = &Outages{Patience: DefaultPatience}
 	}
-	return &outage{of: o}
+	return &waiting{of: o}
 }
 
-// meets notes an error, and reports whether the outage lasts.
-func (w *outage) meets(err error) bool {
+// note records the error of an attempt, and returns the level at which to log it: an outage that lasts is logged once.
+func (w *waiting) note(err error) slog.Level {
 	w.of.mu.Lock()
 	defer w.of.mu.Unlock()
 	if w.err == nil {
@@ -53,17 +55,29 @@ func (w *outage) meets(err error) bool {
 	}
 	w.err = err
 	if w.of.waits == nil {
-		w.of.waits = make(map[*outage]struct{})
+		w.of.waits = make(map[*waiting]struct{})
 	}
 	w.of.waits[w] = struct{}{}
-	return w.lasts()
+	switch {
+	case w.of.lasting:
+		return slog.LevelDebug
+	case w.lasts():
+		w.of.lasting = true
+		return slog.LevelError
+	default:
+		return slog.LevelWarn
+	}
 }
 
-func (w *outage) lasts() bool { return time.Since(w.began) >= w.of.Patience }
+func (w *waiting) lasts() bool { return time.Since(w.began) >= w.of.Patience }
 
-func (w *outage) end() {
+// end ends the wait, and reports whether that was the last one of an outage that lasted.
+func (w *waiting) end() (over bool) {
 	w.of.mu.Lock()
 	defer w.of.mu.Unlock()
 	delete(w.of.waits, w)
 	w.err = nil
+	over = w.of.lasting && len(w.of.waits) == 0
+	w.of.lasting = w.of.lasting && !over
+	return over
 }

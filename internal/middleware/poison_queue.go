@@ -23,7 +23,7 @@ const maxSinkWait = 5 * time.Second
 // later. While the sink fails the message is not acked, and the sink is tried again, until the worker stops; the message
 // is then given back. A message that is given back because the worker stops is no failure.
 //
-// That the sink fails is logged once when it begins, and once when it ends.
+// That the sink fails is logged once when it begins, and once when it fails for no message any more.
 //
 // Watermill's PoisonQueue writes one reason for all handlers and gives up at the sink's first error.
 func PoisonQueue(sink deadletter.Sink, l Lifetime, o observe.Observer, logger *slog.Logger) message.HandlerMiddleware {
@@ -81,12 +81,12 @@ func FailureOf(handler string, err error) deadletter.Failure {
 	return f
 }
 
-// watchedSink is a sink of which it is known whether it fails.
+// watchedSink is a sink that counts the messages for which it fails.
 type watchedSink struct {
 	deadletter.Sink
 
-	logger *slog.Logger
-	fails  atomic.Bool
+	logger  *slog.Logger
+	failing atomic.Int64
 }
 
 // put postpones a message, and returns for how long, or else makes it a dead letter. It tries until the sink takes the
@@ -102,23 +102,25 @@ func (s *watchedSink) put(ctx context.Context, m *message.Message, f deadletter.
 	}
 	waits := backoff.NewExponentialBackOff()
 	waits.MaxInterval = maxSinkWait
-	for {
+	for failing := false; ; {
 		err := try()
 		if err == nil {
-			if s.fails.CompareAndSwap(true, false) {
+			if failing && s.failing.Add(-1) == 0 {
 				s.logger.InfoContext(ctx, "messages can be put into the poison queue again")
 			}
 			return wait, nil
 		}
-		if s.fails.CompareAndSwap(false, true) {
+		if !failing && s.failing.Add(1) == 1 {
 			s.logger.LogAttrs(ctx, slog.LevelError, "cannot put messages into the poison queue, will try again",
 				append(describe(m), slog.Any("error", err))...)
 		}
+		failing = true
 		timer := time.NewTimer(waits.NextBackOff())
 		select {
 		case <-timer.C:
 		case <-l.Stopping:
 			timer.Stop()
+			s.failing.Add(-1)
 			return 0, fmt.Errorf("%w: put the message into the poison queue: %w", ErrStopping, err)
 		}
 	}

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/healz/worker/internal/deadletter"
@@ -139,6 +140,42 @@ func TestPoisonQueueKeepsTheMessageWhileTheSinkFails(t *testing.T) {
 	require.ErrorIs(t, err, middleware.ErrStopping)
 	require.Empty(t, s.put)
 	require.Equal(t, int64(1), counts[observe.GivenBack])
+}
+
+// pickySink fails for one message.
+type pickySink struct{ sink }
+
+func (s *pickySink) Put(ctx context.Context, m *message.Message, f deadletter.Failure) error {
+	if m.UUID == "odd" {
+		return s.sink.Put(ctx, m, f)
+	}
+	return nil
+}
+
+// A message that fails for its own reason, while others succeed, is one failure and not one for each of the others.
+func TestPoisonQueueLogsOnceThatOneMessageFails(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var lines logLines
+		s := &pickySink{sink{failures: 10}}
+		handle := middleware.PoisonQueue(s, middleware.Lifetime{}, observe.None{}, slog.New(slog.NewTextHandler(&lines, nil)))(
+			func(*message.Message) ([]*message.Message, error) { return nil, errors.New("broken") })
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			_, err := handle(message.NewMessage("odd", nil))
+			assert.NoError(t, err)
+		}()
+		for range 5 {
+			time.Sleep(time.Second) //nolint:forbidigo // the bubble's time
+			_, err := handle(message.NewMessage("other", nil))
+			require.NoError(t, err)
+		}
+		require.NotContains(t, lines.String(), "can be put into the poison queue again")
+		<-done
+		require.Equal(t, 1, strings.Count(lines.String(), "cannot put messages into the poison queue"))
+		require.Equal(t, 1, strings.Count(lines.String(), "can be put into the poison queue again"))
+	})
 }
 
 func TestPoisonQueueLogsOnceThatTheSinkFails(t *testing.T) {

@@ -27,7 +27,7 @@ type Retry struct {
 	Initial, Max time.Duration
 	Lifetime     Lifetime
 	Logger       *slog.Logger
-	// Outages, if not nil, is told what waits for the store.
+	// Outages, if not nil, tracks the operations that wait for the store.
 	Outages *Outages
 }
 
@@ -62,11 +62,17 @@ func (r Retry) Middleware(next message.HandlerFunc) message.HandlerFunc {
 func (r Retry) Do(ctx context.Context, operation func(attempt int) error) error {
 	var failed ExhaustedError
 	waits, outageWaits := r.newWaits(), r.newWaits()
-	outage := r.Outages.begin()
-	defer outage.end()
+	waiting := r.Outages.begin()
+	defer waiting.end()
+	answered := func() {
+		if waiting.end() {
+			r.Logger.InfoContext(ctx, "the store can do it again")
+		}
+	}
 	for attempt := 1; ; attempt++ {
 		err := operation(attempt)
 		if err == nil {
+			answered()
 			return nil
 		}
 		if errors.Is(err, ErrStopping) {
@@ -77,6 +83,7 @@ func (r Retry) Do(ctx context.Context, operation func(attempt int) error) error 
 		}
 		wait := outageWaits
 		if IsPermanent(err) || !errors.Is(err, store.ErrUnavailable) {
+			answered()
 			now := time.Now().UTC()
 			if failed.Attempts++; failed.Attempts == 1 {
 				failed.FirstFailed = now
@@ -89,13 +96,8 @@ func (r Retry) Do(ctx context.Context, operation func(attempt int) error) error 
 		}
 		delay := wait.NextBackOff()
 		if wait == outageWaits {
-			level := slog.LevelWarn
-			if outage.meets(err) {
-				level = slog.LevelError
-			}
-			r.Logger.Log(ctx, level, "the store cannot do it, will try again", "wait", delay, "error", err)
+			r.Logger.Log(ctx, waiting.note(err), "the store cannot do it, will try again", "wait", delay, "error", err)
 		} else {
-			outage.end()
 			r.Logger.WarnContext(ctx, "attempt failed, will retry", "attempt", failed.Attempts, "wait", delay, "error", err)
 		}
 		if err := r.wait(ctx, delay); err != nil {

@@ -1,16 +1,21 @@
 package middleware_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
+	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/cenkalti/backoff/v5"
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/healz/worker/internal/deadletter"
@@ -89,6 +94,61 @@ func TestRetryEndsItsWaitWhenTheWorkerStops(t *testing.T) {
 	})
 	require.ErrorIs(t, err, middleware.ErrStopping)
 	require.ErrorIs(t, err, context.Canceled, "or the router would log it as an error")
+}
+
+// logLines can be read while others write.
+type logLines struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (l *logLines) Write(line []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(line)
+}
+
+func (l *logLines) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
+}
+
+// An outage is logged once when it lasts and once when it is over, however many messages wait for its end.
+func TestOutageOfTheStoreIsLoggedAtItsBeginAndItsEnd(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var lines logLines
+		r := middleware.Retry{
+			Attempts: 3, Initial: 100 * time.Millisecond, Max: time.Second, Outages: &middleware.Outages{Patience: 5 * time.Second},
+			Logger: slog.New(slog.NewTextHandler(&lines, nil)),
+		}
+		count := func(level string) int { return strings.Count(lines.String(), "level="+level) }
+		for outage := 1; outage <= 2; outage++ {
+			began := time.Now()
+			var messages sync.WaitGroup
+			for range 20 {
+				messages.Go(func() {
+					assert.NoError(t, r.Do(t.Context(), func(int) error {
+						if time.Since(began) < time.Minute {
+							return store.ErrUnavailable
+						}
+						return nil
+					}))
+				})
+			}
+			time.Sleep(10 * time.Second) //nolint:forbidigo // the bubble's time
+			warnings := count("WARN")
+			time.Sleep(40 * time.Second) //nolint:forbidigo // the bubble's time
+			require.Equal(t, outage, count("ERROR"))
+			require.Equal(t, warnings, count("WARN"), "no line for each retry")
+			require.Equal(t, outage-1, count("INFO"))
+			messages.Wait()
+			require.Equal(t, outage, count("ERROR"))
+			require.Equal(t, outage, count("INFO"))
+			require.NoError(t, r.Outages.Err())
+		}
+	})
 }
 
 func TestRetryTakesAStopWithinForNoFailure(t *testing.T) {

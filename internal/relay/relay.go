@@ -73,6 +73,7 @@ type Relay struct {
 	nextTimeout time.Duration
 	chunk       int
 	patience    time.Duration
+	confirmed   map[string]bool // bodies of the events that were published of a batch which is not finished
 
 	// stopping is closed when no further batch may begin, and stopped when the last one is done with.
 	stopping, stopped chan struct{}
@@ -88,7 +89,8 @@ type Config struct {
 	// Poll is how often it polls for events that no notification told of.
 	Poll time.Duration
 	// Patience is how long it tries to publish while the bus confirms no event; 0 is for ever. After it the relay yields the
-	// lease: one that cannot reach the bus does not keep others from relaying. It doubles each time, for a bus that is slow.
+	// lease: one that cannot reach the bus does not keep others from relaying. It doubles each time, for a bus that is slow,
+	// and is halved after a batch that took less than half of it.
 	Patience time.Duration
 	// Refused takes the events that the bus will never take; the others of their batch are published.
 	Refused  deadletter.Sink
@@ -202,7 +204,9 @@ func (r *Relay) relayNext(ctx context.Context, status lease.Status) (found bool,
 			return true, nil
 		}
 		found = true
-		err = r.move(ctx, held, batch.Position, status.Fence)
+		if err = r.move(ctx, held, batch.Position, status.Fence); err == nil {
+			r.confirmed = nil
+		}
 	}
 	if err != nil && held.Err() == nil && !errors.Is(err, store.ErrNotLeader) { // else the lease says more
 		r.become(Failing, err)
@@ -225,16 +229,24 @@ func (r *Relay) move(ctx, held context.Context, behind store.Position, fence sto
 }
 
 // publish publishes events, and tries again until all are published, the lease is lost or yielded, or the relay stops. An
-// event that the bus has confirmed is not published again.
+// event that the bus has confirmed is not published again, neither here nor when the same batch is read again.
 func (r *Relay) publish(ctx context.Context, bodies [][]byte) (published bool) {
 	if state, _ := r.Status(); state != Failing {
 		r.become(Relaying, nil)
 	}
-	attempts, cancel := context.WithCancel(ctx)
-	defer cancel()
+	all := bodies
+	bodies = slices.DeleteFunc(slices.Clone(all), func(body []byte) bool { return r.confirmed[string(body)] })
+	defer func() {
+		if !published {
+			r.confirmed = without(all, bodies)
+		}
+	}()
+	began := time.Now()
+	attempts, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
 	progress := func() {}
 	if r.config.Patience > 0 {
-		timer := time.AfterFunc(r.patience, cancel)
+		timer := time.AfterFunc(r.patience, func() { cancel(fmt.Errorf("no confirm within %s", r.patience)) })
 		defer timer.Stop()
 		progress = func() { timer.Reset(r.patience) }
 	}
@@ -248,12 +260,17 @@ func (r *Relay) publish(ctx context.Context, bodies [][]byte) (published bool) {
 		if err == nil {
 			r.become(Relaying, nil)
 			r.chunk = min(2*r.chunk, maxChunk)
-			r.patience = max(r.patience/2, r.config.Patience)
-			continue
+			if attempts.Err() == nil || len(bodies) == 0 {
+				continue
+			}
+			err = context.Cause(attempts) // the time was up just when the confirm came
 		}
 		r.chunk = max(len(batch)/2, 1)
 		if r.isStopping() || ctx.Err() != nil {
 			return false
+		}
+		if attempts.Err() != nil && errors.Is(err, context.Canceled) {
+			err = fmt.Errorf("publish %d events: %w", len(batch), context.Cause(attempts))
 		}
 		r.become(Failing, err)
 		if attempts.Err() == nil {
@@ -268,7 +285,22 @@ func (r *Relay) publish(ctx context.Context, bodies [][]byte) (published bool) {
 			return false
 		}
 	}
+	if time.Since(began) < r.patience/2 {
+		r.patience = max(r.patience/2, r.config.Patience)
+	}
 	return true
+}
+
+// without are the bodies that are not among others.
+func without(bodies, others [][]byte) map[string]bool {
+	rest := make(map[string]bool, len(bodies))
+	for _, body := range bodies {
+		rest[string(body)] = true
+	}
+	for _, body := range others {
+		delete(rest, string(body))
+	}
+	return rest
 }
 
 // publishBatch publishes a batch, without the events that the bus refuses, and acks the messages that are done with. It

@@ -5,11 +5,13 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"net/url"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -17,6 +19,7 @@ import (
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
 
 	"github.com/healz/worker/internal/bus"
@@ -283,10 +286,12 @@ func TestWhatTheBusRefusesRestsInTheStore(t *testing.T) {
 	require.Equal(t, 1, n)
 }
 
-// slowPublisher acks a message each interval, and fails at every third one, as a bus does that is slow and unreliable.
+// slowPublisher acks a message each interval, and fails at every nth one (0 is never), as a bus does that is slow and
+// unreliable.
 type slowPublisher struct {
 	publisher
 	interval time.Duration
+	nth      int
 	sizes    []int
 	count    int
 }
@@ -301,7 +306,7 @@ func (p *slowPublisher) PublishBatch(ctx context.Context, batch []*message.Messa
 		case <-ctx.Done():
 			return ctx.Err()
 		}
-		if p.count++; p.count%3 == 0 {
+		if p.count++; p.nth > 0 && p.count%p.nth == 0 {
 			return errors.New("it fails now and then")
 		}
 		p.mu.Lock()
@@ -317,13 +322,143 @@ func TestRelayGoesOnBehindWhatASlowBusHasConfirmed(t *testing.T) {
 	t.Parallel()
 	s := openStore(t, filepath.Join(t.TempDir(), "test.db"))
 	want := appendTo(t, s, storetest.NewStream(), 10)
-	p := &slowPublisher{interval: 250 * time.Millisecond}
+	p := &slowPublisher{interval: 250 * time.Millisecond, nth: 3}
 	r, stop := startPatiently(t, s, p, 1500*time.Millisecond) // the batch takes longer than that
 	require.Eventually(t, func() bool { return len(p.ids()) >= 10 && stateOf(r) == relay.Idle }, patience, tick)
 	stop(patience)
 	require.Equal(t, want, p.ids(), "each once")
 	require.Equal(t, 10, p.sizes[0])
 	require.Equal(t, []int{5, 2, 4}, p.sizes[1:4], "half after a failure, twice after a success")
+}
+
+// memory is a tail of a store that has no other worker: batches of up to 10 events, of which some are moved behind.
+type memory struct {
+	events []string
+	moved  atomic.Int64
+}
+
+func (m *memory) tail() *store.Tail {
+	return &store.Tail{
+		Next: func(context.Context) (store.Batch, error) {
+			moved := int(m.moved.Load())
+			rest := m.events[moved:min(moved+10, len(m.events))]
+			if len(rest) == 0 {
+				return store.Batch{}, nil
+			}
+			return store.Batch{Events: []byte("[" + strings.Join(rest, ",") + "]"), Position: store.Position{ID: int64(moved + len(rest))}}, nil
+		},
+		Move: func(_ context.Context, behind store.Position, _ store.Fence) error {
+			m.moved.Store(behind.ID)
+			return nil
+		},
+		TakeLease: func(_ context.Context, _, holder string, _ time.Duration) (store.Fence, error) {
+			return store.Fence{Holder: holder, Number: 1}, nil
+		},
+		GiveLease: func(context.Context, string, string) error { return nil },
+	}
+}
+
+func newMemory(n int) (m *memory, ids []string) {
+	m = &memory{}
+	for range n {
+		id := uuid.NewString()
+		ids = append(ids, id)
+		m.events = append(m.events, fmt.Sprintf(`{"event_id":%q}`, id))
+	}
+	return m, ids
+}
+
+// A bus that needs more time for one confirm than the relay has patience still gets every event, once each: the patience
+// grows, falls only when the bus is faster, and what is confirmed is kept over a yield.
+func TestRelayAdvancesOnABusThatIsSlowerThanItsPatience(t *testing.T) {
+	t.Parallel()
+	for name, interval := range map[string]time.Duration{
+		"a bit slower": 600 * time.Millisecond, "7 times slower": 2800 * time.Millisecond,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				m, want := newMemory(25)
+				p := &slowPublisher{interval: interval}
+				r, end := runPatiently(t, m.tail(), p, 400*time.Millisecond)
+				time.Sleep(30*interval + 30*time.Second) //nolint:forbidigo // the bubble's time
+				require.Equal(t, want, p.ids(), "each once")
+				require.Equal(t, relay.Idle, stateOf(r))
+				require.LessOrEqual(t, len(p.sizes), 20, "few attempts are in vain")
+				end()
+			})
+		})
+	}
+	t.Run("confirms that stop in the midst of each attempt", func(t *testing.T) {
+		t.Parallel()
+		synctest.Test(t, func(t *testing.T) {
+			m, want := newMemory(25)
+			p := &stallingPublisher{}
+			_, end := runPatiently(t, m.tail(), p, 400*time.Millisecond)
+			time.Sleep(10 * time.Minute) //nolint:forbidigo // the bubble's time
+			require.Equal(t, want, p.ids(), "each once")
+			end()
+		})
+	})
+}
+
+// stallingPublisher confirms one event of each batch, and then none.
+type stallingPublisher struct{ publisher }
+
+func (p *stallingPublisher) PublishBatch(ctx context.Context, batch []*message.Message) error {
+	if err := p.publisher.PublishBatch(ctx, batch[:1]); err != nil || len(batch) == 1 {
+		return err
+	}
+	batch[0].Ack()
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+// What /readyz tells is the reason, not how the relay ends an attempt.
+func TestRelayThatGetsNoConfirmSaysSo(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		m, _ := newMemory(2)
+		p := &slowPublisher{interval: time.Hour}
+		r, end := runPatiently(t, m.tail(), p, 15*time.Second)
+		time.Sleep(16 * time.Second) //nolint:forbidigo // the bubble's time
+		state, err := r.Status()
+		require.Equal(t, relay.Failing, state)
+		require.EqualError(t, err, "publish 2 events: no confirm within 15s")
+		end()
+	})
+}
+
+// latePublisher confirms each batch of up to two when the relay's patience has ended.
+type latePublisher struct{ publisher }
+
+func (p *latePublisher) PublishBatch(ctx context.Context, batch []*message.Message) error {
+	if ctx.Err() != nil {
+		return errors.New("begun when the time was up")
+	}
+	if len(batch) > 2 {
+		return errors.New("too many at once")
+	}
+	<-ctx.Done()
+	return p.publisher.PublishBatch(ctx, batch)
+}
+
+func TestRelayBeginsNoAttemptWhenTheTimeWasUpAtTheLastConfirm(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		m, want := newMemory(8)
+		p := &latePublisher{}
+		r, end := runPatiently(t, m.tail(), p, 15*time.Second)
+		failed := false
+		for range 100 {
+			time.Sleep(time.Second) //nolint:forbidigo // the bubble's time
+			_, err := r.Status()
+			failed = failed || err != nil && strings.Contains(err.Error(), "begun when")
+		}
+		require.False(t, failed)
+		require.Equal(t, want[:2], p.ids()[:2])
+		end()
+	})
 }
 
 // A worker that cannot reach the bus lets another relay.
@@ -418,8 +553,13 @@ func halfOpen(t *testing.T, server, text string) string {
 // runOn runs a relay on a tail that is not a store's, until end, which waits for it.
 func runOn(t *testing.T, tail *store.Tail) (r *relay.Relay, end func()) {
 	t.Helper()
-	r = relay.New(tail, lease.New(tail, store.RelayTask), &publisher{}, relay.Config{
-		Observer: observe.None{}, Poll: time.Second,
+	return runPatiently(t, tail, &publisher{}, 0)
+}
+
+func runPatiently(t *testing.T, tail *store.Tail, p bus.BatchPublisher, patience time.Duration) (r *relay.Relay, end func()) {
+	t.Helper()
+	r = relay.New(tail, lease.New(tail, store.RelayTask), p, relay.Config{
+		Observer: observe.None{}, Poll: time.Second, Patience: patience,
 	}, slog.New(slog.DiscardHandler))
 	ctx, cancel := context.WithCancel(t.Context())
 	var running sync.WaitGroup

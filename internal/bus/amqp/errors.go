@@ -23,7 +23,7 @@ var (
 	ErrUnconfirmed = errors.New("not confirmed by RabbitMQ")
 	// errNacked is wrapped, with ErrUnconfirmed, when the broker says that it does not store a message.
 	errNacked = errors.New("the broker could not store it")
-	// errNotTaken is wrapped by the error of a batch in which the broker does not take a message (406).
+	// errNotTaken is wrapped by the error of a batch in which the broker does not take a message (406, or 403 of its topic).
 	errNotTaken = errors.New("not taken by RabbitMQ")
 	// ErrTooLarge is wrapped by errors of a message that exceeds the limits of AMQP or the broker.
 	ErrTooLarge = errors.New("message too large for RabbitMQ")
@@ -94,6 +94,12 @@ func isDeclined(err error) bool {
 	_, refused := errors.AsType[*bus.RefusedError](err)
 	answer, ok := errors.AsType[*amqp091.Error](err)
 	return refused || ok && answer.Code == amqp091.AccessRefused || errors.Is(err, ErrTooLarge) || errors.Is(err, errNacked) || isMissing(err)
+}
+
+// isOfTopic tells whether the broker refuses a message for its routing key, by a topic permission, and not all messages.
+// RabbitMQ 3.10 says "access to topic 'a' in exchange …", later versions "write access to topic …".
+func isOfTopic(answer *amqp091.Error) bool {
+	return answer.Code == amqp091.AccessRefused && strings.Contains(answer.Reason, "access to topic '")
 }
 
 // classify wraps an error in [ErrRefused], if trying again is useless until something is changed, or in

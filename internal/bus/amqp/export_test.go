@@ -78,11 +78,11 @@ func NewRefusal(l *slog.Logger) *Refusal { return &Refusal{logger: l} }
 // Begin is a letter that the queue does not take.
 func (r *Refusal) Begin(err error) { r.begin(err, r.logger) }
 
-// End is a letter that it takes.
-func (r *Refusal) End() { r.end(r.logger) }
+// Taken is a letter that it takes.
+func (r *Refusal) Taken() { r.taken(r.logger) }
 
 // Err is the state.
-func (r *Refusal) Err() error { return r.state() }
+func (r *Refusal) Err() error { return r.state(r.logger) }
 
 // LoseChannels makes the broker close the channels of a Subscriber.
 func LoseChannels(s *Subscriber) {

@@ -37,10 +37,13 @@ const (
 func copyKeys() []string { return []string{"CC", "BCC"} }
 
 const (
-	// putTimeout is how long the queue may take for a letter.
+	// putTimeout is how long a queue may take for a letter or a postponed message.
 	putTimeout = 5 * time.Second
 	// refusalTime is how long after a refusal a letter that is taken does not mean that the queue takes them again.
 	refusalTime = 10 * time.Second
+	// refusalExpiry is how long after the last refusal it is no longer said that the queue takes no letters: with no other
+	// letter to try, it may take them again since.
+	refusalExpiry = 10 * time.Minute
 )
 
 // letterTime is the format of the times in the headers.
@@ -62,8 +65,8 @@ func isLetterKey(key string) bool {
 // messages that the broker dead-letters and those of other programs. An [Ingester] consumes it. It is safe for concurrent
 // use.
 type FailedQueue struct {
-	// Table takes the letters that the queue does not take. If it is nil, [FailedQueue.Put] fails then, and waits for a
-	// broker that is unavailable.
+	// Table takes the letters that the queue does not take. If it is nil, [FailedQueue.Put] fails then. It and
+	// [FailedQueue.Postpone] then wait for a broker that is unavailable.
 	Table LetterTable
 
 	conn      *Connection
@@ -113,21 +116,30 @@ func (q *FailedQueue) Put(ctx context.Context, m *message.Message, f deadletter.
 	if err != nil {
 		return fmt.Errorf("put dead letter: %w", err)
 	}
-	q.refusal.end(q.conn.config.Logger)
+	q.refusal.taken(q.conn.config.Logger)
 	return nil
 }
 
-// put publishes a letter. If there is a table to put it into otherwise, it waits for putTimeout.
-func (q *FailedQueue) put(ctx context.Context, p amqp091.Publishing) error {
-	if q.Table != nil {
-		if err := q.conn.publishing.ready(); err != nil {
-			return err
-		}
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, putTimeout)
-		defer cancel()
+// bounded bounds a publish with putTimeout, if there is a table to write to otherwise. The error is that of the connection.
+func (q *FailedQueue) bounded(ctx context.Context) (context.Context, context.CancelFunc, error) {
+	if q.Table == nil {
+		return ctx, func() {}, nil
 	}
-	err := q.send(ctx, q.conn.names.deadLetterExchange, failedKey, p)
+	if err := q.conn.publishing.ready(); err != nil {
+		return nil, nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, putTimeout)
+	return ctx, cancel, nil
+}
+
+// put publishes a letter.
+func (q *FailedQueue) put(ctx context.Context, p amqp091.Publishing) error {
+	ctx, cancel, err := q.bounded(ctx)
+	if err != nil {
+		return err
+	}
+	defer cancel()
+	err = q.send(ctx, q.conn.names.deadLetterExchange, failedKey, p)
 	if errors.Is(err, ErrTooLarge) && q.Table == nil { // its own headers leave no room for ours
 		maps.DeleteFunc(p.Headers, func(key string, _ any) bool { return !isLetterKey(key) })
 		p.Headers[headersDroppedKey] = "true"
@@ -147,17 +159,23 @@ func (q *FailedQueue) keep(ctx context.Context, p amqp091.Publishing, refusal er
 	if err != nil {
 		return fmt.Errorf("put dead letter: %w; and into the table: %w", refusal, err)
 	}
-	if !errors.Is(refusal, ErrTooLarge) { // which says nothing about the next letter
+	if q.isOfQueue(refusal) {
 		q.refusal.begin(refusal, q.conn.config.Logger)
 	}
 	return nil
 }
 
+// isOfQueue tells whether the failed queue is at fault: not one letter's size, nor the broker, of which the connection tells.
+func (q *FailedQueue) isOfQueue(refusal error) bool {
+	return (isDeclined(refusal) || errors.Is(refusal, context.DeadlineExceeded)) && !errors.Is(refusal, ErrTooLarge) &&
+		q.conn.publishing.ready() == nil
+}
+
 // Degraded says since when, and why, dead letters are written to the table instead of the queue; nil if they are not.
-func (q *FailedQueue) Degraded() error { return q.refusal.state() }
+func (q *FailedQueue) Degraded() error { return q.refusal.state(q.conn.config.Logger) }
 
 // refusal is the time in which the failed queue takes no letters. It ends with a letter that the queue takes a while after
-// the last refusal: a full queue takes one now and then. The zero value is that it takes them.
+// the last refusal, as a full queue takes one now and then, or expires. The zero value is that it takes them.
 type refusal struct {
 	mu           sync.Mutex
 	reason       error // of the last one; nil while there is none
@@ -167,6 +185,7 @@ type refusal struct {
 func (r *refusal) begin(reason error, logger *slog.Logger) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.expire(logger)
 	r.again = time.Now()
 	if r.reason == nil {
 		r.began = r.again
@@ -175,7 +194,8 @@ func (r *refusal) begin(reason error, logger *slog.Logger) {
 	r.reason = reason
 }
 
-func (r *refusal) end(logger *slog.Logger) {
+// taken ends it with a letter that the queue has taken.
+func (r *refusal) taken(logger *slog.Logger) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.reason != nil && time.Since(r.again) > refusalTime {
@@ -184,9 +204,17 @@ func (r *refusal) end(logger *slog.Logger) {
 	}
 }
 
-func (r *refusal) state() error {
+func (r *refusal) expire(logger *slog.Logger) {
+	if r.reason != nil && time.Since(r.again) > refusalExpiry {
+		r.reason = nil
+		logger.Info("the failed queue has refused no dead letter for a while", "last", r.again.UTC())
+	}
+}
+
+func (r *refusal) state(logger *slog.Logger) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.expire(logger)
 	if r.reason == nil {
 		return nil
 	}

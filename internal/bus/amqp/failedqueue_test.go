@@ -300,8 +300,12 @@ func TestPutWritesToTheTableWhatTheQueueDoesNotTake(t *testing.T) {
 			t.Helper()
 			require.NoError(t, ch.ExchangeDelete("healz.events.dlx", false, false))
 		}},
-		"blocked": {lasting: true, harm: func(_ *testing.T, _ *amqp091.Channel, network *proxy) {
+		"blocked": {harm: func(_ *testing.T, _ *amqp091.Channel, network *proxy) {
 			network.inject(10, 60, "\x06memory")
+		}},
+		"unavailable": {harm: func(_ *testing.T, _ *amqp091.Channel, network *proxy) {
+			network.refuse(true)
+			network.cut()
 		}},
 		"half-open":         {lasting: true, harm: func(_ *testing.T, _ *amqp091.Channel, network *proxy) { network.freeze() }},
 		"too large headers": {headers: amqp091.Table{"big": strings.Repeat("x", 126_850)}},
@@ -326,7 +330,7 @@ func TestPutWritesToTheTableWhatTheQueueDoesNotTake(t *testing.T) {
 			if test.harm != nil {
 				test.harm(t, ch, network)
 			}
-			if name == "blocked" {
+			if name == "blocked" || name == "unavailable" {
 				require.Eventually(t, func() bool { return c.Ready() != nil }, patience, time.Millisecond)
 			}
 			began := time.Now()
@@ -363,18 +367,28 @@ func TestRefusalOfTheFailedQueueBeginsAndEndsOnce(t *testing.T) {
 		require.NoError(t, state.Err())
 		for range 40 {
 			state.Begin(errors.New("it is full"))
-			state.End()
+			state.Taken()
 		}
 		require.ErrorContains(t, state.Err(), "it is full")
 		require.Equal(t, 1, strings.Count(lines.String(), "\n"))
 		time.Sleep(time.Minute) //nolint:forbidigo // the bubble's time
-		require.ErrorContains(t, state.Err(), "it is full", "nothing says that it is over")
-		state.End()
-		state.End()
+		require.ErrorContains(t, state.Err(), "it is full", "nothing says yet that it is over")
+		state.Taken()
+		state.Taken()
 		require.NoError(t, state.Err())
 		require.Equal(t, 2, strings.Count(lines.String(), "\n"))
 		state.Begin(errors.New("it is full"))
 		require.Equal(t, 3, strings.Count(lines.String(), "\n"))
+		time.Sleep(9 * time.Minute) //nolint:forbidigo // the bubble's time
+		require.Error(t, state.Err())
+		time.Sleep(2 * time.Minute) //nolint:forbidigo // the bubble's time
+		require.NoError(t, state.Err(), "the last refusal is long ago")
+		require.NoError(t, state.Err())
+		require.Equal(t, 4, strings.Count(lines.String(), "\n"))
+		state.Begin(errors.New("it is full"))
+		time.Sleep(time.Hour) //nolint:forbidigo // the bubble's time
+		state.Begin(errors.New("it is full again"))
+		require.ErrorContains(t, state.Err(), "since "+time.Now().UTC().Format(time.RFC3339), "nobody has asked meanwhile")
 	})
 }
 

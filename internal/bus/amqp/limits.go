@@ -13,7 +13,7 @@ import (
 // configured anew before the next one.
 type limits struct {
 	frame int          // bytes of a frame, as negotiated; 0: unknown
-	body  atomic.Int64 // max_message_size, which the broker only tells when it refuses a message; 0: unknown
+	body  atomic.Int64 // max_message_size, known only from the broker's refusal of a message; 0: unknown
 }
 
 // tooLarge is the text of RabbitMQ's refusal: "message size 18 is larger than configured max size 16"; before 3.9 without "is".
@@ -32,7 +32,10 @@ func (l *limits) check(p amqp091.Publishing) error {
 	if most := l.body.Load(); most > 0 && int64(len(p.Body)) > most {
 		return fmt.Errorf("%w: body of %d bytes, over the broker's max_message_size of %d", ErrTooLarge, len(p.Body), most)
 	}
-	if n := headerBytes(p); l.frame > 0 && n > l.frame {
+	if l.frame == 0 || l.frame >= defaultFrame { // see checkSize: each message fits
+		return nil
+	}
+	if n := headerBytes(p); n > l.frame {
 		return fmt.Errorf("%w: headers of %d bytes, over the broker's frame_max of %d", ErrTooLarge, n, l.frame)
 	}
 	return nil

@@ -17,8 +17,9 @@ import (
 const (
 	maxShortString = 255
 	maxBodyBytes   = 128 << 20
-	// maxHeaderBytes keeps a content header, which cannot be split, within a frame of 128 KiB.
-	maxHeaderBytes = 128<<10 - 4<<10
+	defaultFrame   = 128 << 10
+	// maxHeaderBytes keeps a content header, which cannot be split, within a frame: the properties have at most 4 KiB.
+	maxHeaderBytes = defaultFrame - 4<<10
 )
 
 // uuidKey is the header in which watermill-amqp has a message's UUID.

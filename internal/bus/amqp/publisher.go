@@ -272,10 +272,13 @@ func (b *batch) await(ctx context.Context) (confirmed int, err error) {
 			if acquired != nil {
 				continue
 			}
-			if quiet++; confirmed > seen {
+			s := b.channel.Load().session
+			switch quiet++; {
+			case s.blocked.Load() != nil:
+				quiet = -1 // the next tick may follow the end at once
+			case confirmed > seen:
 				seen, quiet = confirmed, 0
-			}
-			if s := b.channel.Load().session; int64(quiet) > b.inFlight.Load()/slowBytes && s.blocked.Load() == nil {
+			case int64(quiet) > b.inFlight.Load()/slowBytes:
 				s.kill()
 			}
 		case <-ctx.Done():
@@ -400,7 +403,7 @@ func (c *confirmChannel) outcome(s *unconfirmed) error {
 	select {
 	case reason := <-c.closed:
 		switch {
-		case reason != nil && reason.Server && reason.Code == amqp091.PreconditionFailed:
+		case reason != nil && reason.Server && (reason.Code == amqp091.PreconditionFailed || isOfTopic(reason)):
 			c.session.limits.learn(reason.Reason)
 			return fmt.Errorf("event type %q: %w: %w", s.eventType, errNotTaken, reason)
 		case reason != nil:

@@ -2,7 +2,10 @@ package amqp_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"net/http"
+	"net/url"
 	"strings"
 	"testing"
 	"time"
@@ -249,6 +252,65 @@ func TestPublishWaitsWhileTheBrokerBlocks(t *testing.T) {
 	require.Eventually(t, func() bool { // what hangs is found out to be dead
 		return publisher.PublishBatch(t.Context(), []*message.Message{event(uuid.New(), 1)}) == nil
 	}, patience, time.Millisecond)
+}
+
+// An event type that the user may not publish does not hold up the others.
+func TestEventTypeThatTheUserMayNotPublishIsRefused(t *testing.T) {
+	t.Parallel()
+	owner := testservers.RabbitMQ(t)
+	dial(t, amqp.Config{URL: owner})
+	limited := user(t, owner, ".*", ".*", ".*")
+	u, err := url.Parse(limited)
+	require.NoError(t, err)
+	permit := func(write string) {
+		manage(t, http.MethodPut, "/api/topic-permissions"+u.Path+"/"+u.User.Username(),
+			fmt.Sprintf(`{"exchange":"healz.events","write":%q,"read":".*"}`, write))
+	}
+	permit("^Tested$")
+	publisher := amqp.NewPublisher(dial(t, amqp.Config{URL: limited}))
+	secret := event(uuid.New(), 2)
+	secret.Metadata.Set(bus.EventTypeKey, "Secret")
+	batch := []*message.Message{event(uuid.New(), 1), secret, event(uuid.New(), 3)}
+	for _, m := range batch {
+		if m != secret {
+			m.Metadata.Set(bus.EventTypeKey, "Tested")
+		}
+	}
+	err = publisher.PublishBatch(t.Context(), batch)
+	refused, ok := errors.AsType[*bus.RefusedError](err)
+	require.True(t, ok, "%v", err)
+	require.Equal(t, 1, refused.Index)
+	require.ErrorContains(t, refused, "access to topic 'Secret'")
+	publish(t, publisher, batch[2])
+
+	// Another 403 concerns all events: it does not lose them.
+	manage(t, http.MethodPut, "/api/permissions"+u.Path+"/"+u.User.Username(), `{"configure":".*","write":"","read":".*"}`)
+	err = amqp.NewPublisher(dial(t, amqp.Config{URL: limited})).PublishBatch(t.Context(), batch[:1])
+	require.Error(t, err)
+	_, ok = errors.AsType[*bus.RefusedError](err)
+	require.False(t, ok, "%v", err)
+}
+
+// After a long alarm the broker has the whole time again for the next confirm.
+func TestUnblockedBrokerHasTheWholeResponseTimeout(t *testing.T) {
+	t.Parallel()
+	const timeout = 2 * time.Second
+	network, url := newProxy(t, testservers.RabbitMQ(t))
+	lines, logger := newLog()
+	c := dial(t, amqp.Config{URL: url, ResponseTimeout: timeout, Logger: logger})
+	publisher := amqp.NewPublisher(c)
+	publish(t, publisher, event(uuid.New(), 1))
+	network.inject(10, 60, "\x06memory") // connection.blocked
+	require.Eventually(t, func() bool { return c.Ready() != nil }, patience, time.Millisecond)
+	network.freeze()
+	published := make(chan error)
+	go func() { published <- publisher.PublishBatch(t.Context(), []*message.Message{event(uuid.New(), 1)}) }()
+	<-time.After(timeout * 5 / 2)
+	network.inject(10, 61, "") // connection.unblocked
+	unblocked := time.Now()
+	require.Error(t, <-published)
+	require.GreaterOrEqual(t, time.Since(unblocked), timeout)
+	require.Contains(t, lines.String(), "connection to RabbitMQ lost")
 }
 
 func TestPublisherClosed(t *testing.T) {

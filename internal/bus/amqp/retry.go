@@ -33,8 +33,8 @@ func isDeathKey(key string) bool {
 
 // Postpone has the handler that failed handle m again later: m waits in a queue of the broker, which dead-letters it to
 // the queue that it came from. It returns the delay, or 0 if the failure is permanent or all steps of [Config.RetryLater]
-// are used up, or the broker does not take m; then m is to be [FailedQueue.Put]. Without an error the message is safe. While the broker is unavailable it waits
-// for as long as ctx lives.
+// are used up, or the broker does not take m, soon if there is a [FailedQueue.Table]; then m is to be [FailedQueue.Put].
+// Without an error the message is safe.
 func (q *FailedQueue) Postpone(ctx context.Context, m *message.Message, f deadletter.Failure) (time.Duration, error) {
 	p, source, topic, err := q.original(m)
 	if err != nil {
@@ -55,11 +55,9 @@ func (q *FailedQueue) Postpone(ctx context.Context, m *message.Message, f deadle
 		p.Headers[bus.ReplayHandlerKey] = f.Handler
 	}
 	p.Expiration = ""
-	err = q.send(ctx, q.conn.names.retryQueue(wait), q.returnQueue(source), p)
-	if isMissing(err) { // and has been declared again
-		err = q.send(ctx, q.conn.names.retryQueue(wait), q.returnQueue(source), p)
-	}
-	if isDeclined(err) { // full, or too small for m: an event that cannot wait there must not keep its place either
+	err = q.wait(ctx, wait, q.returnQueue(source), p)
+	// An event that cannot wait there must not keep its place in flight either.
+	if isDeclined(err) || err != nil && q.Table != nil && ctx.Err() == nil {
 		q.conn.config.Logger.WarnContext(ctx, "cannot postpone a message: it becomes a dead letter", "error", err)
 		return 0, nil
 	}
@@ -67,6 +65,20 @@ func (q *FailedQueue) Postpone(ctx context.Context, m *message.Message, f deadle
 		return 0, fmt.Errorf("postpone: %w", err)
 	}
 	return wait, nil
+}
+
+// wait publishes a message to the queue in which it waits, and declares that again if it is missing.
+func (q *FailedQueue) wait(ctx context.Context, wait time.Duration, returnQueue string, p amqp091.Publishing) error {
+	ctx, cancel, err := q.bounded(ctx)
+	if err != nil {
+		return err
+	}
+	defer cancel()
+	err = q.send(ctx, q.conn.names.retryQueue(wait), returnQueue, p)
+	if isMissing(err) { // and has been declared again
+		err = q.send(ctx, q.conn.names.retryQueue(wait), returnQueue, p)
+	}
+	return err
 }
 
 // history is what the headers of a postponed message say about its failures, and about it before the first one.

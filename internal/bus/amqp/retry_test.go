@@ -1,6 +1,7 @@
 package amqp_test
 
 import (
+	"context"
 	"maps"
 	"testing"
 	"time"
@@ -159,4 +160,40 @@ func TestPostponeWhereTheRetryQueueIsFullOrMissing(t *testing.T) {
 	require.Equal(t, time.Hour, postpone())
 	require.Zero(t, postpone())
 	require.Equal(t, 1, count(t, ch, retryQueue))
+}
+
+// Messages that the broker cannot take now do not keep their places in flight: they become dead letters in the table.
+func TestPostponeIsBoundedWhileTheBrokerDoesNotTakeIt(t *testing.T) {
+	t.Parallel()
+	for name, harm := range map[string]func(*proxy){
+		"blocked":     func(network *proxy) { network.inject(10, 60, "\x06memory") },
+		"unavailable": func(network *proxy) { network.refuse(true); network.cut() },
+		"half-open":   func(network *proxy) { network.freeze() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			url := testservers.RabbitMQ(t)
+			network, throughProxy := newProxy(t, url)
+			c := dial(t, amqp.Config{URL: throughProxy, RetryLater: []time.Duration{time.Hour}})
+			q, table := amqp.NewFailedQueue(c), newTable(t)
+			q.Table = table
+			messages, _ := subscribe(t, dial(t, amqp.Config{URL: url, RetryLater: []time.Duration{time.Hour}}))
+			require.NoError(t, raw(t, url).PublishWithContext(t.Context(), "healz.events", "odd", true, false, everyType()))
+			m := receive(t, messages)
+			harm(network)
+			if name != "half-open" {
+				require.Eventually(t, func() bool { return c.Ready() != nil }, patience, time.Millisecond)
+			}
+			ctx, cancel := context.WithTimeout(m.Context(), 20*time.Second)
+			defer cancel()
+			wait, err := q.Postpone(ctx, m, mayPass(1, time.Now()))
+			require.NoError(t, err)
+			require.Zero(t, wait)
+			require.NoError(t, q.Put(ctx, m, failure()))
+			letters := waiting(t, table)
+			require.Len(t, letters, 1)
+			require.Equal(t, failure().Attempts, letters[0].Failure.Attempts)
+			require.NotContains(t, letters[0].Headers, "postponed_count")
+		})
+	}
 }
