@@ -228,6 +228,42 @@ func TestRefusesRowsThatBreakTheContract(t *testing.T) {
 	}
 }
 
+// A service can insert versions below 1 after the adoption. Reads hide no event, so that the aggregate is not loaded
+// without one.
+func TestVersionsBelow1AreRead(t *testing.T) {
+	t.Parallel()
+	address := migrated(t)
+	s, conn, stream := open(t, address), connect(t, address), storetest.NewStream()
+	want := []int{-1, 0, 1, 2}
+	for _, version := range want {
+		insert(t, conn, stream.At(version))
+	}
+
+	var paged, streamed, after1 []int
+	for q := (store.Query{Limit: 1}); ; {
+		page, err := s.ByAggregate(t.Context(), stream.AggregateType, stream.AggregateID, q)
+		require.NoError(t, err)
+		for _, e := range page.Events {
+			paged = append(paged, e.AggregateVersion)
+		}
+		if q.After = page.Next; q.After == "" {
+			break
+		}
+	}
+	for e, err := range s.Stream(t.Context(), stream.AggregateType, stream.AggregateID, 0) {
+		require.NoError(t, err)
+		streamed = append(streamed, e.AggregateVersion)
+	}
+	for e, err := range s.Stream(t.Context(), stream.AggregateType, stream.AggregateID, 1) {
+		require.NoError(t, err)
+		after1 = append(after1, e.AggregateVersion)
+	}
+
+	require.Equal(t, want, paged)
+	require.Equal(t, want, streamed)
+	require.Equal(t, []int{2}, after1)
+}
+
 func TestDownNeverDestroysEvents(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
