@@ -1,10 +1,12 @@
 package postgres_test
 
 import (
+	"context"
 	"os"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -226,6 +228,21 @@ func TestRefusesRowsThatBreakTheContract(t *testing.T) {
 			require.Len(t, page.Events, 3)
 		})
 	}
+}
+
+// The check reads the whole table. On a connection of the pool it would fail after [answerTimeout].
+func TestAdoptionIsNotCheckedOnThePool(t *testing.T) {
+	t.Parallel()
+	s, err := postgres.Open(t.Context(), foreign(t, []events.Event{storetest.NewStream().At(0)}), postgres.Options{MaxConns: 1})
+	require.NoError(t, err)
+	defer func() { require.NoError(t, s.Close()) }()
+	conn, err := s.Pool().Acquire(t.Context())
+	require.NoError(t, err)
+	defer conn.Release()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+
+	require.ErrorIs(t, s.Migrate(ctx), store.ErrUnfitTable)
 }
 
 // A service can insert versions below 1 after the adoption. Reads hide no event, so that the aggregate is not loaded
