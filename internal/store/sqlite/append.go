@@ -59,13 +59,14 @@ func insertBatch(ctx context.Context, tx *sql.Tx, batch []events.Event) error {
 			}
 			begun[e.AggregateID] = struct{}{}
 		}
-		if err := insertOne(ctx, tx, e); isUnique(err) { // of the event_id, or of others: the version is the next one
+		switch err := insertOne(ctx, tx, e); {
+		case isUnique(err): // of the event_id, or of others: the version is the next one
 			return orDuplicate(ctx, tx, batch[:i+1], i, refused(err))
-		} else if isRefusal(err) {
+		case isRefusal(err):
 			return store.InBatch(batch, i, refused(err))
-		} else if isRefused(err) {
+		case isRefused(err):
 			return store.InBatch(batch, i, err)
-		} else if err != nil {
+		case err != nil:
 			return err
 		}
 	}
