@@ -25,9 +25,6 @@ const (
 	lockAttempts = 300
 )
 
-// PostgresLock is the advisory lock of the process that migrates.
-const PostgresLock = lock.DefaultLockID
-
 // errMigrating says that another process has been migrating for too long.
 var errMigrating = errors.New("another process is migrating the schema")
 
@@ -46,7 +43,7 @@ func (l *locker) SessionLock(ctx context.Context, conn *sql.Conn) (err error) {
 	}
 	for attempt := 0; err == nil; attempt++ {
 		var locked bool
-		err = l.tx.QueryRowContext(ctx, "SELECT pg_try_advisory_xact_lock($1)", PostgresLock).Scan(&locked)
+		err = l.tx.QueryRowContext(ctx, "SELECT pg_try_advisory_xact_lock($1)", lock.DefaultLockID).Scan(&locked)
 		if err == nil { // a statement of the simple protocol: it also ends the portal of the query, which holds a snapshot
 			_, err = l.tx.ExecContext(ctx, "SET LOCAL idle_in_transaction_session_timeout = 0")
 		}

@@ -173,7 +173,7 @@ func (t *Table) sent(ctx context.Context, letters []Release, seqs []int64, sendi
 // sentBy is [Table.sent] for the letters of one replay.
 func (t *Table) sentBy(ctx context.Context, tx *sql.Tx, replayID string, seqs []int64, sendings []Sending) error {
 	now := t.dialect.at(time.Now())
-	// A replay that has ended meanwhile has taken back its letters, which are on the bus all the same.
+	// A replay that has ended meanwhile has set its letters back to waiting, though they are published.
 	_, err := t.exec(ctx, tx, "UPDATE dead_letters SET state = 'replaying', released_at = ? WHERE state = 'waiting' AND "+
 		"release = ? AND released_at IS NULL AND sent_at IS NULL AND "+t.dialect.in("seq"), now, replayID, list(t.dialect, seqs))
 	if err != nil {

@@ -75,6 +75,7 @@ func postgresChecks(s worker.Settings) []Check {
 		check("connections", postgresCheck, d.connections),
 		check("replication slots", postgresCheck, d.slots),
 		check("append-only", schemaCheck, d.appendOnly),
+		check("versions", schemaCheck, d.versions),
 		check("grants", schemaCheck, d.grants),
 		check("horizon", schemaCheck, d.horizon),
 		check(relayCheck, schemaCheck, d.relay),
@@ -216,6 +217,27 @@ func judgeSchema(s migrations.Schema, latest int64) Finding {
 	default:
 		return fine("version %d", s.Version)
 	}
+}
+
+// versions looks for versions below 1 among the newest events only, as there is no index to find them by. Older ones were
+// looked for when the table was adopted.
+func (d postgresDoctor) versions(ctx context.Context, conn *pgx.Conn, r *Report) error {
+	var count int
+	var latest *int64
+	err := conn.QueryRow(ctx, `
+		SELECT count(*), max(id)
+		FROM (SELECT id, aggregate_version FROM events ORDER BY id DESC LIMIT $1) AS newest
+		WHERE aggregate_version < 1`, most).Scan(&count, &latest)
+	switch {
+	case err != nil:
+		return err
+	case count > 0:
+		r.wrong(fmt.Sprintf("among the newest %d events are some with aggregate_version below 1, whose aggregates cannot be "+
+			"loaded: %d (latest id %d)", most, count, *latest), "let the service that inserts them write versions from 1")
+	default:
+		r.fine("none below 1 among the newest %d events", most)
+	}
+	return nil
 }
 
 func (d postgresDoctor) appendOnly(ctx context.Context, conn *pgx.Conn, r *Report) error {

@@ -68,7 +68,7 @@ func TestPostgres(t *testing.T) {
 	s.DatabaseURL, _ = asWorker(t, s.DatabaseURL)
 	found := examine(t, s)
 	for _, check := range []string{
-		"settings", "postgres", "schema", "clock", "append-only", "grants", "relay", "dead letters", "inbox",
+		"settings", "postgres", "schema", "clock", "append-only", "versions", "grants", "relay", "dead letters", "inbox",
 	} {
 		found.requireFinding(t, check, doctor.OK)
 	}
@@ -170,6 +170,12 @@ func TestPostgresFaults(t *testing.T) {
 				"gen_random_uuid(), gen_random_uuid(), '{}')"),
 			"schema", doctor.Wrong,
 			[]string{"cannot be adopted", "below 1", "(id 1)", "docs/operations.md"},
+		},
+		"versions from 0 after the adoption": {
+			statement("INSERT INTO events (event_type, aggregate_type, aggregate_id, aggregate_version, tenant_id, " +
+				"correlation_id, event_data) SELECT 'E', 'A', id, 0, id, id, '{}' FROM gen_random_uuid() AS id"),
+			"versions", doctor.Wrong,
+			[]string{"aggregate_version below 1", "1 (latest id 1)", "versions from 1"},
 		},
 		"restored from another cluster": {
 			statement("INSERT INTO relay_position (transaction_id, id) VALUES ('1000000000000', 1)"),

@@ -31,12 +31,10 @@ const (
 // of its created_at; the id breaks ties.
 type SortKey struct{ Value, ID int64 }
 
-// start is the key before the first event of a paged read.
+// start is the key before the first event of a paged read. Rows of other programs may have versions below 1.
 func (r Read) start() SortKey {
 	switch r {
-	case ReadAggregate:
-		return versionKey(0)
-	case ReadCorrelation:
+	case ReadAggregate, ReadCorrelation:
 		return SortKey{math.MinInt64, math.MinInt64}
 	default:
 		return SortKey{math.MaxInt64, math.MaxInt64}
@@ -183,8 +181,12 @@ type selectFunc func(ctx context.Context, s Selection) (found []Recorded, more b
 func stream(
 	ctx context.Context, selected selectFunc, aggregateType string, aggregateID uuid.UUID, afterVersion int,
 ) iter.Seq2[events.Event, error] {
+	after := ReadAggregate.start()
+	if afterVersion > 0 {
+		after = versionKey(afterVersion)
+	}
 	all := each(ctx, selected, Selection{
-		Read: ReadAggregate, Key: []string{aggregateType, aggregateID.String()}, After: versionKey(afterVersion),
+		Read: ReadAggregate, Key: []string{aggregateType, aggregateID.String()}, After: after,
 		Limit: firstOfStream, MaxBytes: PageBytes,
 	})
 	return func(yield func(events.Event, error) bool) {

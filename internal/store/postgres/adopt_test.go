@@ -1,10 +1,12 @@
 package postgres_test
 
 import (
+	"context"
 	"os"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -226,6 +228,57 @@ func TestRefusesRowsThatBreakTheContract(t *testing.T) {
 			require.Len(t, page.Events, 3)
 		})
 	}
+}
+
+// The check reads the whole table. On a connection of the pool it would fail after [answerTimeout].
+func TestAdoptionIsNotCheckedOnThePool(t *testing.T) {
+	t.Parallel()
+	s, err := postgres.Open(t.Context(), foreign(t, []events.Event{storetest.NewStream().At(0)}), postgres.Options{MaxConns: 1})
+	require.NoError(t, err)
+	defer func() { require.NoError(t, s.Close()) }()
+	conn, err := s.Pool().Acquire(t.Context())
+	require.NoError(t, err)
+	defer conn.Release()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+
+	require.ErrorIs(t, s.Migrate(ctx), store.ErrUnfitTable)
+}
+
+// A service can insert versions below 1 after the adoption. Reads hide no event, so that the aggregate is not loaded
+// without one.
+func TestVersionsBelow1AreRead(t *testing.T) {
+	t.Parallel()
+	address := migrated(t)
+	s, conn, stream := open(t, address), connect(t, address), storetest.NewStream()
+	want := []int{-1, 0, 1, 2}
+	for _, version := range want {
+		insert(t, conn, stream.At(version))
+	}
+
+	var paged, streamed, after1 []int
+	for q := (store.Query{Limit: 1}); ; {
+		page, err := s.ByAggregate(t.Context(), stream.AggregateType, stream.AggregateID, q)
+		require.NoError(t, err)
+		for _, e := range page.Events {
+			paged = append(paged, e.AggregateVersion)
+		}
+		if q.After = page.Next; q.After == "" {
+			break
+		}
+	}
+	for e, err := range s.Stream(t.Context(), stream.AggregateType, stream.AggregateID, 0) {
+		require.NoError(t, err)
+		streamed = append(streamed, e.AggregateVersion)
+	}
+	for e, err := range s.Stream(t.Context(), stream.AggregateType, stream.AggregateID, 1) {
+		require.NoError(t, err)
+		after1 = append(after1, e.AggregateVersion)
+	}
+
+	require.Equal(t, want, paged)
+	require.Equal(t, want, streamed)
+	require.Equal(t, []int{2}, after1)
 }
 
 func TestDownNeverDestroysEvents(t *testing.T) {

@@ -16,8 +16,9 @@ const (
 )
 
 // batcher combines concurrent calls into one statement (group commit). A single caller does not wait for others, but
-// for a moment of [batcher.linger]: calls that arrive while a statement runs are queued and form the next batch. One goroutine at a time runs the batches: that of
-// the first caller, for its own batch, and then one that exists while calls are queued.
+// for a moment of [batcher.linger]: calls that arrive while a statement runs are queued and form the next batch. One
+// goroutine at a time runs the batches: that of the first caller, for its own batch, and then one that exists while calls
+// are queued.
 type batcher[U any] struct {
 	// execute runs one statement for all units and stores in each its result. The error is that of all.
 	execute func(ctx context.Context, units []U) error

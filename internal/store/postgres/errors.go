@@ -8,6 +8,7 @@ import (
 	"net"
 	"regexp"
 	"slices"
+	"strings"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -137,10 +138,15 @@ func isRefusal(err *pgconn.PgError) bool {
 	return false
 }
 
+// leftOut is the reason for the refusal of rows that were not inserted, without an error. write.sql fails with it.
+const leftOut = "a trigger has left it out"
+
 // refused is the error without the server's message and detail, which may quote rows.
 func refused(err *pgconn.PgError) *store.RefusedError {
 	by := "SQLSTATE " + err.Code
 	switch {
+	case err.Code == invalidText && err.Where == "" && strings.Contains(err.Message, leftOut): // in a language of the server's
+		by = leftOut
 	case err.ConstraintName != "":
 		by += fmt.Sprintf(", constraint %q of table %q", err.ConstraintName, err.TableName)
 	case err.ColumnName != "":

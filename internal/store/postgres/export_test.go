@@ -1,6 +1,13 @@
 package postgres
 
-import "github.com/healz/worker/internal/store"
+import (
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/healz/worker/internal/store"
+)
+
+// Pool is the pool of the store's calls.
+func (s *Store) Pool() *pgxpool.Pool { return s.pool }
 
 // SearchStatements are the two statements of a search's scan of an index, and their arguments.
 func SearchStatements(index store.Index, s store.Search) (statements []string, args any) {

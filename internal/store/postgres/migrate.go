@@ -74,7 +74,7 @@ func (s *Store) blockers(ctx context.Context) (last string) {
 			return last
 		case <-poll.C:
 			var now *string
-			if err := s.pool.QueryRow(ctx, blockersSQL, migrations.PostgresLock).Scan(&now); err == nil && now != nil {
+			if err := s.pool.QueryRow(ctx, blockersSQL).Scan(&now); err == nil && now != nil {
 				last = *now
 			}
 		}

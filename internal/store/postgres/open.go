@@ -84,7 +84,7 @@ func Open(ctx context.Context, url string, o Options) (*Store, error) {
 	if s.migrator, err = migrations.Postgres(s.migrationDB); err != nil {
 		return nil, err
 	}
-	beImpatient(config.ConnConfig)
+	setTimeouts(config.ConnConfig)
 	if s.pool, err = pgxpool.NewWithConfig(ctx, config); err != nil {
 		return nil, fault(ctx, "open Postgres", err)
 	}
@@ -128,9 +128,9 @@ func configure(c *pgx.ConnConfig) {
 	}
 }
 
-// beImpatient fails statements without an answer in time, and cancels statements whose context ends, so that their
+// setTimeouts fails statements without an answer in time, and cancels statements whose context ends, so that their
 // outcome is known.
-func beImpatient(c *pgx.ConnConfig) {
+func setTimeouts(c *pgx.ConnConfig) {
 	c.BuildContextWatcherHandler = func(conn *pgconn.PgConn) ctxwatch.Handler {
 		return &pgconn.CancelRequestContextWatcherHandler{Conn: conn, DeadlineDelay: cancelTimeout}
 	}

@@ -45,6 +45,24 @@ func TestReadsUseIndexes(t *testing.T) {
 	}
 }
 
+// The ids of transactions have no statistics after a restore, and the question is asked at each poll of the backlog.
+func TestIsRestoredUsesIndexWithoutStatistics(t *testing.T) {
+	t.Parallel()
+	url := migrated(t)
+	s, conn := open(t, url), connect(t, url)
+	fill(t, conn)
+	restore(t, conn, farAhead)
+	_, err := s.MigrateRestored(t.Context())
+	require.NoError(t, err)
+	text, err := os.ReadFile("statements/is_restored.sql")
+	require.NoError(t, err)
+
+	plan := explain(t, conn, string(text))
+
+	require.Contains(t, plan, "events_transaction_unique", plan)
+	require.NotContains(t, plan, "Seq Scan on events", plan)
+}
+
 // Each scan of a search uses its index. It may sort the rows of the scan, as their number is bounded.
 func TestSearchesUseIndexes(t *testing.T) {
 	t.Parallel()

@@ -62,6 +62,7 @@ func TestDatabaseRefusesAnEvent(t *testing.T) {
 		"trigger like a constraint": {trigger(before, raise+` USING ERRCODE = 'check_violation'`), `SQLSTATE 23514` + function},
 		"trigger that casts":        {trigger(before, `PERFORM (NEW.event_data ->> 'name')::int`), `SQLSTATE 22P02` + function},
 		"trigger that divides":      {trigger(before, `PERFORM 1 / 0`), `SQLSTATE 22012` + function},
+		"trigger that leaves out":   {trigger(before, `RETURN NULL`), `a trigger has left it out`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -91,7 +92,11 @@ func TestDatabaseRefusesAnEvent(t *testing.T) {
 			cause := storetest.NewStream().Next()
 
 			requireRefused(s.Append(t.Context(), bad()))
-			requireRefused(s.AppendMany(t.Context(), append(storetest.NewStream().Take(2), bad())))
+			batch := append(storetest.NewStream().Take(2), bad())
+			requireRefused(s.AppendMany(t.Context(), batch))
+			version, err := s.Version(t.Context(), batch[0].AggregateType, batch[0].AggregateID)
+			require.NoError(t, err)
+			require.Zero(t, version, "all events or none")
 			requireRefused(s.Record(t.Context(), "handler", cause, []events.Event{bad()}))
 			ctx := s.Attempt(t.Context())
 			require.NoError(t, postgres.InTx(ctx, func(context.Context, pgx.Tx) error { return nil }))
@@ -122,4 +127,23 @@ func TestDatabaseRefusesAnEvent(t *testing.T) {
 			require.NoError(t, s.Record(t.Context(), "handler", cause, nil), "nothing was recorded before")
 		})
 	}
+}
+
+// A record that a trigger leaves out is refused with its follow-ups: the event would be handled again.
+func TestTriggerLeavesOutTheRecord(t *testing.T) {
+	t.Parallel()
+	address := migrated(t)
+	_, err := connect(t, address).Exec(t.Context(), `
+		CREATE FUNCTION leave_out() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';
+		CREATE TRIGGER leave_out BEFORE INSERT ON handled FOR EACH ROW EXECUTE FUNCTION leave_out()`)
+	require.NoError(t, err)
+	s, cause, followUp := open(t, address), storetest.NewStream().Next(), storetest.NewStream().Next()
+
+	err = s.Record(t.Context(), "handler", cause, []events.Event{followUp})
+
+	var refused *store.RefusedError
+	require.ErrorAs(t, err, &refused)
+	require.ErrorContains(t, err, "a trigger has left it out")
+	_, err = s.ByID(t.Context(), followUp.ID)
+	require.ErrorIs(t, err, store.ErrNoEvent)
 }

@@ -34,7 +34,7 @@ func CheckRestored(ctx context.Context, db interface {
 // happens if it was not, or has been done. Writers wait meanwhile. A relay that runs loses its lease, so that it does not
 // move the position to where it would be by the old ids, and goes on by itself.
 func (s *Store) MigrateRestored(ctx context.Context) (done store.Renumbered, err error) {
-	conn, err := pgx.ConnectConfig(ctx, s.config) // the pool's are impatient
+	conn, err := pgx.ConnectConfig(ctx, s.config) // the pool's connections have timeouts
 	if err != nil {
 		return done, fault(ctx, "migrate restored", err)
 	}

@@ -87,7 +87,7 @@ func (s *Store) write(ctx context.Context, doing string, u *unit, q querier, sta
 	}
 	switch _, refused := errors.AsType[*store.RefusedError](err); {
 	case err == nil && u.record == nil && len(u.batch) == 1:
-		return fmt.Errorf("%s: %w", doing, &store.RefusedError{By: "a trigger has left it out"})
+		return fmt.Errorf("%s: %w", doing, &store.RefusedError{By: leftOut})
 	case refused && pgErr.ConstraintName != eventsKey: // by a unique index of others
 		return err
 	}
@@ -191,8 +191,9 @@ func (u *unit) bytes() int {
 	return n
 }
 
-// writeUnits runs the statement that writes the units, and sets which of them it has written. With several units it
-// fails when it has to wait for another program for longer than [statementTimeout].
+// writeUnits runs the statement that writes the units, and sets which of them it has written. It fails, and writes none,
+// when a trigger leaves out a row of several; and with several units when it has to wait for another program for longer
+// than [statementTimeout].
 func writeUnits(ctx context.Context, q querier, units []*unit) error {
 	if u := units[0]; len(units) == 1 && len(u.batch) == 1 && u.record == nil {
 		tag, err := q.Exec(ctx, appendOneSQL, values(u.batch[0])...)

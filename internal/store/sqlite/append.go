@@ -59,11 +59,14 @@ func insertBatch(ctx context.Context, tx *sql.Tx, batch []events.Event) error {
 			}
 			begun[e.AggregateID] = struct{}{}
 		}
-		if err := insertOne(ctx, tx, e); isUnique(err) { // of the event_id, or of others: the version is the next one
+		switch err := insertOne(ctx, tx, e); {
+		case isUnique(err): // of the event_id, or of others: the version is the next one
 			return orDuplicate(ctx, tx, batch[:i+1], i, refused(err))
-		} else if isRefusal(err) {
+		case isRefusal(err):
 			return store.InBatch(batch, i, refused(err))
-		} else if err != nil {
+		case isRefused(err):
+			return store.InBatch(batch, i, err)
+		case err != nil:
 			return err
 		}
 	}
@@ -101,9 +104,20 @@ func insertOne(ctx context.Context, tx *sql.Tx, e events.Event) error {
 	if len(e.Metadata) > 0 {
 		metadata = string(e.Metadata)
 	}
-	_, err := tx.ExecContext(ctx, insertEvent,
+	return insert(ctx, tx, insertEvent,
 		e.ID.String(), e.Type, e.AggregateType, e.AggregateID.String(), e.AggregateVersion, e.TenantID.String(),
 		e.ClinicID, e.CausationID, e.CorrelationID.String(), e.UserID,
 		e.CreatedAt.UnixMicro(), string(e.Data), metadata)
-	return err
+}
+
+// insert inserts a row, which it checks: a trigger of others can leave it out by RAISE(IGNORE), without an error.
+func insert(ctx context.Context, tx *sql.Tx, statement string, args ...any) error {
+	result, err := tx.ExecContext(ctx, statement, args...)
+	if err != nil {
+		return err
+	}
+	if n, err := result.RowsAffected(); err != nil || n == 1 {
+		return err
+	}
+	return &store.RefusedError{By: "a trigger has left it out"}
 }

@@ -128,7 +128,7 @@ func insertRecord(ctx context.Context, tx *sql.Tx, handler string, e events.Even
 	case records > 0:
 		return store.ErrHandled
 	}
-	if _, err := tx.ExecContext(ctx, insertHandled, id, handler, said[:], time.Now().UnixMicro()); err != nil {
+	if err := insert(ctx, tx, insertHandled, id, handler, said[:], time.Now().UnixMicro()); err != nil {
 		return err
 	}
 	_, err := tx.ExecContext(ctx, deleteParked, id, handler)

@@ -30,6 +30,7 @@ func TestDatabaseRefusesAnEvent(t *testing.T) {
 		"trigger that aborts":     {trigger(`SELECT RAISE(ABORT, 'no Secretname')`), "a trigger"},
 		"trigger that fails":      {trigger(`SELECT RAISE(FAIL, 'no Secretname')`), "a trigger"},
 		"trigger that rolls back": {trigger(`SELECT RAISE(ROLLBACK, 'no Secretname')`), "a trigger"},
+		"trigger that leaves out": {trigger(`SELECT RAISE(IGNORE)`), "a trigger has left it out"},
 		"check of another table":  {`CREATE TABLE others (name TEXT CONSTRAINT short CHECK (length(name) < 3)); ` + trigger(`INSERT INTO others VALUES (NEW.event_data)`), "CHECK constraint failed: short"},
 		"not null of another one": {`CREATE TABLE others (name TEXT NOT NULL); ` + trigger(`INSERT INTO others VALUES (NULL)`), "NOT NULL constraint failed: others.name"},
 		"datatype of another one": {`CREATE TABLE others (number INTEGER) STRICT; ` + trigger(`INSERT INTO others VALUES (NEW.event_data)`), "cannot store TEXT value in INTEGER column others.number"},
@@ -58,7 +59,11 @@ func TestDatabaseRefusesAnEvent(t *testing.T) {
 			cause := storetest.NewStream().Next()
 
 			requireRefused(s.Append(t.Context(), bad()))
-			requireRefused(s.AppendMany(t.Context(), append(storetest.NewStream().Take(2), bad())))
+			batch := append(storetest.NewStream().Take(2), bad())
+			requireRefused(s.AppendMany(t.Context(), batch))
+			version, err := s.Version(t.Context(), batch[0].AggregateType, batch[0].AggregateID)
+			require.NoError(t, err)
+			require.Zero(t, version, "all events or none")
 			requireRefused(s.Record(t.Context(), "handler", cause, []events.Event{bad()}))
 			ctx := s.Attempt(t.Context())
 			require.NoError(t, sqlite.InTx(ctx, func(context.Context, *sql.Tx) error { return nil }))
@@ -74,4 +79,22 @@ func TestDatabaseRefusesAnEvent(t *testing.T) {
 			require.NoError(t, s.Record(t.Context(), "handler", cause, storetest.NewStream().Take(2)), "nothing was recorded before")
 		})
 	}
+}
+
+// A record that a trigger leaves out is refused with its follow-ups: the event would be handled again.
+func TestTriggerLeavesOutTheRecord(t *testing.T) {
+	t.Parallel()
+	path := migrated(t)
+	_, err := connect(t, path).ExecContext(t.Context(),
+		`CREATE TRIGGER leave_out BEFORE INSERT ON handled BEGIN SELECT RAISE(IGNORE); END`)
+	require.NoError(t, err)
+	s, cause, followUp := open(t, path), storetest.NewStream().Next(), storetest.NewStream().Next()
+
+	err = s.Record(t.Context(), "handler", cause, []events.Event{followUp})
+
+	var refused *store.RefusedError
+	require.ErrorAs(t, err, &refused)
+	require.ErrorContains(t, err, "a trigger has left it out")
+	_, err = s.ByID(t.Context(), followUp.ID)
+	require.ErrorIs(t, err, store.ErrNoEvent)
 }

@@ -1,6 +1,6 @@
 -- Whether there is a position, how many events are between it and the end, counted up to $1, and for how many seconds
--- the first of them has been there, as far as its created_at can tell. Those not committed yet are not seen, those above the horizon are. The conditions
--- "true" become "own" where only own events are wanted.
+-- the first of them has been there, as far as its created_at can tell. Those not committed yet are not seen, those above
+-- the horizon are. The conditions "true" become "own" where only own events are wanted.
 WITH waiting AS MATERIALIZED (
     SELECT created_at
     FROM events

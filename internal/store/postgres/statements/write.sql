@@ -2,8 +2,9 @@
 -- it did not write. A unit is a batch of events, or the record that a handler has handled an event together with what
 -- follows from it, which may be nothing. It is not written when one of its aggregates does not continue what the store
 -- has, or when the event is on record for the handler, or with another fingerprint. The event's parked record is
--- deleted. No two units have an aggregate in common. $20 > 0 is the lock timeout in milliseconds, so that one
--- unit that waits for another program does not delay the others.
+-- deleted. No two units have an aggregate in common. If a trigger of others leaves out a row, the statement fails as a
+-- whole. $20 > 0 is the lock timeout in milliseconds, so that one unit that waits for another program does not delay the
+-- others.
 --
 -- It is one statement so that the transaction's id is younger than all that the statement has seen: by (transaction_id,
 -- id) an aggregate's events then stand in the order of their versions. A writer that comes between is refused by the
@@ -54,6 +55,7 @@ recorded AS (
     SELECT handler, event_id, fingerprint
     FROM records
     WHERE unit NOT IN (SELECT unit FROM refused)
+    RETURNING 1
 ),
 unparked AS (
     DELETE FROM parked
@@ -72,5 +74,18 @@ appended AS (
     FROM batches
     WHERE unit NOT IN (SELECT unit FROM refused)
     ORDER BY place
+    RETURNING 1
 )
 SELECT unit FROM refused
+UNION ALL
+-- As text is no bool, this fails, and so undoes everything.
+SELECT NULL WHERE (
+    CASE
+        WHEN (SELECT count(*) FROM appended) + (SELECT count(*) FROM recorded) < (
+            SELECT count(*)
+            FROM (SELECT unit FROM batches UNION ALL SELECT unit FROM records) AS wanted
+            WHERE unit NOT IN (SELECT unit FROM refused)
+        )
+        THEN 'a trigger has left it out'
+    END
+)::bool
