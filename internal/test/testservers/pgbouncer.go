@@ -29,6 +29,9 @@ func PGBouncer(t testing.TB, database, mode string) string {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
+		if output, err := os.ReadFile(s.log); t.Failed() {
+			t.Logf("pgbouncer: %s %v", output, err)
+		}
 		if err := s.stop(); err != nil {
 			t.Error(err)
 		}
