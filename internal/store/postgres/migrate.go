@@ -74,7 +74,8 @@ func (s *Store) blockers(ctx context.Context) (last string) {
 			return last
 		case <-poll.C:
 			var now *string
-			if err := s.pool.QueryRow(ctx, blockersSQL).Scan(&now); err == nil && now != nil {
+			// To cancel a statement can end a pgbouncer of version 1.18, and the last one is cancelled with each migration.
+			if err := s.pool.QueryRow(context.WithoutCancel(ctx), blockersSQL).Scan(&now); err == nil && now != nil {
 				last = *now
 			}
 		}
