@@ -64,32 +64,24 @@ func (s *Store) HandledOf(ctx context.Context, eventIDs []uuid.UUID) (map[uuid.U
 
 // End is where reading in commit order ends now; see [store.Store].
 func (s *Store) End(ctx context.Context) (store.Position, error) {
-	p, _, err := s.position(ctx, "read the last position", endSQL)
-	return p, err
+	return s.position(ctx, "read the last position", endSQL)
 }
 
 // Since is where to begin for what was created at t or later; see [store.Store].
 func (s *Store) Since(ctx context.Context, t time.Time) (store.Position, error) {
-	p, found, err := s.position(ctx, "read the first position since a time", sinceSQL, t)
-	if err != nil {
-		return p, err
-	}
-	if !found {
-		return s.End(ctx)
-	}
-	p.ID-- // before it
-	return p, nil
+	return s.position(ctx, "read the first position since a time", sinceSQL, t)
 }
 
-func (s *Store) position(ctx context.Context, doing, statement string, args ...any) (p store.Position, found bool, err error) {
+// position is the one that a statement selects, or the zero position if it selects none.
+func (s *Store) position(ctx context.Context, doing, statement string, args ...any) (p store.Position, err error) {
 	if err := CheckRestored(ctx, s.pool); err != nil {
-		return p, false, err
+		return p, err
 	}
 	var transaction pgtype.Uint64
 	err = s.pool.QueryRow(ctx, statement, args...).Scan(&transaction, &p.ID)
 	if errors.Is(err, pgx.ErrNoRows) {
-		return store.Position{}, false, nil
+		return p, nil
 	}
 	p.Transaction = transaction.Uint64
-	return p, err == nil, fault(ctx, doing, err)
+	return p, fault(ctx, doing, err)
 }

@@ -15,7 +15,7 @@ import (
 const (
 	selectVersion   = `SELECT coalesce(max(aggregate_version), 0) FROM events WHERE aggregate_type = ? AND aggregate_id = ?`
 	selectLastID    = `SELECT coalesce(max(id), 0) FROM events`
-	selectSince     = `SELECT min(id) FROM events WHERE created_at >= ?`
+	selectSince     = `SELECT coalesce((SELECT min(id) - 1 FROM events WHERE created_at >= ?), (` + selectLastID + `))`
 	selectByID      = `SELECT ` + columns + ` FROM events WHERE event_id = ?`
 	selectHandledOf = `SELECT event_id, handler, handled_at FROM handled
 		WHERE event_id IN (SELECT value FROM json_each(?)) ORDER BY handled_at, handler`
@@ -73,13 +73,7 @@ func (s *Store) End(ctx context.Context) (store.Position, error) {
 
 // Since is where to begin for what was created at t or later. See [store.Store].
 func (s *Store) Since(ctx context.Context, t time.Time) (store.Position, error) {
-	var first sql.NullInt64
-	err := s.readers.QueryRowContext(ctx, selectSince, t.UnixMicro()).Scan(&first)
-	if err != nil {
-		return store.Position{}, translate("read the first position since a time", err)
-	}
-	if !first.Valid {
-		return s.End(ctx)
-	}
-	return store.Position{ID: first.Int64 - 1}, nil
+	var p store.Position
+	err := s.readers.QueryRowContext(ctx, selectSince, t.UnixMicro()).Scan(&p.ID)
+	return p, translate("read the first position since a time", err)
 }

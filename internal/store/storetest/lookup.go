@@ -16,6 +16,7 @@ func lookupTests() map[string]func(*testing.T, store.Store) {
 		"an event by its id":           byID,
 		"who has handled which events": handledOf,
 		"where to begin":               beginnings,
+		"where to begin meanwhile":     beginningsMeanwhile,
 	}
 }
 
@@ -100,6 +101,32 @@ func beginnings(t *testing.T, s store.Store) {
 	before := end()
 	appendAll(t, s, []events.Event{next})
 	awaitAll(t, s, before, []events.Event{next})
+}
+
+// beginningsMeanwhile looks for where to begin while the first event since then is being appended.
+func beginningsMeanwhile(t *testing.T, s store.Store) {
+	t.Helper()
+	stream, now := NewStream(), time.Now().UTC().Truncate(time.Millisecond)
+	for i := range 100 {
+		e := stream.Next()
+		e.CreatedAt = now.Add(time.Duration(i) * time.Hour)
+		appended := make(chan error, 1)
+		go func() { appended <- s.Append(t.Context(), e) }()
+		var begin []store.Position
+		for range 10 {
+			p, err := s.Since(t.Context(), e.CreatedAt)
+			require.NoError(t, err)
+			begin = append(begin, p)
+		}
+		require.NoError(t, <-appended)
+		found, err := s.ByID(t.Context(), e.ID)
+		require.NoError(t, err)
+		for _, p := range begin {
+			before := p.Transaction < found.Position.Transaction ||
+				p.Transaction == found.Position.Transaction && p.ID < found.Position.ID
+			require.True(t, before, "event %d at %v would be skipped from %v", i, found.Position, p)
+		}
+	}
 }
 
 // awaitAll waits until these are the events behind a position: what was appended is there once no older transaction runs.

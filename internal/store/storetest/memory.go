@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -25,6 +26,13 @@ func RunMemory(t *testing.T, s store.Store) {
 		e.Data = fmt.Appendf(nil, "%q", bytes.Repeat([]byte("x"), size))
 		e.Metadata = []byte(`{"a":1}`)
 		require.NoError(t, s.Append(t.Context(), e))
+		require.Eventually(t, func() bool { // once no older transaction runs
+			last, err := s.ByID(t.Context(), e.ID)
+			require.NoError(t, err)
+			end, err := s.End(t.Context())
+			require.NoError(t, err)
+			return end == last.Position
+		}, patience, 10*time.Millisecond)
 	}
 	type read func(context.Context, store.Query) (store.Page, error)
 	reads := map[string]read{
