@@ -69,6 +69,9 @@ func checkTopology(survey amqp.Survey, r *Report) {
 			r.wrong("the user lacks the right "+p.Right, adviceOnPart(p))
 		case p.Err != nil:
 			r.wrong(oneLine(p.Err), adviceOnPart(p))
+		case p.OtherLimit:
+			r.warn("quorum queue "+p.Name+" has another delivery-limit than the worker's: the broker may drop or dead-letter what "+
+				"returns to it often, as when workers stop", amqp.AdviceOnLimits)
 		}
 	}
 	if len(missing) > 0 {

@@ -141,15 +141,18 @@ func TestMissingRights(t *testing.T) {
 	t.Parallel()
 	survey := amqp.Survey{Parts: []amqp.Part{
 		{Kind: "queue", Name: "q", Err: errors.New("403"), Optional: true, Right: "configure on queue q"},
+		{Kind: "queue", Name: "other", OtherLimit: true},
 		{Kind: "right to publish to exchange", Name: "x", Err: errors.New("403 access refused"), Right: "write on exchange x"},
 	}}
 	var r doctor.Report
 	doctor.CheckTopology(survey, &r)
 	require.Equal(t, doctor.Warning, r[0].Status)
 	require.Contains(t, r[0].What, "lacks the right configure on queue q")
-	require.Equal(t, doctor.Wrong, r[1].Status)
-	require.Contains(t, r[1].What, "lacks the right write on exchange x")
-	require.Contains(t, r[1].Advice, "set_permissions")
+	require.Equal(t, doctor.Warning, r[1].Status)
+	require.Contains(t, r[1].What, "quorum queue other has another delivery-limit")
+	require.Equal(t, doctor.Wrong, r[2].Status)
+	require.Contains(t, r[2].What, "lacks the right write on exchange x")
+	require.Contains(t, r[2].Advice, "set_permissions")
 }
 
 // setPolicy sets a policy for the queues that match a pattern.
