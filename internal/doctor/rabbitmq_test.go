@@ -179,7 +179,7 @@ func TestPolicies(t *testing.T) {
 	examine(t, s).requireFinding(t, "policies", doctor.OK, "no limit")
 	setPolicy(t, s, "failed$", `{"max-length":2,"overflow":"reject-publish"}`)
 	require.Eventually(t, func() bool {
-		return examine(t, s).has("policies", doctor.Warning, "queue healz.events.failed has max-length 2 (policy test)", "it has 0 messages")
+		return examine(t, s).has("policies", doctor.Warning, "queue healz.events.failed has max-length 2 (policy test)", "messages now: 0")
 	}, patience, tick)
 	s.AMQP.ManagementURL = "http://guest:s3cret@" + strings.SplitN(testservers.RabbitMQManagement(t), "@", 2)[1]
 	found := examine(t, s)

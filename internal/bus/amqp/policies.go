@@ -248,12 +248,12 @@ func (s *queueState) limits(queue string, r role) (limits []string) {
 func (s *queueState) overflow(drops string, r role) string {
 	switch {
 	case !strings.HasPrefix(s.text("overflow"), "reject-publish"):
-		return fmt.Sprintf("the broker %s the oldest messages when there are more; there are %d", drops, s.Messages)
+		return fmt.Sprintf("the broker %s the oldest messages when there are more (messages now: %d)", drops, s.Messages)
 	case r == lettersQueue:
-		return fmt.Sprintf("the broker refuses dead letters when it is full; it has %d messages. Those of a worker are then "+
+		return fmt.Sprintf("the broker refuses dead letters when it is full (messages now: %d). Those of a worker are then "+
 			"written to the table; those of the broker and of other programs are lost", s.Messages)
 	default:
-		return fmt.Sprintf("the broker refuses events when it is full; it has %d messages. The relay then waits; programs that "+
+		return fmt.Sprintf("the broker refuses events when it is full (messages now: %d). The relay then waits; programs that "+
 			"publish without confirms lose events", s.Messages)
 	}
 }

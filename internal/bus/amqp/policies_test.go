@@ -57,7 +57,7 @@ func TestPoliciesAndLimitsOfTheQueuesAreNamed(t *testing.T) {
 			"consumer", "policies", `{"max-length-bytes":70000,"overflow":"drop-head"}`,
 			[]string{"max-length-bytes 70000 (", "dead-letters the oldest"},
 		},
-		"reject-publish":    {"failed", "policies", `{"max-length":7,"overflow":"reject-publish"}`, []string{"max-length 7 (", "refuses dead letters", "it has 0 messages"}},
+		"reject-publish":    {"failed", "policies", `{"max-length":7,"overflow":"reject-publish"}`, []string{"max-length 7 (", "refuses dead letters", "messages now: 0"}},
 		"reject of events":  {"consumer", "policies", `{"max-length":7,"overflow":"reject-publish"}`, []string{"refuses events", "The relay then waits"}},
 		"a partition":       {"consumer.1", "policies", `{"max-length":7}`, []string{"dead-letters the oldest"}},
 		"a retry queue":     {"retry.1m", "policies", `{"expires":600000,"message-ttl":70000}`, []string{"expires 600000 ms ("}},
