@@ -360,6 +360,9 @@ func TestIngestARefusedLetter(t *testing.T) {
 		awaitCount(t, ch, failedQueue, 0)
 		calls := func() int { f.mu.Lock(); defer f.mu.Unlock(); return f.calls }
 		require.Less(t, calls(), 2000)
+		require.Eventually(t, func() bool { // in a quorum queue these are the copies of those that have returned
+			return strings.Count(text.String(), "cannot be stored") == len(refused)
+		}, patience, time.Millisecond)
 		heal.Do(func() { close(healed) })
 		network.cut() // it consumes anew
 		awaitBodies(t, table, slices.Concat(taken, others, refused))
