@@ -17,14 +17,16 @@ func doctorCommand(s *worker.Settings, all registrations) *cobra.Command {
 		Use:   "doctor",
 		Short: "Check settings, store and broker, and advise how to fix problems",
 		Long: `doctor checks the store and the broker of a worker with the same settings: connections and permissions; schema, exchanges
-and queues; the append-only protection of events; clocks; the lag of the relay and transactions that hold it back; dead
-letters, inbox and disk. It changes nothing.
+and queues; the append-only protection of events; clocks; the lag of the relay and transactions that hold it back; policies of
+the queues; dead letters, inbox and disk; what the worker at --http-addr reports. It changes nothing.
 
 It exits with 0 if everything is ok, with 1 if there are warnings, and with 2 if something is wrong.`,
 		Args: noArguments,
 	}
 	f := addFormat(c)
+	var httpAddr string
 	flags := c.Flags()
+	flags.StringVar(&httpAddr, "http-addr", defaultHTTPAddr, "the setting of the worker whose /readyz is read")
 	flags.DurationVar(&s.InboxRetention, "inbox-retention", s.InboxRetention, "the setting of the workers; 0: unlimited")
 	flags.BoolVar(&s.IngestDeadLetters, "ingest-dead-letters", s.IngestDeadLetters,
 		"the setting of the workers")
@@ -38,7 +40,8 @@ It exits with 0 if everything is ok, with 1 if there are warnings, and with 2 if
 		var registry handlers.Registry
 		all(&registry, register.Options{})
 		worst := doctor.OK
-		for finding := range doctor.Examine(c.Context(), doctor.Checks(*s, registry.Most()), doctor.Timeout) {
+		checks := append(doctor.Checks(*s, registry.Most()), doctor.WorkerCheck(httpAddr))
+		for finding := range doctor.Examine(c.Context(), checks, doctor.Timeout) {
 			worst = doctor.Worst(worst, finding.Status)
 			if err := printFinding(out, *f, finding); err != nil {
 				return err

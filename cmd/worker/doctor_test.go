@@ -1,6 +1,8 @@
 package main
 
 import (
+	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -9,6 +11,8 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
+
+	"github.com/healz/worker/internal/test/testservers"
 )
 
 type finding struct{ Check, Status, What, Advice string }
@@ -65,6 +69,36 @@ func TestDoctorOnServers(t *testing.T) {
 	require.Equal(t, 2, refused.code)
 	require.Regexp(t, `(?m)^wrong +rabbitmq .*refused`, refused.out)
 	require.NotContains(t, refused.out+refused.err, planted)
+}
+
+// A policy by which the failed queue refuses letters is named at the start, and that it does so by the doctor too, which is
+// another process.
+func TestPolicyOfAFullFailedQueueIsReportedByTheDoctor(t *testing.T) {
+	t.Parallel()
+	p := onServers(t)
+	p.env = append(p.env, "WORKER_RABBITMQ_MANAGEMENT_URL="+testservers.RabbitMQManagement(t), "WORKER_INGEST_DEAD_LETTERS=false")
+	broker, err := url.Parse(strings.TrimPrefix(p.env[1], "RABBITMQ_URL="))
+	require.NoError(t, err)
+	manage(t, http.MethodPut, "/api/policies/"+url.PathEscape(strings.TrimPrefix(broker.Path, "/"))+"/small",
+		`{"pattern":"failed$","definition":{"max-length":1,"overflow":"reject-publish"}}`)
+	w := p.start("--retry-attempts", "1")
+	require.Eventually(t, func() bool {
+		return strings.Contains(w.log.String(), "queue healz.events.failed has max-length 1 (policy small): the broker refuses dead letters")
+	}, patience, tick)
+	doctor := func(address string) string { return p.run("", "doctor", "--http-addr", address).out }
+	address := strings.TrimPrefix(w.url, "http://")
+	require.Regexp(t, `(?m)^ok +worker +the worker at \S+ is ready$`, doctor(address))
+	for range 4 {
+		p.append(registration(uuid.NewString(), `{"name":""}`, ""))
+	}
+	require.Eventually(t, func() bool {
+		_, health := w.get("/readyz")
+		return strings.Contains(health, "degraded: since")
+	}, patience, tick)
+	said := doctor(address)
+	require.Regexp(t, `(?m)^warning +worker +dead_letters degraded: since .* the failed queue takes no dead letters`, said)
+	require.Regexp(t, `(?m)^warning +policies +queue healz.events.failed has max-length 1`, said)
+	require.Regexp(t, `(?m)^ok +worker +no worker answers at --http-addr 127.0.0.1:1`, doctor("127.0.0.1:1"))
 }
 
 // The doctor reports a file that the user must not write.

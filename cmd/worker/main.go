@@ -93,6 +93,8 @@ each store works with each bus.`,
 	flags.StringVar(&settings.DatabaseURL, "database-url", "", "Postgres database (postgres://…); empty: the SQLite file")
 	flags.StringVar(&settings.SQLitePath, "sqlite-path", settings.SQLitePath, "SQLite file, if there is no Postgres database")
 	flags.StringVar(&settings.AMQP.URL, "rabbitmq-url", "", "RabbitMQ broker (amqp://… or amqps://…); empty: an in-process bus")
+	flags.StringVar(&settings.AMQP.ManagementURL, "rabbitmq-management-url", "",
+		"RabbitMQ's management API (http://… or https://…), which tells of policies; empty: the default port of the broker's host")
 	flags.StringVar(&settings.AMQP.Prefix, "rabbitmq-prefix", settings.AMQP.Prefix, "prefix of the names of exchanges and queues")
 	flags.DurationVar(&settings.AMQP.Heartbeat, "rabbitmq-heartbeat", settings.AMQP.Heartbeat, "heartbeat interval of the RabbitMQ connection")
 	flags.StringVar(&settings.AMQP.QueueType, "queue-type", settings.AMQP.QueueType, "type of the RabbitMQ queues: classic or quorum")

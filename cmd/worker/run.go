@@ -26,6 +26,9 @@ import (
 	"github.com/healz/worker/internal/worker"
 )
 
+// defaultHTTPAddr is where a worker serves its console and its health.
+const defaultHTTPAddr = "127.0.0.1:8080"
+
 type runFlags struct {
 	httpAddr            string
 	logLevel, logFormat string
@@ -86,7 +89,7 @@ set, it exports traces by OTLP; the other variables of OpenTelemetry apply, too.
 		},
 	}
 	flags := c.Flags()
-	flags.StringVar(&f.httpAddr, "http-addr", "127.0.0.1:8080",
+	flags.StringVar(&f.httpAddr, "http-addr", defaultHTTPAddr,
 		"address of the console, /healthz, /readyz and /metrics; port 0 selects a free port")
 	f.console.add(flags)
 	flags.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/healz/worker/internal/bus/amqp"
 	"github.com/healz/worker/internal/worker"
@@ -35,6 +36,10 @@ func rabbitMQChecks(s worker.Settings) []Check {
 			return nil
 		}},
 		check("topology", checkTopology),
+		{"policies", rabbitMQCheck, func(ctx context.Context, r *Report) error {
+			checkPolicies(ctx, s, r)
+			return nil
+		}},
 		check("queues", func(survey amqp.Survey, r *Report) { checkQueues(survey, s, r) }),
 	}
 }
@@ -64,6 +69,9 @@ func checkTopology(survey amqp.Survey, r *Report) {
 			r.wrong("the user lacks the right "+p.Right, adviceOnPart(p))
 		case p.Err != nil:
 			r.wrong(oneLine(p.Err), adviceOnPart(p))
+		case p.OtherLimit:
+			r.warn("quorum queue "+p.Name+" has another delivery-limit than the worker's: the broker may drop or dead-letter what "+
+				"returns to it often, as when workers stop", amqp.AdviceOnLimits)
 		}
 	}
 	if len(missing) > 0 {
@@ -83,6 +91,25 @@ func adviceOnPart(p amqp.Part) string {
 	default:
 		return "delete it and start `worker run`, which declares it; or correct the program that declared it"
 	}
+}
+
+// policiesTimeout leaves time to report that the management API does not answer.
+const policiesTimeout = Timeout - 2*time.Second
+
+// checkPolicies names what the broker may do to messages by itself. Whoever does not let the management API be asked is not
+// warned each time.
+func checkPolicies(ctx context.Context, s worker.Settings, r *Report) {
+	ctx, cancel := context.WithTimeout(ctx, policiesTimeout)
+	defer cancel()
+	limits, err := amqp.QueueLimits(ctx, s.AMQP)
+	for _, limit := range limits {
+		r.warn(limit, amqp.AdviceOnLimits)
+	}
+	if err != nil {
+		r.fine("%s. Grant the user the tag management, set --rabbitmq-management-url, or see `rabbitmqctl list_queues -p VHOST "+
+			"name type arguments policy operator_policy effective_policy_definition`", oneLine(err))
+	}
+	r.otherwise("no limit by which the broker drops or dead-letters messages by itself")
 }
 
 func checkQueues(survey amqp.Survey, s worker.Settings, r *Report) {

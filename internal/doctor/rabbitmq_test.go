@@ -2,6 +2,9 @@ package doctor_test
 
 import (
 	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
 	"strings"
 	"testing"
 
@@ -138,13 +141,48 @@ func TestMissingRights(t *testing.T) {
 	t.Parallel()
 	survey := amqp.Survey{Parts: []amqp.Part{
 		{Kind: "queue", Name: "q", Err: errors.New("403"), Optional: true, Right: "configure on queue q"},
+		{Kind: "queue", Name: "other", OtherLimit: true},
 		{Kind: "right to publish to exchange", Name: "x", Err: errors.New("403 access refused"), Right: "write on exchange x"},
 	}}
 	var r doctor.Report
 	doctor.CheckTopology(survey, &r)
 	require.Equal(t, doctor.Warning, r[0].Status)
 	require.Contains(t, r[0].What, "lacks the right configure on queue q")
-	require.Equal(t, doctor.Wrong, r[1].Status)
-	require.Contains(t, r[1].What, "lacks the right write on exchange x")
-	require.Contains(t, r[1].Advice, "set_permissions")
+	require.Equal(t, doctor.Warning, r[1].Status)
+	require.Contains(t, r[1].What, "quorum queue other has another delivery-limit")
+	require.Equal(t, doctor.Wrong, r[2].Status)
+	require.Contains(t, r[2].What, "lacks the right write on exchange x")
+	require.Contains(t, r[2].Advice, "set_permissions")
+}
+
+// setPolicy sets a policy for the queues that match a pattern.
+func setPolicy(t *testing.T, s worker.Settings, pattern, definition string) {
+	t.Helper()
+	broker, err := url.Parse(s.AMQP.URL)
+	require.NoError(t, err)
+	request, err := http.NewRequestWithContext(t.Context(), http.MethodPut,
+		testservers.RabbitMQManagement(t)+"/api/policies/"+url.PathEscape(strings.TrimPrefix(broker.Path, "/"))+"/test",
+		strings.NewReader(fmt.Sprintf(`{"pattern":%q,"apply-to":"queues","definition":%s}`, pattern, definition)))
+	require.NoError(t, err)
+	response, err := http.DefaultClient.Do(request)
+	require.NoError(t, err)
+	require.NoError(t, response.Body.Close())
+	require.Equal(t, http.StatusCreated, response.StatusCode)
+}
+
+// The doctor names the policies under which the broker drops by itself, and says if it cannot see them.
+func TestPolicies(t *testing.T) {
+	t.Parallel()
+	s, _ := onBroker(t)
+	s.AMQP.ManagementURL = testservers.RabbitMQManagement(t)
+	declare(t, s)
+	examine(t, s).requireFinding(t, "policies", doctor.OK, "no limit")
+	setPolicy(t, s, "failed$", `{"max-length":2,"overflow":"reject-publish"}`)
+	require.Eventually(t, func() bool {
+		return examine(t, s).has("policies", doctor.Warning, "queue healz.events.failed has max-length 2 (policy test)", "messages now: 0")
+	}, patience, tick)
+	s.AMQP.ManagementURL = "http://guest:s3cret@" + strings.SplitN(testservers.RabbitMQManagement(t), "@", 2)[1]
+	found := examine(t, s)
+	found.requireFinding(t, "policies", doctor.OK, "not known", "401", "rabbitmqctl list_queues")
+	require.False(t, found.has("policies", doctor.OK, "s3cret"))
 }

@@ -83,6 +83,7 @@ func open(ctx context.Context, s Settings, o OpenOptions, closers *closers) (*Wo
 			return nil, err
 		}
 		closers.add(conn.Close)
+		conn.WarnOfLimits(ctx)
 		publisher := amqp.NewPublisher(conn)
 		closers.add(publisher.Close)
 		failed := amqp.NewFailedQueue(conn)

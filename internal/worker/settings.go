@@ -81,6 +81,10 @@ func (s Settings) Check() error {
 		_, err := amqp091.ParseURI(s.AMQP.URL)
 		problem(err != nil, "rabbitmq-url is not amqp[s]://user:password@host:port/vhost (it is not shown, as it may hold a password)")
 	}
+	if s.AMQP.ManagementURL != "" {
+		_, err := amqp.ParseManagementURL(s.AMQP.ManagementURL)
+		problem(err != nil, "rabbitmq-management-url is not http[s]://host:port (it is not shown, as it may hold a password)")
+	}
 	problem(s.Embedded() && s.SQLitePath == "", "sqlite-path must not be empty")
 	problem(s.MaxConns < 2, "database-conns must be at least 2, but is %d", s.MaxConns)
 	problem(s.InboxRetention < 0, "inbox-retention must not be negative, but is %s", s.InboxRetention)

@@ -56,6 +56,9 @@ const (
 type Config struct {
 	// URL is amqp[s]://user:password@host:port/vhost; reserved characters are percent-encoded.
 	URL string
+	// ManagementURL is http[s]://[user:password@]host:port of the broker's management API, see [QueueLimits]. If it is empty,
+	// the host is that of URL, the port the plugin's default; without a user, so is that.
+	ManagementURL string
 	// Prefix is the name of the exchange, from which the other names are made; [DefaultPrefix] if empty.
 	Prefix string
 	// Name is what the broker shows for the connections; [DefaultName] if empty.

@@ -105,3 +105,12 @@ func AckWithoutChannel(s *Subscriber, m *message.Message) {
 		})
 	}
 }
+
+// QueueState is what the management API says of a queue.
+type QueueState = queueState
+
+// LettersQueue is what the failed queue is for.
+const LettersQueue = lettersQueue
+
+// Limits are those of [QueueLimits] for one queue.
+func (s *queueState) Limits(queue string, r role) []string { return s.limits(queue, r) }

@@ -49,12 +49,15 @@ type LetterTable interface {
 type Ingester struct {
 	conn   *Connection
 	table  LetterTable
+	queue  *FailedQueue // to which copies of letters are published
 	logger *slog.Logger
 }
 
 // NewIngester returns an ingester from the failed queue of a Connection into a table.
 func NewIngester(c *Connection, table LetterTable, logger *slog.Logger) *Ingester {
-	return &Ingester{conn: c, table: table, logger: logger}
+	queue := NewFailedQueue(c)
+	queue.Table = table
+	return &Ingester{conn: c, table: table, queue: queue, logger: logger}
 }
 
 // Run ingests until ctx is done or the Connection is closed. While the store or the broker is unavailable, or another worker
@@ -149,6 +152,7 @@ type inFlight struct {
 	delivery amqp091.Delivery // without the body
 	consumer *consumer
 	problem  error // why it was refused
+	counted  bool  // a quorum queue has counted that it was returned
 }
 
 // connected ingests over one connection, whose end returns to the queue what is not acked.

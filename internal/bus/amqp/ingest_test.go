@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -359,6 +360,9 @@ func TestIngestARefusedLetter(t *testing.T) {
 		awaitCount(t, ch, failedQueue, 0)
 		calls := func() int { f.mu.Lock(); defer f.mu.Unlock(); return f.calls }
 		require.Less(t, calls(), 2000)
+		require.Eventually(t, func() bool { // in a quorum queue these are the copies of those that have returned
+			return strings.Count(text.String(), "cannot be stored") == len(refused)
+		}, patience, time.Millisecond)
 		heal.Do(func() { close(healed) })
 		network.cut() // it consumes anew
 		awaitBodies(t, table, slices.Concat(taken, others, refused))
@@ -369,6 +373,50 @@ func TestIngestARefusedLetter(t *testing.T) {
 		require.NotContains(t, text.String(), "poison")
 		require.NotContains(t, text.String(), "secret")
 	})
+}
+
+// A letter that the table refuses returns to the queue with each connection, which counts against a quorum queue's limit.
+func TestQuorumQueueDropsNoRefusedLetter(t *testing.T) {
+	t.Parallel()
+	const limit = 3
+	broker := testservers.RabbitMQ(t)
+	network, proxied := newProxy(t, broker)
+	c := dial(t, amqp.Config{URL: proxied, QueueType: amqp.QuorumQueues})
+	setPolicy(t, broker, "policies", "failed$", fmt.Sprintf(`{"delivery-limit":%d}`, limit))
+	sent := odd()
+	send(t, c, sent)
+	table := newTable(t)
+	var healed atomic.Bool
+	f := &faulty{Table: table}
+	f.ingest = func(ctx context.Context, _ int, arrivals []deadletter.Arrival) error {
+		if healed.Load() {
+			return table.Ingest(ctx, arrivals)
+		}
+		return errors.New("cannot be stored")
+	}
+	calls := func() int { f.mu.Lock(); defer f.mu.Unlock(); return f.calls }
+	for range 3 * limit {
+		_, err := amqp.NewIngester(c, f, logger(t)).Drain(t.Context())
+		require.ErrorContains(t, err, "1 letters were refused")
+	}
+	stop := run(t, c, f, logger(t))
+	for range 3 * limit {
+		before := calls()
+		network.cut()
+		require.Eventually(t, func() bool { return calls() >= before+2 }, patience, time.Millisecond, "it and its copy")
+	}
+	stop()
+	healed.Store(true)
+	require.Equal(t, 1, takeIn(t, c, table))
+	letters := waiting(t, table)
+	require.Len(t, letters, 1)
+	require.Equal(t, sent.Body, letters[0].Body)
+	require.Equal(t, []deadletter.Sending{{}}, release(t, amqp.NewFailedQueue(c), deadletter.ToBus, letters...))
+	ch := raw(t, broker)
+	awaitCount(t, ch, consumerQueue, 1)
+	again := get(t, ch, consumerQueue)
+	require.Equal(t, sent.Headers["text"], again.Headers["text"])
+	require.Equal(t, sent.Type, again.Type)
 }
 
 // One worker ingests, and another goes on when it ends.

@@ -114,8 +114,9 @@ func (t *intake) collect(ctx context.Context, c *consumer) (batch []inFlight, by
 }
 
 func arrivalOf(d amqp091.Delivery, c *consumer) inFlight {
+	_, counted := d.Headers[deliveryCountKey]
 	d.Headers = withoutCounts(d.Headers)
-	l := inFlight{consumer: c, Arrival: deadletter.Arrival{Letter: letterOf(d), MessageID: d.MessageId, Redelivered: d.Redelivered}}
+	l := inFlight{consumer: c, counted: counted, Arrival: deadletter.Arrival{Letter: letterOf(d), MessageID: d.MessageId, Redelivered: d.Redelivered}}
 	l.ID = text(d.Headers, deadletter.IDKey)
 	l.Raw, l.problem = rawOf(d)
 	l.delivery = amqp091.Delivery{Acknowledger: d.Acknowledger, DeliveryTag: d.DeliveryTag}
@@ -220,8 +221,13 @@ func (t *intake) settle(ctx context.Context, letters []inFlight) error {
 	return t.write(ctx, nameless, t.table.Acked)
 }
 
-// refuse leaves a letter in the queue that the table does not take.
+// refuse leaves a letter in the queue that the table does not take. If the broker has counted its return to the queue, which
+// is bounded in a quorum queue, a copy replaces it.
 func (t *intake) refuse(ctx context.Context, l inFlight, problem error) {
+	if l.counted && t.replace(ctx, l) == nil {
+		t.held.Add(-int64(len(l.Body)))
+		return
+	}
 	t.logger.ErrorContext(ctx, "a dead letter is refused by the table and stays in the queue", "letter_id", l.ID,
 		"message_id", l.MessageID, "error", problem)
 	l.problem = fmt.Errorf("letter %q, message %q: %w", l.ID, l.MessageID, problem)
@@ -235,6 +241,18 @@ func (t *intake) refuse(ctx context.Context, l inFlight, problem error) {
 		l.Letter = deadletter.Letter{}
 	}
 	t.refused = append(t.refused, l)
+}
+
+// replace publishes a copy of a letter to the end of the queue and acks the letter.
+func (t *intake) replace(ctx context.Context, l inFlight) error {
+	d, err := deliveryOf(l.Raw, l.Body)
+	if err == nil {
+		err = t.queue.put(ctx, publishingOf(d))
+	}
+	if err == nil {
+		err = l.delivery.Ack(false)
+	}
+	return err
 }
 
 // refusal is the error of the letters that were refused, if any were.

@@ -1,6 +1,8 @@
 package amqp_test
 
 import (
+	"maps"
+	"strings"
 	"testing"
 	"time"
 
@@ -61,6 +63,117 @@ func TestQuorumQueuesKeepTheOrderOfWhatReturns(t *testing.T) {
 		got = append(got, l.Event.ID.String())
 	}
 	require.Equal(t, want, got)
+}
+
+// Another program may have declared the quorum queues, with another delivery limit or none.
+func TestQuorumQueuesOfAnotherProgram(t *testing.T) {
+	t.Parallel()
+	deadLettering := amqp091.Table{"x-dead-letter-exchange": "healz.events.dlx", "x-dead-letter-routing-key": "failed"}
+	for name, test := range map[string]struct {
+		limit     any
+		arguments amqp091.Table
+		refused   string
+	}{
+		"no limit":       {nil, deadLettering, ""},
+		"another limit":  {int32(50), deadLettering, ""},
+		"its own target": {nil, amqp091.Table{"x-dead-letter-exchange": "elsewhere"}, "x-dead-letter-exchange"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			url := testservers.RabbitMQ(t)
+			ch := raw(t, url)
+			for queue, arguments := range map[string]amqp091.Table{consumerQueue: test.arguments, failedQueue: {}} {
+				arguments = maps.Clone(arguments)
+				arguments["x-queue-type"] = "quorum"
+				if test.limit != nil {
+					arguments["x-delivery-limit"] = test.limit
+				}
+				_, err := ch.QueueDeclare(queue, true, false, false, false, arguments)
+				require.NoError(t, err)
+			}
+			lines, logger := newLog()
+			config := amqp.Config{URL: url, QueueType: amqp.QuorumQueues, Logger: logger}
+			survey, err := amqp.Inspect(t.Context(), config)
+			require.NoError(t, err)
+			if test.refused != "" {
+				_, err := amqp.Dial(t.Context(), config)
+				require.ErrorContains(t, err, test.refused)
+				return
+			}
+			for _, p := range survey.Parts {
+				require.NoError(t, p.Err)
+				require.Equal(t, p.Kind == "queue" && p.Name != "", p.OtherLimit, p.Name)
+			}
+			c := dial(t, config)
+			require.Equal(t, 2, strings.Count(lines.String(), "level=WARN"), lines)
+			require.Contains(t, lines.String(), "x-delivery-limit")
+			publishVersions(t, amqp.NewPublisher(c), []uuid.UUID{uuid.New()}, 1)
+			in, _ := subscribe(t, c)
+			require.True(t, receive(t, in).Ack())
+		})
+	}
+}
+
+// limited is a Connection to quorum queues with the limit that RabbitMQ 4 sets by default.
+func limited(t *testing.T, prefetch int) (*amqp.Connection, *amqp091.Channel) {
+	t.Helper()
+	c := amqp.Config{URL: quorumByDefault(t), Prefetch: prefetch, Concurrency: 1, DrainTimeout: time.Millisecond}
+	if !hasDefaultLimit(t, c.URL) { // there, a vhost has no default type either
+		setPolicy(t, c.URL, "policies", "consumer$", `{"delivery-limit":20}`)
+		c.QueueType = amqp.QuorumQueues
+	}
+	return dial(t, c), raw(t, c.URL)
+}
+
+// A worker that restarts often makes no dead letters, where the queue has a limit, if it handles some messages each time.
+func TestQuorumQueueWithTheDefaultLimitKeepsWhatIsPrefetched(t *testing.T) {
+	t.Parallel()
+	const messages, prefetch, restarts, acks = 120, 30, 25, 4
+	c, ch := limited(t, prefetch)
+	publishVersions(t, amqp.NewPublisher(c), []uuid.UUID{uuid.New()}, messages)
+	awaitCount(t, ch, consumerQueue, messages)
+	handled := 0
+	handle := func(in <-chan *message.Message, n int) {
+		for range n {
+			m := receive(t, in)
+			_, version := versionOf(t, m)
+			handled++
+			require.Equal(t, handled, version, "in order")
+			require.True(t, m.Ack())
+		}
+	}
+	for range restarts {
+		in, subscriber := subscribe(t, c)
+		handle(in, acks)
+		receive(t, in) // is in flight
+		require.NoError(t, subscriber.Close())
+	}
+	in, _ := subscribe(t, c)
+	handle(in, messages-restarts*acks)
+	require.Zero(t, count(t, ch, failedQueue))
+}
+
+// If it handles none, 21 times, what it has prefetched becomes dead letters that say why, and nothing is lost.
+func TestQuorumQueueWithTheDefaultLimitLosesNothing(t *testing.T) {
+	t.Parallel()
+	const messages, prefetch, returns = 30, 10, 21
+	c, ch := limited(t, prefetch)
+	publishVersions(t, amqp.NewPublisher(c), []uuid.UUID{uuid.New()}, messages)
+	awaitCount(t, ch, consumerQueue, messages)
+	for range returns {
+		require.Zero(t, count(t, ch, failedQueue))
+		in, subscriber := subscribe(t, c)
+		receive(t, in)
+		require.NoError(t, subscriber.Close())
+	}
+	awaitCount(t, ch, failedQueue, prefetch)
+	awaitCount(t, ch, consumerQueue, messages-prefetch)
+	letters := lettersOf(t, c)
+	require.Len(t, letters, prefetch)
+	for i, l := range letters {
+		require.Equal(t, "dead-lettered by the broker: delivery_limit", l.Reason)
+		require.Equal(t, i+1, l.Event.AggregateVersion)
+	}
 }
 
 func TestPartitionsOfQuorumQueues(t *testing.T) {

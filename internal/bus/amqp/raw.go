@@ -66,10 +66,13 @@ func identityOf(d amqp091.Delivery) (identity, error) {
 	return sha256.Sum256(append(raw, d.Body...)), nil
 }
 
+// deliveryCountKey is the header in which a quorum queue counts how often a message was returned to it.
+const deliveryCountKey = "x-delivery-count"
+
 // withoutCounts leaves out what quorum queues add when a message is delivered again.
 func withoutCounts(headers amqp091.Table) amqp091.Table {
 	headers = maps.Clone(headers)
-	delete(headers, "x-delivery-count")
+	delete(headers, deliveryCountKey)
 	delete(headers, "x-acquired-count")
 	return headers
 }

@@ -29,6 +29,8 @@ type Part struct {
 	Optional bool
 	// Right is the one that is missing, in RabbitMQ's words.
 	Right string
+	// OtherLimit tells that another program has declared the quorum queue with another delivery limit, or none.
+	OtherLimit bool
 	// Messages and Consumers are those of a queue.
 	Messages, Consumers int
 	// Consumed marks a queue that workers consume, and Failed the one of dead letters.
@@ -136,6 +138,10 @@ func (i inspection) part(wanted part) (Part, error) {
 	case err == nil:
 		if err = i.do(wanted.declare); isRefusedRight(err) {
 			p.Optional, p.Right = true, "configure on "+wanted.kind+" "+wanted.name
+		} else if p.OtherLimit = isOtherLimit(err); p.OtherLimit {
+			if err = i.do(wanted.withoutLimit().declare); isOtherLimit(err) {
+				err = nil
+			}
 		}
 	case isNotFound(err):
 		p.Missing = true

@@ -176,6 +176,7 @@ func manage(t *testing.T, method, path, body string) {
 	ctx := context.WithoutCancel(t.Context())
 	request, err := http.NewRequestWithContext(ctx, method, testservers.RabbitMQManagement(t)+path, strings.NewReader(body))
 	require.NoError(t, err)
+	request.Header.Set("Content-Type", "application/json")
 	response, err := http.DefaultClient.Do(request)
 	require.NoError(t, err)
 	require.NoError(t, response.Body.Close())

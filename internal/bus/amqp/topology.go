@@ -27,7 +27,8 @@ const (
 	// partitionWeight is the binding key of a partition: each has an equal share of the aggregates.
 	partitionWeight = "1"
 	// noDeliveryLimit is a limit that is never reached.
-	noDeliveryLimit = 1_000_000_000
+	noDeliveryLimit  = 1_000_000_000
+	deliveryLimitKey = "x-delivery-limit"
 )
 
 // names of the topology, all made of the prefix.
@@ -99,6 +100,19 @@ func (p part) declare(channel *amqp091.Channel) error {
 	return topologyError(p.kind, p.name, err)
 }
 
+// withoutLimit is a queue for which the broker's delivery limit holds.
+func (p part) withoutLimit() part {
+	p.arguments = maps.Clone(p.arguments)
+	delete(p.arguments, deliveryLimitKey)
+	return p
+}
+
+// isOtherLimit tells whether a queue is refused as it exists with another delivery limit, or none.
+func isOtherLimit(err error) bool {
+	answer, ok := errors.AsType[*amqp091.Error](err)
+	return ok && answer.Code == amqp091.PreconditionFailed && strings.Contains(answer.Reason, "'"+deliveryLimitKey+"'")
+}
+
 // exists fails if the part does not exist. It needs no right.
 func (p part) exists(channel *amqp091.Channel) error {
 	if p.exchangeType == "" {
@@ -112,8 +126,9 @@ func (p part) exists(channel *amqp091.Channel) error {
 type declarer struct {
 	open    func() (*amqp091.Channel, error)
 	channel *amqp091.Channel
-	// unverified are the refusals for lack of a right of what may be there already.
-	unverified []error
+	// unverified are the refusals for lack of a right of what may be there already, and otherLimits those of queues with
+	// another delivery limit.
+	unverified, otherLimits []error
 }
 
 func (d *declarer) warn(ctx context.Context, logger *slog.Logger) {
@@ -121,6 +136,29 @@ func (d *declarer) warn(ctx context.Context, logger *slog.Logger) {
 		logger.WarnContext(ctx, "the user lacks a right: what exists is used, but not restored if it is deleted, and bindings "+
 			"cannot be verified", "error", refusal)
 	}
+	for _, refusal := range d.otherLimits {
+		logger.WarnContext(ctx, "a quorum queue has another delivery limit than the worker's: the broker may drop or dead-letter "+
+			"what returns to it often, as when workers stop", "error", refusal, "advice", AdviceOnLimits)
+	}
+}
+
+// declare declares a part. A queue that another program has declared may have another delivery limit.
+func (d *declarer) declare(p part) error {
+	err := d.do(p.declare, p.exists)
+	if !isOtherLimit(err) {
+		return err
+	}
+	d.otherLimits = append(d.otherLimits, err)
+	if d.channel, err = d.open(); err != nil {
+		return err
+	}
+	if err = d.do(p.withoutLimit().declare, p.exists); !isOtherLimit(err) {
+		return err
+	}
+	if d.channel, err = d.open(); err != nil {
+		return err
+	}
+	return p.exists(d.channel)
 }
 
 // do does something that the broker may refuse for lack of a right. Then it suffices that a check passes; nil is none.
@@ -185,7 +223,7 @@ func (t topology) queue(name string, arguments amqp091.Table) part {
 	maps.Copy(all, arguments)
 	if t.quorum {
 		all[amqp091.QueueTypeArg] = amqp091.QueueTypeQuorum
-		all["x-delivery-limit"] = noDeliveryLimit
+		all[deliveryLimitKey] = noDeliveryLimit
 	}
 	return part{kind: "queue", name: name, arguments: all}
 }
@@ -205,13 +243,13 @@ func (t topology) deadLettering() amqp091.Table {
 func (t topology) declare(d *declarer, queue string) error {
 	if i, ok := t.partitionOf(queue); ok {
 		p := t.partitionQueue(i)
-		if err := d.do(p.declare, p.exists); err != nil || i >= t.partitions {
+		if err := d.declare(p); err != nil || i >= t.partitions {
 			return err
 		}
 		return t.bindPartition(d, i)
 	}
 	for _, p := range t.parts() {
-		if err := d.do(p.declare, p.exists); err != nil {
+		if err := d.declare(p); err != nil {
 			return err
 		}
 	}

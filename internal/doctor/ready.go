@@ -1,0 +1,61 @@
+package doctor
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"maps"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/healz/worker/internal/worker"
+)
+
+// readyTimeout is longer than a worker takes to check its parts.
+const readyTimeout = 5 * time.Second
+
+// WorkerCheck reads /readyz of the worker at an address: what only a running worker knows, as that the failed queue refuses
+// its dead letters.
+func WorkerCheck(httpAddr string) Check {
+	return Check{"worker", "", func(ctx context.Context, r *Report) error {
+		ctx, cancel := context.WithTimeout(ctx, readyTimeout)
+		defer cancel()
+		health, err := readHealth(ctx, httpAddr)
+		if err != nil {
+			r.fine("no worker answers at --http-addr %s, so what running workers report is not known: %s", httpAddr, oneLine(err))
+			return nil
+		}
+		const advice = "see the log of that worker"
+		for _, part := range slices.Sorted(maps.Keys(health.Parts)) {
+			state := health.Parts[part]
+			switch {
+			case state == "ok" || strings.HasPrefix(state, "ok ("):
+			case strings.HasPrefix(state, "degraded: "): // it can work
+				r.warn(part+" "+state, advice)
+			default:
+				r.wrong(part+": "+state, advice)
+			}
+		}
+		r.otherwise("the worker at %s is ready", httpAddr)
+		return nil
+	}}
+}
+
+func readHealth(ctx context.Context, httpAddr string) (health worker.Health, err error) {
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+httpAddr+"/readyz", http.NoBody)
+	if err != nil {
+		return health, err
+	}
+	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	response, err := client.Do(request)
+	if err != nil {
+		return health, err
+	}
+	defer response.Body.Close()
+	if err = json.NewDecoder(response.Body).Decode(&health); err == nil && len(health.Parts) == 0 {
+		err = errors.New("it is no worker")
+	}
+	return health, err
+}
