@@ -85,6 +85,7 @@ func startRabbitMQ(ctx context.Context, dir string, _ bool) (*server, error) {
 			rabbitMQTLSPort:      tlsPort,
 			rabbitMQCertificates: certificates,
 		},
+		gentle: syscall.SIGTERM,
 		start: func(ctx context.Context) (*process, error) {
 			return startReady(ctx, run(context.WithoutCancel(ctx), program), dir, syscall.SIGKILL,
 				healthy(management+"/api/health/checks/port-listener/"+amqpPort))

@@ -45,7 +45,10 @@ func (s *Server) Log() string { return s.supervisor.log }
 // Kill kills the server as kill -9 does, and returns when it is gone.
 func (s *Server) Kill() error { return s.do(actionKill) }
 
-// Start starts the server that was killed, and returns when it is ready.
+// Shut stops the server in good order: its clients are told. It returns when it is gone.
+func (s *Server) Shut() error { return s.do(actionStop) }
+
+// Start starts the server that was killed or shut, and returns when it is ready.
 func (s *Server) Start() error { return s.do(actionStart) }
 
 // Pause stops all of the server's processes with SIGSTOP.

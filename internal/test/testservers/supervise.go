@@ -69,6 +69,7 @@ type action string
 
 const (
 	actionKill    action = "kill"
+	actionStop    action = "stop"
 	actionStart   action = "start"
 	actionPause   action = "pause"
 	actionResume  action = "resume"
@@ -86,6 +87,7 @@ type server struct {
 	dir      string
 	settings map[string]string
 	process  *process
+	gentle   syscall.Signal // stops it in good order
 	// start starts the server's process, on the same port and with the same data.
 	start func(context.Context) (*process, error)
 	// control runs the server's own administration program, if it has one.
@@ -98,6 +100,9 @@ func (s *server) obey(ctx context.Context, o order) (output string, err error) {
 	switch o.Do {
 	case actionKill:
 		return "", s.process.kill()
+	case actionStop:
+		s.process.stop(s.gentle)
+		return "", nil
 	case actionStart:
 		started, err := s.start(ctx)
 		if err == nil {

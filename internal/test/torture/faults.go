@@ -34,24 +34,62 @@ func faults() []fault {
 	return []fault{
 		{"kill -9 of a worker", killWorker},
 		{"kill -9 of the worker that relays", killLeader},
-		{"kill -9 of Postgres", func(ctx context.Context, r *rig, a *author) error { return killServer(ctx, r, a, r.postgres) }},
-		{"kill -9 of the broker", func(ctx context.Context, r *rig, a *author) error { return killServer(ctx, r, a, r.rabbit) }},
-		{"SIGSTOP of a worker", pauseWorker},
-		{"SIGSTOP of Postgres", func(ctx context.Context, r *rig, _ *author) error { return pauseServer(ctx, r, r.postgres, true) }},
-		{"SIGSTOP of the broker", func(ctx context.Context, r *rig, _ *author) error { return pauseServer(ctx, r, r.rabbit, false) }},
-		{"connections to Postgres cut", func(ctx context.Context, r *rig, a *author) error { return cut(ctx, a, r.toPostgres) }},
-		{"connections to the broker cut", func(ctx context.Context, r *rig, a *author) error { return cut(ctx, a, r.toRabbit) }},
-		{"200 ms to Postgres", func(ctx context.Context, r *rig, _ *author) error { return slow(ctx, r, r.toPostgres) }},
-		{"200 ms to the broker", func(ctx context.Context, r *rig, _ *author) error { return slow(ctx, r, r.toRabbit) }},
-		{"half-open to Postgres", func(ctx context.Context, r *rig, a *author) error { return halfOpen(ctx, r, a, r.toPostgres) }},
-		{"half-open to the broker", func(ctx context.Context, r *rig, a *author) error { return halfOpen(ctx, r, a, r.toRabbit) }},
-		{"pg_terminate_backend", terminateSessions},
-		{"foreign transaction holds an xid", holdTransactionID},
+		{"kill -9 of all workers", killAll},
+		{"kill -9 of a worker that starts", killStarting},
+		{"kill -9 of a worker that replays", killReplayer},
+		{"SIGSTOP of a worker", func(ctx context.Context, r *rig, a *author) error {
+			return pauseWorker(ctx, r, a, a.IntN(r.fleet.size()))
+		}},
+		{"SIGSTOP of the worker that relays", pauseLeader},
+		{"SIGTERM of a worker, with a backlog", stopWorker},
 		{"rolling restart", rollingRestart},
+
+		{"kill -9 of Postgres", func(ctx context.Context, r *rig, a *author) error { return killServer(ctx, r, a, r.postgres) }},
+		{"restart of Postgres", func(ctx context.Context, r *rig, a *author) error { return restart(ctx, r, a, r.postgres) }},
+		{"SIGSTOP of Postgres", func(ctx context.Context, r *rig, a *author) error { return pauseServer(ctx, r, a, r.postgres, true) }},
+		{"connections to Postgres cut", func(ctx context.Context, r *rig, a *author) error { return cut(ctx, a, r.toPostgres) }},
+		{"connections to Postgres reset in a message", func(ctx context.Context, r *rig, a *author) error { return tear(ctx, a, r.toPostgres) }},
+		{"Postgres unreachable", func(ctx context.Context, r *rig, a *author) error { return outage(ctx, r, a, r.toPostgres) }},
+		{"200 ms to Postgres", func(ctx context.Context, r *rig, a *author) error { return slow(ctx, r, a, r.toPostgres) }},
+		{"half-open to Postgres", func(ctx context.Context, r *rig, a *author) error { return halfOpen(ctx, r, a, r.toPostgres) }},
+		{"pg_terminate_backend", terminateSessions},
+		{"pg_cancel_backend", cancelStatements},
+		{"foreign transaction holds an xid", holdTransactionID},
+		{"table locked", lockTable},
+		{"Postgres out of connections", exhaustConnections},
+		{"one connection allowed", setting("ALTER ROLE "+workerRole+" CONNECTION LIMIT 1", "ALTER ROLE "+workerRole+" CONNECTION LIMIT -1", false)},
+		{"login to Postgres refused", setting("ALTER ROLE "+workerRole+" NOLOGIN", "ALTER ROLE "+workerRole+" LOGIN", true)},
+		{"Postgres read-only", setting("ALTER ROLE "+workerRole+" SET default_transaction_read_only = on",
+			"ALTER ROLE "+workerRole+" RESET default_transaction_read_only", true)},
+		{"statement_timeout of 5 ms", setting("ALTER ROLE "+workerRole+" SET statement_timeout = 5",
+			"ALTER ROLE "+workerRole+" RESET statement_timeout", false)},
+		{"rights to insert revoked", setting("REVOKE INSERT ON events, handled FROM "+workerRole,
+			"GRANT INSERT ON events, handled TO "+workerRole, false)},
+		{"rights of the leases revoked", setting("REVOKE UPDATE ON leases, relay_position FROM "+workerRole,
+			"GRANT UPDATE ON leases, relay_position TO "+workerRole, false)},
+
+		{"kill -9 of the broker", func(ctx context.Context, r *rig, a *author) error { return killServer(ctx, r, a, r.rabbit) }},
+		{"restart of the broker", func(ctx context.Context, r *rig, a *author) error { return restart(ctx, r, a, r.rabbit) }},
+		{"kill -9 of Postgres and the broker", killServers},
+		{"SIGSTOP of the broker", func(ctx context.Context, r *rig, a *author) error { return pauseServer(ctx, r, a, r.rabbit, false) }},
+		{"connections to the broker cut", func(ctx context.Context, r *rig, a *author) error { return cut(ctx, a, r.toRabbit) }},
+		{"connections to the broker reset in a frame", func(ctx context.Context, r *rig, a *author) error { return tear(ctx, a, r.toRabbit) }},
+		{"broker unreachable", func(ctx context.Context, r *rig, a *author) error { return outage(ctx, r, a, r.toRabbit) }},
+		{"200 ms to the broker", func(ctx context.Context, r *rig, a *author) error { return slow(ctx, r, a, r.toRabbit) }},
+		{"half-open to the broker", func(ctx context.Context, r *rig, a *author) error { return halfOpen(ctx, r, a, r.toRabbit) }},
+		{"broker closes all connections", control(nil, closeConnections)},
+		{"broker's memory alarm", control([]string{"set_vm_memory_high_watermark", "0.4"}, []string{"set_vm_memory_high_watermark", "0.00001"})},
+		{"broker's disk alarm", control([]string{"set_disk_free_limit", "50MB"}, []string{"set_disk_free_limit", "1000000GB"})},
+		{"broker's application restarted", control([]string{"start_app"}, []string{"stop_app"})},
+		{"rights on the broker revoked", control([]string{"set_permissions", brokerUser, ".*", ".*", ".*"},
+			[]string{"set_permissions", brokerUser, "", "", ""}, closeConnections)},
+		{"rights to write to the broker revoked", control([]string{"set_permissions", brokerUser, ".*", ".*", ".*"},
+			[]string{"set_permissions", brokerUser, ".*", "^$", ".*"})},
+		{"login to the broker refused", control([]string{"set_permissions", brokerUser, ".*", ".*", ".*"},
+			[]string{"clear_permissions", brokerUser}, closeConnections)},
+		{"failed queue full", fillFailedQueue},
 		{"queue deleted", deleteQueue},
 		{"topology gone", deleteTopology},
-		{"broker's memory alarm", raiseAlarm},
-		{"Postgres out of connections", exhaustConnections},
 		{"dead-letter exchange deleted", deleteDeadLetterExchange},
 		{"replay killed half-way", killReplay},
 		{"harm while dead letters are ingested", harmIngestion},
@@ -69,11 +107,7 @@ func killLeader(ctx context.Context, r *rig, a *author) error {
 	if err := r.backlog(ctx, a); err != nil {
 		return err
 	}
-	victim, _ := r.fleet.leader(ctx)
-	if victim < 0 {
-		victim = a.IntN(r.fleet.size())
-	}
-	return r.killAndStart(ctx, a, victim)
+	return r.killAndStart(ctx, a, r.fleet.leader(ctx))
 }
 
 // backlog lets a thousand events gather behind a foreign transaction, so that what is harmed next is busy with them.
@@ -89,6 +123,62 @@ func (r *rig) killAndStart(ctx context.Context, a *author, victim int) error {
 	sleep(ctx, a.between(0, 300*time.Millisecond))
 	r.fleet.kill(victim)
 	sleep(ctx, a.between(0, 2*time.Second))
+	return r.fleet.start(ctx, victim)
+}
+
+func killAll(ctx context.Context, r *rig, a *author) error {
+	if err := r.backlog(ctx, a); err != nil {
+		return err
+	}
+	sleep(ctx, a.between(0, 300*time.Millisecond))
+	return r.killAll(ctx)
+}
+
+func (r *rig) killAll(ctx context.Context) error {
+	for i := range r.fleet.size() {
+		r.fleet.kill(i)
+	}
+	for i := range r.fleet.size() {
+		if err := r.fleet.start(ctx, i); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func killStarting(ctx context.Context, r *rig, a *author) error {
+	victim := a.IntN(r.fleet.size())
+	for range a.number(2, 5) {
+		r.fleet.kill(victim)
+		if err := r.fleet.start(ctx, victim); err != nil {
+			return err
+		}
+		sleep(ctx, a.between(0, 600*time.Millisecond))
+	}
+	return nil
+}
+
+// killReplayer kills the leader while it publishes dead letters for a replay.
+func killReplayer(ctx context.Context, r *rig, a *author) error {
+	r.load.appendOnce(ctx, a.failures(100), true)
+	sleep(ctx, time.Second)
+	bounded, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	replayed := make(chan error, 1)
+	go func() { replayed <- r.load.replay(bounded) }()
+	sleep(ctx, a.between(100*time.Millisecond, time.Second))
+	err := r.killAndStart(ctx, a, r.fleet.leader(ctx))
+	return errors.Join(err, <-replayed)
+}
+
+// stopWorker stops a worker that is busy, in good order.
+func stopWorker(ctx context.Context, r *rig, a *author) error {
+	if err := r.backlog(ctx, a); err != nil {
+		return err
+	}
+	sleep(ctx, a.between(0, 300*time.Millisecond))
+	victim := a.IntN(r.fleet.size())
+	r.fleet.stop(victim)
 	return r.fleet.start(ctx, victim)
 }
 
@@ -108,32 +198,60 @@ func killServer(ctx context.Context, r *rig, a *author, s *testservers.Server) e
 	return s.Start()
 }
 
-// pauseFor is how long a process is stopped.
-func (r *rig) pauseFor() time.Duration {
-	if r.config.long() {
+func killServers(ctx context.Context, r *rig, _ *author) error {
+	if err := errors.Join(r.postgres.Kill(), r.rabbit.Kill()); err != nil {
+		return err
+	}
+	r.fleet.awaitUnready(ctx, 15*time.Second, "both servers were killed")
+	return errors.Join(r.postgres.Start(), r.rabbit.Start())
+}
+
+// restart stops a server in good order and starts it again.
+func restart(ctx context.Context, r *rig, a *author, s *testservers.Server) error {
+	if a.chance(0.5) {
+		if err := r.backlog(ctx, a); err != nil {
+			return err
+		}
+	}
+	if err := s.Shut(); err != nil {
+		return err
+	}
+	return s.Start()
+}
+
+// pauseFor is how long a process is stopped. In a long run it is now and then longer than all time limits of the workers.
+func (r *rig) pauseFor(a *author) time.Duration {
+	if r.config.long() && a.chance(0.2) {
 		return 20 * time.Second
 	}
 	return 5 * time.Second
 }
 
-func pauseWorker(ctx context.Context, r *rig, a *author) error {
-	i := a.IntN(r.fleet.size())
-	r.fleet.signal(i, syscall.SIGSTOP)
-	sleep(ctx, r.pauseFor())
-	r.fleet.signal(i, syscall.SIGCONT)
+func pauseWorker(ctx context.Context, r *rig, a *author, victim int) error {
+	r.fleet.signal(victim, syscall.SIGSTOP)
+	sleep(ctx, r.pauseFor(a))
+	r.fleet.signal(victim, syscall.SIGCONT)
 	return nil
 }
 
+// pauseLeader stops the leader of the relay, while it is busy, for longer than its lease lasts.
+func pauseLeader(ctx context.Context, r *rig, a *author) error {
+	if err := r.backlog(ctx, a); err != nil {
+		return err
+	}
+	return pauseWorker(ctx, r, a, r.fleet.leader(ctx))
+}
+
 // pauseServer stops a server. One that the workers ask again and again they must find missing.
-func pauseServer(ctx context.Context, r *rig, s *testservers.Server, asked bool) error {
+func pauseServer(ctx context.Context, r *rig, a *author, s *testservers.Server, asked bool) error {
 	if err := s.Pause(); err != nil {
 		return err
 	}
-	began := time.Now()
+	began, pause := time.Now(), r.pauseFor(a)
 	if asked {
-		r.fleet.awaitUnready(ctx, r.pauseFor(), "a server is stopped")
+		r.fleet.awaitUnready(ctx, pause, "a server is stopped")
 	}
-	sleep(ctx, r.pauseFor()-time.Since(began))
+	sleep(ctx, pause-time.Since(began))
 	return s.Resume()
 }
 
@@ -147,10 +265,29 @@ func cut(ctx context.Context, a *author, p *proxy) error {
 	return nil
 }
 
-func slow(ctx context.Context, r *rig, p *proxy) error {
+// tear ends connections in the middle of what is sent over them.
+func tear(ctx context.Context, a *author, p *proxy) error {
+	for range a.number(1, 3) {
+		p.tear()
+		sleep(ctx, a.between(200*time.Millisecond, time.Second))
+	}
+	return nil
+}
+
+// outage ends the connections to a server and refuses new ones, for so long that each worker must say so.
+func outage(ctx context.Context, r *rig, a *author, p *proxy) error {
+	p.refuse(true)
+	p.cut()
+	r.fleet.awaitUnready(ctx, r.pauseFor(a), "a server cannot be reached")
+	sleep(ctx, a.between(0, 2*time.Second))
+	p.refuse(false)
+	return nil
+}
+
+func slow(ctx context.Context, r *rig, a *author, p *proxy) error {
 	p.slowDown(true)
 	p.cut() // what connects again is slow
-	sleep(ctx, r.pauseFor()/2)
+	sleep(ctx, r.pauseFor(a)/2)
 	p.slowDown(false)
 	p.cut()
 	return nil
@@ -160,7 +297,7 @@ func slow(ctx context.Context, r *rig, p *proxy) error {
 // found out by itself.
 func halfOpen(ctx context.Context, r *rig, a *author, p *proxy) error {
 	p.silence(true)
-	sleep(ctx, r.pauseFor()/2)
+	sleep(ctx, r.pauseFor(a)/2)
 	p.silence(false)
 	if !r.config.long() || a.chance(0.7) {
 		p.cut()
@@ -186,8 +323,52 @@ func (r *rig) terminate(ctx context.Context) error {
 	})
 }
 
+// cancelStatements cancels what the worker's sessions execute, again and again.
+func cancelStatements(ctx context.Context, r *rig, a *author) error {
+	until(ctx, a.between(time.Second, 4*time.Second), 10*time.Millisecond, func(ctx context.Context) bool {
+		_, _ = r.admin.Exec(ctx, "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE usename = $1 AND state = 'active'", workerRole)
+		return false
+	})
+	return nil
+}
+
+// lockTable takes the lock that a change of a table's columns takes.
+func lockTable(ctx context.Context, r *rig, a *author) error {
+	table := []string{"events", "handled", "leases", "relay_position", "dead_letters", "parked"}[a.IntN(6)]
+	hold := a.between(time.Second, r.pauseFor(a))
+	return r.waiting(ctx, func(context.Context) error {
+		return pgx.BeginFunc(ctx, r.admin, func(tx pgx.Tx) error {
+			_, err := tx.Exec(ctx, "LOCK TABLE "+table)
+			sleep(ctx, hold)
+			return err
+		})
+	})
+}
+
+// setting changes something in Postgres for a while. It ends the worker's sessions, as some changes are for new ones only.
+// If the workers cannot work with it at all, they must say so.
+func setting(harm, heal string, unready bool) func(context.Context, *rig, *author) error {
+	return func(ctx context.Context, r *rig, a *author) error {
+		change := func(sql string) error {
+			err := r.waiting(ctx, func(ctx context.Context) error {
+				_, err := r.admin.Exec(ctx, sql)
+				return err
+			})
+			return errors.Join(err, r.terminate(ctx))
+		}
+		if err := change(harm); err != nil {
+			return err
+		}
+		if unready {
+			r.fleet.awaitUnready(ctx, 10*time.Second, harm)
+		}
+		sleep(ctx, a.between(time.Second, r.pauseFor(a)))
+		return change(heal)
+	}
+}
+
 func holdTransactionID(ctx context.Context, r *rig, a *author) error {
-	hold := a.between(r.pauseFor()/2, r.pauseFor()*3/2)
+	hold := a.between(r.pauseFor(a)/2, r.pauseFor(a)*3/2)
 	return r.holdBack(ctx, func() { sleep(ctx, hold) })
 }
 
@@ -321,12 +502,40 @@ func deleteTopology(ctx context.Context, r *rig, _ *author) error {
 	})
 }
 
-func raiseAlarm(ctx context.Context, r *rig, a *author) error {
-	if _, err := r.rabbit.Control("set_vm_memory_high_watermark", "0.00001"); err != nil {
+// closeConnections is the command with which an administrator closes all connections.
+var closeConnections = []string{"close_all_connections", "--vhost", "/", "by the administrator"} //nolint:gochecknoglobals // a constant
+
+// control gives commands to the broker's administration program, and after a while the one that heals, if there is one.
+func control(heal []string, harm ...[]string) func(context.Context, *rig, *author) error {
+	return func(ctx context.Context, r *rig, a *author) error {
+		if a.chance(0.5) {
+			if err := r.backlog(ctx, a); err != nil {
+				return err
+			}
+		}
+		for _, command := range harm {
+			if _, err := r.rabbit.Control(command...); err != nil {
+				return err
+			}
+		}
+		if heal == nil {
+			return nil
+		}
+		sleep(ctx, a.between(time.Second, r.pauseFor(a)))
+		_, err := r.rabbit.Control(heal...)
 		return err
 	}
-	sleep(ctx, a.between(2*time.Second, r.pauseFor()))
-	_, err := r.rabbit.Control("set_vm_memory_high_watermark", "0.4")
+}
+
+// fillFailedQueue makes the broker refuse dead letters, which then go to the table by themselves.
+func fillFailedQueue(ctx context.Context, r *rig, a *author) error {
+	_, err := r.rabbit.Control("set_policy", "full", "^"+failedQueue+"$", `{"max-length":0,"overflow":"reject-publish"}`)
+	if err != nil {
+		return err
+	}
+	r.load.appendOnce(ctx, a.failures(40), true)
+	sleep(ctx, a.between(time.Second, r.pauseFor(a)))
+	_, err = r.rabbit.Control("clear_policy", "full")
 	return err
 }
 
@@ -341,7 +550,7 @@ func exhaustConnections(ctx context.Context, r *rig, a *author) error {
 			_ = conn.Close(context.WithoutCancel(ctx))
 		}
 	}()
-	hold := time.Now().Add(a.between(3*time.Second, max(4*time.Second, r.pauseFor()/2)))
+	hold := time.Now().Add(a.between(3*time.Second, max(4*time.Second, r.pauseFor(a)/2)))
 	terminated := false
 	for time.Now().Before(hold) && ctx.Err() == nil {
 		conn, err := pgx.Connect(ctx, address.String())
@@ -402,15 +611,7 @@ func harmIngestion(ctx context.Context, r *rig, a *author) error {
 	sleep(ctx, a.between(0, 30*time.Millisecond))
 	switch a.IntN(3) {
 	case 0:
-		for i := range r.fleet.size() {
-			r.fleet.kill(i)
-		}
-		for i := range r.fleet.size() {
-			if err := r.fleet.start(ctx, i); err != nil {
-				return err
-			}
-		}
-		return nil
+		return r.killAll(ctx)
 	case 1:
 		return cut(ctx, a, r.toRabbit)
 	default:

@@ -2,9 +2,11 @@ package torture
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -17,6 +19,9 @@ const (
 	// linkBuffer is how many reads may be under way in one direction.
 	linkBuffer = 256
 )
+
+// errTorn ends a connection that is to be reset.
+var errTorn = errors.New("reset")
 
 // proxy stands between clients and a server, and can fail as a network does.
 type proxy struct {
@@ -37,6 +42,7 @@ type proxy struct {
 type link struct {
 	client, server net.Conn
 	delay          time.Duration
+	torn           atomic.Bool   // ends within the next message
 	silent         chan struct{} // closed when nothing comes through any more
 	hush           func()
 }
@@ -133,6 +139,9 @@ func (p *proxy) carry(l *link, to, from net.Conn) {
 	for {
 		buffer := make([]byte, 32<<10)
 		n, err := from.Read(buffer)
+		if l.torn.Load() && err == nil {
+			n, err = n/2, errTorn
+		}
 		if n > 0 && !l.isSilent() {
 			under <- piece{buffer[:n], time.Now().Add(l.delay)}
 		}
@@ -142,6 +151,13 @@ func (p *proxy) carry(l *link, to, from net.Conn) {
 	}
 	close(under)
 	delivery.Wait()
+	if l.torn.Load() {
+		for _, end := range []net.Conn{l.client, l.server} {
+			_ = end.(*net.TCPConn).SetLinger(0) // a reset
+			_ = end.Close()
+		}
+		return
+	}
 	if l.isSilent() {
 		if from == l.server {
 			return // the client finds out by itself
@@ -169,6 +185,15 @@ func (p *proxy) cut() {
 	defer p.mu.Unlock()
 	for l := range p.links {
 		_, _ = l.client.Close(), l.server.Close()
+	}
+}
+
+// tear resets the connections that stand, in the middle of the next message over each.
+func (p *proxy) tear() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for l := range p.links {
+		l.torn.Store(true)
 	}
 }
 

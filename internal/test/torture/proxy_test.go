@@ -5,6 +5,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"syscall"
 	"testing"
 	"time"
 
@@ -71,6 +72,16 @@ func TestProxyCutsAndRefuses(t *testing.T) {
 	require.Error(t, say(through(t, p), time.Minute))
 	p.refuse(false)
 	require.NoError(t, say(through(t, p), time.Minute))
+}
+
+func TestProxyResetsInAMessage(t *testing.T) {
+	t.Parallel()
+	p := newTestProxy(t)
+	conn := through(t, p)
+	require.NoError(t, say(conn, time.Minute))
+	p.tear()
+	require.ErrorIs(t, say(conn, time.Minute), syscall.ECONNRESET)
+	require.NoError(t, say(through(t, p), time.Minute), "a new connection works")
 }
 
 func TestProxyIsSlow(t *testing.T) {

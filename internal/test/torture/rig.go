@@ -273,6 +273,19 @@ func (r *rig) put(ctx context.Context, path, body string) error {
 	return nil
 }
 
+// versions names the servers.
+func (r *rig) versions(ctx context.Context) (string, error) {
+	var database string
+	err := r.waiting(ctx, func(ctx context.Context) error {
+		return r.admin.QueryRow(ctx, "SELECT split_part(current_setting('server_version'), ' ', 1)").Scan(&database)
+	})
+	if err != nil {
+		return "", err
+	}
+	broker, err := r.rabbit.Control("--quiet", "version")
+	return "Postgres " + database + ", RabbitMQ " + strings.TrimSpace(broker), err
+}
+
 // blame notes that a promise was broken.
 func (r *rig) blame(promise, format string, args ...any) {
 	r.mu.Lock()

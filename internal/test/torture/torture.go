@@ -49,15 +49,15 @@ func (c Config) long() bool { return c.Duration >= longRun }
 // ErrBroken says that at least one promise was broken.
 var ErrBroken = errors.New("promises were broken")
 
-// Run does one run and prints its course and its result. The error is [ErrBroken], or says why the run could not be
-// done. The program that calls it must call testservers.Supervise first, in the root of the repository.
-func Run(ctx context.Context, c Config, out io.Writer) (err error) {
+// Run does one run and prints its course. The error says why the run could not be done. The program that calls it must
+// call testservers.Supervise first, in the root of the repository.
+func Run(ctx context.Context, c Config, out io.Writer) (result Result, err error) {
 	if c.Worker, err = filepath.Abs(c.Worker); err != nil {
-		return fmt.Errorf("find the worker: %w", err)
+		return Result{}, fmt.Errorf("find the worker: %w", err)
 	}
 	folder, err := os.MkdirTemp("", "torture-")
 	if err != nil {
-		return fmt.Errorf("make a folder for the logs: %w", err)
+		return Result{}, fmt.Errorf("make a folder for the logs: %w", err)
 	}
 	r := &rig{config: c, folder: folder, planted: plantedValue(c.Seed), ledger: newLedger(), known: map[string]letter{}}
 	began := time.Now()
@@ -66,20 +66,20 @@ func Run(ctx context.Context, c Config, out io.Writer) (err error) {
 	err = r.open(ctx)
 	if err == nil {
 		report.say("servers, workers and witness are up")
-		err = r.torture(ctx, report)
+		result, err = r.torture(ctx, report)
 	}
 	if closing := r.close(); closing != nil {
 		err = errors.Join(err, fmt.Errorf("end the run: %w", closing))
 	}
-	if err != nil {
+	if err != nil || result.Err() != nil {
 		report.say("the logs are in %s", folder)
-		return err
+		return result, err
 	}
-	return os.RemoveAll(folder)
+	return result, os.RemoveAll(folder)
 }
 
 // torture does the harm and the checks. The writers end with it.
-func (r *rig) torture(ctx context.Context, report *report) error {
+func (r *rig) torture(ctx context.Context, report *report) (Result, error) {
 	writing, stopWriting := context.WithCancel(ctx)
 	defer stopWriting()
 	written := make(chan struct{})
@@ -91,17 +91,21 @@ func (r *rig) torture(ctx context.Context, report *report) error {
 	stopWriting()
 	<-written
 	if err != nil {
-		return err
+		return Result{}, err
 	}
 	if ctx.Err() != nil {
-		return context.Cause(ctx)
+		return Result{}, context.Cause(ctx)
 	}
 	report.say("all is healed and nothing new is written")
+	servers, err := r.versions(ctx)
+	if err != nil {
+		return Result{}, err
+	}
 	v, err := r.settle(ctx)
 	if err != nil {
-		return err
+		return Result{}, err
 	}
-	return report.print(r, v)
+	return report.result(r, v, servers), nil
 }
 
 // harm injects one fault after another, in rounds of all kinds, each in an order of its own.
