@@ -75,7 +75,7 @@ torture: build ## Harm workers and servers under traffic for DURATION, by SEED, 
 	@$(GO) build -o bin/torture ./internal/test/torture/cmd/torture
 	bin/torture -duration=$(DURATION) -workers=$(WORKERS) $(if $(SEED),-seed=$(SEED))
 
-PARALLEL ?= 3
+PARALLEL ?= 2
 
 .PHONY: torture-long
 torture-long: build ## Do runs of 8 minutes, PARALLEL at a time, until there were 1 000 faults; the table goes to RESULT.md

@@ -208,7 +208,7 @@ func killServers(ctx context.Context, r *rig, _ *author) error {
 
 // restart stops a server in good order and starts it again.
 func restart(ctx context.Context, r *rig, a *author, s *testservers.Server) error {
-	if a.chance(0.5) {
+	if a.chance(0.1) {
 		if err := r.backlog(ctx, a); err != nil {
 			return err
 		}
@@ -368,7 +368,8 @@ func setting(harm, heal string, unready bool) func(context.Context, *rig, *autho
 }
 
 func holdTransactionID(ctx context.Context, r *rig, a *author) error {
-	hold := a.between(r.pauseFor(a)/2, r.pauseFor(a)*3/2)
+	pause := r.pauseFor(a)
+	hold := a.between(pause/2, pause*3/2)
 	return r.holdBack(ctx, func() { sleep(ctx, hold) })
 }
 
@@ -508,7 +509,7 @@ var closeConnections = []string{"close_all_connections", "--vhost", "/", "by the
 // control gives commands to the broker's administration program, and after a while the one that heals, if there is one.
 func control(heal []string, harm ...[]string) func(context.Context, *rig, *author) error {
 	return func(ctx context.Context, r *rig, a *author) error {
-		if a.chance(0.5) {
+		if a.chance(0.1) {
 			if err := r.backlog(ctx, a); err != nil {
 				return err
 			}

@@ -5,7 +5,6 @@ import (
 	"io"
 	"maps"
 	"os"
-	"runtime/debug"
 	"slices"
 	"strings"
 	"text/tabwriter"
@@ -136,8 +135,8 @@ func (r Result) Print(out io.Writer) error {
 // Markdown writes the result, and the command that it is of, to a file.
 func (r Result) Markdown(path, title, command string) error {
 	var text strings.Builder
-	fmt.Fprintf(&text, "# %s\n\nWritten by `%s` on %s, from commit %s. The package documentation says what a run does and checks.\n",
-		title, command, time.Now().UTC().Format(time.DateOnly), revision())
+	fmt.Fprintf(&text, "# %s\n\nWritten by `%s` on %s. The package documentation says what a run does and checks.\n",
+		title, command, time.Now().UTC().Format(time.DateOnly))
 	faults, sums := r.rows()
 	for _, table := range [][][]string{faults, sums} {
 		text.WriteString("\n")
@@ -155,22 +154,6 @@ func (r Result) Markdown(path, title, command string) error {
 		return fmt.Errorf("write the result: %w", err)
 	}
 	return nil
-}
-
-// revision is the commit that this program was built from.
-func revision() string {
-	revision, modified := "unknown", ""
-	if info, ok := debug.ReadBuildInfo(); ok {
-		for _, s := range info.Settings {
-			switch {
-			case s.Key == "vcs.revision":
-				revision = s.Value[:min(12, len(s.Value))]
-			case s.Key == "vcs.modified" && s.Value == "true":
-				modified = " with changes"
-			}
-		}
-	}
-	return revision + modified
 }
 
 // report tells the course of a run.

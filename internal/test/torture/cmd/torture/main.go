@@ -10,7 +10,6 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/signal"
-	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -42,11 +41,12 @@ func run() int {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
+	command := fmt.Sprintf("torture -seed=%d -faults=%d -duration=%s", c.Seed, faults, c.Duration)
 	result, err := repeat(ctx, c, faults, parallel)
 	if err == nil || result.Faults > 0 {
 		err = errors.Join(err, result.Print(os.Stdout), result.Err())
 		if into != "" {
-			err = errors.Join(err, result.Markdown(into, "The last long run", "torture "+strings.Join(os.Args[1:], " ")))
+			err = errors.Join(err, result.Markdown(into, "The last long run", command))
 		}
 	}
 	if err == nil {
