@@ -3,6 +3,11 @@ package testservers
 import (
 	"cmp"
 	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
 )
 
 // Server is a private server for a program that harms it on purpose: it is the caller's alone, syncs its data to disk,
@@ -22,6 +27,38 @@ func StartStandby(ctx context.Context, primary *Server) (*Server, error) {
 
 // StartRabbitMQ returns a RabbitMQ broker with its management API when it is ready.
 func StartRabbitMQ(ctx context.Context) (*Server, error) { return startServer(ctx, kindRabbitMQ) }
+
+// StartRabbitMQCluster returns n brokers that form a cluster, in which a minority pauses. They also take each other for
+// unreachable after 5 s without an answer. The first one must be stopped last.
+func StartRabbitMQCluster(ctx context.Context, n int) ([]*Server, error) {
+	brokers, failures := make([]*Server, n), make([]error, n)
+	cookie, mapper := cookieVariable+"="+rand.Text(), ""
+	start := func(i int) {
+		brokers[i], failures[i] = startServer(ctx, kindRabbitMQ, cookie, fmt.Sprintf("%s=%d", nodeVariable, i+1), mapper)
+	}
+	var starts sync.WaitGroup
+	if start(0); failures[0] == nil {
+		mapper = mapperVariable + "=" + brokers[0].supervisor.settings[mapperVariable]
+		for i := range brokers[1:] {
+			starts.Go(func() { start(i + 1) })
+		}
+	}
+	starts.Wait()
+	if err := errors.Join(failures...); err != nil {
+		for _, b := range slices.Backward(brokers) {
+			if b != nil {
+				err = errors.Join(err, b.Stop())
+			}
+		}
+		return nil, err
+	}
+	return brokers, nil
+}
+
+// StartPGBouncer returns a pgbouncer, in transaction mode, before the Postgres server at a URL.
+func StartPGBouncer(ctx context.Context, server string) (*Server, error) {
+	return startServer(ctx, kindPGBouncer, behindVariable+"="+server, poolModeVariable+"=transaction", rootVariable+"=")
+}
 
 func startServer(ctx context.Context, k kind, settings ...string) (*Server, error) {
 	s, err := startSupervisor(ctx, k, true, settings...)

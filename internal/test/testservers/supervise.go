@@ -48,6 +48,9 @@ func inRoot(path string) string { return strings.TrimPrefix(path, root()) }
 const (
 	behindVariable   = "TESTSERVERS_BEHIND"    // the URL of a standby's primary, or of the server behind a pooler
 	poolModeVariable = "TESTSERVERS_POOL_MODE" // of pgbouncer
+	nodeVariable     = "TESTSERVERS_NODE"      // the number of a broker in a cluster, from 1
+	cookieVariable   = "TESTSERVERS_COOKIE"    // what the nodes of a cluster know each other by
+	mapperVariable   = "TESTSERVERS_MAPPER"    // the port of the port mapper that the first node has started
 )
 
 // report is the supervisor's answer on its standard output: one when the server is ready, and one to each order.

@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -29,9 +31,9 @@ type fault struct {
 	inject func(context.Context, *rig, *author) error
 }
 
-// faults are all kinds. No two are done at once.
-func faults() []fault {
-	return []fault{
+// faults are all kinds. No two are done at once. In a cluster "the broker" is one of its nodes, and Postgres the primary.
+func faults(c Config) []fault {
+	all := []fault{
 		{"kill -9 of a worker", killWorker},
 		{"kill -9 of the worker that relays", killLeader},
 		{"kill -9 of all workers", killAll},
@@ -68,10 +70,10 @@ func faults() []fault {
 		{"rights of the leases revoked", setting("REVOKE UPDATE ON leases, relay_position FROM "+workerRole,
 			"GRANT UPDATE ON leases, relay_position TO "+workerRole, false)},
 
-		{"kill -9 of the broker", func(ctx context.Context, r *rig, a *author) error { return killServer(ctx, r, a, r.rabbit) }},
-		{"restart of the broker", func(ctx context.Context, r *rig, a *author) error { return restart(ctx, r, a, r.rabbit) }},
+		{"kill -9 of the broker", func(ctx context.Context, r *rig, a *author) error { return killServer(ctx, r, a, r.broker(a)) }},
+		{"restart of the broker", func(ctx context.Context, r *rig, a *author) error { return restart(ctx, r, a, r.broker(a)) }},
 		{"kill -9 of Postgres and the broker", killServers},
-		{"SIGSTOP of the broker", func(ctx context.Context, r *rig, a *author) error { return pauseServer(ctx, r, a, r.rabbit, false) }},
+		{"SIGSTOP of the broker", func(ctx context.Context, r *rig, a *author) error { return pauseServer(ctx, r, a, r.broker(a), false) }},
 		{"connections to the broker cut", func(ctx context.Context, r *rig, a *author) error { return cut(ctx, a, r.toRabbit) }},
 		{"connections to the broker reset in a frame", func(ctx context.Context, r *rig, a *author) error { return tear(ctx, a, r.toRabbit) }},
 		{"broker unreachable", func(ctx context.Context, r *rig, a *author) error { return outage(ctx, r, a, r.toRabbit) }},
@@ -88,12 +90,16 @@ func faults() []fault {
 		{"login to the broker refused", control([]string{"set_permissions", brokerUser, ".*", ".*", ".*"},
 			[]string{"clear_permissions", brokerUser}, closeConnections)},
 		{"failed queue full", fillFailedQueue},
-		{"queue deleted", deleteQueue},
-		{"topology gone", deleteTopology},
 		{"dead-letter exchange deleted", deleteDeadLetterExchange},
 		{"replay killed half-way", killReplay},
 		{"harm while dead letters are ingested", harmIngestion},
 	}
+	if c.Cluster {
+		all = append(all, clusterFaults()...)
+	} else {
+		all = append(all, fault{"queue deleted", deleteQueue}, fault{"topology gone", deleteTopology})
+	}
+	return slices.DeleteFunc(all, func(f fault) bool { return c.Kinds != nil && !c.Kinds.MatchString(f.kind) })
 }
 
 func killWorker(ctx context.Context, r *rig, a *author) error {
@@ -192,18 +198,19 @@ func killServer(ctx context.Context, r *rig, a *author, s *testservers.Server) e
 	if err := s.Kill(); err != nil {
 		return err
 	}
-	if a.chance(0.5) {
+	if a.chance(0.5) && (s == r.postgres || len(r.brokers) == 1) {
 		r.fleet.awaitUnready(ctx, 15*time.Second, "a server was killed")
 	}
 	return s.Start()
 }
 
 func killServers(ctx context.Context, r *rig, _ *author) error {
-	if err := errors.Join(r.postgres.Kill(), r.rabbit.Kill()); err != nil {
+	servers := append([]*testservers.Server{r.postgres}, r.brokers...)
+	if err := each(servers, (*testservers.Server).Kill); err != nil {
 		return err
 	}
 	r.fleet.awaitUnready(ctx, 15*time.Second, "both servers were killed")
-	return errors.Join(r.postgres.Start(), r.rabbit.Start())
+	return each(servers, (*testservers.Server).Start)
 }
 
 // restart stops a server in good order and starts it again.
@@ -219,8 +226,23 @@ func restart(ctx context.Context, r *rig, a *author, s *testservers.Server) erro
 	return s.Start()
 }
 
-// pauseFor is how long a process is stopped. In a long run it is now and then longer than all time limits of the workers.
+// each does something to several servers at once.
+func each(servers []*testservers.Server, do func(*testservers.Server) error) error {
+	var tasks sync.WaitGroup
+	failures := make([]error, len(servers))
+	for i, s := range servers {
+		tasks.Go(func() { failures[i] = do(s) })
+	}
+	tasks.Wait()
+	return errors.Join(failures...)
+}
+
+// pauseFor is how long a process is stopped: in a cluster, mostly until the other nodes have noticed it. In a long run it is
+// now and then longer than all time limits of the workers.
 func (r *rig) pauseFor(a *author) time.Duration {
+	if r.config.Cluster && a.chance(0.7) {
+		return 12 * time.Second
+	}
 	if r.config.long() && a.chance(0.2) {
 		return 20 * time.Second
 	}
@@ -443,7 +465,7 @@ func (r *rig) emptied() bool {
 
 // queued counts what is waiting or in hand of each queue, as far as the broker tells.
 func (r *rig) queued() map[string]int {
-	lines, err := r.rabbit.Control("--quiet", "list_queues", "name", "messages")
+	lines, err := r.brokers[0].Control("--quiet", "list_queues", "name", "messages")
 	if err != nil {
 		return nil
 	}
@@ -514,8 +536,9 @@ func control(heal []string, harm ...[]string) func(context.Context, *rig, *autho
 				return err
 			}
 		}
+		broker := r.broker(a)
 		for _, command := range harm {
-			if _, err := r.rabbit.Control(command...); err != nil {
+			if _, err := broker.Control(command...); err != nil {
 				return err
 			}
 		}
@@ -523,20 +546,20 @@ func control(heal []string, harm ...[]string) func(context.Context, *rig, *autho
 			return nil
 		}
 		sleep(ctx, a.between(time.Second, r.pauseFor(a)))
-		_, err := r.rabbit.Control(heal...)
+		_, err := broker.Control(heal...)
 		return err
 	}
 }
 
 // fillFailedQueue makes the broker refuse dead letters, which then go to the table by themselves.
 func fillFailedQueue(ctx context.Context, r *rig, a *author) error {
-	_, err := r.rabbit.Control("set_policy", "full", "^"+failedQueue+"$", `{"max-length":0,"overflow":"reject-publish"}`)
+	_, err := r.brokers[0].Control("set_policy", "full", "^"+failedQueue+"$", `{"max-length":0,"overflow":"reject-publish"}`)
 	if err != nil {
 		return err
 	}
 	r.load.appendOnce(ctx, a.failures(40), true)
 	sleep(ctx, a.between(time.Second, r.pauseFor(a)))
-	_, err = r.rabbit.Control("clear_policy", "full")
+	_, err = r.brokers[0].Control("clear_policy", "full")
 	return err
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -25,13 +26,13 @@ var errTorn = errors.New("reset")
 
 // proxy stands between clients and a server, and can fail as a network does.
 type proxy struct {
-	server   string
 	listener net.Listener
 	tasks    sync.WaitGroup
 	life     context.Context // ends with close
 	end      context.CancelFunc
 
 	mu      sync.Mutex
+	servers []string
 	links   map[*link]struct{}
 	slow    bool
 	silent  bool
@@ -47,13 +48,14 @@ type link struct {
 	hush           func()
 }
 
-// newProxy returns a proxy to the server at an address.
-func newProxy(ctx context.Context, server string) (*proxy, error) {
+// newProxy returns a proxy to the servers at some addresses: a connection is to the next one of them that accepts it, as
+// with a load balancer that only sees whether a port is open.
+func newProxy(ctx context.Context, servers ...string) (*proxy, error) {
 	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, fmt.Errorf("listen for a proxy: %w", err)
 	}
-	p := &proxy{server: server, listener: listener, links: map[*link]struct{}{}}
+	p := &proxy{servers: servers, listener: listener, links: map[*link]struct{}{}}
 	p.life, p.end = context.WithCancel(context.WithoutCancel(ctx))
 	p.tasks.Go(p.accept)
 	return p, nil
@@ -86,7 +88,8 @@ func (p *proxy) serve(client net.Conn) {
 	l := &link{client: client, silent: make(chan struct{})}
 	l.hush = sync.OnceFunc(func() { close(l.silent) })
 	p.mu.Lock()
-	refuses := p.refuses
+	refuses, servers := p.refuses, p.servers
+	p.servers = slices.Concat(servers[1:], servers[:1])
 	if p.slow {
 		l.delay = latency
 	}
@@ -97,8 +100,13 @@ func (p *proxy) serve(client net.Conn) {
 	if refuses {
 		return
 	}
-	server, err := (&net.Dialer{Timeout: time.Second}).DialContext(p.life, "tcp", p.server)
-	if err != nil {
+	var server net.Conn
+	for _, address := range servers {
+		if server, _ = (&net.Dialer{Timeout: time.Second}).DialContext(p.life, "tcp", address); server != nil {
+			break
+		}
+	}
+	if server == nil {
 		return
 	}
 	defer server.Close()
@@ -116,6 +124,14 @@ func (p *proxy) serve(client net.Conn) {
 	ways.Go(func() { p.carry(l, server, client) })
 	ways.Go(func() { p.carry(l, client, server) })
 	ways.Wait()
+}
+
+// lead ends the connections that stand, and leads new ones to another server.
+func (p *proxy) lead(server string) {
+	p.mu.Lock()
+	p.servers = []string{server}
+	p.mu.Unlock()
+	p.cut()
 }
 
 // piece is what one read gave, and when it arrives.

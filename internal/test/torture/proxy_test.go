@@ -84,6 +84,24 @@ func TestProxyResetsInAMessage(t *testing.T) {
 	require.NoError(t, say(through(t, p), time.Minute), "a new connection works")
 }
 
+func TestProxyLeadsToAServerThatListens(t *testing.T) {
+	t.Parallel()
+	gone, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	require.NoError(t, gone.Close())
+	p, err := newProxy(t.Context(), gone.Addr().String(), echo(t))
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, p.close()) })
+	conn := through(t, p)
+	for range 3 {
+		require.NoError(t, say(through(t, p), time.Minute))
+	}
+
+	p.lead(gone.Addr().String())
+	require.Error(t, say(conn, time.Minute), "it is cut")
+	require.Error(t, say(through(t, p), time.Minute))
+}
+
 func TestProxyIsSlow(t *testing.T) {
 	t.Parallel()
 	p := newTestProxy(t)

@@ -5,6 +5,8 @@
 // The traces that it compares are the writers' own notes of what they were told, the table, a second queue that is bound
 // to the exchange like the worker's, the dead letters, and the workers' logs, exit codes and /readyz.
 //
+// It has two rigs with one table of faults: a Postgres and a broker, or a cluster of each.
+//
 // One thing cannot be promised, and is not asked for. What lies in a queue that somebody deletes is lost by RabbitMQ,
 // which tells nobody; so queues are deleted when they are empty.
 package torture
@@ -16,6 +18,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"time"
 )
@@ -42,6 +45,11 @@ type Config struct {
 	Workers int
 	// Worker is the path of the worker's program.
 	Worker string
+	// Cluster makes the broker one of three nodes with quorum queues, and Postgres a primary with a synchronous standby,
+	// behind a pooler.
+	Cluster bool
+	// Kinds, if it is not nil, is what the kinds of faults must match.
+	Kinds *regexp.Regexp
 }
 
 func (c Config) long() bool { return c.Duration >= longRun }
@@ -111,7 +119,10 @@ func (r *rig) torture(ctx context.Context, report *report) (Result, error) {
 // harm injects one fault after another, in rounds of all kinds, each in an order of its own.
 func (r *rig) harm(ctx context.Context, report *report) error {
 	a := newAuthor(r.config.Seed, "faults")
-	kinds := faults()
+	kinds := faults(r.config)
+	if len(kinds) == 0 {
+		return fmt.Errorf("no kind of fault matches %q", r.config.Kinds)
+	}
 	end := time.Now().Add(r.config.Duration)
 	for round := 0; ; round++ {
 		a.Shuffle(len(kinds), func(i, j int) { kinds[i], kinds[j] = kinds[j], kinds[i] })
@@ -150,7 +161,8 @@ func (r *rig) recover(ctx context.Context, kind string) {
 		}
 		var follows bool
 		const sql = "SELECT EXISTS (SELECT FROM events WHERE causation_id = $1)"
-		return r.admin.QueryRow(ctx, sql, probe.event.ID).Scan(&follows) == nil && follows && len(r.fleet.unready(ctx)) == 0
+		return r.admin.QueryRow(ctx, sql, probe.event.ID).Scan(&follows) == nil && follows && len(r.fleet.unready(ctx)) == 0 &&
+			each(r.brokers, answers) == nil
 	})
 	if !works && ctx.Err() == nil {
 		r.blame("P10", "%s after the end of %q not all works (probe %s, written: %t): %s", recoveryLimit, kind, probe.event.ID,

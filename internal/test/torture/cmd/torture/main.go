@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/signal"
+	"regexp"
 	"sync"
 	"syscall"
 	"time"
@@ -31,6 +32,11 @@ func run() int {
 	flag.DurationVar(&c.Duration, "duration", 2*time.Minute, "how long a run injects faults")
 	flag.IntVar(&c.Workers, "workers", 3, "how many workers run")
 	flag.StringVar(&c.Worker, "worker", "bin/worker", "the worker's program")
+	flag.BoolVar(&c.Cluster, "cluster", false, "harm a cluster of brokers, and a primary with a standby and a pooler")
+	flag.Func("kinds", "a regular expression of the kinds of faults (default all)", func(text string) (err error) {
+		c.Kinds, err = regexp.Compile(text)
+		return err
+	})
 	flag.IntVar(&faults, "faults", 1, "do further runs, with the seeds that follow, until so many faults were injected")
 	flag.IntVar(&parallel, "parallel", 1, "how many runs at a time, each with servers of its own")
 	flag.StringVar(&into, "into", "", "write the result to this file too")
@@ -41,12 +47,15 @@ func run() int {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	command := fmt.Sprintf("torture -seed=%d -faults=%d -duration=%s", c.Seed, faults, c.Duration)
+	title, command := "The last long run", fmt.Sprintf("torture -seed=%d -faults=%d -duration=%s", c.Seed, faults, c.Duration)
+	if c.Cluster {
+		title, command = "The last run on a cluster", command+" -cluster"
+	}
 	result, err := repeat(ctx, c, faults, parallel)
 	if err == nil || result.Faults > 0 {
 		err = errors.Join(err, result.Print(os.Stdout), result.Err())
 		if into != "" {
-			err = errors.Join(err, result.Markdown(into, "The last long run", command))
+			err = errors.Join(err, result.Markdown(into, title, command))
 		}
 	}
 	if err == nil {
