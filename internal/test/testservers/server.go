@@ -94,7 +94,7 @@ func (s *Server) Pause() error { return s.do(actionPause) }
 // Resume lets a paused server go on.
 func (s *Server) Resume() error { return s.do(actionResume) }
 
-// Control runs rabbitmqctl and returns what it prints.
+// Control runs rabbitmqctl and returns what it prints. For "eval" and an Erlang expression, it is the value.
 func (s *Server) Control(arguments ...string) (string, error) {
 	return s.supervisor.do(order{Do: actionControl, Arguments: arguments})
 }

@@ -107,15 +107,15 @@ func partitionBroker(ctx context.Context, r *rig, a *author) error {
 			others = append(others, fmt.Sprintf("test%d@localhost", other+1))
 		}
 	}
-	eval := func(do string) error {
+	onEach := func(do string) error {
 		_, err := r.brokers[i].Control("eval", "[begin "+do+" end || N <- ["+strings.Join(others, ",")+"]].")
 		return err
 	}
-	if err := eval("erlang:set_cookie(N, partitioned), erlang:disconnect_node(N)"); err != nil {
+	if err := onEach("erlang:set_cookie(N, partitioned), erlang:disconnect_node(N)"); err != nil {
 		return err
 	}
 	sleep(ctx, a.between(5*time.Second, 15*time.Second))
-	return eval("erlang:set_cookie(N, erlang:get_cookie())")
+	return onEach("erlang:set_cookie(N, erlang:get_cookie())")
 }
 
 // restartBrokers is a rolling update of the brokers.

@@ -79,16 +79,14 @@ func faults(c Config) []fault {
 		{"broker unreachable", func(ctx context.Context, r *rig, a *author) error { return outage(ctx, r, a, r.toRabbit) }},
 		{"200 ms to the broker", func(ctx context.Context, r *rig, a *author) error { return slow(ctx, r, a, r.toRabbit) }},
 		{"half-open to the broker", func(ctx context.Context, r *rig, a *author) error { return halfOpen(ctx, r, a, r.toRabbit) }},
-		{"broker closes all connections", control(nil, closeConnections)},
-		{"broker's memory alarm", control([]string{"set_vm_memory_high_watermark", "0.4"}, []string{"set_vm_memory_high_watermark", "0.00001"})},
-		{"broker's disk alarm", control([]string{"set_disk_free_limit", "50MB"}, []string{"set_disk_free_limit", "1000000GB"})},
-		{"broker's application restarted", control([]string{"start_app"}, []string{"stop_app"})},
-		{"rights on the broker revoked", control([]string{"set_permissions", brokerUser, ".*", ".*", ".*"},
-			[]string{"set_permissions", brokerUser, "", "", ""}, closeConnections)},
-		{"rights to write to the broker revoked", control([]string{"set_permissions", brokerUser, ".*", ".*", ".*"},
-			[]string{"set_permissions", brokerUser, ".*", "^$", ".*"})},
-		{"login to the broker refused", control([]string{"set_permissions", brokerUser, ".*", ".*", ".*"},
-			[]string{"clear_permissions", brokerUser}, closeConnections)},
+		{"broker closes all connections", eval(closeConnections, "")},
+		{"broker's memory alarm", eval("vm_memory_monitor:set_vm_memory_high_watermark(0.00001)", "vm_memory_monitor:set_vm_memory_high_watermark(0.4)")},
+		{"broker's disk alarm", eval(`rabbit_disk_monitor:set_disk_free_limit("1000000GB")`, `rabbit_disk_monitor:set_disk_free_limit("50MB")`)},
+		{"broker's application restarted", eval("rabbit:stop()", "rabbit:start()")},
+		{"rights on the broker revoked", eval(rights("", "", "")+", "+closeConnections, rights(".*", ".*", ".*"))},
+		{"rights to write to the broker revoked", eval(rights(".*", "^$", ".*"), rights(".*", ".*", ".*"))},
+		{"login to the broker refused", eval(fmt.Sprintf("rabbit_auth_backend_internal:clear_permissions(<<%q>>, <<$/>>, <<>>), ", brokerUser)+
+			closeConnections, rights(".*", ".*", ".*"))},
 		{"failed queue full", fillFailedQueue},
 		{"dead-letter exchange deleted", deleteDeadLetterExchange},
 		{"replay killed half-way", killReplay},
@@ -525,11 +523,17 @@ func deleteTopology(ctx context.Context, r *rig, _ *author) error {
 	})
 }
 
-// closeConnections is the command with which an administrator closes all connections.
-var closeConnections = []string{"close_all_connections", "--vhost", "/", "by the administrator"} //nolint:gochecknoglobals // a constant
+// closeConnections is what an administrator's program does to close all connections.
+const closeConnections = `[rabbit_networking:close_connection(C, "closed by the administrator") || C <- rabbit_networking:connections()]`
 
-// control gives commands to the broker's administration program, and after a while the one that heals, if there is one.
-func control(heal []string, harm ...[]string) func(context.Context, *rig, *author) error {
+// rights gives the workers' account these rights on the broker.
+func rights(configure, write, read string) string {
+	return fmt.Sprintf("rabbit_auth_backend_internal:set_permissions(<<%q>>, <<$/>>, <<%q>>, <<%q>>, <<%q>>, <<>>)",
+		brokerUser, configure, write, read)
+}
+
+// eval does something to the broker as its administrator, and after a while what heals it, if there is something.
+func eval(harm, heal string) func(context.Context, *rig, *author) error {
 	return func(ctx context.Context, r *rig, a *author) error {
 		if a.chance(0.1) {
 			if err := r.backlog(ctx, a); err != nil {
@@ -537,29 +541,25 @@ func control(heal []string, harm ...[]string) func(context.Context, *rig, *autho
 			}
 		}
 		broker := r.broker(a)
-		for _, command := range harm {
-			if _, err := broker.Control(command...); err != nil {
-				return err
-			}
-		}
-		if heal == nil {
-			return nil
+		if _, err := broker.Control("eval", harm+"."); err != nil || heal == "" {
+			return err
 		}
 		sleep(ctx, a.between(time.Second, r.pauseFor(a)))
-		_, err := broker.Control(heal...)
+		_, err := broker.Control("eval", heal+".")
 		return err
 	}
 }
 
 // fillFailedQueue makes the broker refuse dead letters, which then go to the table by themselves.
 func fillFailedQueue(ctx context.Context, r *rig, a *author) error {
-	_, err := r.brokers[0].Control("set_policy", "full", "^"+failedQueue+"$", `{"max-length":0,"overflow":"reject-publish"}`)
+	_, err := r.brokers[0].Control("eval", `rabbit_policy:set(<<$/>>, <<"full">>, <<"^`+failedQueue+`$">>,
+		[{<<"max-length">>, 0}, {<<"overflow">>, <<"reject-publish">>}], 0, <<"queues">>, <<>>).`)
 	if err != nil {
 		return err
 	}
 	r.load.appendOnce(ctx, a.failures(40), true)
 	sleep(ctx, a.between(time.Second, r.pauseFor(a)))
-	_, err = r.brokers[0].Control("clear_policy", "full")
+	_, err = r.brokers[0].Control("eval", `rabbit_policy:delete(<<$/>>, <<"full">>, <<>>).`)
 	return err
 }
 
@@ -576,7 +576,7 @@ func exhaustConnections(ctx context.Context, r *rig, a *author) error {
 	}()
 	hold := time.Now().Add(a.between(3*time.Second, max(4*time.Second, r.pauseFor(a)/2)))
 	terminated := false
-	for time.Now().Before(hold) && ctx.Err() == nil {
+	for ctx.Err() == nil && (time.Now().Before(hold) || !terminated && time.Now().Before(hold.Add(gatherLimit))) {
 		conn, err := pgx.Connect(ctx, address.String())
 		if err == nil {
 			hoard = append(hoard, conn)
