@@ -612,7 +612,7 @@ func deleteDeadLetterExchange(ctx context.Context, r *rig, a *author) error {
 // one of them takes dead letters into the table: these gather behind a lock on it, which is released just before.
 func harmIngestion(ctx context.Context, r *rig, a *author) error {
 	gathered := false
-	err := r.waiting(ctx, func(ctx context.Context) error {
+	err := r.waiting(ctx, func(context.Context) error { // a machine under load takes longer than an answer may take
 		return pgx.BeginFunc(ctx, r.admin, func(tx pgx.Tx) error {
 			if _, err := tx.Exec(ctx, "LOCK TABLE dead_letters IN SHARE ROW EXCLUSIVE MODE"); err != nil {
 				return err
