@@ -109,7 +109,8 @@ func startRabbitMQ(ctx context.Context, dir string, _ bool) (*server, error) {
 			managementURL:        management,
 			rabbitMQTLSPort:      tlsPort,
 			rabbitMQCertificates: certificates,
-			mapperVariable:       mapperPort,
+			rabbitMQNode:         nodeName,
+			rabbitMQMapperPort:   mapperPort,
 		},
 		gentle: syscall.SIGTERM,
 		start: func(ctx context.Context) (*process, error) {

@@ -38,7 +38,7 @@ func StartRabbitMQCluster(ctx context.Context, n int) ([]*Server, error) {
 	}
 	var starts sync.WaitGroup
 	if start(0); failures[0] == nil {
-		mapper = mapperVariable + "=" + brokers[0].supervisor.settings[mapperVariable]
+		mapper = mapperVariable + "=" + brokers[0].supervisor.settings[rabbitMQMapperPort]
 		for i := range brokers[1:] {
 			starts.Go(func() { start(i + 1) })
 		}
@@ -75,6 +75,9 @@ func (s *Server) URL() string {
 
 // ManagementURL is the base URL of the broker's management API, credentials included and without a slash at its end.
 func (s *Server) ManagementURL() string { return s.supervisor.settings[managementURL] }
+
+// Node is the broker's name among its kind.
+func (s *Server) Node() string { return s.supervisor.settings[rabbitMQNode] }
 
 // Log is the file to which the server writes.
 func (s *Server) Log() string { return s.supervisor.log }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -22,6 +23,7 @@ func clusterFaults() []fault {
 	type server = testservers.Server
 	return []fault{
 		{"broker partitioned from the others", partitionBroker},
+		{"SIGSTOP of the broker that the consumer and the queue's leader are on", pauseConsumersBroker},
 		{"brokers restarted in turn", restartBrokers},
 		{"kill -9 of two brokers", killMajority},
 		{"kill -9 of the primary, standby promoted", func(ctx context.Context, r *rig, a *author) error { return failover(ctx, r, a, (*server).Kill) }},
@@ -104,7 +106,7 @@ func partitionBroker(ctx context.Context, r *rig, a *author) error {
 	var others []string
 	for other := range r.brokers {
 		if other != i {
-			others = append(others, fmt.Sprintf("test%d@localhost", other+1))
+			others = append(others, r.brokers[other].Node())
 		}
 	}
 	onEach := func(do string) error {
@@ -116,6 +118,29 @@ func partitionBroker(ctx context.Context, r *rig, a *author) error {
 	}
 	sleep(ctx, a.between(5*time.Second, 15*time.Second))
 	return onEach("erlang:set_cookie(N, erlang:get_cookie())")
+}
+
+// pauseConsumersBroker stops the node that holds the unacked messages of the workers' queue and the connection of their
+// consumer, for longer than the others try to reach it before they take it for gone.
+func pauseConsumersBroker(ctx context.Context, r *rig, a *author) error {
+	if err := r.backlog(ctx, a); err != nil {
+		return err
+	}
+	node, err := r.brokers[0].Control("eval", fmt.Sprintf(`{ok, Q} = rabbit_amqqueue:lookup({resource, <<$/>>, queue, <<%q>>}),
+		Node = hd([node(element(1, C)) || C <- rabbit_amqqueue:consumers(Q)] ++ [node()]),
+		rabbit_quorum_queue:transfer_leadership(Q, Node), Node.`, consumerQueue))
+	if err != nil {
+		return err
+	}
+	i := slices.IndexFunc(r.brokers, func(s *testservers.Server) bool { return s.Node() == node })
+	if i < 0 {
+		return fmt.Errorf("no broker is %q", node)
+	}
+	if err := r.brokers[i].Pause(); err != nil {
+		return err
+	}
+	sleep(ctx, 20*time.Second)
+	return r.brokers[i].Resume()
 }
 
 // restartBrokers is a rolling update of the brokers.
