@@ -51,6 +51,9 @@ func run() int {
 	if c.Cluster {
 		title, command = "The last run on a cluster", command+" -cluster"
 	}
+	if c.Kinds != nil {
+		command += fmt.Sprintf(" -kinds='%s'", c.Kinds)
+	}
 	result, err := repeat(ctx, c, faults, parallel)
 	if err == nil || result.Faults > 0 {
 		err = errors.Join(err, result.Print(os.Stdout), result.Err())
