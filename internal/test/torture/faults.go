@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -461,18 +462,23 @@ func (r *rig) emptied() bool {
 	return true
 }
 
+// countQueues asks each queue's own node: another that once led a quorum queue goes on telling what it counted then.
+const countQueues = `[{binary_to_list(Name), N} || Q <- rabbit_amqqueue:list(<<$/>>), {resource, _, _, Name} <- [amqqueue:get_name(Q)],
+	Node <- [case amqqueue:get_pid(Q) of {_, Leader} -> Leader; Pid -> node(Pid) end],
+	[{messages, N}] <- [rpc:call(Node, rabbit_amqqueue, info, [Q, [messages]])]].`
+
+var queueCount = regexp.MustCompile(`\{"([^"]+)", (\d+)\}`)
+
 // queued counts what is waiting or in hand of each queue, as far as the broker tells.
 func (r *rig) queued() map[string]int {
-	lines, err := r.brokers[0].Control("--quiet", "list_queues", "name", "messages")
+	answer, err := r.brokers[0].Control("eval", countQueues)
 	if err != nil {
 		return nil
 	}
 	counts := map[string]int{}
-	for line := range strings.Lines(lines) {
-		if fields := strings.Fields(line); len(fields) == 2 {
-			if n, err := strconv.Atoi(fields[1]); err == nil {
-				counts[fields[0]] = n
-			}
+	for _, one := range queueCount.FindAllStringSubmatch(answer, -1) {
+		if n, err := strconv.Atoi(one[2]); err == nil {
+			counts[one[1]] = n
 		}
 	}
 	return counts
