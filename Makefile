@@ -75,6 +75,21 @@ torture: build ## Harm workers and servers under traffic for DURATION, by SEED, 
 	@$(GO) build -o bin/torture ./internal/test/torture/cmd/torture
 	bin/torture -duration=$(DURATION) -workers=$(WORKERS) $(if $(SEED),-seed=$(SEED))
 
+PARALLEL ?= 2
+
+.PHONY: torture-long
+torture-long: build ## Do runs of 8 minutes, PARALLEL at a time, until there were 1 000 faults; the table goes to RESULT.md
+	@$(GO) build -o bin/torture ./internal/test/torture/cmd/torture
+	bin/torture -faults=1000 -parallel=$(PARALLEL) -duration=8m -workers=$(WORKERS) $(if $(SEED),-seed=$(SEED)) \
+		-into=internal/test/torture/RESULT.md
+
+.PHONY: torture-cluster
+torture-cluster: DURATION = 10m
+torture-cluster: build ## As torture, on three brokers with quorum queues, Postgres with a standby, and pgbouncer
+	@$(GO) build -o bin/torture ./internal/test/torture/cmd/torture
+	bin/torture -cluster -duration=$(DURATION) -workers=$(WORKERS) $(if $(SEED),-seed=$(SEED)) \
+		-into=internal/test/torture/RESULT-cluster.md
+
 .PHONY: mutants
 mutants: bin/with-servers ## Put known faults into the source, one at a time, and see each found by the tests
 	bin/with-servers -- $(GO) run ./internal/test/mutants/cmd/mutants

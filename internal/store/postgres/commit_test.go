@@ -21,6 +21,7 @@ import (
 	"github.com/healz/worker/internal/store"
 	"github.com/healz/worker/internal/store/postgres"
 	"github.com/healz/worker/internal/store/storetest"
+	"github.com/healz/worker/internal/test/testservers"
 )
 
 // writers are all kinds of writes of a store: of its own, of the relay, and of other packages (ingest and replay of dead
@@ -93,25 +94,33 @@ func TestRefusedCommitShows(t *testing.T) {
 }
 
 // Row 16 of issue 11: a connection that is cut while a transaction is committed is an error, and the next call succeeds. A
-// write whose outcome cannot be known says so.
+// write whose outcome cannot be known says so, also if a pooler, which has lost the connection, answers in the server's place.
 func TestConnectionCutAtTheCommit(t *testing.T) {
 	t.Parallel()
-	address := migrated(t)
-	target, err := url.Parse(address)
-	require.NoError(t, err)
-	cutter := newCutter(t, target.Host)
-	target.Host = cutter.address
-	s := open(t, target.String())
-	for name, call := range writers(t, s) {
-		require.NoError(t, call(), name) // the statements are prepared
-		cutter.armed.Store(true)
-		err := call()
-		require.Error(t, err, name)
-		require.False(t, cutter.armed.Load(), name)
-		if name != "park" && name != "lease" { // which may be repeated
-			require.ErrorIs(t, err, store.ErrUnknownOutcome, name)
-		}
-		require.Eventually(t, func() bool { return call() == nil }, 30*time.Second, 10*time.Millisecond, name)
+	for _, pooler := range []string{"none", "session", "transaction"} {
+		t.Run("pooler "+pooler, func(t *testing.T) {
+			t.Parallel()
+			target, err := url.Parse(migrated(t))
+			require.NoError(t, err)
+			cutter := newCutter(t, target.Host)
+			target.Host = cutter.address
+			address := target.String()
+			if pooler != "none" {
+				address = testservers.PGBouncer(t, address, pooler)
+			}
+			s := open(t, address)
+			for name, call := range writers(t, s) {
+				require.NoError(t, call(), name) // the statements are prepared
+				cutter.armed.Store(true)
+				err := call()
+				require.Error(t, err, name)
+				require.False(t, cutter.armed.Load(), name)
+				if name != "park" && name != "lease" { // which may be repeated
+					require.ErrorIs(t, err, store.ErrUnknownOutcome, name)
+				}
+				require.Eventually(t, func() bool { return call() == nil }, 30*time.Second, 10*time.Millisecond, name)
+			}
+		})
 	}
 }
 

@@ -102,7 +102,7 @@ func (unsentError) SafeToRetry() bool { return true }
 // unknown. The server answers with an error only if nothing was written: a session that is terminated after its commit
 // ends without an answer. Rows that it refuses are a *[store.RefusedError].
 func writeFault(ctx context.Context, doing string, err error) error {
-	pgErr, answered := errors.AsType[*pgconn.PgError](err)
+	pgErr, answered := serverError(err)
 	switch {
 	case answered && isRefusal(pgErr):
 		return fmt.Errorf("%s: %w", doing, refused(pgErr))
@@ -110,6 +110,13 @@ func writeFault(ctx context.Context, doing string, err error) error {
 		return fault(ctx, doing, err)
 	}
 	return fmt.Errorf("%s: %w: %w", doing, store.ErrUnknownOutcome, err)
+}
+
+// serverError returns the server's own error. A pooler that has lost the connection to the server answers in its place, and
+// does not know whether anything was written; only the server names the routine of its source.
+func serverError(err error) (pgErr *pgconn.PgError, answered bool) {
+	pgErr, answered = errors.AsType[*pgconn.PgError](err)
+	return pgErr, answered && (pgErr.Routine != "" || !isTemporary(pgErr.Code))
 }
 
 // isRefusal reports whether the rows are the reason why a statement or a commit failed: other rows may succeed. What
@@ -163,7 +170,7 @@ var functionName = regexp.MustCompile(`PL/pgSQL function [^\s(]+\(\)`)
 
 // commitFault is the error of a COMMIT. Of a connection that breaks before the answer, pgx may say that nothing was sent.
 func commitFault(err error) error {
-	_, answered := errors.AsType[*pgconn.PgError](err)
+	_, answered := serverError(err)
 	if err == nil || answered || errors.Is(err, pgx.ErrTxCommitRollback) {
 		return err
 	}

@@ -61,7 +61,8 @@ func startPGBouncer(ctx context.Context, dir string, _ bool) (*server, error) {
 	for path, content := range map[string]string{
 		config: "[databases]\n* = host=" + address.Hostname() + " port=" + address.Port() + "\n" +
 			"[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = " + ports[0] + "\nunix_socket_dir =\n" +
-			"auth_type = trust\nauth_file = " + users + "\n" +
+			"auth_type = trust\nauth_file = " + users + "\nauth_user = " + address.User.Username() + "\n" +
+			"server_login_retry = 1\n" +
 			"pool_mode = " + os.Getenv(poolModeVariable) + "\ndefault_pool_size = 40\nmax_client_conn = 2000\n",
 		users: fmt.Sprintf("%q %q\n", address.User.Username(), password),
 	} {

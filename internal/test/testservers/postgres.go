@@ -64,6 +64,7 @@ func startPostgres(ctx context.Context, dir string, durable bool) (*server, erro
 	address := "postgres://postgres@127.0.0.1:" + port + "/postgres?sslmode=disable"
 	s := &server{
 		settings: map[string]string{databaseURL: address, databaseCertificates: certificates},
+		gentle:   syscall.SIGINT, // the fast one, which does not wait for clients
 		start: func(ctx context.Context) (*process, error) {
 			command := exec.CommandContext(context.WithoutCancel(ctx), filepath.Join(filepath.Dir(creator), "postgres"),
 				arguments...)

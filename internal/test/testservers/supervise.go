@@ -48,6 +48,9 @@ func inRoot(path string) string { return strings.TrimPrefix(path, root()) }
 const (
 	behindVariable   = "TESTSERVERS_BEHIND"    // the URL of a standby's primary, or of the server behind a pooler
 	poolModeVariable = "TESTSERVERS_POOL_MODE" // of pgbouncer
+	nodeVariable     = "TESTSERVERS_NODE"      // the number of a broker in a cluster, from 1
+	cookieVariable   = "TESTSERVERS_COOKIE"    // what the nodes of a cluster know each other by
+	mapperVariable   = "TESTSERVERS_MAPPER"    // the port of the port mapper that the first node has started
 )
 
 // report is the supervisor's answer on its standard output: one when the server is ready, and one to each order.
@@ -69,6 +72,7 @@ type action string
 
 const (
 	actionKill    action = "kill"
+	actionStop    action = "stop"
 	actionStart   action = "start"
 	actionPause   action = "pause"
 	actionResume  action = "resume"
@@ -86,6 +90,7 @@ type server struct {
 	dir      string
 	settings map[string]string
 	process  *process
+	gentle   syscall.Signal // stops it in good order
 	// start starts the server's process, on the same port and with the same data.
 	start func(context.Context) (*process, error)
 	// control runs the server's own administration program, if it has one.
@@ -98,6 +103,9 @@ func (s *server) obey(ctx context.Context, o order) (output string, err error) {
 	switch o.Do {
 	case actionKill:
 		return "", s.process.kill()
+	case actionStop:
+		s.process.stop(s.gentle)
+		return "", nil
 	case actionStart:
 		started, err := s.start(ctx)
 		if err == nil {

@@ -41,6 +41,8 @@ const (
 	rabbitMQTLSPort      = "TESTSERVERS_RABBITMQ_TLS_PORT"
 	rabbitMQCertificates = "TESTSERVERS_RABBITMQ_CERTIFICATES"
 	databaseCertificates = "TESTSERVERS_DATABASE_CERTIFICATES"
+	rabbitMQNode         = "TESTSERVERS_RABBITMQ_NODE"
+	rabbitMQMapperPort   = "TESTSERVERS_RABBITMQ_MAPPER_PORT"
 )
 
 // cleanupTimeout bounds the removal of one test's database or vhost.

@@ -4,8 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"regexp"
+	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -29,33 +32,73 @@ type fault struct {
 	inject func(context.Context, *rig, *author) error
 }
 
-// faults are all kinds. No two are done at once.
-func faults() []fault {
-	return []fault{
+// faults are all kinds. No two are done at once. In a cluster "the broker" is one of its nodes, and Postgres the primary.
+func faults(c Config) []fault {
+	all := []fault{
 		{"kill -9 of a worker", killWorker},
 		{"kill -9 of the worker that relays", killLeader},
-		{"kill -9 of Postgres", func(ctx context.Context, r *rig, a *author) error { return killServer(ctx, r, a, r.postgres) }},
-		{"kill -9 of the broker", func(ctx context.Context, r *rig, a *author) error { return killServer(ctx, r, a, r.rabbit) }},
-		{"SIGSTOP of a worker", pauseWorker},
-		{"SIGSTOP of Postgres", func(ctx context.Context, r *rig, _ *author) error { return pauseServer(ctx, r, r.postgres, true) }},
-		{"SIGSTOP of the broker", func(ctx context.Context, r *rig, _ *author) error { return pauseServer(ctx, r, r.rabbit, false) }},
-		{"connections to Postgres cut", func(ctx context.Context, r *rig, a *author) error { return cut(ctx, a, r.toPostgres) }},
-		{"connections to the broker cut", func(ctx context.Context, r *rig, a *author) error { return cut(ctx, a, r.toRabbit) }},
-		{"200 ms to Postgres", func(ctx context.Context, r *rig, _ *author) error { return slow(ctx, r, r.toPostgres) }},
-		{"200 ms to the broker", func(ctx context.Context, r *rig, _ *author) error { return slow(ctx, r, r.toRabbit) }},
-		{"half-open to Postgres", func(ctx context.Context, r *rig, a *author) error { return halfOpen(ctx, r, a, r.toPostgres) }},
-		{"half-open to the broker", func(ctx context.Context, r *rig, a *author) error { return halfOpen(ctx, r, a, r.toRabbit) }},
-		{"pg_terminate_backend", terminateSessions},
-		{"foreign transaction holds an xid", holdTransactionID},
+		{"kill -9 of all workers", killAll},
+		{"kill -9 of a worker that starts", killStarting},
+		{"kill -9 of a worker that replays", killReplayer},
+		{"SIGSTOP of a worker", func(ctx context.Context, r *rig, a *author) error {
+			return pauseWorker(ctx, r, a, a.IntN(r.fleet.size()))
+		}},
+		{"SIGSTOP of the worker that relays", pauseLeader},
+		{"SIGTERM of a worker, with a backlog", stopWorker},
 		{"rolling restart", rollingRestart},
-		{"queue deleted", deleteQueue},
-		{"topology gone", deleteTopology},
-		{"broker's memory alarm", raiseAlarm},
+
+		{"kill -9 of Postgres", func(ctx context.Context, r *rig, a *author) error { return killServer(ctx, r, a, r.postgres) }},
+		{"restart of Postgres", func(ctx context.Context, r *rig, a *author) error { return restart(ctx, r, a, r.postgres) }},
+		{"SIGSTOP of Postgres", func(ctx context.Context, r *rig, a *author) error { return pauseServer(ctx, r, a, r.postgres, true) }},
+		{"connections to Postgres cut", func(ctx context.Context, r *rig, a *author) error { return cut(ctx, a, r.toPostgres) }},
+		{"connections to Postgres reset in a message", func(ctx context.Context, r *rig, a *author) error { return tear(ctx, a, r.toPostgres) }},
+		{"Postgres unreachable", func(ctx context.Context, r *rig, a *author) error { return outage(ctx, r, a, r.toPostgres) }},
+		{"200 ms to Postgres", func(ctx context.Context, r *rig, a *author) error { return slow(ctx, r, a, r.toPostgres) }},
+		{"half-open to Postgres", func(ctx context.Context, r *rig, a *author) error { return halfOpen(ctx, r, a, r.toPostgres) }},
+		{"pg_terminate_backend", terminateSessions},
+		{"pg_cancel_backend", cancelStatements},
+		{"foreign transaction holds an xid", holdTransactionID},
+		{"table locked", lockTable},
 		{"Postgres out of connections", exhaustConnections},
+		{"one connection allowed", setting("ALTER ROLE "+workerRole+" CONNECTION LIMIT 1", "ALTER ROLE "+workerRole+" CONNECTION LIMIT -1", false)},
+		{"login to Postgres refused", setting("ALTER ROLE "+workerRole+" NOLOGIN", "ALTER ROLE "+workerRole+" LOGIN", true)},
+		{"Postgres read-only", setting("ALTER ROLE "+workerRole+" SET default_transaction_read_only = on",
+			"ALTER ROLE "+workerRole+" RESET default_transaction_read_only", true)},
+		{"statement_timeout of 5 ms", setting("ALTER ROLE "+workerRole+" SET statement_timeout = 5",
+			"ALTER ROLE "+workerRole+" RESET statement_timeout", false)},
+		{"rights to insert revoked", setting("REVOKE INSERT ON events, handled FROM "+workerRole,
+			"GRANT INSERT ON events, handled TO "+workerRole, false)},
+		{"rights of the leases revoked", setting("REVOKE UPDATE ON leases, relay_position FROM "+workerRole,
+			"GRANT UPDATE ON leases, relay_position TO "+workerRole, false)},
+
+		{"kill -9 of the broker", func(ctx context.Context, r *rig, a *author) error { return killServer(ctx, r, a, r.broker(a)) }},
+		{"restart of the broker", func(ctx context.Context, r *rig, a *author) error { return restart(ctx, r, a, r.broker(a)) }},
+		{"kill -9 of Postgres and the broker", killServers},
+		{"SIGSTOP of the broker", func(ctx context.Context, r *rig, a *author) error { return pauseServer(ctx, r, a, r.broker(a), false) }},
+		{"connections to the broker cut", func(ctx context.Context, r *rig, a *author) error { return cut(ctx, a, r.toRabbit) }},
+		{"connections to the broker reset in a frame", func(ctx context.Context, r *rig, a *author) error { return tear(ctx, a, r.toRabbit) }},
+		{"broker unreachable", func(ctx context.Context, r *rig, a *author) error { return outage(ctx, r, a, r.toRabbit) }},
+		{"200 ms to the broker", func(ctx context.Context, r *rig, a *author) error { return slow(ctx, r, a, r.toRabbit) }},
+		{"half-open to the broker", func(ctx context.Context, r *rig, a *author) error { return halfOpen(ctx, r, a, r.toRabbit) }},
+		{"broker closes all connections", eval(closeConnections, "")},
+		{"broker's memory alarm", eval("vm_memory_monitor:set_vm_memory_high_watermark(0.00001)", "vm_memory_monitor:set_vm_memory_high_watermark(0.4)")},
+		{"broker's disk alarm", eval(`rabbit_disk_monitor:set_disk_free_limit("1000000GB")`, `rabbit_disk_monitor:set_disk_free_limit("50MB")`)},
+		{"broker's application restarted", eval("rabbit:stop()", "rabbit:start()")},
+		{"rights on the broker revoked", eval(rights("", "", "")+", "+closeConnections, rights(".*", ".*", ".*"))},
+		{"rights to write to the broker revoked", eval(rights(".*", "^$", ".*"), rights(".*", ".*", ".*"))},
+		{"login to the broker refused", eval(fmt.Sprintf("rabbit_auth_backend_internal:clear_permissions(<<%q>>, <<$/>>, <<>>), ", brokerUser)+
+			closeConnections, rights(".*", ".*", ".*"))},
+		{"failed queue full", fillFailedQueue},
 		{"dead-letter exchange deleted", deleteDeadLetterExchange},
 		{"replay killed half-way", killReplay},
 		{"harm while dead letters are ingested", harmIngestion},
 	}
+	if c.Cluster {
+		all = append(all, clusterFaults()...)
+	} else {
+		all = append(all, fault{"queue deleted", deleteQueue}, fault{"topology gone", deleteTopology})
+	}
+	return slices.DeleteFunc(all, func(f fault) bool { return c.Kinds != nil && !c.Kinds.MatchString(f.kind) })
 }
 
 func killWorker(ctx context.Context, r *rig, a *author) error {
@@ -69,11 +112,7 @@ func killLeader(ctx context.Context, r *rig, a *author) error {
 	if err := r.backlog(ctx, a); err != nil {
 		return err
 	}
-	victim, _ := r.fleet.leader(ctx)
-	if victim < 0 {
-		victim = a.IntN(r.fleet.size())
-	}
-	return r.killAndStart(ctx, a, victim)
+	return r.killAndStart(ctx, a, r.fleet.leader(ctx))
 }
 
 // backlog lets a thousand events gather behind a foreign transaction, so that what is harmed next is busy with them.
@@ -92,6 +131,62 @@ func (r *rig) killAndStart(ctx context.Context, a *author, victim int) error {
 	return r.fleet.start(ctx, victim)
 }
 
+func killAll(ctx context.Context, r *rig, a *author) error {
+	if err := r.backlog(ctx, a); err != nil {
+		return err
+	}
+	sleep(ctx, a.between(0, 300*time.Millisecond))
+	return r.killAll(ctx)
+}
+
+func (r *rig) killAll(ctx context.Context) error {
+	for i := range r.fleet.size() {
+		r.fleet.kill(i)
+	}
+	for i := range r.fleet.size() {
+		if err := r.fleet.start(ctx, i); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func killStarting(ctx context.Context, r *rig, a *author) error {
+	victim := a.IntN(r.fleet.size())
+	for range a.number(2, 5) {
+		r.fleet.kill(victim)
+		if err := r.fleet.start(ctx, victim); err != nil {
+			return err
+		}
+		sleep(ctx, a.between(0, 600*time.Millisecond))
+	}
+	return nil
+}
+
+// killReplayer kills the leader while it publishes dead letters for a replay.
+func killReplayer(ctx context.Context, r *rig, a *author) error {
+	r.load.appendOnce(ctx, a.failures(100), true)
+	sleep(ctx, time.Second)
+	bounded, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	replayed := make(chan error, 1)
+	go func() { replayed <- r.load.replay(bounded) }()
+	sleep(ctx, a.between(100*time.Millisecond, time.Second))
+	err := r.killAndStart(ctx, a, r.fleet.leader(ctx))
+	return errors.Join(err, <-replayed)
+}
+
+// stopWorker stops a worker that is busy, in good order.
+func stopWorker(ctx context.Context, r *rig, a *author) error {
+	if err := r.backlog(ctx, a); err != nil {
+		return err
+	}
+	sleep(ctx, a.between(0, 300*time.Millisecond))
+	victim := a.IntN(r.fleet.size())
+	r.fleet.stop(victim)
+	return r.fleet.start(ctx, victim)
+}
+
 func killServer(ctx context.Context, r *rig, a *author, s *testservers.Server) error {
 	if a.chance(0.5) {
 		if err := r.backlog(ctx, a); err != nil {
@@ -102,38 +197,82 @@ func killServer(ctx context.Context, r *rig, a *author, s *testservers.Server) e
 	if err := s.Kill(); err != nil {
 		return err
 	}
-	if a.chance(0.5) {
+	if a.chance(0.5) && (s == r.postgres || len(r.brokers) == 1) {
 		r.fleet.awaitUnready(ctx, 15*time.Second, "a server was killed")
 	}
 	return s.Start()
 }
 
-// pauseFor is how long a process is stopped.
-func (r *rig) pauseFor() time.Duration {
-	if r.config.long() {
+func killServers(ctx context.Context, r *rig, _ *author) error {
+	servers := append([]*testservers.Server{r.postgres}, r.brokers...)
+	if err := each(servers, (*testservers.Server).Kill); err != nil {
+		return err
+	}
+	r.fleet.awaitUnready(ctx, 15*time.Second, "both servers were killed")
+	return each(servers, (*testservers.Server).Start)
+}
+
+// restart stops a server in good order and starts it again.
+func restart(ctx context.Context, r *rig, a *author, s *testservers.Server) error {
+	if a.chance(0.1) {
+		if err := r.backlog(ctx, a); err != nil {
+			return err
+		}
+	}
+	if err := s.Shut(); err != nil {
+		return err
+	}
+	return s.Start()
+}
+
+// each does something to several servers at once.
+func each(servers []*testservers.Server, do func(*testservers.Server) error) error {
+	var tasks sync.WaitGroup
+	failures := make([]error, len(servers))
+	for i, s := range servers {
+		tasks.Go(func() { failures[i] = do(s) })
+	}
+	tasks.Wait()
+	return errors.Join(failures...)
+}
+
+// pauseFor is how long a process is stopped: in a cluster, mostly until the other nodes have noticed it. In a long run it is
+// now and then longer than all time limits of the workers.
+func (r *rig) pauseFor(a *author) time.Duration {
+	if r.config.Cluster && a.chance(0.7) {
+		return 12 * time.Second
+	}
+	if r.config.long() && a.chance(0.2) {
 		return 20 * time.Second
 	}
 	return 5 * time.Second
 }
 
-func pauseWorker(ctx context.Context, r *rig, a *author) error {
-	i := a.IntN(r.fleet.size())
-	r.fleet.signal(i, syscall.SIGSTOP)
-	sleep(ctx, r.pauseFor())
-	r.fleet.signal(i, syscall.SIGCONT)
+func pauseWorker(ctx context.Context, r *rig, a *author, victim int) error {
+	r.fleet.signal(victim, syscall.SIGSTOP)
+	sleep(ctx, r.pauseFor(a))
+	r.fleet.signal(victim, syscall.SIGCONT)
 	return nil
 }
 
+// pauseLeader stops the leader of the relay, while it is busy, for longer than its lease lasts.
+func pauseLeader(ctx context.Context, r *rig, a *author) error {
+	if err := r.backlog(ctx, a); err != nil {
+		return err
+	}
+	return pauseWorker(ctx, r, a, r.fleet.leader(ctx))
+}
+
 // pauseServer stops a server. One that the workers ask again and again they must find missing.
-func pauseServer(ctx context.Context, r *rig, s *testservers.Server, asked bool) error {
+func pauseServer(ctx context.Context, r *rig, a *author, s *testservers.Server, asked bool) error {
 	if err := s.Pause(); err != nil {
 		return err
 	}
-	began := time.Now()
+	began, pause := time.Now(), r.pauseFor(a)
 	if asked {
-		r.fleet.awaitUnready(ctx, r.pauseFor(), "a server is stopped")
+		r.fleet.awaitUnready(ctx, pause, "a server is stopped")
 	}
-	sleep(ctx, r.pauseFor()-time.Since(began))
+	sleep(ctx, pause-time.Since(began))
 	return s.Resume()
 }
 
@@ -147,10 +286,29 @@ func cut(ctx context.Context, a *author, p *proxy) error {
 	return nil
 }
 
-func slow(ctx context.Context, r *rig, p *proxy) error {
+// tear ends connections in the middle of what is sent over them.
+func tear(ctx context.Context, a *author, p *proxy) error {
+	for range a.number(1, 3) {
+		p.tear()
+		sleep(ctx, a.between(200*time.Millisecond, time.Second))
+	}
+	return nil
+}
+
+// outage ends the connections to a server and refuses new ones, for so long that each worker must say so.
+func outage(ctx context.Context, r *rig, a *author, p *proxy) error {
+	p.refuse(true)
+	p.cut()
+	r.fleet.awaitUnready(ctx, r.pauseFor(a), "a server cannot be reached")
+	sleep(ctx, a.between(0, 2*time.Second))
+	p.refuse(false)
+	return nil
+}
+
+func slow(ctx context.Context, r *rig, a *author, p *proxy) error {
 	p.slowDown(true)
 	p.cut() // what connects again is slow
-	sleep(ctx, r.pauseFor()/2)
+	sleep(ctx, r.pauseFor(a)/2)
 	p.slowDown(false)
 	p.cut()
 	return nil
@@ -160,7 +318,7 @@ func slow(ctx context.Context, r *rig, p *proxy) error {
 // found out by itself.
 func halfOpen(ctx context.Context, r *rig, a *author, p *proxy) error {
 	p.silence(true)
-	sleep(ctx, r.pauseFor()/2)
+	sleep(ctx, r.pauseFor(a)/2)
 	p.silence(false)
 	if !r.config.long() || a.chance(0.7) {
 		p.cut()
@@ -186,8 +344,53 @@ func (r *rig) terminate(ctx context.Context) error {
 	})
 }
 
+// cancelStatements cancels what the worker's sessions execute, again and again.
+func cancelStatements(ctx context.Context, r *rig, a *author) error {
+	until(ctx, a.between(time.Second, 4*time.Second), 10*time.Millisecond, func(ctx context.Context) bool {
+		_, _ = r.admin.Exec(ctx, "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE usename = $1 AND state = 'active'", workerRole)
+		return false
+	})
+	return nil
+}
+
+// lockTable takes the lock that a change of a table's columns takes.
+func lockTable(ctx context.Context, r *rig, a *author) error {
+	table := []string{"events", "handled", "leases", "relay_position", "dead_letters", "parked"}[a.IntN(6)]
+	hold := a.between(time.Second, r.pauseFor(a))
+	return r.waiting(ctx, func(context.Context) error {
+		return pgx.BeginFunc(ctx, r.admin, func(tx pgx.Tx) error {
+			_, err := tx.Exec(ctx, "LOCK TABLE "+table)
+			sleep(ctx, hold)
+			return err
+		})
+	})
+}
+
+// setting changes something in Postgres for a while. It ends the worker's sessions, as some changes are for new ones only.
+// If the workers cannot work with it at all, they must say so.
+func setting(harm, heal string, unready bool) func(context.Context, *rig, *author) error {
+	return func(ctx context.Context, r *rig, a *author) error {
+		change := func(sql string) error {
+			err := r.waiting(ctx, func(ctx context.Context) error {
+				_, err := r.admin.Exec(ctx, sql)
+				return err
+			})
+			return errors.Join(err, r.terminate(ctx))
+		}
+		if err := change(harm); err != nil {
+			return err
+		}
+		if unready {
+			r.fleet.awaitUnready(ctx, 10*time.Second, harm)
+		}
+		sleep(ctx, a.between(time.Second, r.pauseFor(a)))
+		return change(heal)
+	}
+}
+
 func holdTransactionID(ctx context.Context, r *rig, a *author) error {
-	hold := a.between(r.pauseFor()/2, r.pauseFor()*3/2)
+	pause := r.pauseFor(a)
+	hold := a.between(pause/2, pause*3/2)
 	return r.holdBack(ctx, func() { sleep(ctx, hold) })
 }
 
@@ -259,18 +462,23 @@ func (r *rig) emptied() bool {
 	return true
 }
 
+// countQueues asks each queue's own node: another that once led a quorum queue goes on telling what it counted then.
+const countQueues = `[{binary_to_list(Name), N} || Q <- rabbit_amqqueue:list(<<$/>>), {resource, _, _, Name} <- [amqqueue:get_name(Q)],
+	Node <- [case amqqueue:get_pid(Q) of {_, Leader} -> Leader; Pid -> node(Pid) end],
+	[{messages, N}] <- [rpc:call(Node, rabbit_amqqueue, info, [Q, [messages]])]].`
+
+var queueCount = regexp.MustCompile(`\{"([^"]+)", (\d+)\}`)
+
 // queued counts what is waiting or in hand of each queue, as far as the broker tells.
 func (r *rig) queued() map[string]int {
-	lines, err := r.rabbit.Control("--quiet", "list_queues", "name", "messages")
+	answer, err := r.brokers[0].Control("eval", countQueues)
 	if err != nil {
 		return nil
 	}
 	counts := map[string]int{}
-	for line := range strings.Lines(lines) {
-		if fields := strings.Fields(line); len(fields) == 2 {
-			if n, err := strconv.Atoi(fields[1]); err == nil {
-				counts[fields[0]] = n
-			}
+	for _, one := range queueCount.FindAllStringSubmatch(answer, -1) {
+		if n, err := strconv.Atoi(one[2]); err == nil {
+			counts[one[1]] = n
 		}
 	}
 	return counts
@@ -321,12 +529,43 @@ func deleteTopology(ctx context.Context, r *rig, _ *author) error {
 	})
 }
 
-func raiseAlarm(ctx context.Context, r *rig, a *author) error {
-	if _, err := r.rabbit.Control("set_vm_memory_high_watermark", "0.00001"); err != nil {
+// closeConnections is what an administrator's program does to close all connections.
+const closeConnections = `[rabbit_networking:close_connection(C, "closed by the administrator") || C <- rabbit_networking:connections()]`
+
+// rights gives the workers' account these rights on the broker.
+func rights(configure, write, read string) string {
+	return fmt.Sprintf("rabbit_auth_backend_internal:set_permissions(<<%q>>, <<$/>>, <<%q>>, <<%q>>, <<%q>>, <<>>)",
+		brokerUser, configure, write, read)
+}
+
+// eval does something to the broker as its administrator, and after a while what heals it, if there is something.
+func eval(harm, heal string) func(context.Context, *rig, *author) error {
+	return func(ctx context.Context, r *rig, a *author) error {
+		if a.chance(0.1) {
+			if err := r.backlog(ctx, a); err != nil {
+				return err
+			}
+		}
+		broker := r.broker(a)
+		if _, err := broker.Control("eval", harm+"."); err != nil || heal == "" {
+			return err
+		}
+		sleep(ctx, a.between(time.Second, r.pauseFor(a)))
+		_, err := broker.Control("eval", heal+".")
 		return err
 	}
-	sleep(ctx, a.between(2*time.Second, r.pauseFor()))
-	_, err := r.rabbit.Control("set_vm_memory_high_watermark", "0.4")
+}
+
+// fillFailedQueue makes the broker refuse dead letters, which then go to the table by themselves.
+func fillFailedQueue(ctx context.Context, r *rig, a *author) error {
+	_, err := r.brokers[0].Control("eval", `rabbit_policy:set(<<$/>>, <<"full">>, <<"^`+failedQueue+`$">>,
+		[{<<"max-length">>, 0}, {<<"overflow">>, <<"reject-publish">>}], 0, <<"queues">>, <<>>).`)
+	if err != nil {
+		return err
+	}
+	r.load.appendOnce(ctx, a.failures(40), true)
+	sleep(ctx, a.between(time.Second, r.pauseFor(a)))
+	_, err = r.brokers[0].Control("eval", `rabbit_policy:delete(<<$/>>, <<"full">>, <<>>).`)
 	return err
 }
 
@@ -341,9 +580,9 @@ func exhaustConnections(ctx context.Context, r *rig, a *author) error {
 			_ = conn.Close(context.WithoutCancel(ctx))
 		}
 	}()
-	hold := time.Now().Add(a.between(3*time.Second, max(4*time.Second, r.pauseFor()/2)))
+	hold := time.Now().Add(a.between(3*time.Second, max(4*time.Second, r.pauseFor(a)/2)))
 	terminated := false
-	for time.Now().Before(hold) && ctx.Err() == nil {
+	for ctx.Err() == nil && (time.Now().Before(hold) || !terminated && time.Now().Before(hold.Add(gatherLimit))) {
 		conn, err := pgx.Connect(ctx, address.String())
 		if err == nil {
 			hoard = append(hoard, conn)
@@ -379,7 +618,7 @@ func deleteDeadLetterExchange(ctx context.Context, r *rig, a *author) error {
 // one of them takes dead letters into the table: these gather behind a lock on it, which is released just before.
 func harmIngestion(ctx context.Context, r *rig, a *author) error {
 	gathered := false
-	err := r.waiting(ctx, func(ctx context.Context) error {
+	err := r.waiting(ctx, func(context.Context) error { // a machine under load takes longer than an answer may take
 		return pgx.BeginFunc(ctx, r.admin, func(tx pgx.Tx) error {
 			if _, err := tx.Exec(ctx, "LOCK TABLE dead_letters IN SHARE ROW EXCLUSIVE MODE"); err != nil {
 				return err
@@ -402,15 +641,7 @@ func harmIngestion(ctx context.Context, r *rig, a *author) error {
 	sleep(ctx, a.between(0, 30*time.Millisecond))
 	switch a.IntN(3) {
 	case 0:
-		for i := range r.fleet.size() {
-			r.fleet.kill(i)
-		}
-		for i := range r.fleet.size() {
-			if err := r.fleet.start(ctx, i); err != nil {
-				return err
-			}
-		}
-		return nil
+		return r.killAll(ctx)
 	case 1:
 		return cut(ctx, a, r.toRabbit)
 	default:

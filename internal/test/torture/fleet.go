@@ -201,15 +201,15 @@ func (f *fleet) ask(ctx context.Context, i int) (h health, answered bool) {
 	return h, true
 }
 
-// leader is the worker that relays, -1 if none says so.
-func (f *fleet) leader(ctx context.Context) (i int, state string) {
+// leader is the worker that relays, or the first one if none says so.
+func (f *fleet) leader(ctx context.Context) int {
 	for i := range f.size() {
 		h, _ := f.ask(ctx, i)
 		if relay := h.Parts["relay"]; relay == "ok (relaying)" || relay == "ok (idle)" {
-			return i, relay
+			return i
 		}
 	}
-	return -1, ""
+	return 0
 }
 
 // awaitReady waits until all workers are ready.

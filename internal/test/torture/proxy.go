@@ -2,9 +2,12 @@ package torture
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -18,15 +21,18 @@ const (
 	linkBuffer = 256
 )
 
+// errTorn ends a connection that is to be reset.
+var errTorn = errors.New("reset")
+
 // proxy stands between clients and a server, and can fail as a network does.
 type proxy struct {
-	server   string
 	listener net.Listener
 	tasks    sync.WaitGroup
 	life     context.Context // ends with close
 	end      context.CancelFunc
 
 	mu      sync.Mutex
+	servers []string
 	links   map[*link]struct{}
 	slow    bool
 	silent  bool
@@ -37,17 +43,19 @@ type proxy struct {
 type link struct {
 	client, server net.Conn
 	delay          time.Duration
+	torn           atomic.Bool   // ends within the next message
 	silent         chan struct{} // closed when nothing comes through any more
 	hush           func()
 }
 
-// newProxy returns a proxy to the server at an address.
-func newProxy(ctx context.Context, server string) (*proxy, error) {
+// newProxy returns a proxy to the servers at some addresses: a connection is to the next one of them that accepts it, as
+// with a load balancer that only sees whether a port is open.
+func newProxy(ctx context.Context, servers ...string) (*proxy, error) {
 	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, fmt.Errorf("listen for a proxy: %w", err)
 	}
-	p := &proxy{server: server, listener: listener, links: map[*link]struct{}{}}
+	p := &proxy{servers: servers, listener: listener, links: map[*link]struct{}{}}
 	p.life, p.end = context.WithCancel(context.WithoutCancel(ctx))
 	p.tasks.Go(p.accept)
 	return p, nil
@@ -80,7 +88,8 @@ func (p *proxy) serve(client net.Conn) {
 	l := &link{client: client, silent: make(chan struct{})}
 	l.hush = sync.OnceFunc(func() { close(l.silent) })
 	p.mu.Lock()
-	refuses := p.refuses
+	refuses, servers := p.refuses, p.servers
+	p.servers = slices.Concat(servers[1:], servers[:1])
 	if p.slow {
 		l.delay = latency
 	}
@@ -91,8 +100,13 @@ func (p *proxy) serve(client net.Conn) {
 	if refuses {
 		return
 	}
-	server, err := (&net.Dialer{Timeout: time.Second}).DialContext(p.life, "tcp", p.server)
-	if err != nil {
+	var server net.Conn
+	for _, address := range servers {
+		if server, _ = (&net.Dialer{Timeout: time.Second}).DialContext(p.life, "tcp", address); server != nil {
+			break
+		}
+	}
+	if server == nil {
 		return
 	}
 	defer server.Close()
@@ -110,6 +124,14 @@ func (p *proxy) serve(client net.Conn) {
 	ways.Go(func() { p.carry(l, server, client) })
 	ways.Go(func() { p.carry(l, client, server) })
 	ways.Wait()
+}
+
+// lead ends the connections that stand, and leads new ones to another server.
+func (p *proxy) lead(server string) {
+	p.mu.Lock()
+	p.servers = []string{server}
+	p.mu.Unlock()
+	p.cut()
 }
 
 // piece is what one read gave, and when it arrives.
@@ -133,6 +155,9 @@ func (p *proxy) carry(l *link, to, from net.Conn) {
 	for {
 		buffer := make([]byte, 32<<10)
 		n, err := from.Read(buffer)
+		if l.torn.Load() && err == nil {
+			n, err = n/2, errTorn
+		}
 		if n > 0 && !l.isSilent() {
 			under <- piece{buffer[:n], time.Now().Add(l.delay)}
 		}
@@ -142,6 +167,13 @@ func (p *proxy) carry(l *link, to, from net.Conn) {
 	}
 	close(under)
 	delivery.Wait()
+	if l.torn.Load() {
+		for _, end := range []net.Conn{l.client, l.server} {
+			_ = end.(*net.TCPConn).SetLinger(0) // a reset
+			_ = end.Close()
+		}
+		return
+	}
 	if l.isSilent() {
 		if from == l.server {
 			return // the client finds out by itself
@@ -169,6 +201,15 @@ func (p *proxy) cut() {
 	defer p.mu.Unlock()
 	for l := range p.links {
 		_, _ = l.client.Close(), l.server.Close()
+	}
+}
+
+// tear resets the connections that stand, in the middle of the next message over each.
+func (p *proxy) tear() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for l := range p.links {
+		l.torn.Store(true)
 	}
 }
 

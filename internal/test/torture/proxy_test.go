@@ -5,6 +5,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"syscall"
 	"testing"
 	"time"
 
@@ -71,6 +72,34 @@ func TestProxyCutsAndRefuses(t *testing.T) {
 	require.Error(t, say(through(t, p), time.Minute))
 	p.refuse(false)
 	require.NoError(t, say(through(t, p), time.Minute))
+}
+
+func TestProxyResetsInAMessage(t *testing.T) {
+	t.Parallel()
+	p := newTestProxy(t)
+	conn := through(t, p)
+	require.NoError(t, say(conn, time.Minute))
+	p.tear()
+	require.ErrorIs(t, say(conn, time.Minute), syscall.ECONNRESET)
+	require.NoError(t, say(through(t, p), time.Minute), "a new connection works")
+}
+
+func TestProxyLeadsToAServerThatListens(t *testing.T) {
+	t.Parallel()
+	gone, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	require.NoError(t, gone.Close())
+	p, err := newProxy(t.Context(), gone.Addr().String(), echo(t))
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, p.close()) })
+	conn := through(t, p)
+	for range 3 {
+		require.NoError(t, say(through(t, p), time.Minute))
+	}
+
+	p.lead(gone.Addr().String())
+	require.Error(t, say(conn, time.Minute), "it is cut")
+	require.Error(t, say(through(t, p), time.Minute))
 }
 
 func TestProxyIsSlow(t *testing.T) {

@@ -50,16 +50,21 @@ type rig struct {
 	folder  string
 	planted string
 
-	postgres, rabbit *testservers.Server
-	toPostgres       *proxy
-	toRabbit         *proxy
-	admin            *pgxpool.Pool // the superuser's, not through the proxy
-	fleet            *fleet
-	ledger           *ledger
-	witness          *witness
-	load             *load
-	known            map[string]letter // the dead letters that were in the table, by their ids
-	probes           int
+	postgres   *testservers.Server
+	brokers    []*testservers.Server
+	standby    *testservers.Server // in a cluster
+	pooler     *pooler             // in a cluster
+	primary    *proxy              // the address of the Postgres that is written to
+	anyBroker  *proxy
+	toPostgres *proxy // the workers' way, which is harmed; so is toRabbit
+	toRabbit   *proxy
+	admin      *pgxpool.Pool // the superuser's
+	fleet      *fleet
+	ledger     *ledger
+	witness    *witness
+	load       *load
+	known      map[string]letter // the dead letters that were in the table, by their ids
+	probes     int
 
 	mu         sync.Mutex
 	violations []violation
@@ -79,7 +84,7 @@ func (r *rig) open(ctx context.Context) error {
 	}
 	env := []string{
 		"HOME=" + r.folder,
-		"DATABASE_URL=" + r.databaseURL(workerRole), "RABBITMQ_URL=" + r.brokerURL(),
+		"DATABASE_URL=" + r.databaseURL(workerRole), "RABBITMQ_URL=" + r.brokerURL(), "WORKER_QUEUE_TYPE=" + r.queueType(),
 	}
 	r.fleet = newFleet(r.config.Worker, r.folder, env, r.blame)
 	r.closers = append(r.closers, func() error { r.fleet.end(); return nil })
@@ -92,42 +97,72 @@ func (r *rig) open(ctx context.Context) error {
 func (r *rig) startServers(ctx context.Context) error {
 	var starts sync.WaitGroup
 	var errPostgres, errRabbit error
-	starts.Go(func() { r.postgres, errPostgres = testservers.StartPostgres(ctx) })
-	starts.Go(func() { r.rabbit, errRabbit = testservers.StartRabbitMQ(ctx) })
-	starts.Wait()
-	for _, s := range []*testservers.Server{r.postgres, r.rabbit} {
-		if s != nil {
-			r.closers = append(r.closers, func() error { return errors.Join(r.keepLog(s), s.Stop()) })
+	starts.Go(func() { errPostgres = r.startPostgres(ctx) })
+	starts.Go(func() {
+		if r.config.Cluster {
+			r.brokers, errRabbit = testservers.StartRabbitMQCluster(ctx, 3)
+			return
 		}
+		var broker *testservers.Server
+		if broker, errRabbit = testservers.StartRabbitMQ(ctx); errRabbit == nil {
+			r.brokers = append(r.brokers, broker)
+		}
+	})
+	starts.Wait()
+	for i, s := range r.brokers {
+		r.closers = append(r.closers, func() error { return errors.Join(r.keepLog(s, fmt.Sprintf("broker-%d", i+1)), s.Stop()) })
 	}
 	if err := errors.Join(errPostgres, errRabbit); err != nil {
 		return err
 	}
-	for _, p := range []struct {
-		proxy  **proxy
-		server *testservers.Server
-	}{{&r.toPostgres, r.postgres}, {&r.toRabbit, r.rabbit}} {
-		made, err := newProxy(ctx, mustParse(p.server.URL()).Host)
-		if err != nil {
+	var brokers []string
+	for _, s := range r.brokers {
+		brokers = append(brokers, mustParse(s.URL()).Host)
+	}
+	database := r.primary.address()
+	if r.config.Cluster {
+		if err := r.startPooler(ctx); err != nil {
 			return err
 		}
-		*p.proxy = made
-		r.closers = append(r.closers, made.close)
+		database = mustParse(r.pooler.server.URL()).Host
 	}
-	return nil
+	return errors.Join(r.newProxy(ctx, &r.anyBroker, brokers...), r.newProxy(ctx, &r.toRabbit, brokers...),
+		r.newProxy(ctx, &r.toPostgres, database))
+}
+
+func (r *rig) newProxy(ctx context.Context, p **proxy, servers ...string) (err error) {
+	if *p, err = newProxy(ctx, servers...); err == nil {
+		r.closers = append(r.closers, (*p).close)
+	}
+	return err
+}
+
+func (r *rig) startPostgres(ctx context.Context) (err error) {
+	if r.postgres, err = testservers.StartPostgres(ctx); err != nil {
+		return err
+	}
+	r.closers = append(r.closers, func() error { return errors.Join(r.keepLog(r.postgres, "postgres"), r.postgres.Stop()) })
+	if r.config.Cluster {
+		if err := r.startStandby(ctx); err != nil {
+			return err
+		}
+	}
+	return r.newProxy(ctx, &r.primary, mustParse(r.postgres.URL()).Host)
 }
 
 // keepLog copies a server's log, which goes with the server.
-func (r *rig) keepLog(s *testservers.Server) error {
+func (r *rig) keepLog(s *testservers.Server, name string) error {
 	log, err := os.ReadFile(s.Log())
 	if err != nil {
 		return fmt.Errorf("keep a server's log: %w", err)
 	}
-	return os.WriteFile(filepath.Join(r.folder, filepath.Base(s.Log())), log, 0o600)
+	return os.WriteFile(filepath.Join(r.folder, name+".log"), log, 0o600)
 }
 
 func (r *rig) prepareDatabase(ctx context.Context) error {
-	conn, err := pgx.Connect(ctx, r.postgres.URL())
+	own := mustParse(r.postgres.URL())
+	own.Host = r.primary.address()
+	conn, err := pgx.Connect(ctx, own.String())
 	if err != nil {
 		return err
 	}
@@ -144,7 +179,6 @@ func (r *rig) prepareDatabase(ctx context.Context) error {
 		return err
 	}
 
-	own := mustParse(r.postgres.URL())
 	own.Path = "/" + database
 	owner, err := postgres.Open(ctx, own.String(), postgres.Options{MaxConns: 2})
 	if err != nil {
@@ -186,7 +220,7 @@ func (r *rig) prepareBroker(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	r.witness = newWitness(r.rabbit.URL())
+	r.witness = newWitness(r.adminURL(), r.queueType())
 	if err := r.witness.bind(); err != nil {
 		return err
 	}
@@ -203,7 +237,11 @@ func (r *rig) prepareLoad(ctx context.Context, env []string) error {
 		return err
 	}
 	r.closers = append(r.closers, asWorker.Close)
-	config, err := pgxpool.ParseConfig(r.databaseURL(serviceRole))
+	service := r.databaseURL(serviceRole)
+	if r.config.Cluster { // pgx uses prepared statements, which the pooler does not support
+		service = strings.Replace(service, r.toPostgres.address(), r.primary.address(), 1)
+	}
+	config, err := pgxpool.ParseConfig(service)
 	if err != nil {
 		return err
 	}
@@ -243,6 +281,28 @@ func (r *rig) brokerURL() string {
 	return fmt.Sprintf("amqp://%s:%s@%s/", brokerUser, r.planted, r.toRabbit.address())
 }
 
+// adminURL leads to any broker, as its administrator.
+func (r *rig) adminURL() string {
+	u := mustParse(r.brokers[0].URL())
+	u.Host = r.anyBroker.address()
+	return u.String()
+}
+
+func (r *rig) queueType() string {
+	if r.config.Cluster {
+		return "quorum"
+	}
+	return "classic"
+}
+
+// broker chooses one of the brokers.
+func (r *rig) broker(a *author) *testservers.Server { return r.brokers[a.IntN(len(r.brokers))] }
+
+// answers tells whether a broker does its work.
+func answers(s *testservers.Server) error {
+	return withChannel(s.URL(), func(*amqp091.Channel) error { return nil })
+}
+
 func mustParse(serversOwn string) *url.URL {
 	u, err := url.Parse(serversOwn)
 	if err != nil {
@@ -252,11 +312,11 @@ func mustParse(serversOwn string) *url.URL {
 }
 
 // onBroker does something as the broker's administrator, not through the proxy.
-func (r *rig) onBroker(do func(*amqp091.Channel) error) error { return withChannel(r.rabbit.URL(), do) }
+func (r *rig) onBroker(do func(*amqp091.Channel) error) error { return withChannel(r.adminURL(), do) }
 
 // put changes a setting through the broker's management API.
 func (r *rig) put(ctx context.Context, path, body string) error {
-	request, err := http.NewRequestWithContext(ctx, http.MethodPut, r.rabbit.ManagementURL()+path, strings.NewReader(body))
+	request, err := http.NewRequestWithContext(ctx, http.MethodPut, r.brokers[0].ManagementURL()+path, strings.NewReader(body))
 	if err != nil {
 		return err
 	}
@@ -271,6 +331,23 @@ func (r *rig) put(ctx context.Context, path, body string) error {
 		return fmt.Errorf("put %s: %s: %s", path, response.Status, bytes.TrimSpace(reason))
 	}
 	return nil
+}
+
+// versions names the servers.
+func (r *rig) versions(ctx context.Context) (string, error) {
+	var database string
+	err := r.waiting(ctx, func(ctx context.Context) error {
+		return r.admin.QueryRow(ctx, "SELECT split_part(current_setting('server_version'), ' ', 1)").Scan(&database)
+	})
+	if err != nil {
+		return "", err
+	}
+	broker, err := r.brokers[0].Control("--quiet", "version")
+	servers := "Postgres " + database + ", RabbitMQ " + strings.TrimSpace(broker)
+	if r.config.Cluster {
+		servers += fmt.Sprintf(" (%d nodes, quorum queues), a synchronous standby, pgbouncer in transaction mode", len(r.brokers))
+	}
+	return servers, err
 }
 
 // blame notes that a promise was broken.

@@ -5,6 +5,8 @@
 // The traces that it compares are the writers' own notes of what they were told, the table, a second queue that is bound
 // to the exchange like the worker's, the dead letters, and the workers' logs, exit codes and /readyz.
 //
+// It has two rigs with one table of faults: a Postgres and a broker, or a cluster of each.
+//
 // One thing cannot be promised, and is not asked for. What lies in a queue that somebody deletes is lost by RabbitMQ,
 // which tells nobody; so queues are deleted when they are empty.
 package torture
@@ -16,6 +18,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"time"
 )
@@ -42,6 +45,11 @@ type Config struct {
 	Workers int
 	// Worker is the path of the worker's program.
 	Worker string
+	// Cluster makes the broker one of three nodes with quorum queues, and Postgres a primary with a synchronous standby,
+	// behind a pooler.
+	Cluster bool
+	// Kinds, if it is not nil, is what the kinds of faults must match.
+	Kinds *regexp.Regexp
 }
 
 func (c Config) long() bool { return c.Duration >= longRun }
@@ -49,15 +57,15 @@ func (c Config) long() bool { return c.Duration >= longRun }
 // ErrBroken says that at least one promise was broken.
 var ErrBroken = errors.New("promises were broken")
 
-// Run does one run and prints its course and its result. The error is [ErrBroken], or says why the run could not be
-// done. The program that calls it must call testservers.Supervise first, in the root of the repository.
-func Run(ctx context.Context, c Config, out io.Writer) (err error) {
+// Run does one run and prints its course. The error says why the run could not be done. The program that calls it must
+// call testservers.Supervise first, in the root of the repository.
+func Run(ctx context.Context, c Config, out io.Writer) (result Result, err error) {
 	if c.Worker, err = filepath.Abs(c.Worker); err != nil {
-		return fmt.Errorf("find the worker: %w", err)
+		return Result{}, fmt.Errorf("find the worker: %w", err)
 	}
 	folder, err := os.MkdirTemp("", "torture-")
 	if err != nil {
-		return fmt.Errorf("make a folder for the logs: %w", err)
+		return Result{}, fmt.Errorf("make a folder for the logs: %w", err)
 	}
 	r := &rig{config: c, folder: folder, planted: plantedValue(c.Seed), ledger: newLedger(), known: map[string]letter{}}
 	began := time.Now()
@@ -66,20 +74,20 @@ func Run(ctx context.Context, c Config, out io.Writer) (err error) {
 	err = r.open(ctx)
 	if err == nil {
 		report.say("servers, workers and witness are up")
-		err = r.torture(ctx, report)
+		result, err = r.torture(ctx, report)
 	}
 	if closing := r.close(); closing != nil {
 		err = errors.Join(err, fmt.Errorf("end the run: %w", closing))
 	}
-	if err != nil {
+	if err != nil || result.Err() != nil {
 		report.say("the logs are in %s", folder)
-		return err
+		return result, err
 	}
-	return os.RemoveAll(folder)
+	return result, os.RemoveAll(folder)
 }
 
 // torture does the harm and the checks. The writers end with it.
-func (r *rig) torture(ctx context.Context, report *report) error {
+func (r *rig) torture(ctx context.Context, report *report) (Result, error) {
 	writing, stopWriting := context.WithCancel(ctx)
 	defer stopWriting()
 	written := make(chan struct{})
@@ -91,23 +99,30 @@ func (r *rig) torture(ctx context.Context, report *report) error {
 	stopWriting()
 	<-written
 	if err != nil {
-		return err
+		return Result{}, err
 	}
 	if ctx.Err() != nil {
-		return context.Cause(ctx)
+		return Result{}, context.Cause(ctx)
 	}
 	report.say("all is healed and nothing new is written")
+	servers, err := r.versions(ctx)
+	if err != nil {
+		return Result{}, err
+	}
 	v, err := r.settle(ctx)
 	if err != nil {
-		return err
+		return Result{}, err
 	}
-	return report.print(r, v)
+	return report.result(r, v, servers), nil
 }
 
 // harm injects one fault after another, in rounds of all kinds, each in an order of its own.
 func (r *rig) harm(ctx context.Context, report *report) error {
 	a := newAuthor(r.config.Seed, "faults")
-	kinds := faults()
+	kinds := faults(r.config)
+	if len(kinds) == 0 {
+		return fmt.Errorf("no kind of fault matches %q", r.config.Kinds)
+	}
 	end := time.Now().Add(r.config.Duration)
 	for round := 0; ; round++ {
 		a.Shuffle(len(kinds), func(i, j int) { kinds[i], kinds[j] = kinds[j], kinds[i] })
@@ -146,7 +161,8 @@ func (r *rig) recover(ctx context.Context, kind string) {
 		}
 		var follows bool
 		const sql = "SELECT EXISTS (SELECT FROM events WHERE causation_id = $1)"
-		return r.admin.QueryRow(ctx, sql, probe.event.ID).Scan(&follows) == nil && follows && len(r.fleet.unready(ctx)) == 0
+		return r.admin.QueryRow(ctx, sql, probe.event.ID).Scan(&follows) == nil && follows && len(r.fleet.unready(ctx)) == 0 &&
+			each(r.brokers, answers) == nil
 	})
 	if !works && ctx.Err() == nil {
 		r.blame("P10", "%s after the end of %q not all works (probe %s, written: %t): %s", recoveryLimit, kind, probe.event.ID,

@@ -21,7 +21,8 @@ const (
 
 // witness drains a durable queue of its own that is bound to the exchange like the worker's, and notes what comes by.
 type witness struct {
-	url string
+	url       string
+	queueType string
 
 	mu         sync.Mutex
 	seen       map[uuid.UUID]struct{}
@@ -30,14 +31,20 @@ type witness struct {
 	misordered []string
 }
 
-func newWitness(url string) *witness {
-	return &witness{url: url, seen: map[uuid.UUID]struct{}{}, last: map[uuid.UUID]int{}}
+func newWitness(url, queueType string) *witness {
+	return &witness{url: url, queueType: queueType, seen: map[uuid.UUID]struct{}{}, last: map[uuid.UUID]int{}}
 }
 
 // bind declares the queue and its binding.
 func (w *witness) bind() error {
 	return withChannel(w.url, func(channel *amqp091.Channel) error {
-		if _, err := channel.QueueDeclare(witnessQueue, true, false, false, false, nil); err != nil {
+		arguments := amqp091.Table{"x-queue-type": w.queueType}
+		if w.queueType == "quorum" {
+			arguments["x-delivery-limit"] = 1_000_000_000 // else RabbitMQ 4 drops what it has delivered 20 times
+			// Else a new consumer may get later messages before those that the broker still takes for delivered to the last one.
+			arguments["x-single-active-consumer"] = true
+		}
+		if _, err := channel.QueueDeclare(witnessQueue, true, false, false, false, arguments); err != nil {
 			return err
 		}
 		return channel.QueueBind(witnessQueue, "#", exchange, false, nil)
