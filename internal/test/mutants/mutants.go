@@ -8,7 +8,7 @@ type mutant struct {
 	pkg, run string
 }
 
-// all are faults by which events would be lost, doubled, reordered or mixed.
+// all are faults by which events would be lost, doubled, reordered or mixed, or take memory without bound.
 func all() []mutant {
 	return []mutant{
 		{
@@ -110,6 +110,36 @@ func all() []mutant {
 			file: "internal/handlers/registry.go",
 			from: "wanted == \"\" || ", to: "true || ",
 			pkg: "./internal/handlers", run: "Replay",
+		},
+		{
+			name: "the consumer holds 256 MiB of bodies",
+			file: "internal/bus/amqp/bytelimit.go",
+			from: "maxReceivedBytes = 64 << 20", to: "maxReceivedBytes = 256 << 20",
+			pkg: "./internal/bus/amqp", run: "TestMemoryUnderLargeMessages",
+		},
+		{
+			name: "a read of Postgres is not bounded by bytes",
+			file: "internal/store/postgres/read.go",
+			from: "maxBytes > 0 && size > maxBytes && len(list) > 0", to: "false",
+			pkg: "./internal/store/postgres", run: "TestMemoryOfReadingLargeEvents",
+		},
+		{
+			name: "a read of SQLite is not bounded by bytes",
+			file: "internal/store/sqlite/read.go",
+			from: "maxBytes > 0 && size > maxBytes && len(found) > 0", to: "false",
+			pkg: "./internal/store/sqlite", run: "TestMemoryOfReadingLargeEvents",
+		},
+		{
+			name: "pages have 512 MiB",
+			file: "internal/store/store.go",
+			from: "PageBytes = 8 << 20", to: "PageBytes = 512 << 20",
+			pkg: "./internal/store/sqlite", run: "TestMemoryOfReadingLargeEvents",
+		},
+		{
+			name: "a batch of append is bounded by its lines only",
+			file: "internal/intake/intake.go",
+			from: "len(batch) > 0 && bytes+d.bytes > store.PageBytes && ", to: "false && ",
+			pkg: "./internal/intake", run: "TestBatchesAreBoundedByBytes",
 		},
 	}
 }
