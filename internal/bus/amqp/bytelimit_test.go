@@ -58,7 +58,8 @@ func TestMemoryUnderLargeMessages(t *testing.T) {
 	awaitCount(t, ch, consumerQueue, messages)
 	measured("handled, the first one slowly", func(in <-chan *message.Message) {
 		first := receive(t, in)
-		<-time.After(3 * time.Second) // all others could come meanwhile
+		require.Eventually(t, func() bool { return amqp.IsFull(c) }, patience, 10*time.Millisecond)
+		<-time.After(3 * time.Second) // more could come meanwhile
 		first.Ack()
 		for range messages - 1 {
 			m := receive(t, in)

@@ -105,3 +105,6 @@ func AckWithoutChannel(s *Subscriber, m *message.Message) {
 		})
 	}
 }
+
+// IsFull is whether the bodies that a Connection holds exceed the limit.
+func IsFull(c *Connection) bool { return c.received.full() }
