@@ -236,6 +236,7 @@ func TestPostgresServer(t *testing.T) {
 	admin := connect(t, server.URL())
 	var rules string
 	require.NoError(t, admin.QueryRow(t.Context(), "SHOW hba_file").Scan(&rules))
+	rules = testservers.OutsideRoot(rules)
 	execute(t, admin, "ALTER SYSTEM SET max_prepared_transactions = 5")
 	require.NoError(t, server.Kill())
 	require.NoError(t, server.Start())

@@ -2,13 +2,13 @@ package handlers
 
 import (
 	"bytes"
-	"encoding/json"
 	"fmt"
 	"index/suffixarray"
 	"math"
 	"strconv"
 	"strings"
 	"unicode"
+	"unicode/utf16"
 	"unicode/utf8"
 
 	"github.com/healz/worker/internal/events"
@@ -25,6 +25,8 @@ const (
 	maxErrorBytes, searchedBytes = 8 << 10, 16 << 10
 	// maxQuotings is how many times a value may be quoted within what is quoted, and is still found.
 	maxQuotings = 3
+	// maxMisses and maxMissBytes bound which values that are not in a text are remembered.
+	maxMisses, maxMissBytes = 4096, 64
 )
 
 // ordinary are words of technical errors. They say nothing of a patient, so they stay although they are in an event. No
@@ -93,20 +95,22 @@ type search struct {
 	triples [1 << 10]uint64
 	numbers [1000]bool
 
-	name         []byte         // the literal of the field that is being read; nil outside any
-	plain, value []byte         // the string that is being read, without escapes and in lower case
-	words        []span         // of value
-	characters   [256]character // a cache
-	known        map[string]struct{}
-	found        []found // by where in the text it begins: the longest; nil as long as there is none
+	name  []byte    // the literal of the field that is being read; nil outside any
+	value []byte    // the string that is being read, without escapes and in lower case
+	lower [256]byte // what stands for an ASCII letter or digit in value; 0 for other bytes
+	// characters are the bytes, then a cache of the characters that are not ASCII.
+	characters [512]character
+	known      map[string]struct{} // values that were searched for
+	found      []found             // by where in the text it begins: the longest; nil as long as there is none
 }
 
 type span struct{ from, to int }
 
-// character is what [appendFolded] makes of a character that is not ASCII.
+// character is what [appendFolded] makes of a character.
 type character struct {
 	r      rune
-	folded string
+	folded [utf8.UTFMax]byte
+	length uint8 // of folded
 	inWord bool
 }
 
@@ -117,6 +121,14 @@ type found struct {
 
 func newSearch(text string) *search {
 	s := &search{text: text, known: map[string]struct{}{}}
+	for b := range s.lower {
+		c := character{folded: [utf8.UTFMax]byte{byte(b)}, length: 1}
+		if b < utf8.RuneSelf && isPartOfWord(rune(b)) {
+			s.lower[b] = byte(unicode.ToLower(rune(b)))
+			c.folded[0], c.inWord = s.lower[b], true
+		}
+		s.characters[b] = c
+	}
 	spans := make([]span, len(text))
 	for i := range spans {
 		spans[i] = span{i, i + 1}
@@ -227,7 +239,7 @@ func (s *search) json(text []byte) {
 			outer = outer[:len(outer)-1]
 		case isDigit(b):
 			end := i + 1
-			for end < len(text) && (isDigit(text[end]) || strings.IndexByte("+-.eE", text[end]) >= 0) {
+			for end < len(text) && isInNumber(text[end]) {
 				end++
 			}
 			if end-i >= minSecretLength && s.numbers[firstDigits(text[i:end])] {
@@ -240,18 +252,20 @@ func (s *search) json(text []byte) {
 
 // stringLength is the length of the string at the beginning of text, with its quotes.
 func stringLength(text []byte) int {
-	if n := bytes.IndexByte(text[1:], '"'); n >= 0 && bytes.IndexByte(text[1:1+n], '\\') < 0 {
-		return n + len(`""`)
-	}
-	for i := 1; i < len(text); i++ {
-		switch text[i] {
-		case '"':
-			return i + 1
-		case '\\':
-			i++
+	for i := 1; ; {
+		n := bytes.IndexByte(text[i:], '"')
+		if n < 0 {
+			return len(text)
+		}
+		end := i + n
+		i = end + 1
+		for text[end-1] == '\\' {
+			end--
+		}
+		if (i-end)%2 == 1 { // an even number of backslashes, which are escaped themselves
+			return i
 		}
 	}
-	return len(text)
 }
 
 // isName is whether a string that precedes rest is the name of a field.
@@ -267,75 +281,105 @@ func isName(rest []byte) bool {
 // string finds a string and its words.
 func (s *search) string(literal []byte) {
 	text := bytes.TrimSuffix(literal[1:], []byte{'"'})
-	if bytes.IndexByte(text, '\\') >= 0 {
-		text = s.unescaped(text)
-	}
-	s.value, s.words = s.value[:0], s.words[:0]
-	in := false // a word
+	value, word := s.value[:0], -1 // where the word begins that is being read
 	for i := 0; i < len(text); {
-		at, length, inWord := len(s.value), 1, true
-		switch b := text[i]; {
-		case 'a' <= b && b <= 'z', '0' <= b && b <= '9':
-			s.value = append(s.value, b)
-		case 'A' <= b && b <= 'Z':
-			s.value = append(s.value, b-'A'+'a')
-		case b < utf8.RuneSelf:
-			s.value, inWord = append(s.value, b), false
-		default:
-			length, inWord = s.character(text[i:])
+		b := text[i]
+		if s.lower[b] != 0 {
+			if word < 0 {
+				word = len(value)
+			}
+			for ; i < len(text) && s.lower[text[i]] != 0; i++ {
+				value = append(value, s.lower[text[i]])
+			}
+			continue
+		}
+		c, length := &s.characters[b], 1
+		if b >= utf8.RuneSelf || b == '\\' {
+			c, length = s.character(text[i:])
 		}
 		i += length
-		switch {
-		case !inWord:
-		case in:
-			s.words[len(s.words)-1].to = len(s.value)
-		default:
-			s.words = append(s.words, span{at, len(s.value)})
+		if !c.inWord && word >= 0 {
+			s.find(value[word:])
+			word = -1
+		} else if c.inWord && word < 0 {
+			word = len(value)
 		}
-		in = inWord
+		value = append(value, c.folded[:]...)[:len(value)+int(c.length)] // a constant number of bytes is copied faster
 	}
-	whole := bytes.TrimSpace(s.value)
-	s.find(whole)
-	for _, w := range s.words {
-		if w.to-w.from < len(whole) {
-			s.find(s.value[w.from:w.to])
-		}
+	if word >= 0 {
+		s.find(value[word:])
 	}
+	s.find(bytes.TrimSpace(value))
+	s.value = value
 }
 
-// character adds the first character of a text to value.
-func (s *search) character(text []byte) (length int, inWord bool) {
+// character is the first character of a text, and how many bytes of the text it takes.
+func (s *search) character(text []byte) (c *character, length int) {
+	if len(text) > 1 && text[0]&0xe0 == 0xc0 && text[1]&0xc0 == 0x80 { // most have two bytes, and DecodeRune is slower
+		r := rune(text[0]&0x1f)<<6 | rune(text[1]&0x3f)
+		if c := &s.characters[0x100|r&0xff]; c.r == r {
+			return c, 2
+		}
+	}
+	return s.anyCharacter(text)
+}
+
+func (s *search) anyCharacter(text []byte) (c *character, length int) {
 	r, length := utf8.DecodeRune(text)
-	c := &s.characters[uint32(r)%uint32(len(s.characters))]
-	if c.r != r {
-		folded, _ := appendFolded(nil, text)
-		*c = character{r: r, folded: string(folded), inWord: isPartOfWord(r)}
+	if text[0] == '\\' {
+		r, length = unescaped(text)
 	}
-	s.value = append(s.value, c.folded...)
-	return length, c.inWord
+	if r < utf8.RuneSelf {
+		return &s.characters[r], length
+	}
+	if r == utf8.RuneError && length == 1 {
+		return &s.characters[text[0]], 1
+	}
+	c = &s.characters[0x100|r&0xff]
+	if c.r != r {
+		*c = character{r: r, inWord: isPartOfWord(r)}
+		folded, _ := appendFolded(nil, string(r))
+		c.length = uint8(copy(c.folded[:], folded))
+	}
+	return c, length
 }
 
-// unescaped is what the literal of a string stands for, which has no quotes any more.
-func (s *search) unescaped(literal []byte) []byte {
-	s.plain = s.plain[:0]
-	for rest := string(literal); rest != ""; {
-		n := strings.IndexByte(rest, '\\')
-		if n < 0 {
-			n = len(rest)
+// unescaped is the character of the JSON escape at the beginning of a text, and the length of the escape. What is no
+// escape is a backslash.
+func unescaped(text []byte) (r rune, length int) {
+	if r := utf16Unit(text); r >= 0 {
+		if !utf16.IsSurrogate(r) {
+			return r, len(`\u0000`)
 		}
-		s.plain, rest = append(s.plain, rest[:n]...), rest[n:]
-		if rest == "" {
-			break
+		if r = utf16.DecodeRune(r, utf16Unit(text[len(`\u0000`):])); r != utf8.RuneError {
+			return r, len(`\u0000\u0000`)
 		}
-		r, _, tail, err := strconv.UnquoteChar(rest, '"')
-		if err != nil { // what only JSON escapes, and half of a character
-			plain := string(literal)
-			_ = json.Unmarshal([]byte(`"`+plain+`"`), &plain) // what is no JSON stays as it is
-			return []byte(plain)
-		}
-		s.plain, rest = utf8.AppendRune(s.plain, r), tail
+		return r, len(`\u0000`)
 	}
-	return s.plain
+	if len(text) > 1 {
+		if at := strings.IndexByte(`"\/bfnrt`, text[1]); at >= 0 {
+			return rune("\"\\/\b\f\n\r\t"[at]), len(`\n`)
+		}
+	}
+	return '\\', 1
+}
+
+// utf16Unit is the value of the \u escape at the beginning of a text, or -1.
+func utf16Unit(text []byte) (r rune) {
+	if len(text) < len(`\u0000`) || text[0] != '\\' || text[1] != 'u' {
+		return -1
+	}
+	for _, b := range text[len(`\u`):len(`\u0000`)] {
+		switch {
+		case isDigit(b):
+			r = r<<4 | rune(b-'0')
+		case 'a' <= b|0x20 && b|0x20 <= 'f': // in lower case
+			r = r<<4 | rune(b|0x20-'a'+10)
+		default:
+			return -1
+		}
+	}
+	return r
 }
 
 // number finds a number as it stands, and as Go prints it.
@@ -350,10 +394,7 @@ func (s *search) number(literal string) {
 
 // find finds a value in lower case wherever it is in the text.
 func (s *search) find(value []byte) {
-	if len(value) < minSecretLength || len(value) > len(s.folded) {
-		return
-	}
-	if !s.hasTriple(value) || !s.hasTriple(value[len(value)-3:]) {
+	if len(value) < minSecretLength || !s.hasTriple(value) || !s.hasTriple(value[len(value)-3:]) || len(value) > len(s.folded) {
 		return
 	}
 	length := utf8.RuneCount(value)
@@ -364,11 +405,10 @@ func (s *search) find(value []byte) {
 		s.index = suffixarray.New(s.folded)
 	}
 	places := s.index.Lookup(value, -1)
-	if len(places) == 0 {
-		return
+	if len(places) > 0 || len(value) <= maxMissBytes && len(s.known) < maxMisses {
+		s.known[string(value)] = struct{}{}
 	}
-	s.known[string(value)] = struct{}{}
-	if isOrdinary(string(value)) {
+	if len(places) == 0 || isOrdinary(string(value)) {
 		return
 	}
 	for _, at := range places {
@@ -462,6 +502,8 @@ func isIdentifier(name string) bool {
 }
 
 func isDigit(b byte) bool { return '0' <= b && b <= '9' }
+
+func isInNumber(b byte) bool { return isDigit(b) || b == '.' || b == '-' || b == '+' || b|0x20 == 'e' }
 
 func isPartOfWord(r rune) bool {
 	return unicode.IsLetter(r) || unicode.IsDigit(r) || unicode.IsMark(r)

@@ -114,3 +114,6 @@ const LettersQueue = lettersQueue
 
 // Limits are those of [QueueLimits] for one queue.
 func (s *queueState) Limits(queue string, r role) []string { return s.limits(queue, r) }
+
+// IsFull is whether the bodies that a Connection holds exceed the limit.
+func IsFull(c *Connection) bool { return c.received.full() }

@@ -499,6 +499,15 @@ func TestIngestLettersOfAllSizes(t *testing.T) {
 	})
 }
 
+// A delivery that is under way is in no count of the queue.
+func TestDrainTakesADeliveryThatIsUnderWay(t *testing.T) {
+	t.Parallel()
+	url := testservers.RabbitMQ(t)
+	direct := dial(t, amqp.Config{URL: url})
+	send(t, direct, amqp091.Publishing{Body: []byte("1")})
+	require.Equal(t, 1, takeIn(t, dial(t, amqp.Config{URL: newLateDeliveries(t, url)}), newTable(t)))
+}
+
 // The test runs alone, as it measures the process.
 //
 //nolint:paralleltest // see above

@@ -15,8 +15,9 @@ const (
 	// checks whether it has more than its share of the partitions.
 	leftoverInterval  = 50 * time.Millisecond
 	rebalanceInterval = 2 * time.Second
-	// emptyPolls is how many polls in a row must find a queue empty: a delivery that is under way is in no count.
-	emptyPolls = 2
+	// emptyPolls is how many polls in a row must find a queue empty. A delivery that is under way is in no count: it may
+	// arrive after the answer to the first poll, right before that to the second, and is found by the third.
+	emptyPolls = 3
 )
 
 // findLeftovers returns the queues that hold what is older than all that is published from now on: with partitions the

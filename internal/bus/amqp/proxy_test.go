@@ -1,6 +1,7 @@
 package amqp_test
 
 import (
+	"encoding/binary"
 	"io"
 	"net"
 	"net/url"
@@ -136,4 +137,67 @@ func (p *proxy) inject(class, method byte, arguments string) {
 	for _, client := range p.clients {
 		_, _ = client.Write(frame) // some may be gone
 	}
+}
+
+// newLateDeliveries returns the URL of a proxy to the broker that delays each delivery: it arrives right before the answer
+// to the second passive declaration after it, as a large one does behind a broker and a network that are busy.
+func newLateDeliveries(t *testing.T, amqpURL string) string {
+	t.Helper()
+	const deliver, declared = 60<<16 | 60, 50<<16 | 11
+	u, err := url.Parse(amqpURL)
+	require.NoError(t, err)
+	listener, server := listen(t), u.Host
+	pass := func(client io.Writer, frames io.Reader) error {
+		var held []byte // the frames of the delivery
+		polls := 0
+		for {
+			frame := make([]byte, 7) // type, channel, size
+			if _, err := io.ReadFull(frames, frame); err != nil {
+				return err
+			}
+			frame = append(frame, make([]byte, binary.BigEndian.Uint32(frame[3:])+1)...)
+			if _, err := io.ReadFull(frames, frame[7:]); err != nil {
+				return err
+			}
+			method := uint32(0)
+			if frame[0] == 1 {
+				method = binary.BigEndian.Uint32(frame[7:])
+			}
+			if method == deliver || frame[0] == 2 || frame[0] == 3 {
+				held, polls = append(held, frame...), 0
+				continue
+			}
+			if method == declared && held != nil {
+				if polls++; polls == 2 {
+					frame, held = append(held, frame...), nil
+				}
+			}
+			if _, err := client.Write(frame); err != nil {
+				return err
+			}
+		}
+	}
+	go func() {
+		for {
+			client, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			broker, err := net.Dial("tcp", server)
+			if err != nil {
+				_ = client.Close()
+				continue
+			}
+			go func() {
+				_, _ = io.Copy(broker, client) // until either side ends
+				_ = broker.Close()
+			}()
+			go func() {
+				_ = pass(client, broker)
+				_ = client.Close()
+			}()
+		}
+	}()
+	u.Host = listener.Addr().String()
+	return u.String()
 }

@@ -241,7 +241,7 @@ func (b *batch) await(ctx context.Context) (confirmed int, err error) {
 		seen, quiet int
 		acquired    = b.acquired
 	)
-	for sent := b.sent; sent != nil || head != nil; {
+	for sent := b.sent; sent != nil; { // which is not received from while there is a head
 		receive := sent
 		if head != nil {
 			receive = nil

@@ -110,3 +110,5 @@ func BenchmarkRecord(b *testing.B) {
 		})
 	}
 }
+
+func BenchmarkLoad(b *testing.B) { storetest.BenchmarkLoad(b, open(b, migrated(b))) }

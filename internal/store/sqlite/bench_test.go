@@ -77,3 +77,5 @@ func raw(b *testing.B) *sql.DB {
 	b.Cleanup(func() { require.NoError(b, db.Close()) })
 	return db
 }
+
+func BenchmarkLoad(b *testing.B) { storetest.BenchmarkLoad(b, open(b, migrated(b))) }

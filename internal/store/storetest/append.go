@@ -98,9 +98,21 @@ func refuses(t *testing.T, s store.Store) {
 			return []events.Event{e}
 		}
 	}
+	// A single event and a batch may be written by statements of their own.
+	behindAnother := func(batch func(*Stream, []events.Event) []events.Event) func(*Stream, []events.Event) []events.Event {
+		return func(s *Stream, has []events.Event) []events.Event {
+			return append([]events.Event{NewStream().Next()}, batch(s, has)...)
+		}
+	}
 	for name, test := range map[string]refused{
 		"a gap": {
 			func(s *Stream, _ []events.Event) []events.Event { return []events.Event{s.At(found + 2)} },
+			isGap(found+2, found),
+		},
+		"a gap behind a good event of another aggregate": {
+			func(s *Stream, _ []events.Event) []events.Event {
+				return []events.Event{NewStream().Next(), s.At(found + 2)}
+			},
 			isGap(found+2, found),
 		},
 		"a gap within the batch": {
@@ -175,6 +187,10 @@ func refuses(t *testing.T, s store.Store) {
 			next(func(e *events.Event) { e.TenantID = uuid.New() }),
 			isOtherTenant,
 		},
+		"an event of another tenant behind a good event of another aggregate": {
+			behindAnother(next(func(e *events.Event) { e.TenantID = uuid.New() })),
+			isOtherTenant,
+		},
 		"two tenants in the batch": {
 			func(*Stream, []events.Event) []events.Event {
 				batch := NewStream().Take(2)
@@ -186,6 +202,10 @@ func refuses(t *testing.T, s store.Store) {
 		"an event of another aggregate type": {
 			next(func(e *events.Event) { e.AggregateType = "Clinic" }),
 			isInvalid("aggregate_type", "event 1 of 1"),
+		},
+		"an event of another aggregate type behind a good event of another aggregate": {
+			behindAnother(next(func(e *events.Event) { e.AggregateType = "Clinic" })),
+			isInvalid("aggregate_type", "event 2 of 2"),
 		},
 		"a bad event between good ones": {
 			func(s *Stream, _ []events.Event) []events.Event {

@@ -8,14 +8,14 @@ type mutant struct {
 	pkg, run string
 }
 
-// all are faults by which events would be lost, doubled, reordered or mixed.
+// all are faults by which events would be lost, doubled, reordered or mixed, or take memory without bound.
 func all() []mutant {
 	return []mutant{
 		{
 			name: "a message is acked when it is delivered to the router, before it is handled",
 			file: "internal/bus/amqp/subscriber.go",
 			from: "\t\t\ts.tasks.Go(func() { s.await(next, m) })\n",
-			to:   "\t\t\t_ = next.channel.Ack(next.DeliveryTag, false)\n\t\t\ts.tasks.Go(func() { s.await(next, m) })\n",
+			to:   "\t\t\tm.Ack()\n\t\t\ts.tasks.Go(func() { s.await(next, m) })\n",
 			pkg:  "./internal/bus/amqp", run: "TestSubscriber|TestNothingIsLostOverKilledConnections",
 		},
 		{
@@ -31,9 +31,9 @@ func all() []mutant {
 			pkg: "./internal/bus/amqp", run: "TestSubscriberKeepsTheOrderOverNacks",
 		},
 		{
-			name: "a batch counts as published before its last confirms",
+			name: "a batch counts as published before its confirms",
 			file: "internal/bus/amqp/publisher.go",
-			from: "\tfor sent := b.sent; sent != nil || head != nil; {\n", to: "\tfor sent := b.sent; sent != nil; {\n",
+			from: "\t\t\treceive = nil\n", to: "",
 			pkg: "./internal/bus/amqp", run: "TestPublish",
 		},
 		{
@@ -60,7 +60,7 @@ func all() []mutant {
 			file: "internal/relay/relay.go",
 			from: "\t\tif !r.publish(held, bodies) {\n",
 			to:   "\t\t_ = r.move(ctx, held, batch.Position, status.Fence)\n\t\tif !r.publish(held, bodies) {\n",
-			pkg:  "./internal/relay", run: ".",
+			pkg:  "./internal/relay", run: "TestRelayGivesUpTheBatchInHandWhenTheGracePeriodEnds",
 		},
 		{
 			name: "a former leader can move the position",
@@ -83,21 +83,20 @@ func all() []mutant {
 		{
 			name: "a handler runs again on a message that comes twice",
 			file: "internal/handlers/dispatch.go",
-			from: "if slices.Contains(handled, h.name) {", to: "if false {",
-			pkg: "./internal/handlers", run: ".",
+			from: "if slices.Contains(handled, h.name) {", to: "if slices.Contains(handled, \"\") {",
+			pkg: "./internal/handlers", run: "TestHandlersRunInOrderAndTakeEffectOnce",
 		},
 		{
-			name: "the inbox records a handling twice",
+			name: "what a second handling returns is appended",
 			file: "internal/store/postgres/statements/write.sql",
-			from: "        WHERE event_id = r.event_id AND (handler = r.handler OR fingerprint <> r.fingerprint)\n",
-			to:   "        WHERE event_id = r.event_id AND fingerprint <> r.fingerprint\n",
-			pkg:  "./internal/store/postgres", run: "Inbox|Record|Handled",
+			from: "    FROM batches\n    WHERE unit NOT IN (SELECT unit FROM refused)\n", to: "    FROM batches\n",
+			pkg: "./internal/store/postgres", run: "TestStore/Inbox",
 		},
 		{
 			name: "an event of another tenant continues an aggregate",
 			file: "internal/store/postgres/statements/write.sql",
 			from: " AND tenant_id = first.tenant_id\n", to: "\n",
-			pkg: "./internal/store/postgres", run: "Append|Tenant",
+			pkg: "./internal/store/postgres", run: "TestStore/Append",
 		},
 		{
 			name: "a failed message is acked though no queue has its letter",
@@ -111,6 +110,36 @@ func all() []mutant {
 			file: "internal/handlers/registry.go",
 			from: "wanted == \"\" || ", to: "true || ",
 			pkg: "./internal/handlers", run: "Replay",
+		},
+		{
+			name: "the consumer holds 256 MiB of bodies",
+			file: "internal/bus/amqp/bytelimit.go",
+			from: "maxReceivedBytes = 64 << 20", to: "maxReceivedBytes = 256 << 20",
+			pkg: "./internal/bus/amqp", run: "TestMemoryUnderLargeMessages",
+		},
+		{
+			name: "a read of Postgres is not bounded by bytes",
+			file: "internal/store/postgres/read.go",
+			from: "maxBytes > 0 && size > maxBytes && len(list) > 0", to: "false",
+			pkg: "./internal/store/postgres", run: "TestMemoryOfReadingLargeEvents",
+		},
+		{
+			name: "a read of SQLite is not bounded by bytes",
+			file: "internal/store/sqlite/read.go",
+			from: "maxBytes > 0 && size > maxBytes && len(found) > 0", to: "false",
+			pkg: "./internal/store/sqlite", run: "TestMemoryOfReadingLargeEvents",
+		},
+		{
+			name: "pages have 512 MiB",
+			file: "internal/store/store.go",
+			from: "PageBytes = 8 << 20", to: "PageBytes = 512 << 20",
+			pkg: "./internal/store/sqlite", run: "TestMemoryOfReadingLargeEvents",
+		},
+		{
+			name: "a batch of append is bounded by its lines only",
+			file: "internal/intake/intake.go",
+			from: "len(batch) > 0 && bytes+d.bytes > store.PageBytes && ", to: "false && ",
+			pkg: "./internal/intake", run: "TestBatchesAreBoundedByBytes",
 		},
 	}
 }

@@ -44,6 +44,9 @@ func root() string { return strings.TrimSuffix(os.Getenv(rootVariable), "/") }
 // inRoot is a path in that folder as the servers see it.
 func inRoot(path string) string { return strings.TrimPrefix(path, root()) }
 
+// OutsideRoot is a path as the servers see it, for the tests.
+func OutsideRoot(path string) string { return root() + path }
+
 // Further settings of a server that belongs to another one.
 const (
 	behindVariable   = "TESTSERVERS_BEHIND"    // the URL of a standby's primary, or of the server behind a pooler

@@ -15,6 +15,7 @@ import (
 	"cmp"
 	"context"
 	"crypto/rand"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -22,6 +23,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -115,6 +117,23 @@ func RabbitMQManagement(t testing.TB) string {
 	return strings.TrimSuffix(management.String(), "/")
 }
 
+// MaxMessageSize returns how many bytes the body of a message may have by the defaults of the broker's version.
+func MaxMessageSize(t testing.TB) int {
+	t.Helper()
+	_, management := rabbitMQ(t)
+	var overview struct {
+		Version string `json:"rabbitmq_version"`
+	}
+	if err := json.Unmarshal(call(t.Context(), t, http.MethodGet, management.JoinPath("api/overview"), ""), &overview); err != nil {
+		t.Fatalf("read the version of the tests' RabbitMQ: %v", err)
+	}
+	major, _, _ := strings.Cut(overview.Version, ".")
+	if version, err := strconv.Atoi(major); err != nil || version >= 4 {
+		return 16 << 20
+	}
+	return 128 << 20
+}
+
 // PostgresTLS returns what [Postgres] does, to be reached over TLS only, and the folder of its certificates: ca.pem,
 // client.pem and client.key, and of another authority other-ca.pem, other-client.pem and other-client.key. The server's
 // certificate is for 127.0.0.1. The test is skipped on a server that the environment names.
@@ -205,7 +224,7 @@ func execute(ctx context.Context, t testing.TB, server, statement string) {
 	}
 }
 
-func call(ctx context.Context, t testing.TB, method string, target *url.URL, body string) {
+func call(ctx context.Context, t testing.TB, method string, target *url.URL, body string) (answer []byte) {
 	t.Helper()
 	request, err := http.NewRequestWithContext(ctx, method, target.String(), strings.NewReader(body))
 	if err != nil {
@@ -217,8 +236,9 @@ func call(ctx context.Context, t testing.TB, method string, target *url.URL, bod
 		t.Fatalf("call the tests' RabbitMQ: %v", err)
 	}
 	defer response.Body.Close()
-	if response.StatusCode >= http.StatusMultipleChoices {
-		reason, _ := io.ReadAll(response.Body)
-		t.Fatalf("%s %s: %s: %s", method, target.Redacted(), response.Status, reason)
+	answer, err = io.ReadAll(response.Body)
+	if err != nil || response.StatusCode >= http.StatusMultipleChoices {
+		t.Fatalf("%s %s: %s: %s, %v", method, target.Redacted(), response.Status, answer, err)
 	}
+	return answer
 }
