@@ -5,6 +5,7 @@ package bus
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 
 	"github.com/ThreeDotsLabs/watermill/message"
@@ -31,12 +32,33 @@ const (
 	ReplayHandlerKey = "replay_handler"
 )
 
-// BatchPublisher publishes messages, of any event types, in order. When it returns nil, the bus has all of them; on an
-// error some may have been published, and the caller publishes again those that are not acked.
+// BatchPublisher publishes messages, of any event types, in order.
 type BatchPublisher interface {
-	// PublishBatch may ack a message as soon as the bus has it. One that the bus can never accept, such as for its size, is
-	// a *[RefusedError].
+	// PublishBatch returns nil once the bus has taken all messages. It acks each as soon as it cannot get lost: on a broker
+	// before PublishBatch returns; in process once it was handled, or nacks it if that will not be. After an error some may have
+	// been published, and the caller publishes again those that are not acked. A message that the bus can never accept, such as
+	// for its size, is a *[RefusedError].
 	PublishBatch(ctx context.Context, batch []*message.Message) error
+}
+
+// ErrGivenBack says that a bus has taken a message, and will not deliver it.
+var ErrGivenBack = errors.New("given back by the bus")
+
+// Deliver publishes messages, and waits until all are acked. The error is that of PublishBatch or of ctx, or [ErrGivenBack].
+func Deliver(ctx context.Context, p BatchPublisher, batch []*message.Message) error {
+	if err := p.PublishBatch(ctx, batch); err != nil {
+		return err
+	}
+	for _, m := range batch {
+		select {
+		case <-m.Acked():
+		case <-m.Nacked():
+			return ErrGivenBack
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	return nil
 }
 
 // RefusedError says that the bus will never accept a message of a batch.
@@ -73,7 +95,7 @@ func (b *Bus) PublishMany(ctx context.Context, batch []events.Event) error {
 		}
 		messages[i] = NewMessage(body)
 	}
-	return b.publisher.PublishBatch(ctx, messages)
+	return Deliver(ctx, b.publisher, messages)
 }
 
 // NewMessage wraps the JSON of an event in a message. It reads just what routing needs and does not validate: what

@@ -23,6 +23,11 @@ type recorder struct {
 
 func (r *recorder) PublishBatch(_ context.Context, batch []*message.Message) error {
 	r.batches = append(r.batches, batch)
+	if r.err == nil {
+		for _, m := range batch {
+			m.Ack()
+		}
+	}
 	return r.err
 }
 

@@ -227,7 +227,7 @@ func (p BusPublisher) PublishLetters(ctx context.Context, letters []Release) ([]
 	for i, l := range letters {
 		messages[i] = l.Message()
 	}
-	return make([]Sending, len(letters)), p.PublishBatch(ctx, messages)
+	return make([]Sending, len(letters)), bus.Deliver(ctx, p, messages)
 }
 
 // Message is the message that the letter was, with the headers of the replay.

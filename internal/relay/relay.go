@@ -34,6 +34,11 @@ const (
 	maxChunk = store.MaxLimit
 	// maxPatience is how many times [Config.Patience] a relay has, at most, after attempts without any confirm.
 	maxPatience = 16
+	// maxInFlight is how many events may be in flight, or [store.PageBytes] of them, when the next batch is read.
+	maxInFlight = 1000
+	// readAhead is the wait before the next batch while one is in flight: one that is handled soon is waited for, as larger
+	// batches cost less.
+	readAhead = 10 * time.Millisecond
 	// yieldTime is how long a relay that cannot publish leaves the lease to others.
 	yieldTime = 2 * time.Second
 )
@@ -74,6 +79,8 @@ type Relay struct {
 	chunk       int
 	patience    time.Duration
 	confirmed   map[string]bool // bodies of the events that were published of a batch which is not finished
+	term        term
+	landed      chan struct{} // has a value when a batch that was in flight is handled, or given back
 
 	// stopping is closed when no further batch may begin, and stopped when the last one is done with.
 	stopping, stopped chan struct{}
@@ -82,6 +89,20 @@ type Relay struct {
 	state  State
 	err    error
 	giveUp context.CancelFunc // ends the batch in flight
+}
+
+// term is a time in which the lease is held.
+type term struct {
+	status  lease.Status
+	held    context.Context //nolint:containedctx // ends with the status
+	cancel  context.CancelFunc
+	flights []flight
+}
+
+// flight is a batch that the bus has taken, until the position is moved behind it.
+type flight struct {
+	position store.Position
+	open     []*message.Message // those that are not acked
 }
 
 // Config is how a relay works.
@@ -104,6 +125,7 @@ func New(tail *store.Tail, l *lease.Lease, publisher bus.BatchPublisher, c Confi
 	return &Relay{
 		tail: tail, lease: l, publisher: publisher, config: c, logger: logger, state: Starting, giveUp: func() {},
 		nextTimeout: nextTimeout, chunk: maxChunk, patience: c.Patience,
+		term: term{cancel: func() {}}, landed: make(chan struct{}, 1),
 		stopping: make(chan struct{}), stopped: make(chan struct{}),
 	}
 }
@@ -131,46 +153,96 @@ func (r *Relay) Run(ctx context.Context) {
 	}()
 	renewing.Go(func() { r.lease.Run(leasing) })
 
+	defer r.end()
 	polls := 0 // since the last wake, that have found nothing
 	for !r.isStopping() && ctx.Err() == nil {
 		status := r.lease.Status()
+		if status.Changed != r.term.status.Changed {
+			r.end()
+			r.term.status = status
+			r.term.held, r.term.cancel = status.While(ctx)
+		}
 		if status.Err != nil {
 			r.notLeader(status.Err)
 			r.wait(ctx, nil, nil, status.Changed)
 			continue
 		}
-		found, err := r.relayNext(ctx, status)
+		found, err := r.relayNext(ctx)
+		if errors.Is(err, bus.ErrGivenBack) {
+			r.end()
+		}
 		var woken bool
 		switch {
 		case err != nil:
 			r.wait(ctx, time.After(errorInterval), nil, status.Changed)
 		case found:
 			polls = 0
+			if len(r.term.flights) > 0 {
+				r.wait(ctx, time.After(readAhead), nil, status.Changed)
+			}
+		case !r.hasRoom():
+			r.wait(ctx, time.After(readAhead), nil, status.Changed)
 		case polls < len(followUpPolls):
 			woken = r.wait(ctx, time.After(followUpPolls[polls]), r.tail.Wake, status.Changed)
 			polls++
 		default:
-			r.become(Idle, nil)
+			if len(r.term.flights) == 0 {
+				r.become(Idle, nil)
+			} else {
+				r.become(Relaying, nil)
+			}
 			woken = r.wait(ctx, time.After(r.config.Poll), r.tail.Wake, status.Changed)
 		}
 		if woken {
 			polls = 0
 		}
 	}
+	r.finish(ctx)
 }
 
-// wait waits for time to pass, for a wake, for another status of the lease, for the stop or for the end of ctx, and tells
-// whether it was a wake.
+// end forgets what is in flight: the bus does not deliver it if no handler has it yet.
+func (r *Relay) end() {
+	r.term.cancel()
+	r.term = term{cancel: func() {}}
+}
+
+// finish waits until what is in flight is handled or given back, and moves the position.
+func (r *Relay) finish(ctx context.Context) {
+	for _, f := range r.term.flights {
+		awaitAll(r.term.held, f.open)
+	}
+	if len(r.term.flights) > 0 && r.term.held.Err() == nil {
+		if err := r.land(ctx); err != nil && !errors.Is(err, bus.ErrGivenBack) {
+			r.logger.WarnContext(ctx, "the relay's last batch will be published again", "error", err)
+		}
+	}
+}
+
+// wait waits for time to pass, for a wake, for another status of the lease, for a batch that is handled, for the stop or for
+// the end of ctx, and tells whether it was a wake.
 func (r *Relay) wait(ctx context.Context, timer <-chan time.Time, wake, changed <-chan struct{}) (woken bool) {
 	select {
 	case <-r.stopping:
 	case <-ctx.Done():
 	case <-timer:
 	case <-changed:
+	case <-r.landed:
 	case <-wake:
 		return true
 	}
 	return false
+}
+
+// hasRoom tells whether more events may be in flight.
+func (r *Relay) hasRoom() bool {
+	count, bytes := 0, 0
+	for _, f := range r.term.flights {
+		count += len(f.open)
+		for _, m := range f.open {
+			bytes += len(m.Payload)
+		}
+	}
+	return count < maxInFlight && bytes < store.PageBytes
 }
 
 func (r *Relay) notLeader(err error) {
@@ -183,42 +255,114 @@ func (r *Relay) notLeader(err error) {
 	}
 }
 
-// relayNext relays the next batch, and tells whether there was one.
-func (r *Relay) relayNext(ctx context.Context, status lease.Status) (found bool, err error) {
-	held, cancel := status.While(ctx)
-	defer cancel()
+// relayNext moves the position behind what was handled, and relays the next batch. It tells whether there was one.
+func (r *Relay) relayNext(ctx context.Context) (found bool, err error) {
+	held := r.term.held
+	defer func() {
+		if err != nil && held.Err() == nil && !errors.Is(err, store.ErrNotLeader) { // else the lease says more
+			r.become(Failing, err)
+		}
+	}()
+	if err := r.land(ctx); err != nil || !r.hasRoom() {
+		return false, err
+	}
+	var after *store.Position
+	if n := len(r.term.flights); n > 0 {
+		after = &r.term.flights[n-1].position
+	}
 	reading, done := context.WithTimeout(held, r.nextTimeout)
-	batch, err := r.tail.Next(reading)
+	defer done()
+	batch, err := r.tail.Next(reading, after)
 	if err == nil {
 		r.nextTimeout = nextTimeout
 	} else if errors.Is(reading.Err(), context.DeadlineExceeded) {
 		r.nextTimeout *= 2
 	}
-	done()
-	var bodies [][]byte
-	if err == nil && batch.Events != nil {
-		bodies, err = rawjson.Elements(batch.Events)
+	if err != nil || batch.Events == nil || r.isStopping() {
+		return false, err
 	}
-	if err == nil && batch.Events != nil && !r.isStopping() {
-		if !r.publish(held, bodies) {
-			return true, nil
+	bodies, err := rawjson.Elements(batch.Events)
+	if err != nil {
+		return false, err
+	}
+	open, published := r.publish(held, bodies)
+	if !published {
+		return true, nil
+	}
+	r.term.flights = append(r.term.flights, flight{batch.Position, open})
+	if len(open) > 0 {
+		go func() {
+			awaitAll(held, open)
+			select {
+			case r.landed <- struct{}{}:
+			default: // there is one
+			}
+		}()
+	}
+	return true, r.land(ctx)
+}
+
+// awaitAll waits until all messages are acked, or one is nacked, or ctx ends.
+func awaitAll(ctx context.Context, messages []*message.Message) {
+	for _, m := range messages {
+		select {
+		case <-m.Acked():
+		case <-m.Nacked():
+			return
+		case <-ctx.Done():
+			return
 		}
-		found = true
-		if err = r.move(ctx, held, batch.Position, status.Fence); err == nil {
-			r.confirmed = nil
+	}
+}
+
+// land moves the position behind the batches that are handled, as far as none before them is in flight. It is
+// [bus.ErrGivenBack] if the bus has given back an event: what is in flight is to be published again, in order.
+func (r *Relay) land(ctx context.Context) error {
+	var rest []flight
+	var behind *store.Position
+	givenBack := false
+	for _, f := range r.term.flights {
+		f.open = unconfirmed(f.open)
+		givenBack = givenBack || slices.ContainsFunc(f.open, isNacked)
+		switch last := len(rest) - 1; {
+		case len(f.open) > 0:
+			rest = append(rest, f)
+		case last < 0:
+			behind = &f.position
+		case len(rest[last].open) == 0:
+			rest[last] = f
+		default:
+			rest = append(rest, f)
 		}
 	}
-	if err != nil && held.Err() == nil && !errors.Is(err, store.ErrNotLeader) { // else the lease says more
-		r.become(Failing, err)
+	if behind != nil {
+		if err := r.move(ctx, *behind); err != nil {
+			return err
+		}
+		r.confirmed = nil
 	}
-	return found, err
+	r.term.flights = rest
+	if givenBack {
+		return bus.ErrGivenBack
+	}
+	return nil
+}
+
+func isNacked(m *message.Message) bool {
+	select {
+	case <-m.Nacked():
+		return true
+	default:
+		return false
+	}
 }
 
 // move moves the position. It tries again while the lease is held: the batch is published, and need not be once more.
-func (r *Relay) move(ctx, held context.Context, behind store.Position, fence store.Fence) error {
+func (r *Relay) move(ctx context.Context, behind store.Position) error {
+	held := r.term.held
 	for {
 		bounded, cancel := context.WithTimeout(ctx, moveTimeout)
-		err := r.tail.Move(bounded, behind, fence)
+		err := r.tail.Move(bounded, behind, r.term.status.Fence)
 		cancel()
 		if err == nil || errors.Is(err, store.ErrNotLeader) || held.Err() != nil || r.isStopping() {
 			return err
@@ -228,9 +372,10 @@ func (r *Relay) move(ctx, held context.Context, behind store.Position, fence sto
 	}
 }
 
-// publish publishes events, and tries again until all are published, the lease is lost or yielded, or the relay stops. An
-// event that the bus has confirmed is not published again, neither here nor when the same batch is read again.
-func (r *Relay) publish(ctx context.Context, bodies [][]byte) (published bool) {
+// publish publishes events, and tries again until the bus has taken all, the lease is lost or yielded, or the relay stops. It
+// returns those that are not acked yet. An event that the bus has confirmed is not published again, neither here nor when
+// the same batch is read again.
+func (r *Relay) publish(ctx context.Context, bodies [][]byte) (open []*message.Message, published bool) {
 	if state, _ := r.Status(); state != Failing {
 		r.become(Relaying, nil)
 	}
@@ -242,10 +387,11 @@ func (r *Relay) publish(ctx context.Context, bodies [][]byte) (published bool) {
 		}
 	}()
 	began := time.Now()
-	attempts, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	progress := func() {}
-	if r.config.Patience > 0 {
+	attempts, progress := ctx, func() {}
+	if r.config.Patience > 0 { // on a bus that acks before PublishBatch returns
+		var cancel context.CancelCauseFunc
+		attempts, cancel = context.WithCancelCause(ctx)
+		defer cancel(nil)
 		timer := time.AfterFunc(r.patience, func() { cancel(fmt.Errorf("no confirm within %s", r.patience)) })
 		defer timer.Stop()
 		progress = func() { timer.Reset(r.patience) }
@@ -256,18 +402,21 @@ func (r *Relay) publish(ctx context.Context, bodies [][]byte) (published bool) {
 			batch[i] = bus.NewMessage(bodies[i])
 		}
 		err := r.publishBatch(attempts, batch, progress)
-		bodies = slices.Concat(bodiesOf(unconfirmed(batch)), bodies[len(batch):])
+		rest := bodies[len(batch):]
 		if err == nil {
+			open, bodies = append(open, unconfirmed(batch)...), rest
 			r.become(Relaying, nil)
 			r.chunk = min(2*r.chunk, maxChunk)
 			if attempts.Err() == nil || len(bodies) == 0 {
 				continue
 			}
 			err = context.Cause(attempts) // the time was up just when the confirm came
+		} else {
+			bodies = slices.Concat(bodiesOf(unconfirmed(batch)), rest)
 		}
 		r.chunk = max(len(batch)/2, 1)
 		if r.isStopping() || ctx.Err() != nil {
-			return false
+			return nil, false
 		}
 		if attempts.Err() != nil && errors.Is(err, context.Canceled) {
 			err = fmt.Errorf("publish %d events: %w", len(batch), context.Cause(attempts))
@@ -277,18 +426,18 @@ func (r *Relay) publish(ctx context.Context, bodies [][]byte) (published bool) {
 			r.wait(ctx, time.After(resendInterval), nil, attempts.Done())
 		}
 		if r.isStopping() || ctx.Err() != nil {
-			return false
+			return nil, false
 		}
 		if attempts.Err() != nil {
 			r.patience = min(2*r.patience, maxPatience*r.config.Patience)
 			r.lease.Yield(ctx, yieldTime)
-			return false
+			return nil, false
 		}
 	}
 	if time.Since(began) < r.patience/2 {
 		r.patience = max(r.patience/2, r.config.Patience)
 	}
-	return true
+	return open, true
 }
 
 // without are the bodies that are not among others.
@@ -303,8 +452,7 @@ func without(bodies, others [][]byte) map[string]bool {
 	return rest
 }
 
-// publishBatch publishes a batch, without the events that the bus refuses, and acks the messages that are done with. It
-// reports each as progress.
+// publishBatch publishes a batch, without the events that the bus refuses, and reports each confirm as progress.
 func (r *Relay) publishBatch(ctx context.Context, batch []*message.Message, progress func()) error {
 	watching, end := context.WithCancel(ctx)
 	var watch sync.WaitGroup
@@ -325,9 +473,6 @@ func (r *Relay) publishBatch(ctx context.Context, batch []*message.Message, prog
 		err := r.publisher.PublishBatch(ctx, rest)
 		if err == nil {
 			r.logger.DebugContext(ctx, "a batch is published", "events", len(rest), "took", time.Since(began).Round(time.Microsecond))
-			for _, m := range rest {
-				m.Ack()
-			}
 			progress()
 			return nil
 		}

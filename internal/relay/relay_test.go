@@ -70,6 +70,7 @@ func (p *publisher) PublishBatch(ctx context.Context, batch []*message.Message) 
 	}
 	for _, m := range batch {
 		p.published = append(p.published, m.UUID)
+		m.Ack()
 	}
 	return nil
 }
@@ -339,7 +340,7 @@ type memory struct {
 
 func (m *memory) tail() *store.Tail {
 	return &store.Tail{
-		Next: func(context.Context) (store.Batch, error) {
+		Next: func(context.Context, *store.Position) (store.Batch, error) {
 			moved := int(m.moved.Load())
 			rest := m.events[moved:min(moved+10, len(m.events))]
 			if len(rest) == 0 {
@@ -588,7 +589,7 @@ func TestMoveWithoutAnAnswerIsTriedAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		moves, moved := 0, make(chan struct{})
 		r, end := runOn(t, &store.Tail{
-			Next: func(context.Context) (store.Batch, error) {
+			Next: func(context.Context, *store.Position) (store.Batch, error) {
 				if moves > 1 {
 					return store.Batch{}, nil
 				}

@@ -59,9 +59,10 @@ type Batch struct {
 // Each call is one transaction and leaves no state in a session, so that a pooler in transaction mode may stand between. On
 // SQLite it has a connection of its own to read a batch; Move and the leases wait for the one writer.
 type Tail struct {
-	// Next reads the batch behind the position. It is [ErrNoPosition] if that was deleted, and [ErrRestored] if the database
-	// was restored from a dump of another cluster.
-	Next func(ctx context.Context) (Batch, error)
+	// Next reads the batch behind the position, or behind another one, if after is not nil: that of a batch that was read
+	// before. It is [ErrNoPosition] if the position was deleted, and [ErrRestored] if the database was restored from a dump of
+	// another cluster.
+	Next func(ctx context.Context, after *Position) (Batch, error)
 	// Move moves the position. It is [ErrNotLeader] if the lease of [RelayTask] has another holder or fence meanwhile: a
 	// former leader, which may have been frozen at any point, moves nothing; and if the position was deleted.
 	Move func(ctx context.Context, behind Position, fence Fence) error

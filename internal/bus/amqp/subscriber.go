@@ -13,6 +13,8 @@ import (
 
 	"github.com/ThreeDotsLabs/watermill/message"
 	amqp091 "github.com/rabbitmq/amqp091-go"
+
+	"github.com/healz/worker/internal/bus"
 )
 
 // consumerTag names the one consumer of a channel.
@@ -152,7 +154,7 @@ type subscription struct {
 	tasks          sync.WaitGroup
 
 	out      chan *message.Message
-	queued   keyedQueue
+	queued   bus.KeyedQueue[*delivery]
 	inFlight chan struct{} // has one element for each message in flight, which may be shared with other subscriptions
 	reserved bool          // one element is for the next message
 	results  chan result   // has room for all messages in flight
@@ -178,6 +180,17 @@ type subscription struct {
 	deliveries <-chan amqp091.Delivery
 }
 
+// delivery is a message of the broker from its arrival until it is acked or requeued.
+type delivery struct {
+	amqp091.Delivery
+
+	channel *amqp091.Channel // on which it is acked
+	message *message.Message // to be handed over; a new one for each attempt
+	cancel  context.CancelFunc
+	key     string
+	nacks   int
+}
+
 // result is what became of a message in flight.
 type result struct {
 	delivery *delivery
@@ -186,7 +199,7 @@ type result struct {
 
 func newSubscription(ctx context.Context, c *Connection, topic string) *subscription {
 	s := &subscription{
-		conn: c, queue: c.consumerQueue, logger: c.config.Logger, queued: keyedQueue{keys: map[string]*key{}},
+		conn: c, queue: c.consumerQueue, logger: c.config.Logger,
 		out: make(chan *message.Message), inFlight: make(chan struct{}, c.config.Concurrency),
 		results: make(chan result, c.config.Concurrency), abandoned: make(chan struct{}), ended: make(chan struct{}),
 		requests: make(chan func()), finished: map[identity]int{},
@@ -288,13 +301,13 @@ func (s *subscription) openOn(session *session) error {
 // consume receives deliveries and hands messages over. It returns false when it is to stop, and true when the channel is
 // lost or to be given up.
 func (s *subscription) consume() (goOn bool) {
-	for !s.handing || s.queued.inFlight > 0 {
+	for !s.handing || s.queued.InFlight() > 0 {
 		var (
 			out     chan<- *message.Message
 			m       *message.Message
 			reserve chan<- struct{}
 			again   <-chan time.Time
-			next    = s.queued.next()
+			next, _ = s.queued.Next()
 		)
 		switch {
 		case next == nil || s.handing:
@@ -314,7 +327,7 @@ func (s *subscription) consume() (goOn bool) {
 		case reserve <- struct{}{}:
 			s.reserved = true
 		case out <- m:
-			s.queued.take()
+			s.queued.Take()
 			s.reserved = false
 			s.tasks.Go(func() { s.await(next, m) })
 		case r := <-s.results:
@@ -345,7 +358,7 @@ func (s *subscription) do(ctx context.Context, f func()) bool {
 
 // isEmpty tells whether the queue is empty, apart from a delivery that has arrived and was not received.
 func (s *subscription) isEmpty() bool {
-	if len(s.queued.keys) > 0 || s.conn.received.full() {
+	if !s.queued.Empty() || s.conn.received.full() {
 		return false
 	}
 	defer s.session.bound()()
@@ -375,9 +388,9 @@ func (s *subscription) receive(d amqp091.Delivery) {
 	m := s.messageFrom(d)
 	key := ""
 	if s.conn.config.Concurrency > 1 {
-		key = keyOf(m)
+		key = bus.KeyOf(m)
 	}
-	s.queued.add(key, &delivery{Delivery: d, channel: s.channel, message: m})
+	s.queued.Add(key, &delivery{Delivery: d, channel: s.channel, message: m, key: key})
 }
 
 // messageFrom parses a large body with the limit reached: nothing counts yet what the library reads meanwhile.
@@ -432,7 +445,7 @@ func (s *subscription) settle(r result) {
 	if current && !r.acked && s.consuming.Err() == nil {
 		d.nacks++
 		d.message, d.cancel = nil, nil
-		s.queued.again(d)
+		s.queued.Again(d.key, d)
 		return
 	}
 	if r.acked && (!current || d.channel.Ack(d.DeliveryTag, false) != nil) {
@@ -441,7 +454,7 @@ func (s *subscription) settle(r result) {
 	if current && !r.acked && !s.requeuesAtEnd() {
 		_ = d.channel.Nack(d.DeliveryTag, false, true) // an error means that the channel is lost
 	}
-	s.queued.done(d)
+	s.queued.Done(d.key)
 	s.count(-len(d.Body))
 }
 
@@ -463,16 +476,16 @@ func (s *subscription) finish(d *delivery) {
 	if err != nil {
 		return // no copy can be recognized
 	}
-	for i, other := range d.key.waiting {
+	if other, found := s.queued.Remove(d.key, func(other *delivery) bool {
 		if !other.Redelivered || other.MessageId != d.MessageId || len(other.Body) != len(d.Body) {
-			continue
+			return false
 		}
-		if otherID, err := identityOf(other.Delivery); err == nil && otherID == id {
-			d.key.waiting = slices.Delete(d.key.waiting, i, i+1)
-			s.count(-len(other.Body))
-			_ = other.channel.Ack(other.DeliveryTag, false) // an error means that this channel is lost, too
-			return
-		}
+		otherID, err := identityOf(other.Delivery)
+		return err == nil && otherID == id
+	}); found {
+		s.count(-len(other.Body))
+		_ = other.channel.Ack(other.DeliveryTag, false) // an error means that this channel is lost, too
+		return
 	}
 	s.finished[id] = s.losses
 }
@@ -503,7 +516,7 @@ func (s *subscription) discard() {
 
 // clear removes what was not handed over, and returns its delivery tags.
 func (s *subscription) clear() (tags []uint64) {
-	for _, d := range s.queued.clear() {
+	for _, d := range s.queued.Clear() {
 		if d.cancel != nil {
 			d.cancel()
 		}
@@ -551,7 +564,7 @@ func (s *subscription) drain() {
 	}
 	timeout := time.NewTimer(s.conn.config.DrainTimeout)
 	defer timeout.Stop()
-	for s.queued.inFlight > 0 {
+	for s.queued.InFlight() > 0 {
 		select {
 		case _, ok := <-deliveries: // it is not kept in memory, and delivered again
 			if !ok {
@@ -563,7 +576,7 @@ func (s *subscription) drain() {
 			return
 		case <-timeout.C:
 			s.logger.WarnContext(s.consuming, "messages are still in flight after the drain timeout, and are requeued",
-				"queue", s.queue, "messages", s.queued.inFlight, "timeout", s.conn.config.DrainTimeout)
+				"queue", s.queue, "messages", s.queued.InFlight(), "timeout", s.conn.config.DrainTimeout)
 			return
 		}
 	}
@@ -600,7 +613,7 @@ func (s *subscription) end() {
 	s.cancelMessages()
 	close(s.abandoned)
 	s.tasks.Wait()
-	for range s.queued.inFlight {
+	for range s.queued.InFlight() {
 		<-s.inFlight
 	}
 	s.conn.received.add(-s.bytes)

@@ -1,29 +1,24 @@
 // Package inprocess is the bus of the embedded default: events go from the relay to the handlers of the same process.
 //
-// It stores nothing. The publisher publishes again what was not acked: the relay's position moves only once
-// [Bus.PublishBatch] has returned nil, which it does only when every message was acked.
+// It stores nothing. A message is acked once it was handled, and the relay's position moves no further than what is acked.
 package inprocess
 
 import (
 	"context"
 	"errors"
-	"fmt"
-	"hash/maphash"
-	"strings"
 	"sync"
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
-	"golang.org/x/sync/errgroup"
 
 	"github.com/healz/worker/internal/bus"
 )
 
 var (
-	// ErrClosed says that the bus has been closed, or was while it published.
+	// ErrClosed says that the bus has been closed.
 	ErrClosed = errors.New("the in-process bus is closed")
-	// ErrNoSubscriber says that a message was not acked because its queue has no subscriber, or no longer has one.
-	ErrNoSubscriber = errors.New("no subscriber acknowledged the message")
+	// ErrNoSubscriber says that the bus has no subscriber.
+	ErrNoSubscriber = errors.New("the in-process bus has no subscriber")
 )
 
 // A nacked message is delivered again after the first of these delays, then after twice as long, up to the last.
@@ -32,199 +27,165 @@ const (
 	lastRedelivery  = 2 * time.Second
 )
 
-// Bus carries messages over a number of queues. The messages of one aggregate share a queue, which delivers one at a
-// time: they are handled in order, while the queues run in parallel. All methods are safe for concurrent use.
-//
-// A handler must not wait for a publication to its own queue, which would wait for the handler.
+// Topic is the one topic of the bus.
+const Topic = "events"
+
+// Bus carries messages over one queue. The messages of one aggregate are delivered one at a time, in their order; those of
+// others do not wait for them. All methods are safe for concurrent use.
 type Bus struct {
-	topics  []string
-	seed    maphash.Seed
-	closing chan struct{}
+	concurrency int
+	closing     chan struct{}
 
-	mu      sync.Mutex
-	closed  bool
-	queues  map[string]*queue
-	running sync.WaitGroup
-}
-
-// queue holds nothing: a publisher waits until a subscriber takes its message.
-type queue struct {
-	deliveries  chan delivery
+	mu          sync.Mutex
+	changed     sync.Cond // of what follows
+	closed      bool
+	queue       bus.KeyedQueue[delivery]
 	subscribers int
-	deserted    chan struct{} // closed while there is no subscriber
+	running     sync.WaitGroup
 }
 
 type delivery struct {
-	publisher context.Context //nolint:containedctx // ends when the publisher no longer waits
+	publisher context.Context //nolint:containedctx // ends when the publisher no longer wants it to be delivered
 	message   *message.Message
-	outcome   chan error // has room for one
 }
 
-// New returns a bus of that many queues, at least one: as many messages are handled at a time.
-func New(queues int) *Bus {
-	topics := make([]string, max(1, queues))
-	for i := range topics {
-		topics[i] = fmt.Sprintf("queue-%d", i)
-	}
-	return &Bus{topics: topics, seed: maphash.MakeSeed(), closing: make(chan struct{}), queues: map[string]*queue{}}
+var _ bus.BatchPublisher = (*Bus)(nil)
+
+// New returns a bus that delivers that many messages at once, at least one.
+func New(concurrency int) *Bus {
+	b := &Bus{concurrency: max(1, concurrency), closing: make(chan struct{})}
+	b.changed.L = &b.mu
+	return b
 }
 
-// Topics are the names of the queues. Each needs a subscriber before anything is published.
-func (b *Bus) Topics() []string { return b.topics }
+// Topics are the topics of the bus: [Topic]. It needs a subscriber before anything is published.
+func (b *Bus) Topics() []string { return []string{Topic} }
 
-// PublishBatch publishes messages, those of an aggregate ([bus.AggregateIDKey]; a message without one goes by its UUID)
-// in the order of the batch, each after the one before it in its queue was acked. It returns nil when all are acked.
-//
-// The error is, or wraps, [ErrClosed], [ErrNoSubscriber] or that of ctx. What was not delivered by then never will be; a
-// message that a handler works on is not taken from it.
+// PublishBatch implements [bus.BatchPublisher]: the queue takes the messages, all or, with [ErrClosed], [ErrNoSubscriber] or
+// the error of ctx, none. A message is acked once a handler has acked it, and nacked if the bus has no subscriber any more
+// or is closed. When ctx ends, what is not in a handler's hands is not delivered, and nacked in its turn.
 func (b *Bus) PublishBatch(ctx context.Context, batch []*message.Message) error {
-	parts := make(map[string][]*message.Message, len(b.topics))
-	for _, m := range batch {
-		topic := b.topic(m)
-		parts[topic] = append(parts[topic], m)
-	}
-	return b.publish(ctx, parts)
-}
-
-func (b *Bus) topic(m *message.Message) string {
-	key := m.Metadata.Get(bus.AggregateIDKey)
-	if key == "" {
-		key = m.UUID
-	}
-	// A UUID may be in upper or lower case.
-	return b.topics[maphash.String(b.seed, strings.ToLower(key))%uint64(len(b.topics))]
-}
-
-// publish publishes to all topics at once, and gives up at the first error.
-func (b *Bus) publish(ctx context.Context, parts map[string][]*message.Message) error {
 	b.mu.Lock()
-	if b.closed {
-		b.mu.Unlock()
+	defer b.mu.Unlock()
+	switch {
+	case b.closed:
 		return ErrClosed
-	}
-	b.running.Add(1)
-	b.mu.Unlock()
-	defer b.running.Done()
-	group, ctx := errgroup.WithContext(ctx)
-	for topic, part := range parts {
-		group.Go(func() error {
-			for _, m := range part {
-				if err := b.publishOne(ctx, topic, m); err != nil {
-					return fmt.Errorf("publish in process: message %s: %w", m.UUID, err)
-				}
-			}
-			return nil
-		})
-	}
-	return group.Wait()
-}
-
-func (b *Bus) publishOne(ctx context.Context, topic string, m *message.Message) error {
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
-	}
-	b.mu.Lock()
-	q := b.queue(topic)
-	deserted := q.deserted
-	b.mu.Unlock()
-	d := delivery{publisher: ctx, message: m, outcome: make(chan error, 1)}
-	select {
-	case q.deliveries <- d:
-	case <-deserted:
+	case b.subscribers == 0 && len(batch) > 0:
 		return ErrNoSubscriber
-	case <-ctx.Done():
+	case ctx.Err() != nil:
 		return context.Cause(ctx)
-	case <-b.closing:
-		return ErrClosed
 	}
-	select {
-	case err := <-d.outcome:
-		return err
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	case <-b.closing:
-		return ErrClosed
+	for _, m := range batch {
+		b.queue.Add(bus.KeyOf(m), delivery{ctx, m})
 	}
+	b.changed.Broadcast()
+	return nil
 }
 
-// queue returns the queue of a topic, a new one at the first call. The caller holds the mutex.
-func (b *Bus) queue(topic string) *queue {
-	q := b.queues[topic]
-	if q == nil {
-		q = &queue{deliveries: make(chan delivery), deserted: make(chan struct{})}
-		close(q.deserted)
-		b.queues[topic] = q
-	}
-	return q
-}
-
-// Subscribe returns the channel on which the messages of a topic arrive, each after the one before it was acked. A
-// nacked one arrives again, after a delay that grows.
+// Subscribe returns the channel on which messages arrive, whatever the topic. A nacked one arrives again, after a delay that
+// grows, and before the next of its aggregate.
 //
-// When ctx ends, the channel is closed as soon as the message in flight is acked or nacked; when the bus closes, at
-// once. Several subscribers of a topic share its messages.
-func (b *Bus) Subscribe(ctx context.Context, topic string) (<-chan *message.Message, error) {
+// When ctx ends, the channel is closed as soon as the messages in flight are acked or nacked; when the bus closes, at
+// once. Several subscribers share the messages.
+func (b *Bus) Subscribe(ctx context.Context, _ string) (<-chan *message.Message, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.closed {
 		return nil, ErrClosed
 	}
-	q := b.queue(topic)
-	if q.subscribers++; q.subscribers == 1 {
-		q.deserted = make(chan struct{})
-	}
+	b.subscribers++
 	out := make(chan *message.Message)
+	var deliverers sync.WaitGroup
+	for range b.concurrency {
+		deliverers.Go(func() {
+			for d, ok := b.take(ctx); ok; d, ok = b.take(ctx) {
+				b.settle(d, b.deliver(ctx, d, out))
+			}
+		})
+	}
 	b.running.Go(func() {
 		defer close(out)
-		defer b.unsubscribe(q)
-		for {
-			select {
-			case d := <-q.deliveries:
-				d.outcome <- b.deliver(ctx, d, out)
-			case <-ctx.Done():
-				return
-			case <-b.closing:
-				return
-			}
-		}
+		defer context.AfterFunc(ctx, b.broadcast)()
+		deliverers.Wait()
+		b.unsubscribe()
 	})
 	return out, nil
 }
 
-func (b *Bus) unsubscribe(q *queue) {
+func (b *Bus) broadcast() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if q.subscribers--; q.subscribers == 0 {
-		close(q.deserted)
+	b.changed.Broadcast()
+}
+
+// take waits for the next message, until ctx ends or the bus is closed.
+func (b *Bus) take(ctx context.Context) (d delivery, ok bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for {
+		if b.closed || ctx.Err() != nil {
+			b.changed.Broadcast() // others may take what this one leaves
+			return delivery{}, false
+		}
+		if d, ok = b.queue.Next(); ok {
+			b.queue.Take()
+			return d, true
+		}
+		b.changed.Wait()
 	}
 }
 
-// errNacked says that a message is to be delivered again.
-var errNacked = errors.New("nacked")
+// settle notes what became of a message. One that could not be delivered stays ahead of the next of its aggregate, unless
+// its publisher no longer wants it.
+func (b *Bus) settle(d delivery, delivered bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	key := bus.KeyOf(d.message)
+	switch {
+	case delivered:
+		d.message.Ack()
+	case d.publisher.Err() != nil || b.closed:
+		d.message.Nack()
+	default:
+		b.queue.Again(key, d)
+		return
+	}
+	b.queue.Done(key)
+}
+
+func (b *Bus) unsubscribe() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.subscribers--; b.subscribers == 0 {
+		b.giveBack()
+	}
+}
+
+// giveBack nacks all that waits. The caller holds the mutex.
+func (b *Bus) giveBack() {
+	for _, d := range b.queue.Clear() {
+		d.message.Nack()
+	}
+}
 
 // deliver delivers a message again and again until it is acked, or its publisher or the subscriber is gone.
-func (b *Bus) deliver(ctx context.Context, d delivery, out chan<- *message.Message) error {
-	for delay := firstRedelivery; ; delay = min(2*delay, lastRedelivery) {
-		if err := b.deliverOnce(ctx, d, out); !errors.Is(err, errNacked) {
-			return err
+func (b *Bus) deliver(ctx context.Context, d delivery, out chan<- *message.Message) (delivered bool) {
+	for delay := firstRedelivery; ctx.Err() == nil && d.publisher.Err() == nil; delay = min(2*delay, lastRedelivery) {
+		if b.deliverOnce(ctx, d, out) {
+			return true
 		}
 		select {
 		case <-time.After(delay):
 		case <-d.publisher.Done():
 		case <-ctx.Done():
 		case <-b.closing:
-			return ErrClosed
+			return false
 		}
 	}
+	return false
 }
 
-func (b *Bus) deliverOnce(ctx context.Context, d delivery, out chan<- *message.Message) error {
-	if ctx.Err() != nil {
-		return ErrNoSubscriber
-	}
-	if d.publisher.Err() != nil {
-		return context.Cause(d.publisher) //nolint:contextcheck // see delivery
-	}
+func (b *Bus) deliverOnce(ctx context.Context, d delivery, out chan<- *message.Message) (acked bool) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	m := d.message.Copy()
@@ -232,31 +193,34 @@ func (b *Bus) deliverOnce(ctx context.Context, d delivery, out chan<- *message.M
 	select {
 	case out <- m:
 	case <-d.publisher.Done():
-		return context.Cause(d.publisher) //nolint:contextcheck // see delivery
+		return false
 	case <-ctx.Done():
-		return ErrNoSubscriber
+		return false
 	case <-b.closing:
-		return ErrClosed
+		return false
 	}
 	select {
 	case <-m.Acked():
-		return nil
+		return true
 	case <-m.Nacked():
-		return errNacked
 	case <-b.closing:
-		return ErrClosed
 	}
+	return false
 }
 
-// Close ends all subscriptions and publications, and returns when they have ended. It does not wait for handlers: the
-// messages that they work on count as not acked.
+// Close ends all subscriptions, and returns when they have ended. It does not wait for handlers: the messages that they work
+// on are nacked, as those that wait are.
 func (b *Bus) Close() error {
 	b.mu.Lock()
 	if !b.closed {
 		b.closed = true
 		close(b.closing)
 	}
+	b.changed.Broadcast()
 	b.mu.Unlock()
 	b.running.Wait()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.giveBack()
 	return nil
 }

@@ -2,7 +2,6 @@ package inprocess_test
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"sync"
 	"testing"
@@ -19,24 +18,24 @@ import (
 // The tests run in bubbles of testing/synctest: time stands still until everybody waits, and a goroutine that
 // outlives Close fails the test.
 
-func newBus(t *testing.T, queues int) *inprocess.Bus {
+func newBus(t *testing.T, concurrency int) *inprocess.Bus {
 	t.Helper()
-	b := inprocess.New(queues)
+	b := inprocess.New(concurrency)
 	t.Cleanup(func() { require.NoError(t, b.Close()) })
 	return b
 }
 
-func subscribe(ctx context.Context, t *testing.T, b *inprocess.Bus, topic string) <-chan *message.Message {
+func subscribe(ctx context.Context, t *testing.T, b *inprocess.Bus) <-chan *message.Message {
 	t.Helper()
-	messages, err := b.Subscribe(ctx, topic)
+	messages, err := b.Subscribe(ctx, inprocess.Topic)
 	require.NoError(t, err)
 	return messages
 }
 
-// publish publishes in the background and returns where the outcome arrives.
+// publish publishes in the background, and returns where the outcome arrives once all is acked.
 func publish(ctx context.Context, b *inprocess.Bus, batch ...*message.Message) <-chan error {
 	done := make(chan error, 1)
-	go func() { done <- b.PublishBatch(ctx, batch) }()
+	go func() { done <- bus.Deliver(ctx, b, batch) }()
 	return done
 }
 
@@ -57,33 +56,34 @@ func requirePending[T any](t *testing.T, c <-chan T, what string) {
 	}
 }
 
-func TestEveryAggregateInOrderAndQueuesInParallel(t *testing.T) {
+func TestEveryAggregateInOrderAndAggregatesInParallel(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		const queues, aggregates, versions = 4, 40, 10
-		b := newBus(t, queues)
+		const concurrency, aggregates, versions = 4, 40, 10
+		b := newBus(t, concurrency)
 		var mu sync.Mutex
 		seen := map[string][]string{}
 		var busy, most int
 		var handlers sync.WaitGroup
-		for _, topic := range b.Topics() {
-			messages := subscribe(t.Context(), t, b, topic)
-			handlers.Go(func() {
-				for m := range messages {
-					mu.Lock()
-					busy++
-					most = max(most, busy)
-					id := m.Metadata.Get(bus.AggregateIDKey)
-					seen[id] = append(seen[id], string(m.Payload))
-					mu.Unlock()
-					<-time.After(time.Millisecond)
-					mu.Lock()
-					busy--
-					mu.Unlock()
-					m.Ack()
-				}
-			})
+		messages := subscribe(t.Context(), t, b)
+		handle := func(m *message.Message) {
+			mu.Lock()
+			busy++
+			most = max(most, busy)
+			id := m.Metadata.Get(bus.AggregateIDKey)
+			seen[id] = append(seen[id], string(m.Payload))
+			mu.Unlock()
+			<-time.After(time.Millisecond)
+			mu.Lock()
+			busy--
+			mu.Unlock()
+			m.Ack()
 		}
+		handlers.Go(func() {
+			for m := range messages {
+				handlers.Go(func() { handle(m) })
+			}
+		})
 		var batch []*message.Message
 		want := map[string][]string{}
 		for version := range versions {
@@ -94,12 +94,40 @@ func TestEveryAggregateInOrderAndQueuesInParallel(t *testing.T) {
 			}
 		}
 
-		require.NoError(t, b.PublishBatch(t.Context(), batch))
+		require.NoError(t, bus.Deliver(t.Context(), b, batch))
 
 		require.Equal(t, want, seen)
-		require.Equal(t, queues, most, "handlers at work at once")
+		require.Equal(t, concurrency, most, "handlers at work at once")
 		require.NoError(t, b.Close())
 		handlers.Wait()
+	})
+}
+
+// A slow handler holds up its aggregate only, however many others follow it, in its batch or a later one.
+func TestASlowHandlerHoldsUpItsAggregateOnly(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newBus(t, 2)
+		messages := subscribe(t.Context(), t, b)
+		slow := publish(t.Context(), b, of("a", "slow"), of("a", "behind it"))
+		inHand := <-messages
+		require.Equal(t, "slow", inHand.UUID)
+
+		var others []*message.Message
+		for i := range 100 {
+			others = append(others, of(fmt.Sprint("other ", i%7), fmt.Sprint(i)))
+		}
+		done := publish(t.Context(), b, others...)
+		for range others {
+			m := <-messages
+			require.NotEqual(t, "behind it", m.UUID)
+			m.Ack()
+		}
+		require.NoError(t, <-done)
+		requirePending(t, messages, "overtaken")
+		inHand.Ack()
+		(<-messages).Ack()
+		require.NoError(t, <-slow)
 	})
 }
 
@@ -107,7 +135,7 @@ func TestMessageArrivesAsItWasAndThePublishersIsLeftAlone(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		b := newBus(t, 1)
-		messages := subscribe(t.Context(), t, b, b.Topics()[0])
+		messages := subscribe(t.Context(), t, b)
 		published := of("a", "one")
 		done := publish(t.Context(), b, published)
 
@@ -122,7 +150,7 @@ func TestMessageArrivesAsItWasAndThePublishersIsLeftAlone(t *testing.T) {
 	})
 }
 
-func TestOneAggregateHasOneLane(t *testing.T) {
+func TestOneAggregateIsOneKey(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		for _, same := range [][]*message.Message{
@@ -131,28 +159,22 @@ func TestOneAggregateHasOneLane(t *testing.T) {
 			{message.NewMessage("", nil), message.NewMessage("", nil)},             // nothing at all
 		} {
 			b := newBus(t, 1000)
-			arrived := make(chan string)
-			for _, topic := range b.Topics() {
-				messages := subscribe(t.Context(), t, b, topic)
-				go func() {
-					for m := range messages {
-						m.Ack()
-						arrived <- topic
-					}
-				}()
-			}
+			messages := subscribe(t.Context(), t, b)
 			done := publish(t.Context(), b, same...)
-			require.Equal(t, <-arrived, <-arrived)
+			first := <-messages
+			requirePending(t, messages, "overtaken")
+			first.Ack()
+			(<-messages).Ack()
 			require.NoError(t, <-done)
 			require.NoError(t, b.Close())
 		}
 	})
 }
 
-func TestPublishBatchIsAnErrorUnlessAllIsAcked(t *testing.T) {
+func TestWhatCannotBeDeliveredIsGivenBack(t *testing.T) {
 	t.Parallel()
 	tests := map[string]struct {
-		// disturb does what keeps the first of two messages of a queue from being acked.
+		// disturb does what keeps the first of two messages of an aggregate from being acked.
 		disturb func(t *testing.T, b *inprocess.Bus, stopPublisher, stopSubscriber func(), inHand *message.Message)
 		want    error
 	}{
@@ -161,14 +183,14 @@ func TestPublishBatchIsAnErrorUnlessAllIsAcked(t *testing.T) {
 				t.Helper()
 				require.NoError(t, b.Close())
 			},
-			want: inprocess.ErrClosed,
+			want: bus.ErrGivenBack,
 		},
 		"the subscriber stops and gives back what it has in hand": {
 			disturb: func(_ *testing.T, _ *inprocess.Bus, _, stopSubscriber func(), m *message.Message) {
 				stopSubscriber()
 				m.Nack()
 			},
-			want: inprocess.ErrNoSubscriber,
+			want: bus.ErrGivenBack,
 		},
 		"the subscriber stops between two attempts": {
 			disturb: func(_ *testing.T, _ *inprocess.Bus, _, stopSubscriber func(), m *message.Message) {
@@ -176,7 +198,7 @@ func TestPublishBatchIsAnErrorUnlessAllIsAcked(t *testing.T) {
 				synctest.Wait()
 				stopSubscriber()
 			},
-			want: inprocess.ErrNoSubscriber,
+			want: bus.ErrGivenBack,
 		},
 		"the publisher's context ends while a handler works": {
 			disturb: func(_ *testing.T, _ *inprocess.Bus, stopPublisher, _ func(), _ *message.Message) { stopPublisher() },
@@ -200,7 +222,7 @@ func TestPublishBatchIsAnErrorUnlessAllIsAcked(t *testing.T) {
 				subscriberContext, stopSubscriber := context.WithCancel(t.Context())
 				defer stopPublisher()
 				defer stopSubscriber()
-				messages := subscribe(subscriberContext, t, b, b.Topics()[0])
+				messages := subscribe(subscriberContext, t, b)
 				done := publish(publisherContext, b, of("a", "one"), of("a", "two"))
 				inHand := <-messages
 				require.Equal(t, "one", inHand.UUID)
@@ -228,7 +250,7 @@ func TestPublishBatchWithoutSubscriber(t *testing.T) {
 		require.ErrorIs(t, b.PublishBatch(t.Context(), []*message.Message{of("a", "one")}), inprocess.ErrNoSubscriber)
 
 		ctx, cancel := context.WithCancel(t.Context())
-		messages := subscribe(ctx, t, b, b.Topics()[0])
+		messages := subscribe(ctx, t, b)
 		cancel()
 		_, open := <-messages
 		require.False(t, open)
@@ -241,7 +263,7 @@ func TestPublishBatchWithAContextThatIsOver(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		b := newBus(t, 1)
-		messages := subscribe(t.Context(), t, b, b.Topics()[0])
+		messages := subscribe(t.Context(), t, b)
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
 		require.ErrorIs(t, b.PublishBatch(ctx, []*message.Message{of("a", "one")}), context.Canceled)
@@ -249,25 +271,11 @@ func TestPublishBatchWithAContextThatIsOver(t *testing.T) {
 	})
 }
 
-func TestOneLaneFailingEndsTheBatch(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		b := newBus(t, 2)
-		messages := subscribe(t.Context(), t, b, b.Topics()[0]) // nobody listens to the other queue
-		var batch []*message.Message
-		for i := range 100 {
-			batch = append(batch, message.NewMessage(fmt.Sprint(i), nil))
-		}
-		require.ErrorIs(t, b.PublishBatch(t.Context(), batch), inprocess.ErrNoSubscriber)
-		requirePending(t, messages, "delivered after the batch had failed")
-	})
-}
-
 func TestClosed(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		b := newBus(t, 2)
-		messages := subscribe(t.Context(), t, b, b.Topics()[1])
+		messages := subscribe(t.Context(), t, b)
 		require.NoError(t, b.Close())
 		select {
 		case _, open := <-messages:
@@ -276,7 +284,7 @@ func TestClosed(t *testing.T) {
 			t.Fatal("Close returned before the subscription had ended")
 		}
 		require.ErrorIs(t, b.PublishBatch(t.Context(), []*message.Message{of("a", "one")}), inprocess.ErrClosed)
-		_, err := b.Subscribe(t.Context(), b.Topics()[0])
+		_, err := b.Subscribe(t.Context(), inprocess.Topic)
 		require.ErrorIs(t, err, inprocess.ErrClosed)
 		require.NoError(t, b.Close(), "once more")
 	})
@@ -286,7 +294,7 @@ func TestNackedMessageComesAgainEverMoreSlowly(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		b := newBus(t, 1)
-		messages := subscribe(t.Context(), t, b, b.Topics()[0])
+		messages := subscribe(t.Context(), t, b)
 		done := publish(t.Context(), b, of("a", "one"), of("a", "two"))
 
 		m := <-messages
@@ -314,7 +322,7 @@ func TestStoppedSubscriberFinishesWhatItHasInHand(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBus(t, 1)
 		ctx, stop := context.WithCancel(t.Context())
-		messages := subscribe(ctx, t, b, b.Topics()[0])
+		messages := subscribe(ctx, t, b)
 		done := publish(t.Context(), b, of("a", "one"))
 		inHand := <-messages
 
@@ -334,14 +342,14 @@ func TestPublishedAgainAfterTheSubscriberWasReplaced(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBus(t, 1)
 		ctx, stop := context.WithCancel(t.Context())
-		first := subscribe(ctx, t, b, b.Topics()[0])
+		first := subscribe(ctx, t, b)
 		done := publish(t.Context(), b, of("a", "one"), of("a", "two"))
 		inHand := <-first
 		stop()
 		inHand.Nack()
-		require.ErrorIs(t, <-done, inprocess.ErrNoSubscriber)
+		require.ErrorIs(t, <-done, bus.ErrGivenBack)
 
-		second := subscribe(t.Context(), t, b, b.Topics()[0])
+		second := subscribe(t.Context(), t, b)
 		done = publish(t.Context(), b, of("a", "one"), of("a", "two"))
 		for _, want := range []string{"one", "two"} {
 			m := <-second
@@ -383,7 +391,7 @@ func TestRouter(t *testing.T) {
 	for i := range 100 {
 		batch = append(batch, of(fmt.Sprint(i%7), fmt.Sprint(i)))
 	}
-	require.NoError(t, b.PublishBatch(t.Context(), batch))
+	require.NoError(t, bus.Deliver(t.Context(), b, batch))
 	require.Len(t, handled, 100)
 
 	done := publish(t.Context(), b, of("a", "slow"), of("a", "after it"))
@@ -395,8 +403,7 @@ func TestRouter(t *testing.T) {
 	for _, h := range handlers {
 		<-h.Stopped()
 	}
-	err = <-done // the router closes the bus once all of its handlers are stopped
-	require.True(t, errors.Is(err, inprocess.ErrNoSubscriber) || errors.Is(err, inprocess.ErrClosed), "%v", err)
+	require.ErrorIs(t, <-done, bus.ErrGivenBack)
 	require.NoError(t, router.Close())
 	require.NoError(t, <-running)
 	require.Equal(t, 1, handled["slow"])
@@ -404,27 +411,25 @@ func TestRouter(t *testing.T) {
 }
 
 func BenchmarkPublishBatch(b *testing.B) {
-	for _, queues := range []int{1, 8} {
-		b.Run(fmt.Sprintf("queues=%d", queues), func(b *testing.B) {
-			p := inprocess.New(queues)
-			for _, topic := range p.Topics() {
-				messages, err := p.Subscribe(b.Context(), topic)
-				require.NoError(b, err)
-				go func() {
-					for m := range messages {
-						m.Ack()
-					}
-				}()
-			}
-			batch := make([]*message.Message, 100)
-			for i := range batch {
-				batch[i] = of(fmt.Sprint(i), "event")
-			}
+	for _, concurrency := range []int{1, 8} {
+		b.Run(fmt.Sprintf("concurrency=%d", concurrency), func(b *testing.B) {
+			p := inprocess.New(concurrency)
+			messages, err := p.Subscribe(b.Context(), inprocess.Topic)
+			require.NoError(b, err)
+			go func() {
+				for m := range messages {
+					m.Ack()
+				}
+			}()
 			b.ReportAllocs()
 			for b.Loop() {
-				require.NoError(b, p.PublishBatch(b.Context(), batch))
+				batch := make([]*message.Message, 100)
+				for i := range batch {
+					batch[i] = of(fmt.Sprint(i), "event")
+				}
+				require.NoError(b, bus.Deliver(b.Context(), p, batch))
 			}
-			b.ReportMetric(float64(b.N*len(batch))/b.Elapsed().Seconds(), "messages/s")
+			b.ReportMetric(float64(b.N*100)/b.Elapsed().Seconds(), "messages/s")
 			require.NoError(b, p.Close())
 		})
 	}

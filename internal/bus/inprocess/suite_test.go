@@ -10,6 +10,8 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/ThreeDotsLabs/watermill/pubsub/tests"
 	"github.com/stretchr/testify/require"
+
+	"github.com/healz/worker/internal/bus"
 )
 
 // TestUniversalSuite runs Watermill's suite on the bus as it is used: behind an outbox. The others of the suite ask for
@@ -42,87 +44,66 @@ func TestUniversalSuite(t *testing.T) {
 	}
 }
 
-// TestQueuesDoNotHoldUpEachOther has a message in hand on one queue while subscriptions of another end and begin.
-func TestQueuesDoNotHoldUpEachOther(t *testing.T) {
-	t.Parallel()
-	b := New(2)
-	publish := func(topic string) <-chan error {
-		done := make(chan error, 1)
-		go func() {
-			done <- b.publish(t.Context(), map[string][]*message.Message{topic: {message.NewMessage("m", nil)}})
-		}()
-		return done
-	}
-	busy, err := b.Subscribe(t.Context(), "busy")
-	require.NoError(t, err)
-	published := publish("busy")
-	inHand := <-busy
-
-	for range 3 {
-		ctx, stop := context.WithCancel(t.Context())
-		other, err := b.Subscribe(ctx, "other")
-		require.NoError(t, err)
-		done := publish("other")
-		(<-other).Ack()
-		require.NoError(t, <-done)
-		stop()
-		_, open := <-other
-		require.False(t, open)
-	}
-
-	inHand.Ack()
-	require.NoError(t, <-published)
-	require.NoError(t, b.Close())
-}
-
 // outbox stands for the store and the relay: it accepts messages at once and publishes those of each topic in order,
-// each until it is acked.
+// each until it is acked. Each topic has a bus.
 type outbox struct {
-	bus     *Bus
 	closing context.Context
 	close   func()
 
 	mu     sync.Mutex
-	queues map[string]chan *message.Message
+	topics map[string]*topic
 	relays sync.WaitGroup
+}
+
+type topic struct {
+	bus   *Bus
+	queue chan *message.Message
 }
 
 func newOutbox(t *testing.T) (message.Publisher, message.Subscriber) {
 	t.Helper()
-	b := New(1)
-	o := &outbox{bus: b, queues: map[string]chan *message.Message{}}
+	o := &outbox{topics: map[string]*topic{}}
 	o.closing, o.close = context.WithCancel(context.WithoutCancel(t.Context()))
-	t.Cleanup(func() {
-		require.NoError(t, o.Close())
-		require.NoError(t, b.Close())
-	})
-	return o, b
+	t.Cleanup(func() { require.NoError(t, o.Close()) })
+	return o, subscriber{o}
 }
 
-func (o *outbox) Publish(topic string, messages ...*message.Message) error {
+// topic returns a topic, a new one at the first call.
+func (o *outbox) topic(name string) (*topic, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.closing.Err() != nil {
-		return ErrClosed
+		return nil, ErrClosed
 	}
-	queue, known := o.queues[topic]
+	found, known := o.topics[name]
 	if !known {
-		queue = make(chan *message.Message, 10_000)
-		o.queues[topic] = queue
-		o.relays.Go(func() { o.relay(topic, queue) })
+		found = &topic{bus: New(1), queue: make(chan *message.Message, 10_000)}
+		o.topics[name] = found
+		o.relays.Go(func() { o.relay(found) })
 	}
-	for _, m := range messages {
-		queue <- m
-	}
-	return nil
+	return found, nil
 }
 
-func (o *outbox) relay(topic string, queue <-chan *message.Message) {
+func (o *outbox) Publish(name string, messages ...*message.Message) error {
+	to, err := o.topic(name)
+	for _, m := range messages {
+		if err == nil {
+			to.queue <- m
+		}
+	}
+	return err
+}
+
+func (o *outbox) relay(t *topic) {
 	for {
 		select {
-		case m := <-queue:
-			if !o.publishUntilAcked(topic, m) {
-				return
+		case m := <-t.queue:
+			for bus.Deliver(o.closing, t.bus, []*message.Message{m.Copy()}) != nil {
+				select {
+				case <-time.After(time.Millisecond):
+				case <-o.closing.Done():
+					return
+				}
 			}
 		case <-o.closing.Done():
 			return
@@ -130,24 +111,26 @@ func (o *outbox) relay(topic string, queue <-chan *message.Message) {
 	}
 }
 
-func (o *outbox) publishUntilAcked(topic string, m *message.Message) bool {
-	for {
-		err := o.bus.publish(o.closing, map[string][]*message.Message{topic: {m}})
-		if !errors.Is(err, ErrNoSubscriber) {
-			return err == nil
-		}
-		select {
-		case <-time.After(time.Millisecond):
-		case <-o.closing.Done():
-			return false
-		}
-	}
-}
-
+// Close ends the relays, and the buses of all topics.
 func (o *outbox) Close() error {
 	o.mu.Lock()
 	o.close()
 	o.mu.Unlock()
 	o.relays.Wait()
-	return nil
+	var errs []error
+	for _, t := range o.topics {
+		errs = append(errs, t.bus.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// subscriber subscribes to the buses of an outbox.
+type subscriber struct{ *outbox }
+
+func (s subscriber) Subscribe(ctx context.Context, name string) (<-chan *message.Message, error) {
+	from, err := s.topic(name)
+	if err != nil {
+		return nil, err
+	}
+	return from.bus.Subscribe(ctx, name)
 }

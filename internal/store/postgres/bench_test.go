@@ -77,7 +77,7 @@ func BenchmarkTail(b *testing.B) {
 			require.NoError(b, err)
 			defer func() { require.NoError(b, tail.Close()) }()
 			for b.Loop() {
-				batch, err := tail.Next(b.Context())
+				batch, err := tail.Next(b.Context(), nil)
 				require.NoError(b, err)
 				require.NotEmpty(b, batch.Events)
 			}

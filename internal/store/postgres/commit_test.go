@@ -227,7 +227,7 @@ func TestTimeoutsOfTheDatabase(t *testing.T) {
 					return err == nil
 				}, 30*time.Second, 10*time.Millisecond)
 				require.Eventually(t, func() bool {
-					batch, err := tail.Next(t.Context())
+					batch, err := tail.Next(t.Context(), nil)
 					if err != nil {
 						require.ErrorIs(t, err, store.ErrUnavailable)
 						return false

@@ -149,7 +149,7 @@ func TestOddRowsDisturbNoOther(t *testing.T) {
 
 	var batch store.Batch
 	require.Eventually(t, func() bool {
-		batch, err = tail.Next(ctx)
+		batch, err = tail.Next(ctx, nil)
 		require.NoError(t, err)
 		return batch.Events != nil
 	}, 20*time.Second, 5*time.Millisecond)

@@ -129,7 +129,7 @@ func TestRestoredUnderARunningRelay(t *testing.T) {
 	requireIDs(t, want[:1], tail.Receive(t))
 	restore(t, conn, farAhead)
 
-	_, err := tail.Next(t.Context())
+	_, err := tail.Next(t.Context(), nil)
 	require.ErrorIs(t, err, store.ErrRestored)
 	_, err = tail.Backlog(t.Context())
 	require.ErrorIs(t, err, store.ErrRestored)
@@ -163,7 +163,7 @@ func TestRestoredLongAgo(t *testing.T) {
 	_, err := conn.Exec(t.Context(), `DO $$ BEGIN FOR i IN 1..`+strconv.Itoa(ahead)+` LOOP PERFORM pg_current_xact_id(); COMMIT; END LOOP; END $$`)
 	require.NoError(t, err)
 
-	_, err = tail.Next(t.Context())
+	_, err = tail.Next(t.Context(), nil)
 	require.ErrorIs(t, err, store.ErrRestored)
 	done, err := s.MigrateRestored(t.Context())
 	require.NoError(t, err)

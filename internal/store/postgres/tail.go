@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgconn/ctxwatch"
+	"github.com/jackc/pgx/v5/pgtype"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/healz/worker/internal/store"
@@ -108,12 +109,17 @@ type tail struct {
 	batchSize int
 }
 
-func (t tail) next(ctx context.Context) (store.Batch, error) {
+func (t tail) next(ctx context.Context, after *store.Position) (store.Batch, error) {
 	const doing = "read a batch of events"
 	batch := &pgx.Batch{} // one round trip, and one transaction
 	batch.Queue(planTailSQL)
 	batch.Queue(isRestoredSQL)
-	batch.Queue(t.statement, t.batchSize)
+	var transaction pgtype.Uint64
+	var id pgtype.Int8
+	if after != nil {
+		transaction, id = pgtype.Uint64{Uint64: after.Transaction, Valid: true}, pgtype.Int8{Int64: after.ID, Valid: true}
+	}
+	batch.Queue(t.statement, t.batchSize, transaction, id)
 	results := t.pool.SendBatch(ctx, batch)
 	defer results.Close()
 	var begun, restored bool
@@ -132,13 +138,13 @@ func (t tail) next(ctx context.Context) (store.Batch, error) {
 		return store.Batch{}, fault(ctx, doing, err)
 	}
 	var b store.Batch
-	var transaction string
-	err = results.QueryRow().Scan(&b.Events, &transaction, &b.Position.ID)
+	var behind string
+	err = results.QueryRow().Scan(&b.Events, &behind, &b.Position.ID)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return store.Batch{}, nil
 	}
 	if err == nil {
-		b.Position.Transaction, err = strconv.ParseUint(transaction, 10, 64)
+		b.Position.Transaction, err = strconv.ParseUint(behind, 10, 64)
 	}
 	return b, fault(ctx, doing, err)
 }

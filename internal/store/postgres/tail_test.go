@@ -220,7 +220,7 @@ func TestRelaysOddRows(t *testing.T) {
 	defer func() { require.NoError(t, tail.Close()) }()
 	require.Eventually(t, func() bool { return len(readAll(t, s)) == 2 }, time.Minute, 10*time.Millisecond)
 	var bodies []map[string]any
-	batch, err := tail.Next(t.Context())
+	batch, err := tail.Next(t.Context(), nil)
 	require.NoError(t, err)
 	require.NoError(t, json.Unmarshal(batch.Events, &bodies))
 	require.Equal(t, "with \"quotes\" and \n", bodies[0]["event_type"])

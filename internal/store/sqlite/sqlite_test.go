@@ -75,7 +75,7 @@ func TestRowThatCannotBeRelayed(t *testing.T) {
 			require.NoError(t, err)
 			tail := storetest.Subscribe(t, s, store.TailConfig{BatchSize: 10})
 			require.Len(t, tail.Take(t, 2), 2)
-			_, err = tail.Next(t.Context())
+			_, err = tail.Next(t.Context(), nil)
 			require.ErrorContains(t, err, "row 3 of events")
 			require.NotContains(t, err.Error(), "secret")
 		})

@@ -64,7 +64,7 @@ func (s *Store) Tail(ctx context.Context, c store.TailConfig) (*store.Tail, erro
 	var watching sync.WaitGroup
 	watching.Go(func() { s.watch(ctx, last, wake) })
 	return &store.Tail{
-		Next: func(ctx context.Context) (store.Batch, error) { return next(ctx, db, c) },
+		Next: func(ctx context.Context, after *store.Position) (store.Batch, error) { return next(ctx, db, c, after) },
 		Move: s.movePosition, TakeLease: s.takeLease, GiveLease: s.giveLease,
 		Wake:    wake,
 		Backlog: func(ctx context.Context) (store.Backlog, error) { return s.backlog(ctx, c) },
@@ -133,12 +133,15 @@ func signal(wake chan<- struct{}) {
 	}
 }
 
-// next reads the batch behind the position: as many events as the batch size and store.PageBytes allow, but at least one.
-func next(ctx context.Context, db *sql.DB, c store.TailConfig) (store.Batch, error) {
+// next reads the batch behind the position, or behind after: as many events as the batch size and store.PageBytes allow, but at least one.
+func next(ctx context.Context, db *sql.DB, c store.TailConfig, after *store.Position) (store.Batch, error) {
 	const doing = "read a batch of events"
 	behind, err := position(ctx, db)
 	if err != nil {
 		return store.Batch{}, translate(doing, err)
+	}
+	if after != nil {
+		behind = after.ID
 	}
 	rows, err := db.QueryContext(ctx, selectTail, behind, c.OnlyOwn, c.BatchSize)
 	if err != nil {

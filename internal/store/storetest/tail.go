@@ -104,7 +104,7 @@ func (s *Subscription) Close(t *testing.T) {
 // Poll reads the next batch, if there is one, and leaves the position before it.
 func (s *Subscription) Poll(t *testing.T) (_ []events.Event, found bool) {
 	t.Helper()
-	batch, err := s.Next(t.Context())
+	batch, err := s.Next(t.Context(), nil)
 	require.NoError(t, err)
 	if batch.Events == nil {
 		return nil, false
@@ -153,7 +153,7 @@ func (s *Subscription) Silent(t *testing.T) {
 	ticker := time.NewTicker(10 * time.Millisecond)
 	defer ticker.Stop()
 	for began := time.Now(); time.Since(began) < 300*time.Millisecond; <-ticker.C {
-		batch, err := s.Next(t.Context())
+		batch, err := s.Next(t.Context(), nil)
 		require.NoError(t, err)
 		require.Nil(t, batch.Events, "a batch came")
 	}
@@ -387,14 +387,14 @@ func missesPosition(t *testing.T, d Database) {
 	running := Subscribe(t, s, config)
 	running.Take(t, 3)
 	d.Execute(t, "DELETE FROM relay_position")
-	_, err := running.Next(t.Context())
+	_, err := running.Next(t.Context(), nil)
 	require.ErrorIs(t, err, store.ErrNoPosition)
 	_, err = running.Backlog(t.Context())
 	require.ErrorIs(t, err, store.ErrNoPosition)
 	running.Close(t)
 
 	restarted := Subscribe(t, s, config)
-	_, err = restarted.Next(t.Context())
+	_, err = restarted.Next(t.Context(), nil)
 	require.ErrorIs(t, err, store.ErrNoPosition)
 }
 
@@ -483,7 +483,7 @@ func fences(t *testing.T, d Database) {
 	appendAll(t, d.open(t), want)
 	old, err := former.TakeLease(t.Context(), store.RelayTask, "former", time.Millisecond)
 	require.NoError(t, err)
-	stale, err := former.Next(t.Context())
+	stale, err := former.Next(t.Context(), nil)
 	require.NoError(t, err)
 
 	var fence store.Fence
@@ -492,13 +492,13 @@ func fences(t *testing.T, d Database) {
 		return err == nil
 	}, patience, time.Millisecond)
 	for range 2 {
-		batch, err := leader.Next(t.Context())
+		batch, err := leader.Next(t.Context(), nil)
 		require.NoError(t, err)
 		require.NoError(t, leader.Move(t.Context(), batch.Position, fence))
 	}
 
 	require.ErrorIs(t, former.Move(t.Context(), stale.Position, old), store.ErrNotLeader)
-	batch, err := leader.Next(t.Context())
+	batch, err := leader.Next(t.Context(), nil)
 	require.NoError(t, err)
 	require.Nil(t, batch.Events, "the position is where the leader has moved it")
 

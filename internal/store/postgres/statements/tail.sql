@@ -1,10 +1,11 @@
 -- The next batch for the relay, as one row: an array of events as they go over the wire, and the position behind them.
--- At most $1 events and about 8 MB of data, but at least one event; and what must not be overtaken by these. No row when
--- there is none. The conditions "true" become "own" where only own events are wanted.
+-- At most $1 events and about 8 MB of data, but at least one event; and what must not be overtaken by these. It begins behind
+-- ($2, $3) instead of the position, unless these are null. No row when there is no event. The conditions "true" become "own"
+-- where only own events are wanted.
 --
 -- The plan begins with a scan of the index on (transaction_id, id), or of that on own rows, from position to horizon.
 WITH RECURSIVE position AS MATERIALIZED (
-    SELECT * FROM relay_position
+    SELECT coalesce($2, transaction_id) AS transaction_id, coalesce($3, id) AS id, passed_over FROM relay_position
 ),
 -- The stored size is known without reading the data, but may be a hundredth of the text's. So it bounds what is read,
 -- and the text's size bounds the batch; data so small that it is stored in place has about the size of its text.
