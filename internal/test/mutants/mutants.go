@@ -21,13 +21,13 @@ func all() []mutant {
 		{
 			name: "two messages of an aggregate are in flight at once",
 			file: "internal/bus/amqp/subscriber.go",
-			from: "\t\tkey = keyOf(m)\n", to: "\t\tkey = m.UUID\n",
+			from: "\t\tkey = bus.KeyOf(m)\n", to: "\t\tkey = m.UUID\n",
 			pkg: "./internal/bus/amqp", run: "TestSubscriberKeepsTheOrderOfEachAggregate",
 		},
 		{
 			name: "a nacked message goes behind the later ones of its aggregate",
 			file: "internal/bus/amqp/subscriber.go",
-			from: "\t\ts.queued.again(d)\n\t\treturn\n", to: "\t\ts.queued.done(d)\n\t\ts.queued.add(d.key.name, d)\n\t\treturn\n",
+			from: "\t\ts.queued.Again(d.key, d)\n\t\treturn\n", to: "\t\ts.queued.Done(d.key)\n\t\ts.queued.Add(d.key, d)\n\t\treturn\n",
 			pkg: "./internal/bus/amqp", run: "TestSubscriberKeepsTheOrderOverNacks",
 		},
 		{
@@ -58,9 +58,15 @@ func all() []mutant {
 		{
 			name: "the position moves before the batch is published",
 			file: "internal/relay/relay.go",
-			from: "\t\tif !r.publish(held, bodies) {\n",
-			to:   "\t\t_ = r.move(ctx, held, batch.Position, status.Fence)\n\t\tif !r.publish(held, bodies) {\n",
+			from: "\topen, published := r.publish(held, bodies)\n",
+			to:   "\t_ = r.move(ctx, batch.Position)\n\topen, published := r.publish(held, bodies)\n",
 			pkg:  "./internal/relay", run: "TestRelayGivesUpTheBatchInHandWhenTheGracePeriodEnds",
+		},
+		{
+			name: "the position moves behind what is in flight in the process",
+			file: "internal/relay/relay.go",
+			from: "\t\tf.open = unconfirmed(f.open)\n", to: "\t\tf.open = nil\n",
+			pkg: "./internal/relay", run: "TestWhatIsInFlightComesAgainAfterAStop",
 		},
 		{
 			name: "a former leader can move the position",
