@@ -105,14 +105,22 @@ func (q *KeyedQueue[T]) Remove(name string, wanted func(T) bool) (item T, found 
 	return item, true
 }
 
-// Clear removes and returns all that wait. What is in flight still blocks its key.
-func (q *KeyedQueue[T]) Clear() []T {
-	var all []T
+// RemoveAll removes and returns those that wait and are meant, in the order of each key. What is in flight still blocks its
+// key.
+func (q *KeyedQueue[T]) RemoveAll(meant func(T) bool) []T {
+	var removed []T
 	q.ready = nil
 	for name, k := range q.keys {
-		all = append(all, k.waiting...)
-		k.waiting = nil
+		var rest []T
+		for _, item := range k.waiting {
+			if meant(item) {
+				removed = append(removed, item)
+			} else {
+				rest = append(rest, item)
+			}
+		}
+		k.waiting = rest
 		q.update(name)
 	}
-	return all
+	return removed
 }

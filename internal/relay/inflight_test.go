@@ -2,9 +2,12 @@ package relay_test
 
 import (
 	"context"
+	"database/sql"
+	"errors"
 	"path/filepath"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
@@ -12,6 +15,7 @@ import (
 
 	"github.com/healz/worker/internal/bus/inprocess"
 	"github.com/healz/worker/internal/relay"
+	"github.com/healz/worker/internal/store"
 	"github.com/healz/worker/internal/store/postgres"
 	"github.com/healz/worker/internal/store/storetest"
 	"github.com/healz/worker/internal/test/testservers"
@@ -189,6 +193,133 @@ func TestWhatTheBusGivesBackIsPublishedAgainInOrder(t *testing.T) {
 	require.Equal(t, ids[1:], again)
 	require.Eventually(t, func() bool { return stateOf(r) == relay.Idle }, patience, tick)
 	stop(patience)
+}
+
+// While a handler works on an event, reads fail. A stop waits for the handler all the same.
+func TestAStopOfAFailingRelayFinishesWhatIsInHand(t *testing.T) {
+	t.Parallel()
+	s := openStore(t, filepath.Join(t.TempDir(), "test.db"))
+	b, stream := newInProcess(t), storetest.NewStream()
+	r, stop := startPatiently(t, s, b, 0)
+	ids := appendTo(t, s, stream, 2)
+	b.handle(t, 1)
+	inHand := b.next(t)
+	execute(t, s, "ALTER TABLE events RENAME TO away")
+	require.Eventually(t, func() bool { return stateOf(r) == relay.Failing }, patience, tick)
+	execute(t, s, "ALTER TABLE away RENAME TO events")
+	stopped := make(chan struct{})
+	go func() {
+		defer close(stopped)
+		stop(patience)
+	}()
+	select {
+	case <-stopped:
+		require.Fail(t, "stopped with an event in hand")
+	case <-time.After(50 * time.Millisecond):
+	}
+	inHand.Ack()
+	<-stopped
+	_, stop = startPatiently(t, s, b, 0)
+	require.Equal(t, appendTo(t, s, stream, 1), b.handle(t, 1), "after %v", ids)
+	stop(patience)
+}
+
+// The administrator deletes the position while an event is in hand, and sets one: the relay says so, and begins there.
+func TestPositionThatIsDeletedWhileAnEventIsInHand(t *testing.T) {
+	t.Parallel()
+	s := openStore(t, filepath.Join(t.TempDir(), "test.db"))
+	b, stream := newInProcess(t), storetest.NewStream()
+	r, stop := startPatiently(t, s, b, 0)
+	ids := appendTo(t, s, stream, 1)
+	inHand := b.next(t)
+	execute(t, s, "DELETE FROM relay_position")
+	inHand.Ack()
+	require.Eventually(t, func() bool {
+		state, err := r.Status()
+		return state == relay.Failing && errors.Is(err, store.ErrNoPosition)
+	}, patience, tick)
+	execute(t, s, "INSERT INTO relay_position VALUES (1, 0)")
+	require.Equal(t, ids, b.handle(t, 1))
+	require.Eventually(t, func() bool { return stateOf(r) == relay.Idle }, patience, tick)
+	stop(patience)
+}
+
+// The lease is lost while events are in flight: those that no handler has are published again, in order.
+func TestALeaseThatIsLostWithEventsInFlight(t *testing.T) {
+	t.Parallel()
+	s := openStore(t, filepath.Join(t.TempDir(), "test.db"))
+	b, stream := newInProcess(t), storetest.NewStream()
+	r, stop := startPatiently(t, s, b, 0)
+	ids := appendTo(t, s, stream, 3)
+	inHand := b.next(t)
+	execute(t, s, "UPDATE leases SET holder = 'another', fence = fence + 1, expires_at = (unixepoch('subsec') + 3) * 1000000")
+	require.Eventually(t, func() bool { return stateOf(r) == relay.Standby }, patience, tick)
+	select {
+	case m := <-b.messages:
+		require.Fail(t, "delivered under a lost lease", m.UUID)
+	case <-time.After(50 * time.Millisecond):
+	}
+	inHand.Ack()
+	require.Equal(t, ids, b.handle(t, 3), "the first too, as the position was not moved")
+	require.Eventually(t, func() bool { return stateOf(r) == relay.Idle }, patience, tick)
+	stop(patience)
+}
+
+// A batch of which the bus takes a part, and the lease is lost: what was taken is not confirmed.
+func TestATakenPartOfABatchIsNotConfirmed(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		m, want := newMemory(10)
+		p := &takingPublisher{}
+		tail := m.tail()
+		take := tail.TakeLease
+		tail.TakeLease = func(ctx context.Context, task, holder string, ttl time.Duration) (store.Fence, error) {
+			if p.lost.Load() {
+				return store.Fence{}, store.ErrNotLeader
+			}
+			return take(ctx, task, holder, ttl)
+		}
+		_, end := runPatiently(t, tail, p, 0)
+		time.Sleep(time.Minute) //nolint:forbidigo // the bubble's time
+		require.EqualValues(t, 10, m.moved.Load())
+		require.Equal(t, append(want[:5:5], want...), p.ids())
+		end()
+	})
+}
+
+// takingPublisher fails at first, so that the next batch is half as large. That it takes. Meanwhile the lease is lost.
+type takingPublisher struct {
+	publisher
+
+	calls int
+	lost  atomic.Bool
+}
+
+func (p *takingPublisher) PublishBatch(ctx context.Context, batch []*message.Message) error {
+	switch p.calls++; p.calls {
+	case 1:
+		return errors.New("it fails at first")
+	case 2:
+		for _, m := range batch {
+			p.published = append(p.published, m.UUID)
+		}
+		return nil
+	case 3:
+		p.lost.Store(true)
+		<-ctx.Done()
+		p.lost.Store(false)
+		return ctx.Err()
+	default:
+		return p.publisher.PublishBatch(ctx, batch)
+	}
+}
+
+func execute(t *testing.T, s backend, statement string) {
+	t.Helper()
+	require.NoError(t, s.SQL().Write(t.Context(), "test", func(ctx context.Context, tx *sql.Tx) error {
+		_, err := tx.ExecContext(ctx, statement)
+		return err
+	}))
 }
 
 func TestWhatIsInFlightIsBounded(t *testing.T) {

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
@@ -34,8 +35,10 @@ const (
 	maxChunk = store.MaxLimit
 	// maxPatience is how many times [Config.Patience] a relay has, at most, after attempts without any confirm.
 	maxPatience = 16
-	// maxInFlight is how many events may be in flight, or [store.PageBytes] of them, when the next batch is read.
+	// maxInFlight is how many events may be in flight, or [store.PageBytes] of them, when the next batch is read, and maxAhead
+	// for how long the oldest of them: the inbox must remember all that follow it.
 	maxInFlight = 1000
+	maxAhead    = time.Hour
 	// readAhead is the wait before the next batch while one is in flight: one that is handled soon is waited for, as larger
 	// batches cost less.
 	readAhead = 10 * time.Millisecond
@@ -81,6 +84,7 @@ type Relay struct {
 	confirmed   map[string]bool // bodies of the events that were published of a batch which is not finished
 	term        term
 	landed      chan struct{} // has a value when a batch that was in flight is handled, or given back
+	flying      atomic.Bool   // a batch is in flight
 
 	// stopping is closed when no further batch may begin, and stopped when the last one is done with.
 	stopping, stopped chan struct{}
@@ -101,6 +105,7 @@ type term struct {
 
 // flight is a batch that the bus has taken, until the position is moved behind it.
 type flight struct {
+	began    time.Time
 	position store.Position
 	open     []*message.Message // those that are not acked
 }
@@ -109,9 +114,9 @@ type flight struct {
 type Config struct {
 	// Poll is how often it polls for events that no notification told of.
 	Poll time.Duration
-	// Patience is how long it tries to publish while the bus confirms no event; 0 is for ever. After it the relay yields the
-	// lease: one that cannot reach the bus does not keep others from relaying. It doubles each time, for a bus that is slow,
-	// and is halved after a batch that took less than half of it.
+	// Patience is how long it tries to publish while the bus confirms no event. After it the relay yields the lease: one that
+	// cannot reach the bus does not keep others from relaying. It doubles each time, for a bus that is slow, and is halved
+	// after a batch that took less than half of it. 0 is for the bus inside the process, which acks what was handled.
 	Patience time.Duration
 	// Refused takes the events that the bus will never take; the others of their batch are published.
 	Refused  deadletter.Sink
@@ -164,26 +169,34 @@ func (r *Relay) Run(ctx context.Context) {
 		}
 		if status.Err != nil {
 			r.notLeader(status.Err)
-			r.wait(ctx, nil, nil, status.Changed)
+			select {
+			case <-r.stopping:
+			case <-ctx.Done():
+			case <-status.Changed:
+			}
 			continue
 		}
 		found, err := r.relayNext(ctx)
-		if errors.Is(err, bus.ErrGivenBack) {
-			r.end()
-		}
 		var woken bool
 		switch {
 		case err != nil:
-			r.wait(ctx, time.After(errorInterval), nil, status.Changed)
+			if !r.isStopping() && r.term.held.Err() == nil && !errors.Is(err, store.ErrNotLeader) { // else the lease says more
+				r.become(Failing, err)
+			}
+			if slices.ContainsFunc(fatal, func(f error) bool { return errors.Is(err, f) }) {
+				r.end()
+			}
+			r.pause(ctx, errorInterval, status.Changed)
 		case found:
 			polls = 0
 			if len(r.term.flights) > 0 {
-				r.wait(ctx, time.After(readAhead), nil, status.Changed)
+				r.wait(ctx, readAhead, nil, status.Changed)
 			}
 		case !r.hasRoom():
-			r.wait(ctx, time.After(readAhead), nil, status.Changed)
+			r.become(Relaying, nil)
+			r.wait(ctx, readAhead, nil, status.Changed)
 		case polls < len(followUpPolls):
-			woken = r.wait(ctx, time.After(followUpPolls[polls]), r.tail.Wake, status.Changed)
+			woken = r.wait(ctx, followUpPolls[polls], r.tail.Wake, status.Changed)
 			polls++
 		default:
 			if len(r.term.flights) == 0 {
@@ -191,7 +204,7 @@ func (r *Relay) Run(ctx context.Context) {
 			} else {
 				r.become(Relaying, nil)
 			}
-			woken = r.wait(ctx, time.After(r.config.Poll), r.tail.Wake, status.Changed)
+			woken = r.wait(ctx, r.config.Poll, r.tail.Wake, status.Changed)
 		}
 		if woken {
 			polls = 0
@@ -200,37 +213,50 @@ func (r *Relay) Run(ctx context.Context) {
 	r.finish(ctx)
 }
 
+// fatal are the errors after which what is in flight is forgotten: it is published again, in order, or the position has been
+// changed by another.
+var fatal = []error{bus.ErrGivenBack, store.ErrNotLeader, store.ErrNoPosition, store.ErrRestored} //nolint:gochecknoglobals // a constant
+
 // end forgets what is in flight: the bus does not deliver it if no handler has it yet.
 func (r *Relay) end() {
 	r.term.cancel()
 	r.term = term{cancel: func() {}}
+	r.flying.Store(false)
 }
 
 // finish waits until what is in flight is handled or given back, and moves the position.
 func (r *Relay) finish(ctx context.Context) {
-	for _, f := range r.term.flights {
-		awaitAll(r.term.held, f.open)
-	}
-	if len(r.term.flights) > 0 && r.term.held.Err() == nil {
-		if err := r.land(ctx); err != nil && !errors.Is(err, bus.ErrGivenBack) {
-			r.logger.WarnContext(ctx, "the relay's last batch will be published again", "error", err)
+	for len(r.term.flights) > 0 && r.term.held.Err() == nil {
+		awaitAll(r.term.held, outcomes(r.term.flights[0].open))
+		if err := r.land(ctx); err != nil {
+			return
 		}
 	}
 }
 
-// wait waits for time to pass, for a wake, for another status of the lease, for a batch that is handled, for the stop or for
-// the end of ctx, and tells whether it was a wake.
-func (r *Relay) wait(ctx context.Context, timer <-chan time.Time, wake, changed <-chan struct{}) (woken bool) {
+// wait waits for some time, for a wake, for another status of the lease, for a batch that is handled, for the stop or for the
+// end of ctx, and tells whether it was a wake.
+func (r *Relay) wait(ctx context.Context, d time.Duration, wake, changed <-chan struct{}) (woken bool) {
 	select {
 	case <-r.stopping:
 	case <-ctx.Done():
-	case <-timer:
+	case <-time.After(d):
 	case <-changed:
 	case <-r.landed:
 	case <-wake:
 		return true
 	}
 	return false
+}
+
+// pause waits for some time, until changed, for the stop or for the end of ctx.
+func (r *Relay) pause(ctx context.Context, d time.Duration, changed <-chan struct{}) {
+	select {
+	case <-r.stopping:
+	case <-ctx.Done():
+	case <-time.After(d):
+	case <-changed:
+	}
 }
 
 // hasRoom tells whether more events may be in flight.
@@ -242,7 +268,8 @@ func (r *Relay) hasRoom() bool {
 			bytes += len(m.Payload)
 		}
 	}
-	return count < maxInFlight && bytes < store.PageBytes
+	return count < maxInFlight && bytes < store.PageBytes &&
+		(len(r.term.flights) == 0 || time.Since(r.term.flights[0].began) < maxAhead)
 }
 
 func (r *Relay) notLeader(err error) {
@@ -258,11 +285,6 @@ func (r *Relay) notLeader(err error) {
 // relayNext moves the position behind what was handled, and relays the next batch. It tells whether there was one.
 func (r *Relay) relayNext(ctx context.Context) (found bool, err error) {
 	held := r.term.held
-	defer func() {
-		if err != nil && held.Err() == nil && !errors.Is(err, store.ErrNotLeader) { // else the lease says more
-			r.become(Failing, err)
-		}
-	}()
 	if err := r.land(ctx); err != nil || !r.hasRoom() {
 		return false, err
 	}
@@ -289,10 +311,12 @@ func (r *Relay) relayNext(ctx context.Context) (found bool, err error) {
 	if !published {
 		return true, nil
 	}
-	r.term.flights = append(r.term.flights, flight{batch.Position, open})
+	r.term.flights = append(r.term.flights, flight{time.Now(), batch.Position, open})
 	if len(open) > 0 {
+		r.flying.Store(true)
+		outcomes := outcomes(open)
 		go func() {
-			awaitAll(held, open)
+			awaitAll(held, outcomes)
 			select {
 			case r.landed <- struct{}{}:
 			default: // there is one
@@ -302,12 +326,23 @@ func (r *Relay) relayNext(ctx context.Context) (found bool, err error) {
 	return true, r.land(ctx)
 }
 
+// outcome is what becomes of a message, without the message.
+type outcome struct{ acked, nacked <-chan struct{} }
+
+func outcomes(messages []*message.Message) []outcome {
+	list := make([]outcome, len(messages))
+	for i, m := range messages {
+		list[i] = outcome{m.Acked(), m.Nacked()}
+	}
+	return list
+}
+
 // awaitAll waits until all messages are acked, or one is nacked, or ctx ends.
-func awaitAll(ctx context.Context, messages []*message.Message) {
+func awaitAll(ctx context.Context, messages []outcome) {
 	for _, m := range messages {
 		select {
-		case <-m.Acked():
-		case <-m.Nacked():
+		case <-m.acked:
+		case <-m.nacked:
 			return
 		case <-ctx.Done():
 			return
@@ -342,6 +377,7 @@ func (r *Relay) land(ctx context.Context) error {
 		r.confirmed = nil
 	}
 	r.term.flights = rest
+	r.flying.Store(len(rest) > 0)
 	if givenBack {
 		return bus.ErrGivenBack
 	}
@@ -368,7 +404,7 @@ func (r *Relay) move(ctx context.Context, behind store.Position) error {
 			return err
 		}
 		r.become(Failing, err)
-		r.wait(ctx, time.After(errorInterval), nil, held.Done())
+		r.pause(ctx, errorInterval, held.Done())
 	}
 }
 
@@ -381,9 +417,10 @@ func (r *Relay) publish(ctx context.Context, bodies [][]byte) (open []*message.M
 	}
 	all := bodies
 	bodies = slices.DeleteFunc(slices.Clone(all), func(body []byte) bool { return r.confirmed[string(body)] })
+	var taken []*message.Message
 	defer func() {
 		if !published {
-			r.confirmed = without(all, bodies)
+			r.confirmed = without(all, slices.Concat(bodiesOf(unconfirmed(taken)), bodies))
 		}
 	}()
 	began := time.Now()
@@ -399,12 +436,16 @@ func (r *Relay) publish(ctx context.Context, bodies [][]byte) (open []*message.M
 	for len(bodies) > 0 {
 		batch := make([]*message.Message, min(r.chunk, len(bodies)))
 		for i := range batch {
-			batch[i] = bus.NewMessage(bodies[i])
+			body := bodies[i]
+			if r.config.Patience == 0 { // what stays in flight does not keep its whole batch in memory
+				body = slices.Clone(body)
+			}
+			batch[i] = bus.NewMessage(body)
 		}
 		err := r.publishBatch(attempts, batch, progress)
 		rest := bodies[len(batch):]
 		if err == nil {
-			open, bodies = append(open, unconfirmed(batch)...), rest
+			taken, bodies = append(taken, unconfirmed(batch)...), rest
 			r.become(Relaying, nil)
 			r.chunk = min(2*r.chunk, maxChunk)
 			if attempts.Err() == nil || len(bodies) == 0 {
@@ -423,7 +464,7 @@ func (r *Relay) publish(ctx context.Context, bodies [][]byte) (open []*message.M
 		}
 		r.become(Failing, err)
 		if attempts.Err() == nil {
-			r.wait(ctx, time.After(resendInterval), nil, attempts.Done())
+			r.pause(ctx, resendInterval, attempts.Done())
 		}
 		if r.isStopping() || ctx.Err() != nil {
 			return nil, false
@@ -437,7 +478,7 @@ func (r *Relay) publish(ctx context.Context, bodies [][]byte) (open []*message.M
 	if time.Since(began) < r.patience/2 {
 		r.patience = max(r.patience/2, r.config.Patience)
 	}
-	return open, true
+	return unconfirmed(taken), true
 }
 
 // without are the bodies that are not among others.
@@ -554,7 +595,7 @@ func (r *Relay) become(s State, err error) {
 func (r *Relay) Stop(ctx context.Context) {
 	close(r.stopping)
 	r.mu.Lock()
-	if r.state == Failing {
+	if r.state == Failing && !r.flying.Load() {
 		r.giveUp()
 	}
 	r.mu.Unlock()

@@ -3,7 +3,6 @@ package relay_test
 import (
 	"bytes"
 	"context"
-	"database/sql"
 	"errors"
 	"fmt"
 	"io"
@@ -249,19 +248,13 @@ func TestRelayWithoutItsPositionFailsUntilThatIsRestored(t *testing.T) {
 	r, stop := start(t, s, p)
 	want := appendTo(t, s, stream, 3)
 	require.Eventually(t, func() bool { return len(p.ids()) == 3 && stateOf(r) == relay.Idle }, patience, tick)
-	execute := func(statement string) {
-		require.NoError(t, s.SQL().Write(t.Context(), "test", func(ctx context.Context, tx *sql.Tx) error {
-			_, err := tx.ExecContext(ctx, statement)
-			return err
-		}))
-	}
-	execute("DELETE FROM relay_position")
+	execute(t, s, "DELETE FROM relay_position")
 	require.Eventually(t, func() bool {
 		state, err := r.Status()
 		return state == relay.Failing && errors.Is(err, store.ErrNoPosition)
 	}, patience, tick)
 	want = append(want, appendTo(t, s, stream, 1)...)
-	execute("INSERT INTO relay_position VALUES (1, 3)")
+	execute(t, s, "INSERT INTO relay_position VALUES (1, 3)")
 	require.Eventually(t, func() bool { return stateOf(r) == relay.Idle && len(p.ids()) == 4 }, patience, tick)
 	require.Equal(t, want, p.ids())
 	stop(patience)

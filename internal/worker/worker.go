@@ -27,8 +27,7 @@ import (
 )
 
 const (
-	// relayPatience is how long the relay tries to publish a batch to a broker. On the in-process bus that takes as long as
-	// all handlers of the batch.
+	// relayPatience is how long the relay tries to publish to a broker that confirms nothing.
 	relayPatience = 15 * time.Second
 	// ingestTask is the task whose leader takes dead letters from a broker into the table.
 	ingestTask = "ingest"

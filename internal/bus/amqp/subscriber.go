@@ -516,7 +516,7 @@ func (s *subscription) discard() {
 
 // clear removes what was not handed over, and returns its delivery tags.
 func (s *subscription) clear() (tags []uint64) {
-	for _, d := range s.queued.Clear() {
+	for _, d := range s.queued.RemoveAll(func(*delivery) bool { return true }) {
 		if d.cancel != nil {
 			d.cancel()
 		}

@@ -32,6 +32,8 @@ const Topic = "events"
 
 // Bus carries messages over one queue. The messages of one aggregate are delivered one at a time, in their order; those of
 // others do not wait for them. All methods are safe for concurrent use.
+//
+// A handler must not wait until what it publishes to its own aggregate is handled.
 type Bus struct {
 	concurrency int
 	closing     chan struct{}
@@ -40,6 +42,7 @@ type Bus struct {
 	changed     sync.Cond // of what follows
 	closed      bool
 	queue       bus.KeyedQueue[delivery]
+	publisher   context.Context //nolint:containedctx // that of the last batch
 	subscribers int
 	running     sync.WaitGroup
 }
@@ -51,7 +54,7 @@ type delivery struct {
 
 var _ bus.BatchPublisher = (*Bus)(nil)
 
-// New returns a bus that delivers that many messages at once, at least one.
+// New returns a bus that delivers that many messages at once to each subscriber, at least one.
 func New(concurrency int) *Bus {
 	b := &Bus{concurrency: max(1, concurrency), closing: make(chan struct{})}
 	b.changed.L = &b.mu
@@ -75,6 +78,10 @@ func (b *Bus) PublishBatch(ctx context.Context, batch []*message.Message) error 
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
 	}
+	if ctx != b.publisher { // in a new lease: what waits of the last one is not to pile up
+		b.publisher = ctx
+		b.giveBack(func(d delivery) bool { return d.publisher.Err() != nil })
+	}
 	for _, m := range batch {
 		b.queue.Add(bus.KeyOf(m), delivery{ctx, m})
 	}
@@ -86,7 +93,8 @@ func (b *Bus) PublishBatch(ctx context.Context, batch []*message.Message) error 
 // grows, and before the next of its aggregate.
 //
 // When ctx ends, the channel is closed as soon as the messages in flight are acked or nacked; when the bus closes, at
-// once. Several subscribers share the messages.
+// once. Several subscribers share the messages. After the last one has ended, what waits is given back: another that
+// subscribes then may get later messages before those are published again.
 func (b *Bus) Subscribe(ctx context.Context, _ string) (<-chan *message.Message, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -157,13 +165,13 @@ func (b *Bus) unsubscribe() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.subscribers--; b.subscribers == 0 {
-		b.giveBack()
+		b.giveBack(func(delivery) bool { return true })
 	}
 }
 
-// giveBack nacks all that waits. The caller holds the mutex.
-func (b *Bus) giveBack() {
-	for _, d := range b.queue.Clear() {
+// giveBack nacks those that wait and are meant. The caller holds the mutex.
+func (b *Bus) giveBack(meant func(delivery) bool) {
+	for _, d := range b.queue.RemoveAll(meant) {
 		d.message.Nack()
 	}
 }
@@ -221,6 +229,6 @@ func (b *Bus) Close() error {
 	b.running.Wait()
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.giveBack()
+	b.giveBack(func(delivery) bool { return true })
 	return nil
 }

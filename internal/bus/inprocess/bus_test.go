@@ -360,6 +360,51 @@ func TestPublishedAgainAfterTheSubscriberWasReplaced(t *testing.T) {
 	})
 }
 
+// One of two subscribers ends: what it gives back goes to the other, before the next of its aggregate.
+func TestTheOtherSubscriberGetsWhatOneGivesBack(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newBus(t, 1)
+		ctx, stop := context.WithCancel(t.Context())
+		first := subscribe(ctx, t, b)
+		done := publish(t.Context(), b, of("a", "one"), of("a", "two"))
+		inHand := <-first
+		second := subscribe(t.Context(), t, b)
+		stop()
+		inHand.Nack()
+		for _, want := range []string{"one", "two"} {
+			m := <-second
+			require.Equal(t, want, m.UUID)
+			m.Ack()
+		}
+		require.NoError(t, <-done)
+	})
+}
+
+// What was published for a context that has ended does not pile up behind a slow handler.
+func TestWhatNobodyWantsIsDroppedWithTheNextBatch(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newBus(t, 1)
+		messages := subscribe(t.Context(), t, b)
+		ctx, stop := context.WithCancel(t.Context())
+		old := of("a", "two")
+		require.NoError(t, b.PublishBatch(ctx, []*message.Message{of("a", "one"), old}))
+		inHand := <-messages
+		stop()
+		synctest.Wait()
+		done := publish(t.Context(), b, of("a", "one"), of("a", "two"))
+		<-old.Nacked()
+		inHand.Ack()
+		for _, want := range []string{"one", "two"} {
+			m := <-messages
+			require.Equal(t, want, m.UUID)
+			m.Ack()
+		}
+		require.NoError(t, <-done)
+	})
+}
+
 // TestRouter is the way a worker uses the bus and stops: every handler is stopped, finishes what it has in hand, and
 // what the publisher was told is true.
 func TestRouter(t *testing.T) {

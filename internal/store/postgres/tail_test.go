@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
 	"github.com/stretchr/testify/require"
 
 	"github.com/healz/worker/internal/events"
@@ -181,12 +182,20 @@ func TestTailScansAnIndex(t *testing.T) {
 	address := migrated(t)
 	s := open(t, address)
 	require.NoError(t, s.AppendMany(t.Context(), storetest.NewStream().Take(2000)))
-	for onlyOwn, index := range map[bool]string{false: "events_transaction_unique", true: "events_own"} {
+	type tail struct{ onlyOwn, after bool }
+	for p, index := range map[tail]string{
+		{}: "events_transaction_unique", {after: true}: "events_transaction_unique",
+		{onlyOwn: true}: "events_own", {onlyOwn: true, after: true}: "events_own",
+	} {
+		var transaction, id any
+		if p.after {
+			transaction, id = pgtype.Uint64{Uint64: 1000, Valid: true}, 1000
+		}
 		conn := connect(t, address)
 		batch := &pgx.Batch{}
-		settings, statement := postgres.TailStatements(onlyOwn)
+		settings, statement := postgres.TailStatements(p.onlyOwn)
 		batch.Queue(settings)
-		batch.Queue("EXPLAIN "+statement, 100)
+		batch.Queue("EXPLAIN "+statement, 100, transaction, id)
 		results := conn.SendBatch(t.Context(), batch)
 		_, err := results.Exec()
 		require.NoError(t, err)

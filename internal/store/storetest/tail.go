@@ -44,6 +44,8 @@ func RunTail(t *testing.T, create func(t *testing.T) Database) {
 		"large events":                            relaysLargeEvents,
 		"relays what other programs insert":       relaysInserts,
 		"only own":                                relaysOnlyOwn,
+		"reads ahead of the position":             readsAhead(false),
+		"reads own ahead of the position":         readsAhead(true),
 		"ids below 1":                             relaysLowIDs,
 		"goes on behind the position":             goesOn,
 		"a batch comes until the position moves":  repeatsUnacked,
@@ -271,6 +273,38 @@ func relaysInserts(t *testing.T, d Database) {
 	requireSame(t, asOnWire(want[1:2]), tail.Take(t, 1))
 	d.Insert(t, want[2])
 	requireSame(t, asOnWire(want[2:]), tail.Take(t, 1))
+}
+
+func readsAhead(onlyOwn bool) func(*testing.T, Database) {
+	return func(t *testing.T, d Database) {
+		t.Helper()
+		s, own, foreign := d.open(t), NewStream(), NewStream()
+		var want []events.Event
+		for range 5 {
+			batch := own.Take(4)
+			appendAll(t, s, batch)
+			want = append(want, batch...)
+			e := foreign.Next()
+			d.Insert(t, e)
+			if !onlyOwn {
+				want = append(want, e)
+			}
+		}
+		require.Eventually(t, func() bool { return len(collect(t, s.All(t.Context(), store.Position{}))) == 25 }, patience, 10*time.Millisecond)
+		tail := Subscribe(t, s, store.TailConfig{BatchSize: 3, OnlyOwn: onlyOwn})
+		var got []events.Event
+		var behind *store.Position
+		for {
+			batch, err := tail.Next(t.Context(), behind)
+			require.NoError(t, err)
+			if batch.Events == nil {
+				break
+			}
+			got, behind = append(got, batchOf(t, batch)...), &batch.Position
+		}
+		require.Equal(t, ids(want), ids(got))
+		require.Equal(t, ids(want), ids(tail.Take(t, len(want))), "the position is where it was")
+	}
 }
 
 // relaysLowIDs has ids of a sequence that was set back, or of another program's choice.
