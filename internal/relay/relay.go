@@ -163,9 +163,7 @@ func (r *Relay) Run(ctx context.Context) {
 	for !r.isStopping() && ctx.Err() == nil {
 		status := r.lease.Status()
 		if status.Changed != r.term.status.Changed {
-			r.end()
-			r.term.status = status
-			r.term.held, r.term.cancel = status.While(ctx)
+			r.begin(ctx, status)
 		}
 		if status.Err != nil {
 			r.notLeader(status.Err)
@@ -216,6 +214,12 @@ func (r *Relay) Run(ctx context.Context) {
 // fatal are the errors after which what is in flight is forgotten: it is published again, in order, or the position has been
 // changed by another.
 var fatal = []error{bus.ErrGivenBack, store.ErrNotLeader, store.ErrNoPosition, store.ErrRestored} //nolint:gochecknoglobals // a constant
+
+func (r *Relay) begin(ctx context.Context, status lease.Status) {
+	r.end()
+	r.term.status = status
+	r.term.held, r.term.cancel = status.While(ctx)
+}
 
 // end forgets what is in flight: the bus does not deliver it if no handler has it yet.
 func (r *Relay) end() {
