@@ -217,8 +217,8 @@ var fatal = []error{bus.ErrGivenBack, store.ErrNotLeader, store.ErrNoPosition, s
 
 func (r *Relay) begin(ctx context.Context, status lease.Status) {
 	r.end()
-	r.term.status = status
-	r.term.held, r.term.cancel = status.While(ctx)
+	held, cancel := status.While(ctx)
+	r.term = term{status: status, held: held, cancel: cancel}
 }
 
 // end forgets what is in flight: the bus does not deliver it if no handler has it yet.
