@@ -55,9 +55,7 @@ type Ingester struct {
 
 // NewIngester returns an ingester from the failed queue of a Connection into a table.
 func NewIngester(c *Connection, table LetterTable, logger *slog.Logger) *Ingester {
-	queue := NewFailedQueue(c)
-	queue.Table = table
-	return &Ingester{conn: c, table: table, queue: queue, logger: logger}
+	return &Ingester{conn: c, table: table, queue: NewFailedQueue(c), logger: logger}
 }
 
 // Run ingests until ctx is done or the Connection is closed. While the store or the broker is unavailable, or another worker

@@ -245,9 +245,11 @@ func (t *intake) refuse(ctx context.Context, l inFlight, problem error) {
 
 // replace publishes a copy of a letter to the end of the queue and acks the letter.
 func (t *intake) replace(ctx context.Context, l inFlight) error {
+	ctx, cancel := context.WithTimeout(ctx, putTimeout)
+	defer cancel()
 	d, err := deliveryOf(l.Raw, l.Body)
-	if err == nil {
-		err = t.queue.put(ctx, publishingOf(d))
+	if err == nil { // the connection that publishes may be lost, too, and made again later
+		err = t.queue.send(ctx, t.conn.names.deadLetterExchange, failedKey, publishingOf(d))
 	}
 	if err == nil {
 		err = l.delivery.Ack(false)
