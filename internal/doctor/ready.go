@@ -4,6 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
+	"io"
 	"maps"
 	"net/http"
 	"slices"
@@ -23,6 +25,10 @@ func WorkerCheck(httpAddr string) Check {
 		ctx, cancel := context.WithTimeout(ctx, readyTimeout)
 		defer cancel()
 		health, err := readHealth(ctx, httpAddr)
+		if ctx.Err() != nil {
+			r.warn(fmt.Sprintf("the worker at --http-addr %s does not answer within %s", httpAddr, readyTimeout), "see whether it is frozen")
+			return nil
+		}
 		if err != nil {
 			r.fine("no worker answers at --http-addr %s, so what running workers report is not known: %s", httpAddr, oneLine(err))
 			return nil
@@ -54,7 +60,7 @@ func readHealth(ctx context.Context, httpAddr string) (health worker.Health, err
 		return health, err
 	}
 	defer response.Body.Close()
-	if err = json.NewDecoder(response.Body).Decode(&health); err == nil && len(health.Parts) == 0 {
+	if err = json.NewDecoder(io.LimitReader(response.Body, 1<<20)).Decode(&health); err == nil && len(health.Parts) == 0 {
 		err = errors.New("it is no worker")
 	}
 	return health, err

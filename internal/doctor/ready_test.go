@@ -29,6 +29,7 @@ func TestWorkerThatAnswers(t *testing.T) {
 		"a page":      {`<html>`, doctor.OK, "no worker answers"},
 		"nobody":      {"", doctor.OK, "no worker answers"},
 		"no address":  {"", doctor.OK, "no worker answers"},
+		"frozen":      {"", doctor.Warning, "does not answer within 5s"},
 		"both faults": {`{"ready":false,"parts":{"store":"away","dead_letters":"degraded: x"}}`, doctor.Warning, "dead_letters degraded: x"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -37,6 +38,9 @@ func TestWorkerThatAnswers(t *testing.T) {
 				require.Equal(t, "/readyz", request.URL.Path)
 				if strings.HasPrefix(test.body, `{"ready":false`) {
 					w.WriteHeader(http.StatusServiceUnavailable)
+				}
+				if name == "frozen" {
+					<-request.Context().Done()
 				}
 				_, _ = fmt.Fprint(w, test.body)
 			}))

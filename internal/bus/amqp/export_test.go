@@ -84,12 +84,18 @@ func (r *Refusal) Taken() { r.taken(r.logger) }
 // Err is the state.
 func (r *Refusal) Err() error { return r.state(r.logger) }
 
-// LoseChannels makes the broker close the channels of a Subscriber.
+// LoseChannels makes the broker close the channels of a Subscriber, and waits for it: an ack that the library sends just after
+// it has answered is an error of the whole connection.
 func LoseChannels(s *Subscriber) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for sub := range s.subscriptions {
-		sub.do(context.Background(), func() { _ = sub.channel.Ack(1<<60, false) }) // the tag is unknown: 406
+		sub.do(context.Background(), func() {
+			closed := sub.channel.NotifyClose(make(chan *amqp091.Error, 1))
+			_ = sub.channel.Ack(1<<60, false) // the tag is unknown: 406
+			for range closed {                // until it is
+			}
+		})
 	}
 }
 

@@ -224,11 +224,16 @@ func (t *intake) settle(ctx context.Context, letters []inFlight) error {
 // refuse leaves a letter in the queue that the table does not take. If the broker has counted its return to the queue, which
 // is bounded in a quorum queue, a copy replaces it.
 func (t *intake) refuse(ctx context.Context, l inFlight, problem error) {
-	if l.counted && t.replace(ctx, l) == nil {
-		t.held.Add(-int64(len(l.Body)))
-		return
+	log := t.logger
+	if l.counted {
+		err := t.replace(ctx, l)
+		if err == nil {
+			t.held.Add(-int64(len(l.Body)))
+			return
+		}
+		log = log.With("copy_error", err, "advice", "the queue drops a letter that returns to it more often than its delivery limit")
 	}
-	t.logger.ErrorContext(ctx, "a dead letter is refused by the table and stays in the queue", "letter_id", l.ID,
+	log.ErrorContext(ctx, "a dead letter is refused by the table and stays in the queue", "letter_id", l.ID,
 		"message_id", l.MessageID, "error", problem)
 	l.problem = fmt.Errorf("letter %q, message %q: %w", l.ID, l.MessageID, problem)
 	l.consumer.refused++
@@ -243,8 +248,12 @@ func (t *intake) refuse(ctx context.Context, l inFlight, problem error) {
 	t.refused = append(t.refused, l)
 }
 
-// replace publishes a copy of a letter to the end of the queue and acks the letter.
+// replace publishes a copy of a letter to the end of the queue and acks the letter. If that is not confirmed, both may stay:
+// they are one letter, unless it has no id at all.
 func (t *intake) replace(ctx context.Context, l inFlight) error {
+	if err := t.conn.publishing.ready(); errors.Is(err, ErrBlocked) {
+		return err
+	}
 	ctx, cancel := context.WithTimeout(ctx, putTimeout)
 	defer cancel()
 	d, err := deliveryOf(l.Raw, l.Body)

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"math"
 	"net"
 	"net/http"
@@ -20,13 +21,16 @@ const (
 	// limitsTimeout bounds all requests to the management API together: the first answers after a start lack the policies.
 	limitsTimeout  = time.Minute
 	limitsInterval = time.Second
+	// maxAnswer is more than the management API says of a queue.
+	maxAnswer = 1 << 20
 	// frequentReturns is a delivery limit that is not reached: a message would have to be returned that often.
 	frequentReturns = 100_000
 )
 
 // AdviceOnLimits says what to do about [QueueLimits].
 const AdviceOnLimits = "change the policy, or its pattern, so that it does not limit this queue; the default delivery-limit of " +
-	"RabbitMQ 4 is lifted by a policy with delivery-limit -1"
+	"RabbitMQ 4 is lifted by a policy with delivery-limit -1; an argument of the queue only by deleting the empty queue, which the " +
+	"worker then declares"
 
 // ErrNoPolicies is wrapped by the error of [QueueLimits] if the broker does not tell.
 var ErrNoPolicies = errors.New("the policies and limits of the queues are not known")
@@ -45,24 +49,21 @@ func QueueLimits(ctx context.Context, c Config) (limits []string, err error) {
 	}
 	defer m.client.CloseIdleConnections()
 	t := c.topology()
+	ask := func(queue string, r role) {
+		found, problem := m.limitsOf(ctx, queue, r)
+		limits = append(limits, found...)
+		if problem != nil && err == nil {
+			err = fmt.Errorf("%w: %w", ErrNoPolicies, problem)
+		}
+	}
 	for _, p := range t.parts() {
-		if p.exchangeType != "" {
-			continue
+		if p.exchangeType == "" {
+			ask(p.name, t.roleOf(p.name))
 		}
-		found, err := m.limitsOf(ctx, p.name, t.roleOf(p.name))
-		if err != nil {
-			return limits, fmt.Errorf("%w: %w", ErrNoPolicies, err)
-		}
-		limits = append(limits, found...)
 	}
-	for _, lock := range []string{t.consumerQueue + lockSuffix, t.failedQueue + lockSuffix} {
-		found, err := m.limitsOf(ctx, lock, lockQueue)
-		if err != nil {
-			return limits, fmt.Errorf("%w: %w", ErrNoPolicies, err)
-		}
-		limits = append(limits, found...)
-	}
-	return limits, nil
+	ask(t.consumerQueue+lockSuffix, lockQueue)
+	ask(t.failedQueue+lockSuffix, lockQueue)
+	return limits, err
 }
 
 // WarnOfLimits logs [QueueLimits], soon.
@@ -121,9 +122,12 @@ func newManagement(c Config) (*management, error) {
 		return nil, errURL
 	}
 	m := &management{
-		client: http.Client{Transport: &http.Transport{}}, // without a proxy, which would see the password
-		base:   &url.URL{Scheme: "http", Host: net.JoinHostPort(uri.Host, "15672")},
-		user:   uri.Username, password: uri.Password, vhost: uri.Vhost,
+		client: http.Client{
+			Transport:     &http.Transport{},                                                             // without a proxy, which would see the password
+			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }, // nor another server
+		},
+		base: &url.URL{Scheme: "http", Host: net.JoinHostPort(uri.Host, "15672")},
+		user: uri.Username, password: uri.Password, vhost: uri.Vhost,
 	}
 	if uri.Scheme == "amqps" {
 		m.base = &url.URL{Scheme: "https", Host: net.JoinHostPort(uri.Host, "15671")}
@@ -145,7 +149,7 @@ func newManagement(c Config) (*management, error) {
 // ParseManagementURL parses [Config.ManagementURL]. The error does not quote it.
 func ParseManagementURL(s string) (*url.URL, error) {
 	u, err := url.Parse(s)
-	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
+	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.RawQuery != "" || u.Fragment != "" {
 		return nil, errManagementURL
 	}
 	return u, nil
@@ -164,7 +168,7 @@ type queueState struct {
 	Messages      int `json:"messages"`
 }
 
-// limitsOf are the limits of a queue, none if it does not exist.
+// limitsOf are the limits of a queue. A lock need not exist.
 func (m *management) limitsOf(ctx context.Context, queue string, r role) ([]string, error) {
 	for {
 		state, err := m.state(ctx, queue)
@@ -173,6 +177,8 @@ func (m *management) limitsOf(ctx context.Context, queue string, r role) ([]stri
 			if pause(ctx, limitsInterval); ctx.Err() != nil {
 				return nil, err
 			}
+		case err == nil && state == nil && r != lockQueue:
+			return nil, fmt.Errorf("RabbitMQ's management API at %s does not know queue %s", m.base.Host, queue)
 		case err != nil || state == nil:
 			return nil, err
 		default:
@@ -202,7 +208,7 @@ func (m *management) state(ctx context.Context, queue string) (*queueState, erro
 		return nil, fmt.Errorf("RabbitMQ's management API at %s answers %s", m.base.Host, response.Status)
 	}
 	var state queueState
-	if err := json.NewDecoder(response.Body).Decode(&state); err != nil {
+	if err := json.NewDecoder(io.LimitReader(response.Body, maxAnswer)).Decode(&state); err != nil {
 		return nil, fmt.Errorf("RabbitMQ's management API at %s: %w", m.base.Host, err)
 	}
 	if state.Effective == nil {

@@ -74,8 +74,13 @@ func TestQuorumQueuesOfAnotherProgram(t *testing.T) {
 		arguments amqp091.Table
 		refused   string
 	}{
-		"no limit":       {nil, deadLettering, ""},
-		"another limit":  {int32(50), deadLettering, ""},
+		"no limit":      {nil, deadLettering, ""},
+		"another limit": {int32(50), deadLettering, ""},
+		"another limit and a TTL": {
+			int32(50), amqp091.Table{
+				"x-dead-letter-exchange": "healz.events.dlx", "x-dead-letter-routing-key": "failed", "x-message-ttl": 60_000,
+			}, "x-message-ttl",
+		},
 		"its own target": {nil, amqp091.Table{"x-dead-letter-exchange": "elsewhere"}, "x-dead-letter-exchange"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -139,8 +139,8 @@ func (i inspection) part(wanted part) (Part, error) {
 		if err = i.do(wanted.declare); isRefusedRight(err) {
 			p.Optional, p.Right = true, "configure on "+wanted.kind+" "+wanted.name
 		} else if p.OtherLimit = isOtherLimit(err); p.OtherLimit {
-			if err = i.do(wanted.withoutLimit().declare); isOtherLimit(err) {
-				err = nil
+			for n := 0; n < limitAttempts && isOtherLimit(err); n++ {
+				err = i.do(wanted.withLimitOf(err).declare)
 			}
 		}
 	case isNotFound(err):

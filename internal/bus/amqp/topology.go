@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"maps"
+	"regexp"
 	"strconv"
 	"strings"
 	"time"
@@ -100,10 +101,23 @@ func (p part) declare(channel *amqp091.Channel) error {
 	return topologyError(p.kind, p.name, err)
 }
 
-// withoutLimit is a queue for which the broker's delivery limit holds.
-func (p part) withoutLimit() part {
+// currentLimit is the value in a refusal of another delivery limit; "current is none" if there is none.
+var currentLimit = regexp.MustCompile(`current is the value '(-?\d+)'`)
+
+// limitAttempts is how often a queue is declared with another limit: a refusal is cut off at 255 bytes, and the one of a queue
+// without a limit is shorter.
+const limitAttempts = 2
+
+// withLimitOf is a queue with the delivery limit that it exists with, by the broker's refusal. So whatever else differs is
+// refused.
+func (p part) withLimitOf(refusal error) part {
 	p.arguments = maps.Clone(p.arguments)
 	delete(p.arguments, deliveryLimitKey)
+	if value := currentLimit.FindStringSubmatch(refusal.Error()); value != nil {
+		if limit, err := strconv.ParseInt(value[1], 10, 64); err == nil {
+			p.arguments[deliveryLimitKey] = limit
+		}
+	}
 	return p
 }
 
@@ -149,16 +163,16 @@ func (d *declarer) declare(p part) error {
 		return err
 	}
 	d.otherLimits = append(d.otherLimits, err)
-	if d.channel, err = d.open(); err != nil {
-		return err
+	for range limitAttempts {
+		p = p.withLimitOf(err)
+		if d.channel, err = d.open(); err != nil {
+			return err
+		}
+		if err = d.do(p.declare, p.exists); !isOtherLimit(err) {
+			break
+		}
 	}
-	if err = d.do(p.withoutLimit().declare, p.exists); !isOtherLimit(err) {
-		return err
-	}
-	if d.channel, err = d.open(); err != nil {
-		return err
-	}
-	return p.exists(d.channel)
+	return err
 }
 
 // do does something that the broker may refuse for lack of a right. Then it suffices that a check passes; nil is none.

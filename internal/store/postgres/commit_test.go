@@ -120,6 +120,22 @@ func TestConnectionCutAtTheCommit(t *testing.T) {
 				}
 				require.Eventually(t, func() bool { return call() == nil }, 30*time.Second, 10*time.Millisecond, name)
 			}
+
+			// Concurrent appends share a statement, which no caller may repeat alone then.
+			for range 5 {
+				cutter.armed.Store(true)
+				var appends sync.WaitGroup
+				for range 20 {
+					appends.Go(func() {
+						err := s.Append(t.Context(), storetest.NewStream().Next())
+						if err != nil && !errors.Is(err, store.ErrUnknownOutcome) {
+							t.Errorf("an append that may be committed: %v", err)
+						}
+					})
+				}
+				appends.Wait()
+				cutter.armed.Store(false)
+			}
 		})
 	}
 }

@@ -116,7 +116,7 @@ func writeFault(ctx context.Context, doing string, err error) error {
 // does not know whether anything was written; only the server names the routine of its source.
 func serverError(err error) (pgErr *pgconn.PgError, answered bool) {
 	pgErr, answered = errors.AsType[*pgconn.PgError](err)
-	return pgErr, answered && (pgErr.Routine != "" || !isTemporary(pgErr.Code))
+	return pgErr, answered && (pgErr.Routine != "" || !isTemporary(pgErr.Code) && !strings.HasPrefix(pgErr.Code, "XX"))
 }
 
 // isRefusal reports whether the rows are the reason why a statement or a commit failed: other rows may succeed. What

@@ -123,7 +123,7 @@ func (s *Store) writeShared(ctx context.Context, u *unit) error {
 		return s.writeTogether(ctx, []*unit{u})
 	}
 	shared, err := s.writes.do(ctx, u)
-	_, answered := errors.AsType[*pgconn.PgError](err)
+	_, answered := serverError(err)
 	canceled := errors.Is(err, context.Canceled) && pgconn.SafeToRetry(err) && ctx.Err() == nil
 	if shared && (answered || canceled || errors.Is(err, errPanicked)) {
 		return s.writeTogether(ctx, []*unit{u})
