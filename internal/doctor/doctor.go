@@ -21,6 +21,8 @@ type Status string
 // The statuses.
 const (
 	OK Status = "ok"
+	// Unknown: it could not be found out. That is no problem by itself.
+	Unknown Status = "unknown"
 	// Warning: it works, but needs attention.
 	Warning Status = "warning"
 	// Wrong: the worker cannot work, or cannot keep its guarantees.
@@ -55,6 +57,8 @@ type Report []Finding
 func (r *Report) add(f Finding) { *r = append(*r, f) }
 
 func (r *Report) fine(format string, args ...any) { r.add(fine(format, args...)) }
+
+func (r *Report) unknown(what, advice string) { r.add(Finding{Status: Unknown, What: what, Advice: advice}) }
 
 func (r *Report) warn(what, advice string) { r.add(warning(what, advice)) }
 
@@ -135,7 +139,7 @@ func (c Check) run(ctx context.Context, timeout time.Duration) Report {
 // grace is how long a check may take to return after the timeout.
 const grace = 500 * time.Millisecond
 
-// Worst returns the worse status.
+// Worst returns the worse status; [Unknown] is not worse than [OK].
 func Worst(a, b Status) Status {
 	for _, s := range []Status{Wrong, Skipped, Warning} {
 		if a == s || b == s {

@@ -106,8 +106,8 @@ func checkPolicies(ctx context.Context, s worker.Settings, r *Report) {
 		r.warn(limit, amqp.AdviceOnLimits)
 	}
 	if err != nil {
-		r.fine("%s. Grant the user the tag management, set --rabbitmq-management-url, or see `rabbitmqctl list_queues -p VHOST "+
-			"name type arguments policy operator_policy effective_policy_definition`", oneLine(err))
+		r.unknown(oneLine(err), "grant the user the tag management, set --rabbitmq-management-url, or see `rabbitmqctl list_queues -p VHOST "+
+			"name type arguments policy operator_policy effective_policy_definition`")
 	}
 	r.otherwise("no limit by which the broker drops or dead-letters messages by itself")
 }

@@ -30,7 +30,7 @@ func WorkerCheck(httpAddr string) Check {
 			return nil
 		}
 		if err != nil {
-			r.fine("no worker answers at --http-addr %s, so what running workers report is not known: %s", httpAddr, oneLine(err))
+			r.unknown(fmt.Sprintf("no worker answers at --http-addr %s: %s", httpAddr, oneLine(err)), "")
 			return nil
 		}
 		const advice = "see the log of that worker"

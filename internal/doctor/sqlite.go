@@ -111,7 +111,7 @@ func (d sqliteDoctor) disk(_ context.Context, r *Report) error {
 	free, err := freeSpace(filepath.Dir(d.settings.SQLitePath))
 	switch {
 	case errors.Is(err, errors.ErrUnsupported):
-		r.fine("the free space is unknown on this system")
+		r.unknown("the free space is unknown on this system", "")
 	case err != nil:
 		return fmt.Errorf("check the disk: %w", err)
 	default:

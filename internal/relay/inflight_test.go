@@ -154,12 +154,23 @@ func TestAStopFinishesWhatIsInHand(t *testing.T) {
 	inHand := b.next(t)
 	ids = append(ids, appendTo(t, s, stream, 2)...)
 	require.Eventually(t, func() bool { return b.published.Load() == 3 }, patience, tick)
+	stopWaitsFor(t, stop, inHand, b.unsubscribe)
+
+	b.subscribe(t)
+	_, stop = startPatiently(t, s, b, 0)
+	require.Equal(t, ids[1:], b.handle(t, 2), "what was finished does not come again")
+	stop(patience)
+}
+
+// stopWaitsFor requires that a stop, after which meanwhile is called, waits for a message in hand.
+func stopWaitsFor(t *testing.T, stop func(time.Duration), inHand *message.Message, meanwhile func()) {
+	t.Helper()
 	stopped := make(chan struct{})
 	go func() {
 		defer close(stopped)
 		stop(patience)
 	}()
-	b.unsubscribe()
+	meanwhile()
 	select {
 	case <-stopped:
 		require.Fail(t, "stopped with an event in hand")
@@ -167,11 +178,6 @@ func TestAStopFinishesWhatIsInHand(t *testing.T) {
 	}
 	inHand.Ack()
 	<-stopped
-
-	b.subscribe(t)
-	_, stop = startPatiently(t, s, b, 0)
-	require.Equal(t, ids[1:], b.handle(t, 2), "what was finished does not come again")
-	stop(patience)
 }
 
 func TestWhatTheBusGivesBackIsPublishedAgainInOrder(t *testing.T) {
@@ -207,18 +213,7 @@ func TestAStopOfAFailingRelayFinishesWhatIsInHand(t *testing.T) {
 	execute(t, s, "ALTER TABLE events RENAME TO away")
 	require.Eventually(t, func() bool { return stateOf(r) == relay.Failing }, patience, tick)
 	execute(t, s, "ALTER TABLE away RENAME TO events")
-	stopped := make(chan struct{})
-	go func() {
-		defer close(stopped)
-		stop(patience)
-	}()
-	select {
-	case <-stopped:
-		require.Fail(t, "stopped with an event in hand")
-	case <-time.After(50 * time.Millisecond):
-	}
-	inHand.Ack()
-	<-stopped
+	stopWaitsFor(t, stop, inHand, func() {})
 	_, stop = startPatiently(t, s, b, 0)
 	require.Equal(t, appendTo(t, s, stream, 1), b.handle(t, 1), "after %v", ids)
 	stop(patience)

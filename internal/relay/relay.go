@@ -35,16 +35,17 @@ const (
 	maxChunk = store.MaxLimit
 	// maxPatience is how many times [Config.Patience] a relay has, at most, after attempts without any confirm.
 	maxPatience = 16
-	// maxInFlight is how many events may be in flight, or [store.PageBytes] of them, when the next batch is read, and maxAhead
-	// for how long the oldest of them: the inbox must remember all that follow it.
+	// maxInFlight is how many events may be in flight, or [store.PageBytes] of them, when the next batch is read.
 	maxInFlight = 1000
-	maxAhead    = time.Hour
 	// readAhead is the wait before the next batch while one is in flight: one that is handled soon is waited for, as larger
 	// batches cost less.
 	readAhead = 10 * time.Millisecond
 	// yieldTime is how long a relay that cannot publish leaves the lease to others.
 	yieldTime = 2 * time.Second
 )
+
+// MaxAhead is for how long the relay reads ahead of an event in flight: the inbox must remember all that follow it.
+const MaxAhead = time.Hour
 
 // followUpPolls are the waits before the polls after a wake: an event can be announced a moment before the horizon of
 // the tail has passed it.
@@ -273,7 +274,7 @@ func (r *Relay) hasRoom() bool {
 		}
 	}
 	return count < maxInFlight && bytes < store.PageBytes &&
-		(len(r.term.flights) == 0 || time.Since(r.term.flights[0].began) < maxAhead)
+		(len(r.term.flights) == 0 || time.Since(r.term.flights[0].began) < MaxAhead)
 }
 
 func (r *Relay) notLeader(err error) {

@@ -19,6 +19,7 @@ import (
 	"github.com/healz/worker/internal/bus/amqp"
 	"github.com/healz/worker/internal/deadletter"
 	"github.com/healz/worker/internal/handlers"
+	"github.com/healz/worker/internal/relay"
 	"github.com/healz/worker/internal/store"
 	"github.com/healz/worker/internal/store/postgres"
 	"github.com/healz/worker/internal/store/sqlite"
@@ -34,8 +35,8 @@ type Settings struct {
 	DatabaseURL string
 	// MaxConns is the most connections to Postgres.
 	MaxConns int
-	// InboxRetention is how long the store remembers who has handled what; 0 is for ever. An event that is delivered
-	// again after that is handled again.
+	// InboxRetention is how long the store remembers who has handled what, more than [relay.MaxAhead]; 0 is for ever. An event
+	// that is delivered again after that is handled again.
 	InboxRetention time.Duration
 	// DeadLetterRetention is how long letters are kept that were archived, discarded or handled; 0 is for ever.
 	DeadLetterRetention time.Duration
@@ -87,7 +88,8 @@ func (s Settings) Check() error {
 	}
 	problem(s.Embedded() && s.SQLitePath == "", "sqlite-path must not be empty")
 	problem(s.MaxConns < 2, "database-conns must be at least 2, but is %d", s.MaxConns)
-	problem(s.InboxRetention < 0, "inbox-retention must not be negative, but is %s", s.InboxRetention)
+	problem(s.InboxRetention != 0 && s.InboxRetention <= relay.MaxAhead,
+		"inbox-retention must be 0, or more than %s, but is %s", relay.MaxAhead, s.InboxRetention)
 	problem(s.DeadLetterRetention < 0, "dead-letter-retention must not be negative, but is %s", s.DeadLetterRetention)
 	problem(s.AMQP.Prefetch < s.Tuning.Concurrency || s.AMQP.Prefetch > math.MaxUint16, // the most that AMQP can say
 		"prefetch must be from the concurrency (%d) to %d, but is %d", s.Tuning.Concurrency, math.MaxUint16, s.AMQP.Prefetch)
