@@ -31,18 +31,27 @@ func CheckRestored(ctx context.Context, db interface {
 }
 
 // MigrateRestored replaces the transaction ids of another cluster, from whose dump the database was restored. Nothing
-// happens if it was not, or has been done. Writers wait meanwhile. A relay that runs loses its lease, so that it does not
+// happens if it was not, or has been done. Writers wait while the rows are rewritten, and not for other sessions. A relay that runs loses its lease, so that it does not
 // move the position to where it would be by the old ids, and goes on by itself.
 func (s *Store) MigrateRestored(ctx context.Context) (done store.Renumbered, err error) {
+	err = s.givingWay(ctx, func(ctx context.Context) (err error) {
+		done, err = s.renumber(ctx)
+		return err
+	})
+	return done, migrationFault(ctx, "migrate restored", err)
+}
+
+func (s *Store) renumber(ctx context.Context) (done store.Renumbered, err error) {
 	conn, err := pgx.ConnectConfig(ctx, s.config) // the pool's connections have timeouts
 	if err != nil {
-		return done, fault(ctx, "migrate restored", err)
+		return done, err
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
 	err = pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
 		// The lease comes first, as where the position is moved. Only events are locked: readers lock the two tables in
 		// either order.
-		_, err := tx.Exec(ctx, `UPDATE leases SET holder = '', fence = fence + 1 WHERE task = 'relay';
+		_, err := tx.Exec(ctx, `SET LOCAL lock_timeout = '300ms';
+			UPDATE leases SET holder = '', fence = fence + 1 WHERE task = 'relay';
 			LOCK TABLE events`)
 		if err != nil {
 			return err
@@ -69,5 +78,5 @@ func (s *Store) MigrateRestored(ctx context.Context) (done store.Renumbered, err
 			UPDATE relay_position SET transaction_id = '0', id = 9223372036854775807, passed_over = NULL`)
 		return err
 	})
-	return done, migrationFault(ctx, "migrate restored", err)
+	return done, err
 }

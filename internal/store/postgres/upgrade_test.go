@@ -29,14 +29,16 @@ func TestWritersGoOnDuringMigrations(t *testing.T) {
 		version int // before it; 0: another service's table
 		fill    string
 		write   string
+		ahead   int // of a restored dump
 	}{
-		"adoption": {"events", 0, row + " FROM generate_series(1, 5000)", row},
+		"adoption": {"events", 0, row + " FROM generate_series(1, 5000)", row, 0},
 		"inbox": {
 			"handled", 4,
 			"INSERT INTO handled SELECT gen_random_uuid(), 'h', '', now() FROM generate_series(1, 5000)",
-			"INSERT INTO handled SELECT gen_random_uuid(), 'h', ''",
+			"INSERT INTO handled SELECT gen_random_uuid(), 'h', ''", 0,
 		},
-		"dead letters": {"dead_letters", 10, letters + " FROM generate_series(1, 1000)", letters},
+		"dead letters": {"dead_letters", 10, letters + " FROM generate_series(1, 1000)", letters, 0},
+		"restored":     {"events", 11, row + " FROM generate_series(1, 500)", row, farAhead},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -51,12 +53,25 @@ func TestWritersGoOnDuringMigrations(t *testing.T) {
 				_, err := conn.Exec(t.Context(), test.fill)
 				require.NoError(t, err)
 			}
+			if test.ahead > 0 {
+				restore(t, conn, test.ahead)
+			}
 			holder := connect(t, withParameter(t, url, "idle_in_transaction_session_timeout", "3s"))
 			_, err := holder.Exec(t.Context(), "BEGIN; LOCK TABLE "+test.table+" IN ROW EXCLUSIVE MODE")
 			require.NoError(t, err)
 			s := open(t, url)
 			migrated := make(chan error)
-			go func() { migrated <- s.Migrate(t.Context()) }()
+			go func() {
+				if test.ahead == 0 {
+					migrated <- s.Migrate(t.Context())
+					return
+				}
+				done, err := s.MigrateRestored(t.Context())
+				if err == nil && done.Events < 5000 {
+					err = fmt.Errorf("it did nothing: %+v", done)
+				}
+				migrated <- err
+			}()
 
 			longest, written, began := time.Duration(0), 0, time.Now()
 			for done := false; !done; written++ {
