@@ -58,7 +58,9 @@ func (r *Report) add(f Finding) { *r = append(*r, f) }
 
 func (r *Report) fine(format string, args ...any) { r.add(fine(format, args...)) }
 
-func (r *Report) unknown(what, advice string) { r.add(Finding{Status: Unknown, What: what, Advice: advice}) }
+func (r *Report) unknown(what, advice string) {
+	r.add(Finding{Status: Unknown, What: what, Advice: advice})
+}
 
 func (r *Report) warn(what, advice string) { r.add(warning(what, advice)) }
 
