@@ -556,16 +556,20 @@ func eval(harm, heal string) func(context.Context, *rig, *author) error {
 	}
 }
 
-// fillFailedQueue makes the broker refuse dead letters, which then go to the table by themselves.
+// fillFailedQueue makes the broker refuse dead letters, which then go to the table by themselves. The overflow is set first:
+// RabbitMQ applies the max-length of a policy before its overflow, and would drop the letters that wait in the queue.
 func fillFailedQueue(ctx context.Context, r *rig, a *author) error {
-	_, err := r.brokers[0].Control("eval", `rabbit_policy:set(<<$/>>, <<"full">>, <<"^`+failedQueue+`$">>,
-		[{<<"max-length">>, 0}, {<<"overflow">>, <<"reject-publish">>}], 0, <<"queues">>, <<>>).`)
-	if err != nil {
-		return err
+	const overflow = `{<<"overflow">>, <<"reject-publish">>}`
+	for _, definition := range []string{overflow, `{<<"max-length">>, 0}, ` + overflow} {
+		_, err := r.brokers[0].Control("eval", `rabbit_policy:set(<<$/>>, <<"full">>, <<"^`+failedQueue+`$">>,
+			[`+definition+`], 0, <<"queues">>, <<>>).`)
+		if err != nil {
+			return err
+		}
 	}
 	r.load.appendOnce(ctx, a.failures(40), true)
 	sleep(ctx, a.between(time.Second, r.pauseFor(a)))
-	_, err = r.brokers[0].Control("eval", `rabbit_policy:delete(<<$/>>, <<"full">>, <<>>).`)
+	_, err := r.brokers[0].Control("eval", `rabbit_policy:delete(<<$/>>, <<"full">>, <<>>).`)
 	return err
 }
 
