@@ -56,7 +56,9 @@ func TestWritersGoOnDuringMigrations(t *testing.T) {
 			if test.ahead > 0 {
 				restore(t, conn, test.ahead)
 			}
-			holder := connect(t, withParameter(t, url, "idle_in_transaction_session_timeout", "3s"))
+			const held = 3 * time.Second
+			holder := connect(t, withParameter(t, url, "idle_in_transaction_session_timeout", held.String()))
+			locked := time.Now()
 			_, err := holder.Exec(t.Context(), "BEGIN; LOCK TABLE "+test.table+" IN ROW EXCLUSIVE MODE")
 			require.NoError(t, err)
 			s := open(t, url)
@@ -78,7 +80,11 @@ func TestWritersGoOnDuringMigrations(t *testing.T) {
 				sent := time.Now()
 				_, err := conn.Exec(t.Context(), test.write)
 				require.NoError(t, err)
-				longest = max(longest, time.Since(sent))
+				waited := time.Since(sent)
+				if test.ahead > 0 { // then the rows are rewritten, for which writers wait
+					waited = min(waited, locked.Add(held).Sub(sent))
+				}
+				longest = max(longest, waited)
 				select {
 				case err := <-migrated:
 					require.NoError(t, err)
