@@ -72,7 +72,10 @@ func TestRabbitMQIsHarmedAndKeepsItsData(t *testing.T) {
 	_, err = amqp.Dial(server.URL())
 	require.Error(t, err)
 	require.NoError(t, server.Start())
-	queues, err := server.Control("--quiet", "list_queues", "name")
-	require.NoError(t, err)
+	var queues string
+	require.Eventually(t, func() bool { // it takes connections a moment before it counts as running
+		queues, err = server.Control("--quiet", "list_queues", "name")
+		return err == nil
+	}, time.Minute, 100*time.Millisecond, "%v", err)
 	require.Contains(t, queues, "kept")
 }

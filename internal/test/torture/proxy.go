@@ -34,6 +34,7 @@ type proxy struct {
 	mu      sync.Mutex
 	servers []string
 	links   map[*link]struct{}
+	cuts    int // how often those that stood were cut
 	slow    bool
 	silent  bool
 	refuses bool
@@ -88,7 +89,7 @@ func (p *proxy) serve(client net.Conn) {
 	l := &link{client: client, silent: make(chan struct{})}
 	l.hush = sync.OnceFunc(func() { close(l.silent) })
 	p.mu.Lock()
-	refuses, servers := p.refuses, p.servers
+	refuses, servers, cuts := p.refuses, p.servers, p.cuts
 	p.servers = slices.Concat(servers[1:], servers[:1])
 	if p.slow {
 		l.delay = latency
@@ -114,12 +115,16 @@ func (p *proxy) serve(client net.Conn) {
 
 	p.mu.Lock()
 	p.links[l] = struct{}{}
+	cut := p.cuts != cuts // while it was being made
 	p.mu.Unlock()
 	defer func() {
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		delete(p.links, l)
 	}()
+	if cut {
+		return
+	}
 	var ways sync.WaitGroup
 	ways.Go(func() { p.carry(l, server, client) })
 	ways.Go(func() { p.carry(l, client, server) })
@@ -199,6 +204,7 @@ func (l *link) isSilent() bool {
 func (p *proxy) cut() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.cuts++
 	for l := range p.links {
 		_, _ = l.client.Close(), l.server.Close()
 	}
