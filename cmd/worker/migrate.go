@@ -76,8 +76,8 @@ func migrateRestored(s *worker.Settings) *cobra.Command {
 
 The events then have transaction ids of that cluster, by which the relay cannot read them in commit order. This command
 replaces them. The relay continues behind what it has published, with the events that were restored, and then with those
-that were appended since. It needs the owner of the tables, and writers wait until it has ended. It does nothing to a
-database that was not restored, or of which the ids are replaced already.`,
+that were appended since. It needs the owner of the tables. Readers and writers wait while it rewrites the events.
+It does nothing to a database that was not restored, or of which the ids are replaced already.`,
 		Args: noArguments,
 		RunE: func(c *cobra.Command, _ []string) error {
 			return withStore(c, s, s.OpenExisting, func(b worker.Backend) error {

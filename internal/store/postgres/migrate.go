@@ -36,6 +36,10 @@ const (
 	lockPause    = 700 * time.Millisecond
 )
 
+// endVacuumSQL ends an automatic vacuum of the events, which can take hours. The server does that for who has waited for its
+// deadlock_timeout, 1 s, longer than an attempt does. Readers and writers do not wait behind this lock.
+const endVacuumSQL = `SET LOCAL lock_timeout = '2s'; LOCK TABLE events IN SHARE UPDATE EXCLUSIVE MODE`
+
 // givingWay calls migrate again while it fails as it waited too long for a lock. Others that want the lock, as every
 // writer does, queue behind a migration that waits for it, so each attempt is short.
 func (s *Store) givingWay(ctx context.Context, migrate func(context.Context) error) error {
@@ -55,6 +59,7 @@ func (s *Store) givingWay(ctx context.Context, migrate func(context.Context) err
 		}
 		select {
 		case <-time.After(lockPause):
+			_, _ = s.pool.Exec(ctx, endVacuumSQL) // if it fails, the next attempt says why
 		case <-ctx.Done():
 			return ctx.Err()
 		}

@@ -3,6 +3,7 @@ package postgres
 import (
 	"context"
 	_ "embed"
+	"errors"
 
 	"github.com/jackc/pgx/v5"
 
@@ -31,9 +32,13 @@ func CheckRestored(ctx context.Context, db interface {
 }
 
 // MigrateRestored replaces the transaction ids of another cluster, from whose dump the database was restored. Nothing
-// happens if it was not, or has been done. Writers wait while the rows are rewritten, and not for other sessions. A relay that runs loses its lease, so that it does not
-// move the position to where it would be by the old ids, and goes on by itself.
+// happens if it was not, or has been done. Readers and writers wait while the rows are rewritten, but not longer than a moment
+// for the sessions that this waits for. A relay that runs loses its lease, so that it does not move the position to where
+// it would be by the old ids, and goes on by itself.
 func (s *Store) MigrateRestored(ctx context.Context) (done store.Renumbered, err error) {
+	if err := CheckRestored(ctx, s.pool); !errors.Is(err, store.ErrRestored) {
+		return done, err
+	}
 	err = s.givingWay(ctx, func(ctx context.Context) (err error) {
 		done, err = s.renumber(ctx)
 		return err
@@ -48,15 +53,16 @@ func (s *Store) renumber(ctx context.Context) (done store.Renumbered, err error)
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
 	err = pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
-		// The lease comes first, as where the position is moved. Only events are locked: readers lock the two tables in
-		// either order.
+		// The lease and the row of the position come first, as where the position is moved. Of the two tables only events is
+		// locked: readers lock them in either order.
 		_, err := tx.Exec(ctx, `SET LOCAL lock_timeout = '300ms';
 			UPDATE leases SET holder = '', fence = fence + 1 WHERE task = 'relay';
+			SELECT FROM relay_position FOR UPDATE;
 			LOCK TABLE events`)
 		if err != nil {
 			return err
 		}
-		var restored bool
+		var restored bool // another may have done it meanwhile
 		if err := tx.QueryRow(ctx, isRestoredSQL).Scan(&restored); err != nil || !restored {
 			return err
 		}

@@ -13,6 +13,7 @@ import (
 	"github.com/healz/worker/internal/store"
 	"github.com/healz/worker/internal/store/postgres"
 	"github.com/healz/worker/internal/store/storetest"
+	"github.com/healz/worker/internal/test/testservers"
 )
 
 // longestWait is what a writer may wait for a migration. Measured are 0.01 to 0.31 s, with the lock_timeout of 0.3 s. With
@@ -143,6 +144,64 @@ func TestMigrationNamesWhoBlocksIt(t *testing.T) {
 	_, err = holder.Exec(t.Context(), "COMMIT")
 	require.NoError(t, err)
 	require.NoError(t, s.Migrate(t.Context()))
+
+	require.NoError(t, s.AppendMany(t.Context(), storetest.NewStream().Take(2)))
+	restore(t, connect(t, url), farAhead)
+	_, err = holder.Exec(t.Context(), "BEGIN; SELECT FROM events")
+	require.NoError(t, err)
+	_, err = s.MigrateRestored(t.Context())
+	require.ErrorIs(t, err, store.ErrUnavailable)
+	require.ErrorContains(t, err, "(another-service), idle in transaction")
+	_, err = holder.Exec(t.Context(), "COMMIT; BEGIN; SELECT FROM relay_position")
+	require.NoError(t, err)
+	done, err := s.MigrateRestored(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, 4, done.Events)
+	_, err = holder.Exec(t.Context(), "COMMIT; BEGIN; SELECT FROM events")
+	require.NoError(t, err)
+	done, err = s.MigrateRestored(t.Context())
+	require.NoError(t, err)
+	require.Zero(t, done, "nothing to do, which needs no lock")
+}
+
+// An automatic vacuum, which would take minutes here, is ended by migrations.
+func TestMigrationsEndAVacuum(t *testing.T) {
+	t.Parallel()
+	server, err := testservers.StartPostgres(t.Context())
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, server.Stop()) })
+	admin := connect(t, server.URL())
+	const fill = `INSERT INTO events (event_type, aggregate_type, aggregate_id, aggregate_version, tenant_id, correlation_id, event_data)
+		SELECT 'T', 'A', gen_random_uuid(), 1, gen_random_uuid(), gen_random_uuid(), '{}' FROM generate_series(1, 20000)`
+	for _, statement := range []string{
+		"ALTER SYSTEM SET autovacuum_naptime = '1s'", "SELECT pg_reload_conf()", foreignSQL,
+		`ALTER TABLE events SET (autovacuum_vacuum_insert_threshold = 0, autovacuum_vacuum_insert_scale_factor = 0,
+			autovacuum_vacuum_cost_delay = 100, autovacuum_vacuum_cost_limit = 1)`,
+		fill,
+	} {
+		_, err := admin.Exec(t.Context(), statement)
+		require.NoError(t, err)
+	}
+	requireVacuum := func() {
+		require.Eventually(t, func() bool {
+			var runs bool
+			require.NoError(t, admin.QueryRow(t.Context(),
+				"SELECT EXISTS (SELECT FROM pg_stat_progress_vacuum WHERE relid = 'events'::regclass)").Scan(&runs))
+			return runs
+		}, time.Minute, 10*time.Millisecond)
+	}
+	s := open(t, server.URL())
+
+	requireVacuum()
+	require.NoError(t, s.Migrate(t.Context()))
+
+	_, err = admin.Exec(t.Context(), fill)
+	require.NoError(t, err)
+	restore(t, admin, farAhead)
+	requireVacuum()
+	done, err := s.MigrateRestored(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, 40000, done.Events)
 }
 
 // An index whose build was interrupted is invalid. It does not keep the table from being adopted, and is built anew.
