@@ -76,6 +76,6 @@ func TestRabbitMQIsHarmedAndKeepsItsData(t *testing.T) {
 	require.Eventually(t, func() bool { // it takes connections a moment before it counts as running
 		queues, err = server.Control("--quiet", "list_queues", "name")
 		return err == nil
-	}, time.Minute, 100*time.Millisecond, "%v", err)
+	}, time.Minute, 100*time.Millisecond)
 	require.Contains(t, queues, "kept")
 }

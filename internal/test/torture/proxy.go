@@ -116,6 +116,9 @@ func (p *proxy) serve(client net.Conn) {
 	p.mu.Lock()
 	p.links[l] = struct{}{}
 	cut := p.cuts != cuts // while it was being made
+	if p.silent {
+		l.hush()
+	}
 	p.mu.Unlock()
 	defer func() {
 		p.mu.Lock()
