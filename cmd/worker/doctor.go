@@ -20,7 +20,7 @@ func doctorCommand(s *worker.Settings, all registrations) *cobra.Command {
 and queues; the append-only protection of events; clocks; the lag of the relay and transactions that hold it back; policies of
 the queues; dead letters, inbox and disk; what the worker at --http-addr reports. It changes nothing.
 
-It exits with 0 if everything is ok, with 1 if there are warnings, and with 2 if something is wrong.`,
+It exits with 0 if everything is ok or unknown, with 1 if there are warnings, and with 2 if something is wrong.`,
 		Args: noArguments,
 	}
 	f := addFormat(c)

@@ -116,7 +116,7 @@ set, it exports traces by OTLP; the other variables of OpenTelemetry apply, too.
 		"let several workers consume the one queue at once; the order of an aggregate is then not kept between them. Without it, one consumes and the others are on standby")
 	flags.BoolVar(&s.AMQP.LeavePartitions, "leave-partitions", false, "return from partitions to one queue, after the messages in the partitions are handled")
 	flags.DurationVar(&s.InboxRetention, "inbox-retention", s.InboxRetention,
-		"how long the inbox keeps its records, by which redelivered events are detected; 0: unlimited")
+		"how long the inbox keeps its records, by which redelivered events are detected: more than 1h; 0: unlimited")
 	flags.BoolVar(&s.IngestDeadLetters, "ingest-dead-letters", s.IngestDeadLetters,
 		"ingest the dead letters of RabbitMQ's failed queue into the table; if false, use worker dlq ingest")
 	flags.DurationVar(&s.DeadLetterRetention, "dead-letter-retention", s.DeadLetterRetention,

@@ -20,7 +20,7 @@ import (
 func TestInboxRetention(t *testing.T) {
 	t.Parallel()
 	settings := worker.DefaultSettings()
-	settings.DatabaseURL, settings.InboxRetention = testservers.Postgres(t), time.Hour
+	settings.DatabaseURL, settings.InboxRetention = testservers.Postgres(t), 90*time.Minute
 	s, err := postgres.Open(t.Context(), settings.DatabaseURL, postgres.Options{})
 	require.NoError(t, err)
 	require.NoError(t, s.Migrate(t.Context()))
@@ -29,7 +29,7 @@ func TestInboxRetention(t *testing.T) {
 	require.NoError(t, err)
 	defer db.Close(t.Context())
 	_, err = db.Exec(t.Context(), `INSERT INTO handled (event_id, handler, fingerprint, handled_at)
-		SELECT gen_random_uuid(), 'h', '', now() - CASE WHEN n <= 2000 THEN interval '2 hours' ELSE interval '50 minutes' END
+		SELECT gen_random_uuid(), 'h', '', now() - CASE WHEN n <= 2000 THEN interval '2 hours' ELSE interval '80 minutes' END
 		FROM generate_series(1, 3000) AS n`)
 	require.NoError(t, err)
 
@@ -38,7 +38,7 @@ func TestInboxRetention(t *testing.T) {
 	require.Eventually(t, func() bool {
 		var old, left int
 		require.NoError(t, db.QueryRow(t.Context(),
-			"SELECT count(*) FILTER (WHERE handled_at < now() - interval '1 hour'), count(*) FROM handled").Scan(&old, &left))
+			"SELECT count(*) FILTER (WHERE handled_at < now() - interval '90 minutes'), count(*) FROM handled").Scan(&old, &left))
 		require.GreaterOrEqual(t, left, 1000)
 		return old == 0
 	}, patience, tick)
