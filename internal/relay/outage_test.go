@@ -137,12 +137,12 @@ func TestAnOutageOfTheBusIsLoggedOnceByEachWorker(t *testing.T) {
 				state, err := r.Status()
 				turns[i] = turns[i] || state == relay.Failing
 				require.False(t, r.Publishing(), state)
-				require.Contains(t, []relay.State{relay.Failing, relay.Standby}, state)
+				require.Contains(t, []relay.State{relay.Failing, relay.Standby, relay.Starting}, state)
 				require.Equal(t, state == relay.Failing, err != nil)
 			}
 		}
 		require.Equal(t, [2]bool{true, true}, turns)
-		require.Equal(t, []string{atWork, fails}, relays[0].log.take())
+		require.Equal(t, []string{fails}, relays[0].log.take())
 		require.Equal(t, []string{standsBy, fails}, relays[1].log.take())
 
 		p.fail(nil)
@@ -155,12 +155,11 @@ func TestAnOutageOfTheBusIsLoggedOnceByEachWorker(t *testing.T) {
 		require.True(t, leader.Publishing())
 		require.False(t, standby.Publishing())
 		require.Equal(t, relay.Standby, stateOf(standby.Relay))
-		if leader.Relay == relays[0].Relay { // each had that role before
-			require.Equal(t, []string{recovered}, leader.log.take())
-			require.Empty(t, standby.log.take())
-		} else {
-			require.Equal(t, []string{recovered, atWork}, leader.log.take())
+		require.Equal(t, []string{recovered, atWork}, leader.log.take())
+		if standby.Relay == relays[0].Relay {
 			require.Equal(t, []string{standsBy}, standby.log.take())
+		} else { // it was on standby before
+			require.Empty(t, standby.log.take())
 		}
 		end()
 	})

@@ -58,7 +58,7 @@ type State string
 
 // The states of a relay.
 const (
-	// Starting: it is not known yet whether it is the leader.
+	// Starting: it is not known yet whether it is the leader, or it is and no event has got out yet.
 	Starting State = "starting"
 	// Relaying: it has events in flight.
 	Relaying State = "relaying"
@@ -240,8 +240,12 @@ func (r *Relay) begin(ctx context.Context, status lease.Status) {
 	r.term = term{status: status, held: held, cancel: cancel}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if status.Err == nil && !r.outage.began.IsZero() { // no event has got out yet
+	switch {
+	case status.Err != nil:
+	case !r.outage.began.IsZero(): // no event has got out yet
 		r.state, r.err = Failing, r.outage.err
+	case r.state == Standby:
+		r.state = Starting
 	}
 }
 
@@ -440,7 +444,7 @@ func (r *Relay) move(ctx context.Context, behind store.Position) error {
 // returns those that are not acked yet. An event that the bus has confirmed is not published again, neither here nor when
 // the same batch is read again.
 func (r *Relay) publish(ctx context.Context, bodies [][]byte) (open []*message.Message, published bool) {
-	if state, _ := r.Status(); state != Failing {
+	if r.Publishing() {
 		r.become(Relaying)
 	}
 	all := bodies
