@@ -220,7 +220,9 @@ func TestMetrics(t *testing.T) {
 				`worker_handler_retries_total{event_type="PatientRegistered",handler="fail"} 1`,
 				`worker_handler_dead_letters_total{event_type="PatientRegistered",handler="fail"} 1`,
 				`worker_messages_total{outcome="dead_lettered"} 1`, `worker_messages_total{outcome="handled"} 1`,
-				`worker_relay_events_total 2`, `worker_relay_lag_events 0`, `worker_relay_leads 1`,
+				`worker_relay_events_total 2`, `worker_relay_lag_events 0`, `worker_relay_leads 1`, `worker_relay_publishing 1`,
+				`worker_messages_in_flight 0`, `worker_messages_total{outcome="duplicate"} 0`,
+				`worker_handler_event_age_seconds_count{event_type="PatientRegistered",handler="welcome-patient"} 1`,
 				`worker_store_duration_seconds_count{operation="record"} 2`, `worker_part_up{part="bus"} 1`,
 			}
 			if !s.Embedded() {
@@ -231,6 +233,7 @@ func TestMetrics(t *testing.T) {
 				want = append(want[:5], `worker_handler_duplicates_total{event_type="PatientRegistered",handler="welcome-patient"} 1`,
 					`worker_publish_confirm_duration_seconds_count 4`, `worker_queue_messages{queue="healz.events.consumer"} 0`,
 					`worker_queue_consumers{queue="healz.events.consumer"} 1`, `worker_rabbitmq_connection_up{connection="publish"} 1`,
+					`worker_queue_consumed{queue="healz.events.consumer"} 1`, `worker_queue_unacked{queue="healz.events.consumer"} 0`,
 					`worker_dead_letters{place="queue"} 0`, `worker_dead_letters{place="store"} 2`,
 					`worker_store_connections_limit{pool="store"} 20`)
 				want[2] = strings.TrimSuffix(want[2], "2") + "4"

@@ -21,6 +21,7 @@ import (
 	"github.com/healz/worker/internal/deadletter"
 	"github.com/healz/worker/internal/events"
 	"github.com/healz/worker/internal/handlers"
+	"github.com/healz/worker/internal/observe"
 	"github.com/healz/worker/internal/test/testservers"
 	"github.com/healz/worker/internal/worker"
 )
@@ -392,6 +393,10 @@ func TestTheSameIDWithAnotherBody(t *testing.T) {
 	s.publish(b, nil)
 	s.publish(b, nil) // a plain redelivery
 	require.Eventually(t, func() bool { _, seen := s.witness.data(id); return seen }, patience, tick)
+	require.Eventually(t, func() bool {
+		counted := s.worker.Health(t.Context()).Events
+		return counted[observe.Handled] == 1 && counted[observe.Duplicate] == 1
+	}, patience, tick)
 	first["event_data"] = map[string]any{"name": "somebody else"}
 	b, err = json.Marshal(first)
 	require.NoError(t, err)
