@@ -33,7 +33,7 @@ import (
 // tracer is a tracer with the spans that it has ended.
 func tracer() (*tracing.Tracer, *tracetest.InMemoryExporter) {
 	spans := tracetest.NewInMemoryExporter()
-	return tracing.New(sdktrace.NewTracerProvider(sdktrace.WithSyncer(spans)), "rabbitmq", "healz.events"), spans
+	return tracing.New(sdktrace.NewTracerProvider(sdktrace.WithSyncer(spans)), tracing.Places{}), spans
 }
 
 type registered struct {
@@ -123,10 +123,10 @@ func TestAChainOfCausesIsOneTrace(t *testing.T) {
 			require.NoError(t, err)
 			require.NoError(t, worker.Observed(backend, observe.All{command}).Append(t.Context(), e))
 
-			stations := []string{"publish", "receive", "handle welcome-patient", "append", "publish", "receive", "handle send-message"}
+			stations := []string{"publish", "process", "handle welcome-patient", "append", "publish", "process", "handle send-message"}
 			require.Eventually(t, func() bool {
 				got := spans.GetSpans()
-				return len(named(got, "handle")) == 2 && len(named(got, "receive")) == 2 && len(named(got, "publish")) == 2
+				return len(named(got, "handle")) == 2 && len(named(got, "process")) == 2 && len(named(got, "publish")) == 2
 			}, patience, tick, "%v", spans)
 			parent := commandSpans.GetSpans()[0]
 			require.Equal(t, "append events", parent.Name)
@@ -189,8 +189,8 @@ func TestAForeignTraceparentIsHonoured(t *testing.T) {
 	} {
 		spans.Reset()
 		client.publish(body(map[string]any{"metadata": test.metadata}), test.headers)
-		require.Eventually(t, func() bool { return len(named(spans.GetSpans(), "receive")) == 1 }, patience, tick)
-		require.Equal(t, test.want, named(spans.GetSpans(), "receive")[0].Parent.SpanID().String())
+		require.Eventually(t, func() bool { return len(named(spans.GetSpans(), "process")) == 1 }, patience, tick)
+		require.Equal(t, test.want, named(spans.GetSpans(), "process")[0].Parent.SpanID().String())
 	}
 }
 
