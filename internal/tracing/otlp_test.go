@@ -134,7 +134,7 @@ func TestTheInstanceCanBeNamed(t *testing.T) {
 	require.Equal(t, "first", receiver.Spans()[0].Resource["service.instance.id"])
 }
 
-// An outage of the collector is one line at its begin and one at its end, and its spans are counted.
+// An outage of the collector is one line when it begins and one when it ends, and its spans are counted.
 func TestAnOutageOfTheCollectorIsTwoLines(t *testing.T) {
 	receiver, url := receive(t)
 	var log logBuffer

@@ -9,8 +9,8 @@
 //
 // The context travels as W3C's traceparent, which services that know nothing of the worker may set in either place. One
 // that cannot be read is ignored. Names and attributes follow OpenTelemetry's semantic conventions for databases and
-// messaging; the worker's own attributes begin with "worker.". Spans carry ids and names, never an event's data. An event's identity does not depend
-// on its metadata, so neither a retry nor a replay makes another event of it.
+// messaging; the worker's own attributes begin with "worker.". Spans carry ids and names, never an event's data. An event's
+// identity does not depend on its metadata, so neither a retry nor a replay makes another event of it.
 //
 // A worker that sends no traces has no [Tracer], and nothing of this is on an event's way.
 package tracing
