@@ -44,7 +44,7 @@ ends the command; the batches before it stay. append prints the appended events.
 						return err
 					}
 				}
-				return withTracer(c.Context(), *s, stderrLogger(c), func(t *tracing.Tracer) error {
+				return withTracer(c.Context(), *s, flushCommand, stderrLogger(c), func(t *tracing.Tracer) error {
 					return printBatches(c, *f, intake.Append(c.Context(), worker.Observed(b, observers(t)), in, batch))
 				})
 			})
@@ -75,7 +75,7 @@ the store knows the next one. publish prints the published events.`,
 				return err
 			}
 			defer func() { err = errors.Join(err, closeBus()) }()
-			return withTracer(c.Context(), *s, stderrLogger(c), func(t *tracing.Tracer) error {
+			return withTracer(c.Context(), *s, flushCommand, stderrLogger(c), func(t *tracing.Tracer) error {
 				observed := observe.Publisher{Next: publisher, Observer: observers(t)}
 				return printBatches(c, *f, intake.Publish(c.Context(), bus.New(observed), in, batch))
 			})

@@ -82,7 +82,7 @@ set, it exports traces by OTLP; the other variables of OpenTelemetry apply, too.
 				return usageError{err}
 			}
 			return whileLevelChanges(c.Context(), &level, logger, func(ctx context.Context) error {
-				return withTracer(ctx, *s, logger, func(t *tracing.Tracer) error {
+				return withTracer(ctx, *s, flushWorker, logger, func(t *tracing.Tracer) error {
 					return runWorker(ctx, *s, f, all, t, logger)
 				})
 			})
@@ -178,7 +178,10 @@ func runWorker(
 	ctx, cancel := context.WithCancelCause(ctx)
 	var health ops.Health
 	measures := metrics.New(version())
-	measures.TraceOf = tracing.TraceID
+	if t != nil {
+		measures.TraceOf = tracing.TraceID
+		measures.Traces(t.Dropped)
+	}
 	var front console.Front
 	pages := ops.Handler(&health, measures.Handler())
 	pages.Handle("/", &front)

@@ -126,7 +126,7 @@ func (d *Dispatcher) Handle(m *message.Message) error {
 			d.duplicate(events.NewContext(ctx, e), h, e)
 		} else if first, waits := parked[h.name]; waits {
 			failure, failing = parkedBehind(h.name, first), true
-		} else if now, err := d.try(events.NewContext(ctx, e), h, e); errors.Is(err, middleware.ErrStopping) {
+		} else if now, err := d.try(events.NewContext(ctx, e), h, e, middleware.EarlierAttempts(m)); errors.Is(err, middleware.ErrStopping) {
 			return err
 		} else if err != nil {
 			failure, failing = middleware.FailureOf(h.name, err), true
@@ -164,10 +164,11 @@ func choose(all []handler, e events.Event, only string) (chosen []handler, names
 	return chosen, names
 }
 
-// try gives a handler its attempts, and tells whether the event is handled now, and was not before. The error is an *[middleware.ExhaustedError] or wraps [middleware.ErrStopping].
-func (d *Dispatcher) try(ctx context.Context, h handler, e events.Event) (now bool, err error) {
+// try gives a handler its attempts, after those of earlier rounds, and tells whether it has handled the event now, and had
+// not before. The error is an *[middleware.ExhaustedError] or wraps [middleware.ErrStopping].
+func (d *Dispatcher) try(ctx context.Context, h handler, e events.Event, earlier int) (now bool, err error) {
 	retry := d.Retry
-	retry.Logger = h.logger
+	retry.Logger, retry.Earlier = h.logger, earlier
 	err = retry.Do(ctx, func(attempt int) error {
 		ctx, end := d.Observer.Attempt(ctx, h.name, e, attempt)
 		began, duplicate := time.Now(), false

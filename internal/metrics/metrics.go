@@ -148,6 +148,14 @@ func (m *Metrics) Values() map[string]float64 {
 	return values
 }
 
+// Traces adds the count of the spans that were dropped, for a worker that exports traces.
+func (m *Metrics) Traces(dropped func() int64) {
+	m.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
+		Name: "worker_trace_spans_dropped_total",
+		Help: "Spans that were not exported, as the queue was full or the export of their batch failed.",
+	}, func() float64 { return float64(dropped()) }))
+}
+
 // Handlers makes the metrics of all handlers, given the event types of each; nil is all types. So each is there, as 0,
 // before it is first counted.
 func (m *Metrics) Handlers(eventTypes map[string][]string) {

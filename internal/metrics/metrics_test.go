@@ -79,6 +79,7 @@ func TestMetricsKeepToPrometheusRules(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := metrics.New("v1")
 		m.Handlers(map[string][]string{"welcome-patient": {"PatientRegistered"}})
+		m.Traces(func() int64 { return 0 })
 		poll(t.Context(), m, samples())
 		problems, err := promlint.New(strings.NewReader(scrape(t, m))).Lint()
 		require.NoError(t, err)
@@ -254,12 +255,25 @@ func TestWhatWasSeenLongAgoIsAbsent(t *testing.T) {
 	})
 }
 
+func TestDroppedSpansAreCountedIfTracesAreOn(t *testing.T) {
+	t.Parallel()
+	const name = "worker_trace_spans_dropped_total"
+	m := metrics.New("v1")
+	require.NotContains(t, scrape(t, m), name)
+	var dropped int64
+	m.Traces(func() int64 { return dropped })
+	require.Contains(t, scrape(t, m), name+" 0\n")
+	dropped = 3
+	require.Contains(t, scrape(t, m), name+" 3\n")
+}
+
 // Each metric that the dashboard, the alerts and the documentation name is one that a worker has.
 func TestTheMetricsThatAreNamedExist(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		m := metrics.New("v1")
 		m.Handlers(map[string][]string{"welcome-patient": {"PatientRegistered"}})
+		m.Traces(func() int64 { return 0 })
 		poll(t.Context(), m, samples())
 		exist := map[string]bool{}
 		for _, line := range strings.Split(scrape(t, m), "\n") {

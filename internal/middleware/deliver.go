@@ -99,14 +99,14 @@ func Describe(m *message.Message) (eventID, eventType string) {
 	if id, err := uuid.Parse(m.UUID); err == nil {
 		eventID = id.String()
 	}
-	if t := m.Metadata.Get(bus.EventTypeKey); isName(t) {
+	if t := m.Metadata.Get(bus.EventTypeKey); IsName(t) {
 		eventType = t
 	}
 	return eventID, eventType
 }
 
-// isName tells whether s looks like a name that a program gives to a type of events.
-func isName(s string) bool {
+// IsName tells whether s looks like a name that a program gives to a type of events.
+func IsName(s string) bool {
 	const most = 100
 	return s != "" && len(s) <= most && !strings.ContainsFunc(s, func(r rune) bool {
 		return r > unicode.MaxASCII || !unicode.IsLetter(r) && !unicode.IsDigit(r) && !strings.ContainsRune("._:/-", r)

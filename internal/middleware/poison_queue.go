@@ -42,7 +42,7 @@ func PoisonQueue(sink deadletter.Sink, l Lifetime, o observe.Observer, logger *s
 					return nil, err
 				}
 				o.Failed(m, failure.Handler, wait)
-				attrs := append(describe(m), slog.Int("attempt", failure.Attempts), slog.String("reason", failure.Reason))
+				attrs := append(describe(m), slog.Int("attempt", EarlierAttempts(m)+failure.Attempts), slog.String("reason", failure.Reason))
 				if failure.Handler != "" {
 					attrs = append(attrs, slog.String("handler", failure.Handler))
 				}

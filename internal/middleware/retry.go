@@ -5,11 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strconv"
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/cenkalti/backoff/v5"
 
+	"github.com/healz/worker/internal/bus"
 	"github.com/healz/worker/internal/store"
 )
 
@@ -23,6 +25,8 @@ import (
 type Retry struct {
 	// Attempts is how often something is tried at most; at least 1.
 	Attempts int
+	// Earlier is how many attempts there were before, by which the numbers of the attempts are higher.
+	Earlier int
 	// Initial is the first wait, Max the longest. Each wait is about twice the one before.
 	Initial, Max time.Duration
 	Lifetime     Lifetime
@@ -57,8 +61,8 @@ func (r Retry) Middleware(next message.HandlerFunc) message.HandlerFunc {
 	}
 }
 
-// Do is the Retry around any operation, which is told its attempt, from 1; attempts that an outage ended count too. The
-// error is an *[ExhaustedError] or wraps [ErrStopping].
+// Do is the Retry around any operation, which is given the number of its attempt, from 1 or after the earlier ones;
+// attempts that an outage ended count too. The error is an *[ExhaustedError] or wraps [ErrStopping].
 func (r Retry) Do(ctx context.Context, operation func(attempt int) error) error {
 	var failed ExhaustedError
 	waits, outageWaits := r.newWaits(), r.newWaits()
@@ -70,7 +74,7 @@ func (r Retry) Do(ctx context.Context, operation func(attempt int) error) error 
 		}
 	}
 	for attempt := 1; ; attempt++ {
-		err := operation(attempt)
+		err := operation(r.Earlier + attempt)
 		if err == nil {
 			answered()
 			return nil
@@ -98,7 +102,7 @@ func (r Retry) Do(ctx context.Context, operation func(attempt int) error) error 
 		if wait == outageWaits {
 			r.Logger.Log(ctx, waiting.note(err), "the store cannot do it, will try again", "wait", delay, "error", err)
 		} else {
-			r.Logger.WarnContext(ctx, "attempt failed, will retry", "attempt", failed.Attempts, "wait", delay, "error", err)
+			r.Logger.WarnContext(ctx, "attempt failed, will retry", "attempt", r.Earlier+failed.Attempts, "wait", delay, "error", err)
 		}
 		if err := r.wait(ctx, delay); err != nil {
 			return err
@@ -124,6 +128,12 @@ func (r Retry) wait(ctx context.Context, d time.Duration) error {
 	case <-ctx.Done():
 		return ErrStopping
 	}
+}
+
+// EarlierAttempts is how many attempts the handler that m is for has had in earlier rounds of --retry-later.
+func EarlierAttempts(m *message.Message) int {
+	earlier, _ := strconv.Atoi(m.Metadata.Get(bus.EarlierAttemptsKey)) // 0 if it is no number
+	return max(earlier, 0)
 }
 
 // IsPermanent tells whether err is, or wraps, an error marked with [backoff.Permanent].

@@ -1,6 +1,7 @@
 package worker
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -17,12 +18,14 @@ import (
 
 	"github.com/healz/worker/internal/bus"
 	"github.com/healz/worker/internal/bus/amqp"
+	"github.com/healz/worker/internal/bus/inprocess"
 	"github.com/healz/worker/internal/deadletter"
 	"github.com/healz/worker/internal/handlers"
 	"github.com/healz/worker/internal/relay"
 	"github.com/healz/worker/internal/store"
 	"github.com/healz/worker/internal/store/postgres"
 	"github.com/healz/worker/internal/store/sqlite"
+	"github.com/healz/worker/internal/tracing"
 	"github.com/healz/worker/migrations"
 )
 
@@ -168,12 +171,22 @@ func (s Settings) BusName() string {
 	return fmt.Sprintf("RabbitMQ %s%s %s", u.Host, u.Path, s.AMQP.Prefix)
 }
 
-// MessagingSystem is the bus by its name in traces.
-func (s Settings) MessagingSystem() string {
-	if s.AMQP.URL == "" {
-		return "in_process"
+// Places are the bus and the store as traces name them, without credentials.
+func (s Settings) Places() tracing.Places {
+	p := tracing.Places{Bus: tracing.Place{System: "in_process", Name: inprocess.Topic}, Store: tracing.Place{System: "sqlite"}}
+	if s.AMQP.URL != "" {
+		p.Bus.System, p.Bus.Name = "rabbitmq", s.AMQP.Prefix
+		if u, err := amqp091.ParseURI(s.AMQP.URL); err == nil {
+			p.Bus.Host, p.Bus.Port = u.Host, u.Port
+		}
 	}
-	return "rabbitmq"
+	if !s.Embedded() {
+		p.Store.System = "postgresql"
+		if c, err := pgconn.ParseConfig(s.DatabaseURL); err == nil {
+			p.Store.Name, p.Store.Host, p.Store.Port = cmp.Or(c.Database, c.User), c.Host, int(c.Port)
+		}
+	}
+	return p
 }
 
 // Embedded tells whether the store is the SQLite file.
