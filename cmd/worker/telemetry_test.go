@@ -15,6 +15,8 @@ import (
 	collector "go.opentelemetry.io/proto/otlp/collector/trace/v1"
 	otlp "go.opentelemetry.io/proto/otlp/trace/v1"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/healz/worker/internal/test/posix"
 )
 
 // traceReceiver receives traces.
@@ -151,9 +153,9 @@ func TestTheLogLevelIsChangedWhileItRuns(t *testing.T) {
 		return w.log.String()[before:]
 	}
 	require.NotContains(t, handle(), "level=DEBUG")
-	change(syscall.SIGUSR1, "DEBUG")
+	change(posix.SIGUSR1, "DEBUG")
 	require.Contains(t, handle(), "level=DEBUG")
-	change(syscall.SIGUSR1, "DEBUG")
-	change(syscall.SIGUSR2, "INFO")
+	change(posix.SIGUSR1, "DEBUG")
+	change(posix.SIGUSR2, "INFO")
 	require.NotContains(t, handle(), "level=DEBUG")
 }
