@@ -46,6 +46,21 @@ $(NEW_SYSTEM)/.complete:
 	debootstrap --variant=minbase --include=rabbitmq-server,postgresql trixie $(NEW_SYSTEM) >/dev/null
 	touch $@
 
+.PHONY: cross
+cross: ## Build the worker for other systems, check all code for Windows and for 32 bits, and run tests on 32 bits
+	@set -e; for system in linux/arm linux/386 darwin/arm64 windows/amd64; do \
+		echo "go build for $$system"; \
+		CGO_ENABLED=0 GOOS=$${system%/*} GOARCH=$${system#*/} $(GO) build -o /dev/null ./cmd/worker; \
+	done
+	CGO_ENABLED=0 GOOS=windows $(GO) vet ./...
+	CGO_ENABLED=0 GOOS=linux GOARCH=386 $(GO) vet ./...
+	@export CGO_ENABLED=0 GOOS=linux GOARCH=386; $(GO) test -c -o bin/32-bit.test ./internal/events; \
+	if bin/32-bit.test -test.run='^$$' >/dev/null 2>&1; then \
+		$(GO) test ./internal/events ./internal/store/sqlite ./internal/relay; \
+	else \
+		echo "Skipped: this system does not run programs of 32 bits."; \
+	fi
+
 .PHONY: lint
 lint: $(GOLANGCI_LINT) ## Check style and the mistakes that can be seen in the source
 	$(GOLANGCI_LINT) run

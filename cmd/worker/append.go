@@ -28,7 +28,9 @@ func appendCommand(s *worker.Settings) *cobra.Command {
 
 These fields are optional: event_id, created_at, correlation_id (each line then gets its own) and aggregate_version (the
 event then gets the next version of its aggregate). Each batch is appended in one transaction. The first batch that fails
-ends the command; the batches before it stay. append prints the appended events.`,
+ends the command; the batches before it stay. append prints the appended events.
+
+append creates an SQLite file that does not exist, with its schema. It does not migrate an existing schema.`,
 		Example: `  echo '{"event_type":"PatientRegistered","aggregate_type":"Patient",
     "aggregate_id":"5f0c7a52-9b4e-4a35-8f0e-2f6d0f6b1c11","tenant_id":"0b9a4f3e-0c3d-4f5e-9a51-7d2c6b8e4a10",
     "event_data":{"name":"Ana"}}' | tr -d '\n' | worker append`,
@@ -38,12 +40,7 @@ ends the command; the batches before it stay. append prints the appended events.
 	c.Flags().IntVar(&batch, "batch", defaultBatch, "events per transaction, or fewer that together have more than 8 MiB")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		return withInput(c, args, batch, func(in io.Reader) error {
-			return withStore(c, s, s.OpenStore, func(b worker.Backend) error {
-				if s.Embedded() { // only Postgres needs `worker migrate`
-					if err := b.Migrate(c.Context()); err != nil {
-						return err
-					}
-				}
+			return withStore(c, s, s.OpenForAppend, func(b worker.Backend) error {
 				return withTracer(c.Context(), *s, flushCommand, stderrLogger(c), func(t *tracing.Tracer) error {
 					return printBatches(c, *f, intake.Append(c.Context(), worker.Observed(b, observers(t)), in, batch))
 				})

@@ -17,6 +17,7 @@ import (
 	trace "go.opentelemetry.io/proto/otlp/trace/v1"
 
 	"github.com/healz/worker/internal/test/otlp"
+	"github.com/healz/worker/internal/test/posix"
 )
 
 // traceReceiver receives traces.
@@ -280,9 +281,9 @@ func TestTheLogLevelIsChangedWhileItRuns(t *testing.T) {
 		return w.log.String()[before:]
 	}
 	require.NotContains(t, handle(), "level=DEBUG")
-	change(syscall.SIGUSR1, "DEBUG")
+	change(posix.SIGUSR1, "DEBUG")
 	require.Contains(t, handle(), "level=DEBUG")
-	change(syscall.SIGUSR1, "DEBUG")
-	change(syscall.SIGUSR2, "INFO")
+	change(posix.SIGUSR1, "DEBUG")
+	change(posix.SIGUSR2, "INFO")
 	require.NotContains(t, handle(), "level=DEBUG")
 }

@@ -193,6 +193,9 @@ func (d postgresDoctor) schema(ctx context.Context, conn *pgx.Conn, r *Report) e
 		if err := postgres.CheckAdoption(ctx, conn); errors.Is(err, store.ErrUnfitTable) {
 			r.wrong(err.Error(), "then run `worker migrate up`")
 			return nil
+		} else if errors.Is(err, store.ErrForeignTable) {
+			r.wrong(err.Error(), "correct the columns or the database in DATABASE_URL, then run `worker migrate up`")
+			return nil
 		} else if err != nil {
 			return err
 		}

@@ -132,6 +132,11 @@ func TestPostgresFaults(t *testing.T) {
 			"schema", doctor.Wrong,
 			[]string{"adopts it"},
 		},
+		"a table of another program": {
+			statement("DROP TABLE worker_migrations; ALTER TABLE events DROP COLUMN user_id"),
+			"schema", doctor.Wrong,
+			[]string{"a table events that is not the contract's: user_id is missing, not uuid", "correct the columns"},
+		},
 		"no schema": {
 			statement("DROP TABLE worker_migrations, events"),
 			"schema", doctor.Wrong,

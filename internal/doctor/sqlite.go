@@ -12,9 +12,11 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
-	_ "modernc.org/sqlite" // the driver "sqlite"
+	"modernc.org/sqlite"
+	sqlite3 "modernc.org/sqlite/lib"
 
 	"github.com/healz/worker/internal/store"
 	"github.com/healz/worker/internal/worker"
@@ -44,6 +46,7 @@ func sqliteChecks(s worker.Settings) []Check {
 	return []Check{
 		{fileCheck, settingsCheck, d.file},
 		{"disk", fileCheck, d.disk},
+		check("integrity", fileCheck, d.integrity),
 		check(schemaCheck, fileCheck, d.schema),
 		check("append-only", schemaCheck, d.appendOnly),
 		check(relayCheck, schemaCheck, d.relay),
@@ -132,9 +135,42 @@ func judgeSpace(free int64) Finding {
 	}
 }
 
+// integrity reads the whole file, for as long as a check may take. Writers do not wait for it.
+func (d sqliteDoctor) integrity(ctx context.Context, db *sql.DB, r *Report) error {
+	var problem string
+	err := db.QueryRowContext(ctx, "PRAGMA quick_check(1)").Scan(&problem)
+	switch {
+	case ctx.Err() != nil:
+		r.unknown("the file was not checked to its end in the time of one check",
+			"run `sqlite3 FILE 'PRAGMA quick_check'` with the path of the file")
+	case err == nil && problem == "ok":
+		r.fine("quick_check finds no fault")
+	case err == nil, isCorrupt(err):
+		if err != nil {
+			problem = err.Error()
+		}
+		r.wrong("the file is corrupt: "+strings.Join(strings.Fields(problem), " "),
+			"stop the workers, keep a copy of the file and its -wal, and restore a backup, or save what is readable by `sqlite3 FILE .recover`")
+	default:
+		return err
+	}
+	return nil
+}
+
+func isCorrupt(err error) bool {
+	e, ok := errors.AsType[*sqlite.Error](err)
+	return ok && (e.Code()&0xff == sqlite3.SQLITE_CORRUPT || e.Code()&0xff == sqlite3.SQLITE_NOTADB)
+}
+
 func (d sqliteDoctor) schema(ctx context.Context, db *sql.DB, r *Report) error {
 	migrator, err := migrations.SQLite(db)
 	if err != nil {
+		return err
+	}
+	if err := migrations.CheckForeign(ctx, db); errors.Is(err, store.ErrForeignTable) {
+		r.wrong(err.Error(), "correct --sqlite-path")
+		return nil
+	} else if err != nil {
 		return err
 	}
 	var migrated bool

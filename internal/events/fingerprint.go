@@ -69,19 +69,19 @@ func canonicalNumber(s string) string {
 	mantissa, exponent, _ := strings.Cut(strings.ToLower(s), "e")
 	mantissa, negative := strings.CutPrefix(mantissa, "-")
 	whole, fraction, _ := strings.Cut(mantissa, ".")
-	power, err := strconv.Atoi(strings.TrimPrefix(exponent, "+"))
+	power, err := strconv.ParseInt(strings.TrimPrefix(exponent, "+"), 10, 64)
 	if err != nil && exponent != "" {
 		return s
 	}
-	power -= len(fraction)
+	power -= int64(len(fraction))
 	digits := strings.TrimLeft(whole+fraction, "0")
 	trimmed := strings.TrimRight(digits, "0")
-	power += len(digits) - len(trimmed)
+	power += int64(len(digits) - len(trimmed))
 	if trimmed == "" {
 		return "0"
 	}
 	if negative {
 		trimmed = "-" + trimmed
 	}
-	return trimmed + "e" + strconv.Itoa(power)
+	return trimmed + "e" + strconv.FormatInt(power, 10)
 }

@@ -48,6 +48,9 @@ func (w *Worker) Health(ctx context.Context) Health {
 	return h
 }
 
+// standbyInProcess is the state of a consumer whose bus gets no events, as another worker relays.
+const standbyInProcess = "standby: the worker that relays handles the events; set RABBITMQ_URL to share the load"
+
 // state says more about a part that works.
 func (w *Worker) state(part string) string {
 	switch part {
@@ -55,6 +58,9 @@ func (w *Worker) state(part string) string {
 		state, _ := w.relay.Status()
 		return string(state)
 	case "consumer":
+		if relaying, _ := w.relay.Status(); w.parts.Embedded && relaying == relay.Standby {
+			return standbyInProcess
+		}
 		return w.parts.Bus.State()
 	default:
 		return ""

@@ -200,6 +200,22 @@ func (s Settings) OpenStore(ctx context.Context) (Backend, error) {
 	return sqlite.Open(ctx, s.SQLitePath)
 }
 
+// OpenForAppend opens the store, and makes the schema in a new SQLite file. An older schema is left to `worker migrate up` and
+// `worker run`.
+func (s Settings) OpenForAppend(ctx context.Context) (Backend, error) {
+	if !s.Embedded() {
+		return s.OpenStore(ctx)
+	}
+	b, err := sqlite.Open(ctx, s.SQLitePath)
+	if err != nil {
+		return nil, err
+	}
+	if err := b.Create(ctx); err != nil {
+		return nil, errors.Join(err, b.Close())
+	}
+	return b, nil
+}
+
 // OpenExisting opens the store for reading what is there: a SQLite file that does not exist is an error, rather than a new
 // and empty store in the wrong folder.
 func (s Settings) OpenExisting(ctx context.Context) (Backend, error) {

@@ -244,7 +244,7 @@ func TestBadMessages(t *testing.T) {
 		"version 0":                 {field("aggregate_version", 0), "aggregate_version must be from 1"},
 		"version -1":                {field("aggregate_version", -1), "aggregate_version must be from 1"},
 		"version 1.5":               {field("aggregate_version", 1.5), "aggregate_version is not an integer"},
-		"version 2^31":              {field("aggregate_version", 1<<31), "aggregate_version must be from 1"},
+		"version 2^31":              {field("aggregate_version", int64(1<<31)), "aggregate_version must be from 1"},
 		"version as text":           {field("aggregate_version", "1"), "aggregate_version is not an integer"},
 		"empty event_type":          {field("event_type", ""), "event_type is missing"},
 		"event_type of 101":         {field("event_type", strings.Repeat("ä", 101)), "event_type has 101 characters"},

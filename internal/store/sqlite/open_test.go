@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -16,6 +15,7 @@ import (
 
 	"github.com/healz/worker/internal/store"
 	"github.com/healz/worker/internal/store/storetest"
+	"github.com/healz/worker/internal/test/posix"
 )
 
 func TestOpenTakesAnyPath(t *testing.T) {
@@ -154,7 +154,7 @@ func asOrdinaryUser(t *testing.T, args ...string) *exec.Cmd {
 	c.Path = filepath.Join(program, "test")
 	require.NoError(t, os.WriteFile(c.Path, binary, 0o755))
 	c.Dir = program
-	c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
+	c.SysProcAttr = posix.As(nobody, nobody)
 	return c
 }
 

@@ -9,12 +9,12 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 	amqp091 "github.com/rabbitmq/amqp091-go"
 
+	"github.com/healz/worker/internal/test/posix"
 	"github.com/healz/worker/internal/test/testservers"
 )
 
@@ -249,9 +249,9 @@ func (r *rig) pauseFor(a *author) time.Duration {
 }
 
 func pauseWorker(ctx context.Context, r *rig, a *author, victim int) error {
-	r.fleet.signal(victim, syscall.SIGSTOP)
+	r.fleet.signal(victim, posix.SIGSTOP)
 	sleep(ctx, r.pauseFor(a))
-	r.fleet.signal(victim, syscall.SIGCONT)
+	r.fleet.signal(victim, posix.SIGCONT)
 	return nil
 }
 

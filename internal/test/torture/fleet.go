@@ -15,6 +15,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/healz/worker/internal/test/posix"
 )
 
 const (
@@ -81,7 +83,8 @@ func (f *fleet) start(ctx context.Context, i int) error {
 		"--chaos", fmt.Sprintf("--retry-attempts=%d", attempts), "--retry-initial=5ms", "--retry-max=50ms", "--grace-period="+grace.String(),
 		"--relay-poll=500ms", "--database-conns=8", "--rabbitmq-heartbeat=5s")
 	c.Env, c.Dir = f.env, f.folder
-	c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // a Ctrl-C is the harness's to pass on
+	c.SysProcAttr = &syscall.SysProcAttr{}
+	posix.NewGroup(c.SysProcAttr) // a Ctrl-C is the harness's to pass on
 	output, err := c.StderrPipe()
 	if err == nil {
 		err = c.Start()
