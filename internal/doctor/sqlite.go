@@ -17,6 +17,7 @@ import (
 	_ "modernc.org/sqlite" // the driver "sqlite"
 
 	"github.com/healz/worker/internal/store"
+	"github.com/healz/worker/internal/store/sqlite"
 	"github.com/healz/worker/internal/worker"
 	"github.com/healz/worker/migrations"
 )
@@ -108,7 +109,7 @@ func (d sqliteDoctor) file(_ context.Context, r *Report) error {
 }
 
 func (d sqliteDoctor) disk(_ context.Context, r *Report) error {
-	free, err := freeSpace(filepath.Dir(d.settings.SQLitePath))
+	free, err := sqlite.FreeSpace(filepath.Dir(d.settings.SQLitePath))
 	switch {
 	case errors.Is(err, errors.ErrUnsupported):
 		r.unknown("the free space is unknown on this system", "")
