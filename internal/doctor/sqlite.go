@@ -22,7 +22,10 @@ import (
 	"github.com/healz/worker/migrations"
 )
 
-const fileCheck = "sqlite"
+const (
+	fileCheck = "sqlite"
+	diskCheck = "disk"
+)
 
 const (
 	// littleSpace and noSpace are limits of the free disk space, in bytes.
@@ -35,19 +38,20 @@ const (
 // sqliteDoctor checks the file of a SQLite store on read-only connections.
 type sqliteDoctor struct{ settings worker.Settings }
 
-func sqliteChecks(s worker.Settings) []Check {
+func sqliteChecks(s worker.Settings) (file Check, others []Check) {
 	d := sqliteDoctor{settings: s}
 	check := func(name, needs string, run func(context.Context, *sql.DB, *Report) error) Check {
-		return Check{name, needs, func(ctx context.Context, r *Report) error {
+		return Check{Name: name, Needs: needs, Run: func(ctx context.Context, r *Report) error {
 			return d.on(func(db *sql.DB) error { return run(ctx, db, r) })
 		}}
 	}
-	return []Check{
-		{fileCheck, settingsCheck, d.file},
-		{"disk", fileCheck, d.disk},
+	relay := check(relayCheck, schemaCheck, d.relay)
+	relay.Causes = []string{diskCheck, rabbitMQCheck, publishingCheck}
+	return Check{Name: fileCheck, Needs: settingsCheck, Server: true, Run: d.file}, []Check{
+		{Name: diskCheck, Needs: fileCheck, Run: d.disk},
 		check(schemaCheck, fileCheck, d.schema),
 		check("append-only", schemaCheck, d.appendOnly),
-		check(relayCheck, schemaCheck, d.relay),
+		relay,
 		check(lettersCheck, schemaCheck, d.letters),
 		check(inboxCheck, schemaCheck, d.inbox),
 	}
