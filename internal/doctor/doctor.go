@@ -99,7 +99,7 @@ func Checks(s worker.Settings, handlers int) []Check {
 // Examine runs the checks one after another and yields their findings. It does not wait longer than the timeout for a check.
 func Examine(ctx context.Context, checks []Check, timeout time.Duration) iter.Seq[Finding] {
 	return func(yield func(Finding) bool) {
-		wrong := map[string]bool{}
+		wrong, found := map[string]bool{}, map[string]bool{} // the latter without those that are skipped
 		for _, c := range checks {
 			if ctx.Err() != nil {
 				return
@@ -112,8 +112,9 @@ func Examine(ctx context.Context, checks []Check, timeout time.Duration) iter.Se
 			}
 			for _, f := range findings {
 				f.Check = c.Name
-				f.Advice = c.advice(f, wrong)
+				f.Advice = c.advice(f, found)
 				wrong[c.Name] = wrong[c.Name] || f.Status == Wrong
+				found[c.Name] = found[c.Name] || f.Status == Wrong
 				if !yield(f) {
 					return
 				}
@@ -149,13 +150,13 @@ func (c Check) run(ctx context.Context, timeout time.Duration) Report {
 }
 
 // advice is that of a finding: what is to be fixed first, if its cause was found.
-func (c Check) advice(f Finding, wrong map[string]bool) string {
+func (c Check) advice(f Finding, found map[string]bool) string {
 	if f.Status != Wrong && f.Status != Warning {
 		return f.Advice
 	}
 	var first []string
 	for _, cause := range c.Causes {
-		if wrong[cause] {
+		if found[cause] {
 			first = append(first, cause)
 		}
 	}

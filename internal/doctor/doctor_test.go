@@ -126,7 +126,7 @@ func TestExamine(t *testing.T) {
 		{Name: "hangs", Run: func(context.Context, *doctor.Report) error { <-release; return nil }},
 		{Name: "notices", Run: func(ctx context.Context, _ *doctor.Report) error { <-ctx.Done(); return ctx.Err() }},
 		{Name: "goes on", Causes: []string{"broken"}, Run: finds(ok)},
-		{Name: "follows", Causes: []string{"goes on", "broken", "fails"}, Run: finds(wrong)},
+		{Name: "follows", Causes: []string{"goes on", "broken", "needs it", "fails"}, Run: finds(wrong)},
 		{Name: "other server", Causes: []string{"broken"}, Server: true, Run: finds(wrong)},
 	}
 	var got []string
