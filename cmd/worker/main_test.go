@@ -829,8 +829,12 @@ func TestAFatalErrorIsJSONInAJSONLog(t *testing.T) {
 		require.Equal(t, "ERROR", last["level"])
 		require.NotEmpty(t, last["error"])
 	}
+	require.Regexp(t, `"wait_ms":\d`, p.run("", "run", "--rabbitmq-url", "amqp://guest:guest@127.0.0.1:1/", "--wait", "1ms").err)
+
+	p = embedded(t)
 	worker := p.start()
+	p.append(registration(uuid.NewString(), `{"name":"Ana"}`, ""))
 	worker.stop()
-	require.Contains(t, worker.log.String(), `"grace_period_ms":30000`)
-	require.NotContains(t, worker.log.String(), `"ERROR"`)
+	require.Contains(t, worker.log.String(), "grace_period_ms=20000")
+	require.NotContains(t, worker.log.String(), "level=ERROR")
 }
