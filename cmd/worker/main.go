@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"os/signal"
 	"runtime/debug"
@@ -63,15 +64,35 @@ func execute(ctx context.Context, all registrations, args []string, in io.Reader
 	if exit, ok := errors.AsType[exitError](err); ok {
 		return exit.code
 	}
-	fmt.Fprintf(errOut, "worker: %s\n", err)
-	if _, usage := errors.AsType[usageError](err); usage {
-		fmt.Fprintf(errOut, "Try `%s --help`.\n", command.CommandPath())
+	advice := ""
+	_, usage := errors.AsType[usageError](err)
+	if usage {
+		advice = fmt.Sprintf("Try `%s --help`.", command.CommandPath())
+	}
+	printError(errOut, command, err, advice)
+	if usage {
 		return exitUsage
 	}
 	if errors.Is(err, errCannotTell) {
 		return exitUnknown
 	}
 	return exitFailed
+}
+
+// printError prints the error of a command, as JSON if its log is JSON.
+func printError(w io.Writer, c *cobra.Command, err error, advice string) {
+	if f := c.Flags().Lookup("log-format"); f != nil && (f.Value.String() == jsonLogFormat || !f.Changed && os.Getenv(variable(c, f)) == jsonLogFormat) {
+		attrs := []any{"error", err}
+		if advice != "" {
+			attrs = append(attrs, "advice", advice)
+		}
+		slog.New(slog.NewJSONHandler(w, nil)).ErrorContext(c.Context(), "worker failed", attrs...)
+		return
+	}
+	fmt.Fprintf(w, "worker: %s\n", err)
+	if advice != "" {
+		fmt.Fprintln(w, advice)
+	}
 }
 
 func newRoot(all registrations) *cobra.Command {

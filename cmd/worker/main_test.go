@@ -812,3 +812,29 @@ func TestDemo(t *testing.T) {
 		require.Contains(t, strings.ToLower(out), strings.ToLower(want))
 	}
 }
+
+// With a JSON log each line of a worker that cannot start is JSON, and a duration says its unit.
+func TestAFatalErrorIsJSONInAJSONLog(t *testing.T) {
+	t.Parallel()
+	p := embedded(t)
+	p.env = append(p.env, "WORKER_LOG_FORMAT=json")
+	for _, args := range [][]string{
+		{"--rabbitmq-url", "amqp://guest:guest@127.0.0.1:1/"}, {"--http-addr", "nowhere"}, {"--no-such-flag"}, {"--log-level", "loud"},
+	} {
+		r := p.run("", append([]string{"run"}, args...)...)
+		require.NotZero(t, r.code)
+		lines := decodeLines[map[string]any](t, r.err)
+		require.NotEmpty(t, lines)
+		last := lines[len(lines)-1]
+		require.Equal(t, "ERROR", last["level"])
+		require.NotEmpty(t, last["error"])
+	}
+	require.Regexp(t, `"wait_ms":\d`, p.run("", "run", "--rabbitmq-url", "amqp://guest:guest@127.0.0.1:1/", "--wait", "1ms").err)
+
+	p = embedded(t)
+	worker := p.start()
+	p.append(registration(uuid.NewString(), `{"name":"Ana"}`, ""))
+	worker.stop()
+	require.Contains(t, worker.log.String(), "grace_period_ms=20000")
+	require.NotContains(t, worker.log.String(), "level=ERROR")
+}

@@ -26,6 +26,9 @@ import (
 	"github.com/healz/worker/internal/worker"
 )
 
+// jsonLogFormat is the format of a log of JSON lines, the fatal error of a start included.
+const jsonLogFormat = "json"
+
 // defaultHTTPAddr is where a worker serves its console and its health.
 const defaultHTTPAddr = "127.0.0.1:8080"
 
@@ -152,15 +155,23 @@ func newLogger(w io.Writer, current *slog.LevelVar, level, format string) (*slog
 	if err := current.UnmarshalText([]byte(level)); err != nil {
 		return nil, fmt.Errorf("log-level must be debug, info, warn or error, not %q", level)
 	}
-	o := &slog.HandlerOptions{Level: current}
+	o := &slog.HandlerOptions{Level: current, ReplaceAttr: withUnit}
 	switch format {
 	case "text":
 		return slog.New(slog.NewTextHandler(w, o)), nil
-	case "json":
+	case jsonLogFormat:
 		return slog.New(slog.NewJSONHandler(w, o)), nil
 	default:
 		return nil, fmt.Errorf("log-format must be text or json, not %q", format)
 	}
+}
+
+// withUnit makes a duration a number of milliseconds, with the unit in its key.
+func withUnit(_ []string, a slog.Attr) slog.Attr {
+	if a.Value.Kind() == slog.KindDuration {
+		return slog.Float64(a.Key+"_ms", float64(a.Value.Duration().Microseconds())/1e3)
+	}
+	return a
 }
 
 func runWorker(

@@ -15,15 +15,19 @@ import (
 	"strings"
 	"time"
 
-	"modernc.org/sqlite"
+	driver "modernc.org/sqlite"
 	sqlite3 "modernc.org/sqlite/lib"
 
 	"github.com/healz/worker/internal/store"
+	"github.com/healz/worker/internal/store/sqlite"
 	"github.com/healz/worker/internal/worker"
 	"github.com/healz/worker/migrations"
 )
 
-const fileCheck = "sqlite"
+const (
+	fileCheck = "sqlite"
+	diskCheck = "disk"
+)
 
 const (
 	// littleSpace and noSpace are limits of the free disk space, in bytes.
@@ -36,20 +40,21 @@ const (
 // sqliteDoctor checks the file of a SQLite store on read-only connections.
 type sqliteDoctor struct{ settings worker.Settings }
 
-func sqliteChecks(s worker.Settings) []Check {
+func sqliteChecks(s worker.Settings) (file Check, others []Check) {
 	d := sqliteDoctor{settings: s}
 	check := func(name, needs string, run func(context.Context, *sql.DB, *Report) error) Check {
-		return Check{name, needs, func(ctx context.Context, r *Report) error {
+		return Check{Name: name, Needs: needs, Run: func(ctx context.Context, r *Report) error {
 			return d.on(func(db *sql.DB) error { return run(ctx, db, r) })
 		}}
 	}
-	return []Check{
-		{fileCheck, settingsCheck, d.file},
-		{"disk", fileCheck, d.disk},
+	relay := check(relayCheck, schemaCheck, d.relay)
+	relay.Causes = []string{diskCheck, rabbitMQCheck, publishingCheck}
+	return Check{Name: fileCheck, Needs: settingsCheck, Server: true, Run: d.file}, []Check{
+		{Name: diskCheck, Needs: fileCheck, Run: d.disk},
 		check("integrity", fileCheck, d.integrity),
 		check(schemaCheck, fileCheck, d.schema),
 		check("append-only", schemaCheck, d.appendOnly),
-		check(relayCheck, schemaCheck, d.relay),
+		relay,
 		check(lettersCheck, schemaCheck, d.letters),
 		check(inboxCheck, schemaCheck, d.inbox),
 	}
@@ -111,7 +116,7 @@ func (d sqliteDoctor) file(_ context.Context, r *Report) error {
 }
 
 func (d sqliteDoctor) disk(_ context.Context, r *Report) error {
-	free, err := freeSpace(filepath.Dir(d.settings.SQLitePath))
+	free, err := sqlite.FreeSpace(filepath.Dir(d.settings.SQLitePath))
 	switch {
 	case errors.Is(err, errors.ErrUnsupported):
 		r.unknown("the free space is unknown on this system", "")
@@ -158,7 +163,7 @@ func (d sqliteDoctor) integrity(ctx context.Context, db *sql.DB, r *Report) erro
 }
 
 func isCorrupt(err error) bool {
-	e, ok := errors.AsType[*sqlite.Error](err)
+	e, ok := errors.AsType[*driver.Error](err)
 	return ok && (e.Code()&0xff == sqlite3.SQLITE_CORRUPT || e.Code()&0xff == sqlite3.SQLITE_NOTADB)
 }
 

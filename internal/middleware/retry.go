@@ -69,8 +69,8 @@ func (r Retry) Do(ctx context.Context, operation func(attempt int) error) error 
 	waiting := r.Outages.begin()
 	defer waiting.end()
 	answered := func() {
-		if waiting.end() {
-			r.Logger.InfoContext(ctx, "the store can do it again")
+		if summary := waiting.end(); summary != nil {
+			r.Logger.InfoContext(ctx, "the store can do it again", summary...)
 		}
 	}
 	for attempt := 1; ; attempt++ {

@@ -551,7 +551,7 @@ func (r *Relay) publishBatch(ctx context.Context, batch []*message.Message, prog
 		began := time.Now()
 		err := r.publisher.PublishBatch(ctx, rest)
 		if err == nil {
-			r.logger.DebugContext(ctx, "a batch is published", "events", len(rest), "took_ms", float64(time.Since(began).Microseconds())/1000)
+			r.logger.DebugContext(ctx, "a batch is published", "events", len(rest), "took", time.Since(began).Round(time.Microsecond))
 			progress()
 			return nil
 		}
@@ -669,7 +669,7 @@ func (r *Relay) leave(s, role State) {
 	switch {
 	case over.began.IsZero():
 	case over.standby.IsZero() || role == Idle:
-		r.logger.Info("relay has recovered", "after_s", seconds(time.Since(over.began)))
+		r.logger.Info("relay has recovered", "outage", time.Since(over.began).Round(time.Millisecond))
 	}
 	switch {
 	case !isNew:
@@ -679,8 +679,6 @@ func (r *Relay) leave(s, role State) {
 		r.logger.Info("relay is at work: this worker is the leader")
 	}
 }
-
-func seconds(d time.Duration) float64 { return d.Round(time.Millisecond).Seconds() }
 
 // Stop lets the batch in flight finish, begins none, and waits until the relay has stopped or ctx is done. A batch that
 // could not be finished is published again by the next leader. [Relay.Run] must have been called.

@@ -61,7 +61,8 @@ func (w *Worker) state(part string) string {
 		if relaying, _ := w.relay.Status(); w.parts.Embedded && relaying == relay.Standby {
 			return standbyInProcess
 		}
-		return w.parts.Bus.State()
+		state, _ := w.parts.Bus.Consuming()
+		return state
 	default:
 		return ""
 	}
@@ -76,6 +77,9 @@ func (w *Worker) check(ctx context.Context) map[string]error {
 	w.mu.Lock()
 	consumer := w.consumer
 	w.mu.Unlock()
+	if consumer == nil {
+		_, consumer = w.parts.Bus.Consuming()
+	}
 	parts := map[string]error{
 		"consumer": consumer, "store": cmp.Or(w.pingStore(ctx), w.outages.Err()), "bus": w.parts.Bus.Ready(), "relay": relayErr,
 	}

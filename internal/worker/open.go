@@ -136,13 +136,17 @@ func waitFor(ctx context.Context, o OpenOptions, passing error, try func() error
 	waits := backoff.NewExponentialBackOff()
 	waits.MaxInterval = maxWaitInterval
 	deadline := time.Now().Add(o.Wait)
+	var outage observe.Outage
 	for {
 		err := try()
+		if err == nil {
+			outage.Over(ctx, o.Logger, "the server is available")
+		}
 		if err == nil || !errors.Is(err, passing) || time.Now().After(deadline) {
 			return err
 		}
 		delay := waits.NextBackOff()
-		o.Logger.WarnContext(ctx, "waiting for a server", "error", err, "wait", delay)
+		outage.Fails(ctx, o.Logger, slog.LevelWarn, "waiting for a server", "error", err, "wait", delay)
 		select {
 		case <-time.After(delay):
 		case <-ctx.Done():
@@ -167,8 +171,8 @@ func (c *closers) close() error {
 // embeddedBus is the bus inside the process, which is always ready.
 type embeddedBus struct{ *inprocess.Bus }
 
-func (embeddedBus) Ready() error  { return nil }
-func (embeddedBus) State() string { return "" }
+func (embeddedBus) Ready() error               { return nil }
+func (embeddedBus) Consuming() (string, error) { return "", nil }
 
 // broker is RabbitMQ as a bus.
 type broker struct {

@@ -71,6 +71,7 @@ type site struct {
 	letters *deadletter.Table
 	log     *syncBuffer
 	health  func() worker.Health
+	append  func(n int) // to the store
 }
 
 type syncBuffer struct {
@@ -118,7 +119,7 @@ func newSite(t *testing.T, changes ...func(*worker.Settings, *handlers.Registry)
 	})
 
 	client := publisher(t, settings)
-	s.channel, s.letters = client.channel, client.letters
+	s.channel, s.letters, s.append = client.channel, client.letters, client.append
 	s.health = func() worker.Health { return w.Health(t.Context()) }
 	return s
 }
@@ -137,6 +138,14 @@ func publisher(t *testing.T, settings worker.Settings) *site {
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, backend.Close()) })
 	s.letters = deadletter.NewTable(backend.SQL())
+	s.append = func(n int) {
+		t.Helper()
+		for range n {
+			e, err := events.New(events.Origin{TenantID: uuid.New()}, "Patient", uuid.New(), 1, registered{secret})
+			require.NoError(t, err)
+			require.NoError(t, backend.Append(t.Context(), e))
+		}
+	}
 	return s
 }
 

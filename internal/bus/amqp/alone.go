@@ -126,6 +126,7 @@ func (s *subscription) endTurn() {
 // awaitTurn waits until the queue has fewer consumers: the one of the worker that has the lock may be gone. To try the
 // lock instead would be an error in the broker's log each time.
 func (s *subscription) awaitTurn(session *session) {
+	s.fault.Store(nil)
 	if s.say(Standby) {
 		s.logger.InfoContext(s.consuming, Standby, "queue", s.queue)
 	}

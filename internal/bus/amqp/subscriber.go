@@ -15,6 +15,7 @@ import (
 	amqp091 "github.com/rabbitmq/amqp091-go"
 
 	"github.com/healz/worker/internal/bus"
+	"github.com/healz/worker/internal/observe"
 )
 
 // consumerTag names the one consumer of a channel.
@@ -108,17 +109,23 @@ func (s *Subscriber) forget(sub *subscription) {
 	delete(s.subscriptions, sub)
 }
 
-// State says more about a Subscriber that works: "" if it consumes, [Standby] if it waits for its turn, or why consuming
-// was interrupted last.
-func (s *Subscriber) State() string {
+// Consuming says more about a Subscriber that works: "" if it consumes, [Standby] if it waits for its turn, or why consuming
+// was interrupted last. The error says why a queue is not consumed at present.
+func (s *Subscriber) Consuming() (state string, err error) {
+	if err := s.conn.consuming.ready(); err != nil && !errors.Is(err, ErrBlocked) { // acks are not blocked
+		return "", err
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for sub := range s.subscriptions {
-		if state := sub.state.Load(); state != nil && *state != "" {
-			return *state
+		if fault := sub.fault.Load(); fault != nil {
+			return "", fmt.Errorf("queue %s is not consumed: %w", sub.queue, *fault)
+		}
+		if said := sub.state.Load(); said != nil && *said != "" {
+			state = *said
 		}
 	}
-	return ""
+	return state, nil
 }
 
 // Share is what a Subscriber has of a queue.
@@ -191,7 +198,9 @@ type subscription struct {
 	exclusive bool            // it consumes exclusively, as it may not declare the lock
 	hasTurn   bool            // it shares the Connection's lock of the queue
 	state     atomic.Pointer[string]
-	handing   bool // it hands its queue over to another worker, once nothing is in flight
+	outage    observe.Outage
+	fault     atomic.Pointer[error] // why it does not consume, though it is its turn
+	handing   bool                  // it hands its queue over to another worker, once nothing is in flight
 
 	interrupted string // when and why the broker closed a channel last
 	losses      int    // of channels
@@ -225,6 +234,7 @@ func newSubscription(ctx context.Context, c *Connection, topic string) *subscrip
 		out: make(chan *message.Message), inFlight: make(chan struct{}, c.config.Concurrency),
 		results: make(chan result, c.config.Concurrency), abandoned: make(chan struct{}), ended: make(chan struct{}),
 		requests: make(chan func()), finished: map[identity]int{},
+		outage: observe.Outage{After: observe.Moment},
 	}
 	if _, s.isPartition = c.partitionOf(topic); s.isPartition {
 		s.queue = topic
@@ -288,7 +298,12 @@ func (s *subscription) open(giveUp func(error) bool) error {
 		if err = classify(err); giveUp(err) {
 			return err
 		}
-		s.logger.WarnContext(s.consuming, "cannot consume, will try again", "queue", s.queue, "error", err)
+		s.fault.Store(&err)
+		if session.conn.IsClosed() { // the connection has a line of its own
+			s.logger.DebugContext(s.consuming, "cannot consume, will try again", "queue", s.queue, "error", err)
+		} else {
+			s.outage.Fails(s.consuming, s.logger, slog.LevelWarn, "cannot consume, will try again", "queue", s.queue, "error", err)
+		}
 		if pause(s.consuming, waits.NextBackOff()); s.consuming.Err() != nil {
 			return context.Cause(s.consuming)
 		}
@@ -316,6 +331,8 @@ func (s *subscription) openOn(session *session) error {
 		return exclusive("consume", err)
 	}
 	s.say(s.interrupted)
+	s.fault.Store(nil)
+	s.outage.Over(s.consuming, s.logger, "consuming again", "queue", s.queue)
 	s.session, s.channel, s.closed, s.deliveries = session, channel, closed, deliveries
 	s.consumes.Store(true)
 	return nil
@@ -533,7 +550,11 @@ func (s *subscription) discard() {
 	if s.handing {
 		s.logger.InfoContext(s.consuming, "handing a partition over to another worker", "queue", s.queue)
 	} else {
-		s.logger.WarnContext(s.consuming, "consuming was interrupted", "queue", s.queue, "reason", reason)
+		level := slog.LevelWarn
+		if s.session.conn.IsClosed() { // the connection has a line of its own
+			level = slog.LevelDebug
+		}
+		s.logger.Log(s.consuming, level, "consuming was interrupted", "queue", s.queue, "reason", reason)
 	}
 	s.clear()
 	s.closeChannel()

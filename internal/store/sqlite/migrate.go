@@ -66,15 +66,3 @@ func (s *Store) migrate(
 	}
 	return translate(doing, err)
 }
-
-// Ping says whether the file can be read and has a schema that this version of the worker can work with: otherwise it is
-// [store.ErrNoSchema] or [store.ErrNewerSchema].
-func (s *Store) Ping(ctx context.Context) error {
-	const doing = "check the schema"
-	var schema migrations.Schema
-	err := s.readers.QueryRowContext(ctx, migrations.SelectSQLite).Scan(&schema.Version, &schema.Breaking)
-	if err != nil {
-		return translate(doing, err)
-	}
-	return translate(doing, s.migrator.Check(schema))
-}

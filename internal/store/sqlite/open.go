@@ -57,7 +57,7 @@ func open(ctx context.Context, path string, timeout time.Duration) (*Store, erro
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return nil, translate(doing, err)
 	}
-	s := &Store{path: path, busyTimeout: timeout}
+	s := &Store{path: path, busyTimeout: timeout, disk: disk{memory: faultMemory}, freeSpace: FreeSpace}
 	if err := s.exclusively(ctx, func() error { return s.prepareFile(ctx) }); err != nil {
 		return nil, translate(doing, err)
 	}
@@ -97,6 +97,9 @@ func (s *Store) prepareFile(ctx context.Context) error {
 	defer db.Close()
 	var mode string
 	if err := db.QueryRowContext(ctx, "PRAGMA journal_mode").Scan(&mode); err != nil {
+		return err
+	}
+	if s.file, err = os.Stat(s.path); err != nil {
 		return err
 	}
 	if err := checkWritable(ctx, db); err != nil || mode == walMode {
