@@ -49,6 +49,14 @@ func (d dialect) at(t time.Time) any {
 	}
 }
 
+// now is the time of the database.
+func (d dialect) now() string {
+	if store.Dialect(d) == store.SQLite {
+		return "CAST(unixepoch('subsec') * 1000000 AS INTEGER)"
+	}
+	return "now()"
+}
+
 // in is the condition that a column of texts or numbers is in the list which is its argument.
 func (d dialect) in(column string) string {
 	if store.Dialect(d) == store.SQLite {
