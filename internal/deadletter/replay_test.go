@@ -711,7 +711,7 @@ func TestAReplayWithoutAWorkerSaysThatItWaitsForOne(t *testing.T) {
 		t.Helper()
 		tail, err := b.Tail(t.Context(), store.TailConfig{BatchSize: 1})
 		require.NoError(t, err)
-		defer tail.Close()
+		defer func() { require.NoError(t, tail.Close()) }()
 		many(t, table, 3)
 		o := deadletter.ReplayOptions{Patience: time.Millisecond}
 		var steps []deadletter.Step

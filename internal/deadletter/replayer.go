@@ -212,7 +212,7 @@ func (t *Table) giveUp(ctx context.Context, now time.Time) error {
 	if lock := t.dialect.forUpdate(); lock != "" {
 		inOrder = " ORDER BY seq" + lock
 	}
-	_, err := t.write(ctx, "give up on replayed dead letters",
+	err := t.write(ctx, "give up on replayed dead letters",
 		"UPDATE dead_letters SET state = 'waiting', problem = ? WHERE seq IN ("+selectSilent+inOrder+")",
 		"no outcome for "+outcomeTimeout.String(), before, before)
 	return err

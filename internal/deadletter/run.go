@@ -86,7 +86,7 @@ func (r *run) replay(ctx context.Context, f Filter) error {
 	if ctx.Err() != nil && errors.Is(err, ctx.Err()) { // of a statement that was cut off
 		err = context.Cause(ctx)
 	}
-	_, takeBackErr := r.table.write(context.WithoutCancel(ctx), "end a replay",
+	takeBackErr := r.table.write(context.WithoutCancel(ctx), "end a replay",
 		"UPDATE dead_letters SET state = 'waiting', released_at = NULL WHERE seq IN (SELECT seq FROM dead_letters "+
 			"WHERE state = 'replaying' AND sent_at IS NULL AND release = ? ORDER BY seq"+r.table.dialect.forUpdate()+")", r.options.Resume)
 	if err = errors.Join(err, takeBackErr); err != nil {

@@ -636,7 +636,7 @@ func (t *Table) PurgeWaiting(ctx context.Context) (n int, err error) {
 	}
 	// Notes of which the letter was lost or purged elsewhere would hold back their aggregate for ever. Those of letters that
 	// are still in the broker's queue are younger.
-	_, err = t.write(ctx, "purge dead letters", `DELETE FROM parked WHERE parked_at < ? AND NOT EXISTS (SELECT 1 FROM dead_letters AS l
+	err = t.write(ctx, "purge dead letters", `DELETE FROM parked WHERE parked_at < ? AND NOT EXISTS (SELECT 1 FROM dead_letters AS l
 		WHERE l.event_id = parked.event_id AND l.handler = parked.handler AND l.state IN ('waiting', 'replaying', 'archived'))`,
 		t.dialect.at(time.Now().Add(-orphanAge)))
 	return n, err

@@ -110,11 +110,11 @@ func openBackend(ctx context.Context, s Settings, o OpenOptions, wait wait) (Bac
 		if err != nil {
 			return err
 		}
-		if o.Migrate {
-			err = b.Migrate(ctx) // which the end of the wait must not interrupt
+		if o.Migrate { // which the end of the wait must not interrupt
+			err = b.Migrate(ctx)
 		}
 		if err == nil {
-			err = b.Ping(trying)
+			err = b.Ping(ctx)
 		}
 		if err != nil {
 			return errors.Join(err, b.Close())
@@ -154,22 +154,19 @@ func newWait(o OpenOptions) wait {
 // until tries again until the wait ends, while the error is the one that can pass. The context of a try ends with the wait,
 // but for the first: a server that is available is reached however late its turn is, as after a long migration.
 func (w wait) until(ctx context.Context, passing error, try func(context.Context) error) error {
-	trying := ctx
+	again, cancel := context.WithDeadline(ctx, w.end)
+	defer cancel()
 	waits := backoff.NewExponentialBackOff()
 	waits.MaxInterval = maxWaitInterval
-	var last error
+	err := try(ctx)
 	for {
-		err := try(trying)
 		left := time.Until(w.end.Add(-lastTry))
 		switch {
 		case err == nil:
 			return nil
-		case trying.Err() != nil && ctx.Err() == nil:
-			return last // what the end of the wait has interrupted says less
 		case !errors.Is(err, passing) || left <= 0:
 			return err
 		}
-		last = err
 		delay := min(waits.NextBackOff(), left)
 		w.logger.WarnContext(ctx, "waiting for a server", "error", err, "wait", delay)
 		select {
@@ -177,10 +174,9 @@ func (w wait) until(ctx context.Context, passing error, try func(context.Context
 		case <-ctx.Done():
 			return ctx.Err()
 		}
-		if trying == ctx {
-			var cancel context.CancelFunc
-			trying, cancel = context.WithDeadline(ctx, w.end)
-			defer cancel()
+		last := err
+		if err = try(again); err != nil && again.Err() != nil && ctx.Err() == nil {
+			return last // what the end of the wait has interrupted says less
 		}
 	}
 }
