@@ -98,7 +98,7 @@ set, it exports traces by OTLP; the other variables of OpenTelemetry apply, too.
 	flags.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
 	flags.StringVar(&f.logFormat, "log-format", "text", "text or json")
 	flags.BoolVar(&f.migrate, "migrate", true, "migrate the database schema at start")
-	flags.DurationVar(&f.wait, "wait", 0, "how long to wait at start for servers that are not available yet; 0: fail at once")
+	flags.DurationVar(&f.wait, "wait", 0, "how long to wait at start, in all, for servers that are not available yet; 0: fail at once")
 	flags.BoolVar(&f.chaos, "chaos", false, `for tests: handlers fail N times if the metadata of an event contains {"fail_times": N}`)
 	t := &s.Tuning
 	flags.IntVar(&t.Concurrency, "concurrency", t.Concurrency, "events handled in parallel; events of one aggregate are always handled one after another")
@@ -135,8 +135,8 @@ set, it exports traces by OTLP; the other variables of OpenTelemetry apply, too.
 // addAttempts adds the flags that say how often and how long a handler is tried.
 func addAttempts(flags *pflag.FlagSet, t *worker.Tuning) {
 	flags.IntVar(&t.RetryAttempts, "retry-attempts", t.RetryAttempts, "attempts of a handler before the event becomes a dead letter")
-	flags.DurationVar(&t.RetryInitial, "retry-initial", t.RetryInitial, "backoff before the second attempt; it doubles with each attempt")
-	flags.DurationVar(&t.RetryMax, "retry-max", t.RetryMax, "maximum backoff between two attempts")
+	flags.DurationVar(&t.RetryInitial, "retry-initial", t.RetryInitial, "maximum backoff before the second attempt; it doubles with each attempt, and each backoff is from half of its maximum to all of it")
+	flags.DurationVar(&t.RetryMax, "retry-max", t.RetryMax, "maximum backoff between any two attempts")
 	flags.DurationVar(&t.HandlerTimeout, "handler-timeout", t.HandlerTimeout, "timeout of one attempt of one handler")
 }
 

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -53,8 +54,9 @@ func (t *Table) Export(ctx context.Context, f Filter, file File) (int, error) {
 	return n, nil
 }
 
-// ExportAndRemove is as [Table.Export], and deletes the letters, each once its line is safe. It returns how many it
-// deleted; after an error the file may have more.
+// ExportAndRemove is as [Table.Export], and deletes the letters. Each is locked, written, synced and deleted in one
+// transaction, so that of two exports at once one has it. It returns how many it deleted; after an error the file may have
+// more. On SQLite other writers wait while the file is synced.
 func (t *Table) ExportAndRemove(ctx context.Context, f Filter, file File) (n int, err error) {
 	w := bufio.NewWriter(file)
 	states, _ := t.conditions(Filter{States: f.States})
@@ -62,28 +64,46 @@ func (t *Table) ExportAndRemove(ctx context.Context, f Filter, file File) (n int
 		for err == nil && len(page) > 0 {
 			some := page[:withinBytes(page)]
 			page = page[len(some):]
-			var letters []Letter
-			if letters, err = t.whole(ctx, some); err != nil {
-				break
+			removed := 0
+			err = t.db.Write(ctx, "remove exported dead letters", func(ctx context.Context, tx *sql.Tx) (err error) {
+				removed, err = t.moveTo(ctx, tx, w, file, some, states)
+				return err
+			})
+			if err == nil {
+				n += removed
 			}
-			var ids []string
-			for _, l := range letters {
-				err = errors.Join(err, writeLine(w, l))
-				ids = append(ids, l.ID)
-			}
-			if err = errors.Join(err, w.Flush(), file.Sync()); err != nil {
-				break
-			}
-			var removed int
-			removed, err = t.write(ctx, "remove exported dead letters", "DELETE FROM dead_letters WHERE seq IN (SELECT seq FROM dead_letters WHERE "+
-				states+" AND "+t.dialect.in("id")+" ORDER BY seq"+t.dialect.forUpdate()+")", list(t.dialect, ids))
-			n += removed
 		}
 		if err != nil {
 			return n, fmt.Errorf("export dead letters: %w", err)
 		}
 	}
 	return n, nil
+}
+
+// moveTo writes those of the letters that are still there and meet a condition to a file, syncs it, and deletes them.
+func (t *Table) moveTo(ctx context.Context, tx *sql.Tx, w *bufio.Writer, file File, page []row, condition string) (int, error) {
+	mine, err := t.locked(ctx, tx, seqsOf(page), condition)
+	if err != nil || len(mine) == 0 {
+		return 0, err
+	}
+	there := make(map[int64]bool, len(mine))
+	for _, r := range mine {
+		there[r.seq] = true
+	}
+	page = slices.DeleteFunc(slices.Clone(page), func(r row) bool { return !there[r.seq] }) // in the order of the file
+	letters, err := t.whole(ctx, tx, page)
+	if err != nil {
+		return 0, err
+	}
+	for _, l := range letters {
+		if err := writeLine(w, l); err != nil {
+			return 0, err
+		}
+	}
+	if err := errors.Join(w.Flush(), file.Sync()); err != nil {
+		return 0, err
+	}
+	return t.exec(ctx, tx, "DELETE FROM dead_letters WHERE "+t.dialect.in("seq"), list(t.dialect, seqsOf(mine)))
 }
 
 func writeLine(w io.Writer, l Letter) error {

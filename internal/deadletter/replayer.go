@@ -139,7 +139,7 @@ func (t *Table) releases(ctx context.Context) ([]Release, []int64, error) {
 	if err != nil || len(page) == 0 {
 		return nil, nil, t.db.Fault(ctx, doing, err)
 	}
-	whole, err := t.whole(ctx, page[:withinBytes(page)])
+	whole, err := t.whole(ctx, t.db.DB, page[:withinBytes(page)])
 	if err != nil {
 		return nil, nil, t.db.Fault(ctx, doing, err)
 	}
@@ -216,7 +216,7 @@ func (t *Table) giveUp(ctx context.Context, now time.Time) error {
 	if lock := t.dialect.forUpdate(); lock != "" {
 		inOrder = " ORDER BY seq" + lock
 	}
-	_, err := t.write(ctx, "give up on replayed dead letters",
+	err := t.write(ctx, "give up on replayed dead letters",
 		"UPDATE dead_letters SET state = 'waiting', problem = ? WHERE seq IN ("+selectSilent+inOrder+")",
 		"no outcome for "+outcomeTimeout.String(), before, before)
 	return err

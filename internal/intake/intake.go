@@ -59,6 +59,20 @@ func (e *BatchError) Error() string {
 }
 func (e *BatchError) Unwrap() error { return e.Err }
 
+// InterruptedError says that the context has ended while input was awaited. Events were appended or published before that.
+type InterruptedError struct {
+	// Taken events were appended or published, and Dropped lines were read and were not.
+	Taken, Dropped int
+	// Done is "appended" or "published".
+	Done string
+	Err  error
+}
+
+func (e *InterruptedError) Error() string {
+	return fmt.Sprintf("interrupted: events that were %s: %d; events that were read and not %s: %d", e.Done, e.Taken, e.Done, e.Dropped)
+}
+func (e *InterruptedError) Unwrap() error { return e.Err }
+
 // Versions returns the current version of an aggregate.
 type Versions interface {
 	Version(ctx context.Context, aggregateType string, aggregateID uuid.UUID) (int, error)
@@ -75,7 +89,7 @@ type Store interface {
 // another writer it tries the one after that). The first error ends it.
 func Append(ctx context.Context, s Store, r io.Reader, batch int) iter.Seq2[[]events.Event, error] {
 	unsure := func(err error) bool { return errors.Is(err, store.ErrUnknownOutcome) }
-	return inBatches(r, batch, "appended", unsure, func(drafts []draft) ([]events.Event, error) {
+	return inBatches(ctx, r, batch, "appended", unsure, func(drafts []draft) ([]events.Event, error) {
 		for { // after a conflict, as another writer took the version
 			numbered, err := number(ctx, s, drafts)
 			if err != nil {
@@ -102,7 +116,7 @@ func Publish(ctx context.Context, p Publisher, r io.Reader, batch int) iter.Seq2
 		_, refused := errors.AsType[*LineError](err)
 		return !refused
 	}
-	return inBatches(r, batch, "published", unsure, func(drafts []draft) ([]events.Event, error) {
+	return inBatches(ctx, r, batch, "published", unsure, func(drafts []draft) ([]events.Event, error) {
 		complete := make([]events.Event, len(drafts))
 		for i, d := range drafts {
 			if err := d.Validate(); err != nil {
@@ -169,11 +183,11 @@ func number(ctx context.Context, v Versions, drafts []draft) ([]events.Event, er
 
 // inBatches reads lines, calls take for each batch, and yields its result. done and unsure are for [BatchError].
 func inBatches(
-	r io.Reader, size int, done string, unsure func(error) bool, take func([]draft) ([]events.Event, error),
+	ctx context.Context, r io.Reader, size int, done string, unsure func(error) bool, take func([]draft) ([]events.Event, error),
 ) iter.Seq2[[]events.Event, error] {
 	return func(yield func([]events.Event, error) bool) {
 		var batch []draft
-		bytes := 0
+		bytes, count := 0, 0
 		flush := func() bool {
 			if len(batch) == 0 {
 				return true
@@ -184,10 +198,15 @@ func inBatches(
 				yield(nil, &BatchError{First: first, Last: last, Done: done, Unsure: unsure(err), Err: err})
 				return false
 			}
+			count += len(taken)
 			batch, bytes = nil, 0 // without the memory of its events
 			return yield(taken, nil)
 		}
-		for d, err := range drafts(r) {
+		for d, err := range drafts(ctx, r) {
+			if ctx.Err() != nil && errors.Is(err, context.Cause(ctx)) {
+				yield(nil, &InterruptedError{Taken: count, Dropped: len(batch), Done: done, Err: err})
+				return
+			}
 			if err != nil {
 				first := d.line
 				if len(batch) > 0 {
@@ -208,12 +227,20 @@ func inBatches(
 	}
 }
 
-func drafts(r io.Reader) iter.Seq2[draft, error] {
+// drafts yields the events of lines. When ctx ends, it yields the cause, although a read of r may still wait for input.
+func drafts(ctx context.Context, r io.Reader) iter.Seq2[draft, error] {
 	return func(yield func(draft, error) bool) {
-		lines := bufio.NewScanner(r)
+		input, output := io.Pipe()
+		defer input.Close() // then the copy ends, too, unless it waits for input
+		go func() {
+			_, err := io.Copy(output, r)
+			output.CloseWithError(err) // nil is the end of the input
+		}()
+		defer context.AfterFunc(ctx, func() { output.CloseWithError(context.Cause(ctx)) })()
+		lines := bufio.NewScanner(input)
 		lines.Buffer(make([]byte, 0, 64<<10), MaxLine)
 		line := 0
-		for lines.Scan() {
+		for lines.Scan() && ctx.Err() == nil { // what ctx has cut off is no line
 			line++
 			if len(bytes.TrimSpace(lines.Bytes())) == 0 {
 				continue
@@ -226,6 +253,10 @@ func drafts(r io.Reader) iter.Seq2[draft, error] {
 			if !yield(draft{Event: fillIn(e), line: line, bytes: len(lines.Bytes())}, nil) {
 				return
 			}
+		}
+		if ctx.Err() != nil {
+			yield(draft{}, context.Cause(ctx))
+			return
 		}
 		if err := lines.Err(); err != nil {
 			if errors.Is(err, bufio.ErrTooLong) {

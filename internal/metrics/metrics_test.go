@@ -57,7 +57,7 @@ func samples() metrics.Sources {
 		},
 		Leads:     func() bool { return true },
 		Publishes: func() bool { return false },
-		Outcomes: func() map[observe.Outcome]int64 { return map[observe.Outcome]int64{observe.Handled: 9} },
+		Outcomes:  func() map[observe.Outcome]int64 { return map[observe.Outcome]int64{observe.Handled: 9} },
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"strconv"
 	"time"
 
@@ -27,7 +28,8 @@ type Retry struct {
 	Attempts int
 	// Earlier is how many attempts there were before, by which the numbers of the attempts are higher.
 	Earlier int
-	// Initial is the first wait, Max the longest. Each wait is about twice the one before.
+	// Initial bounds the first wait, Max every wait. The bound of each wait is twice the one before; the wait is random, from
+	// half its bound to its bound.
 	Initial, Max time.Duration
 	Lifetime     Lifetime
 	Logger       *slog.Logger
@@ -98,7 +100,7 @@ func (r Retry) Do(ctx context.Context, operation func(attempt int) error) error 
 			}
 			wait = waits
 		}
-		delay := wait.NextBackOff()
+		delay := jittered(wait.NextBackOff())
 		if wait == outageWaits {
 			r.Logger.Log(ctx, waiting.note(err), "the store cannot do it, will try again", "wait", delay, "error", err)
 		} else {
@@ -113,9 +115,13 @@ func (r Retry) Do(ctx context.Context, operation func(attempt int) error) error 
 func (r Retry) newWaits() *backoff.ExponentialBackOff {
 	b := backoff.NewExponentialBackOff()
 	b.InitialInterval, b.MaxInterval, b.Multiplier = r.Initial, r.Max, 2
+	b.RandomizationFactor = 0 // its jitter would exceed the maximum
 	b.Reset()
 	return b
 }
+
+// jittered returns a random wait from half the bound to the bound.
+func jittered(bound time.Duration) time.Duration { return bound - rand.N(bound/2+1) }
 
 func (r Retry) wait(ctx context.Context, d time.Duration) error {
 	timer := time.NewTimer(d)

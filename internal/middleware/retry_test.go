@@ -82,6 +82,31 @@ func TestRetryDo(t *testing.T) {
 	}
 }
 
+func TestRetryWaitsNoLongerThanItsMaximum(t *testing.T) {
+	t.Parallel()
+	for name, failure := range map[string]error{"failure": errTransient, "outage": store.ErrUnavailable} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				r := newRetry(50)
+				r.Initial, r.Max = time.Second, 8*time.Second
+				bound, last := r.Initial, time.Now()
+				_ = r.Do(t.Context(), func(attempt int) error {
+					if attempt > 1 {
+						require.LessOrEqual(t, time.Since(last), bound)
+						require.GreaterOrEqual(t, time.Since(last), bound/2)
+						bound = min(2*bound, r.Max)
+					}
+					if last = time.Now(); attempt == 50 {
+						return nil
+					}
+					return failure
+				})
+			})
+		})
+	}
+}
+
 func TestRetryEndsItsWaitWhenTheWorkerStops(t *testing.T) {
 	t.Parallel()
 	stopping := make(chan struct{})

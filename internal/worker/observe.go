@@ -42,7 +42,7 @@ func sources(w *Worker, backend Backend, letters *deadletter.Table, conn *amqp.C
 	s := metrics.Sources{
 		Backlog: w.parts.Tail.Backlog, Letters: letters.Count, Pools: backend.Pools, Leads: w.lease.Held,
 		Publishes: func() bool { return w.relay.Publishing() && w.parts.Bus.Ready() == nil },
-		Parts: w.check, Outcomes: w.counts.Map,
+		Parts:     w.check, Outcomes: w.counts.Map,
 	}
 	if conn != nil {
 		s.Queues, s.Connections = conn.Depths, conn.Up

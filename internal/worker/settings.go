@@ -45,7 +45,7 @@ type Settings struct {
 	DeadLetterRetention time.Duration
 	// IngestDeadLetters lets the worker take the dead letters out of the broker's queue into the table.
 	IngestDeadLetters bool
-	// SQLitePath is the file of the embedded default.
+	// SQLitePath is the file of the embedded default; "" with a DatabaseURL.
 	SQLitePath string
 	// AMQP is the broker; without a URL the bus is inside the process.
 	AMQP   amqp.Config
@@ -53,13 +53,12 @@ type Settings struct {
 	Tuning Tuning
 }
 
-// DefaultSettings is the embedded default.
+// DefaultSettings is the embedded default, without the path of its file.
 func DefaultSettings() Settings {
 	return Settings{
 		MaxConns:          20,
 		InboxRetention:    30 * 24 * time.Hour,
 		IngestDeadLetters: true,
-		SQLitePath:        "healz.db",
 		AMQP: amqp.Config{
 			Prefix: amqp.DefaultPrefix, Prefetch: amqp.DefaultPrefetch, Heartbeat: amqp.DefaultHeartbeat,
 			QueueType: amqp.ClassicQueues,
@@ -90,6 +89,8 @@ func (s Settings) Check() error {
 		problem(err != nil, "rabbitmq-management-url is not http[s]://host:port (it is not shown, as it may hold a password)")
 	}
 	problem(s.Embedded() && s.SQLitePath == "", "sqlite-path must not be empty")
+	problem(!s.Embedded() && s.SQLitePath != "", "database-url and sqlite-path contradict each other, as a worker has one store: "+
+		"set one of DATABASE_URL or --database-url, and WORKER_SQLITE_PATH or --sqlite-path; an empty flag overrides its variable")
 	problem(s.MaxConns < 2, "database-conns must be at least 2, but is %d", s.MaxConns)
 	problem(s.InboxRetention != 0 && s.InboxRetention <= relay.MaxAhead,
 		"inbox-retention must be 0, or more than %s, but is %s", relay.MaxAhead, s.InboxRetention)

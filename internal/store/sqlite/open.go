@@ -47,15 +47,15 @@ func open(ctx context.Context, path string, timeout time.Duration) (*Store, erro
 	if path == "" {
 		return nil, fmt.Errorf("%s: the path is empty", doing)
 	}
-	path, err := filepath.Abs(path)
+	path, err := resolve(path)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", doing, err)
+		return nil, translate(doing, err)
 	}
 	if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() {
 		return nil, fmt.Errorf("%s: it is not a regular file", doing)
-	}
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		return nil, translate(doing, err)
+	} else if err == nil && links(info) > 1 {
+		return nil, fmt.Errorf("%s: the file has %d names (hard links), and SQLite keeps a log for each name, so that what is "+
+			"written under one name is lost under the other: delete all names but one while no worker runs", doing, links(info))
 	}
 	s := &Store{path: path, busyTimeout: timeout, disk: disk{memory: faultMemory}, freeSpace: FreeSpace}
 	if err := s.exclusively(ctx, func() error { return s.prepareFile(ctx) }); err != nil {
@@ -77,6 +77,31 @@ func open(ctx context.Context, path string, timeout time.Duration) (*Store, erro
 		return nil, errors.Join(translate(doing, err), s.Close())
 	}
 	return s, nil
+}
+
+// resolve returns the absolute path of the file without symbolic links, so that all workers use the same files beside it,
+// whatever name they open it by. It makes the folders that are missing.
+func resolve(path string) (string, error) {
+	const maxLinks = 40 // as Linux
+	path, err := filepath.Abs(path)
+	if err != nil {
+		return "", err
+	}
+	for range maxLinks { // to the file, which need not exist yet
+		target, err := os.Readlink(path)
+		if err != nil {
+			break
+		}
+		if !filepath.IsAbs(target) {
+			target = filepath.Join(filepath.Dir(path), target)
+		}
+		path = target
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return "", err
+	}
+	folder, err := filepath.EvalSymlinks(filepath.Dir(path))
+	return filepath.Join(folder, filepath.Base(path)), err
 }
 
 // exclusively runs work while no other process, nor another Store of this one, is opening or migrating the database.

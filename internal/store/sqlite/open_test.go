@@ -48,6 +48,40 @@ func TestOpenTakesARelativePath(t *testing.T) {
 	require.FileExists(t, filepath.Join(folder, "data", "events.db"))
 }
 
+// One file has one leader, whatever name it is opened by, and also without its lock file.
+func TestOneFileHasOneLeader(t *testing.T) {
+	t.Parallel()
+	folder := t.TempDir()
+	path := filepath.Join(folder, "events.db")
+	link := filepath.Join(folder, "link.db")
+	toFolder := filepath.Join(folder, "folder")
+	require.NoError(t, os.Symlink("events.db", link)) // before there is a file
+	require.NoError(t, os.Symlink(folder, toFolder))
+	lease := func(path, holder string) error {
+		t.Helper()
+		tail, err := opened(t, path).Tail(t.Context(), store.TailConfig{BatchSize: 1})
+		require.NoError(t, err)
+		t.Cleanup(func() { require.NoError(t, tail.Close()) })
+		_, err = tail.TakeLease(t.Context(), store.RelayTask, holder, time.Minute)
+		return err
+	}
+	require.NoError(t, lease(link, "first"))
+	require.ErrorIs(t, lease(path, "second"), store.ErrNotLeader)
+	require.ErrorIs(t, lease(filepath.Join(toFolder, "link.db"), "third"), store.ErrNotLeader)
+	locks, err := filepath.Glob(filepath.Join(folder, "*"+setupLockSuffix))
+	require.NoError(t, err)
+	require.Equal(t, []string{path + setupLockSuffix}, locks)
+	require.NoError(t, os.Remove(locks[0]))
+	require.ErrorIs(t, lease(path, "fourth"), store.ErrNotLeader)
+
+	second := filepath.Join(folder, "second.db")
+	require.NoError(t, os.Link(path, second))
+	for _, name := range []string{second, path, link} {
+		_, err = Open(t.Context(), name)
+		require.ErrorContains(t, err, "the file has 2 names (hard links)")
+	}
+}
+
 func TestOpenMakesFilesForTheirOwnerAlone(t *testing.T) {
 	t.Parallel()
 	folder := filepath.Join(t.TempDir(), "data", "clinic")
