@@ -69,19 +69,19 @@ func canonicalNumber(s string) string {
 	mantissa, exponent, _ := strings.Cut(strings.ToLower(s), "e")
 	mantissa, negative := strings.CutPrefix(mantissa, "-")
 	whole, fraction, _ := strings.Cut(mantissa, ".")
-	power, err := strconv.ParseInt(strings.TrimPrefix(exponent, "+"), 10, 64)
+	power, err := strconv.Atoi(strings.TrimPrefix(exponent, "+"))
 	if err != nil && exponent != "" {
 		return s
 	}
-	power -= int64(len(fraction))
+	power -= len(fraction)
 	digits := strings.TrimLeft(whole+fraction, "0")
 	trimmed := strings.TrimRight(digits, "0")
-	power += int64(len(digits) - len(trimmed))
+	power += len(digits) - len(trimmed)
 	if trimmed == "" {
 		return "0"
 	}
 	if negative {
 		trimmed = "-" + trimmed
 	}
-	return trimmed + "e" + strconv.FormatInt(power, 10)
+	return trimmed + "e" + strconv.Itoa(power)
 }

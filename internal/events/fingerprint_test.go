@@ -17,7 +17,6 @@ func TestFingerprintIsTheSame(t *testing.T) {
 		"key order":         {`{"a":1,"b":{"c":2,"d":3}}`, `{"b":{"d":3,"c":2},"a":1}`},
 		"white space":       {`{"a":[1,2]}`, " {\n\"a\" :\t[ 1 , 2 ] } "},
 		"escapes":           {`"äA\/😀"`, `"\u00e4\u0041/\ud83d\ude00"`},
-		"large exponents":   {`[0e3000000000]`, `[0]`},
 		"trailing zeros":    {`[1.10,100,0]`, `[1.1,1e2,0.00]`},
 		"exponents":         {`[120,0.0012,1e400]`, `[1.2E+2,12e-4,10.0e399]`},
 		"negative zero":     {`-0`, `0`},
