@@ -15,9 +15,9 @@ func TestLag(t *testing.T) {
 	var l lag
 	now := time.Unix(1_700_000_000, 0)
 	for i, step := range []struct {
-		after               time.Duration
+		after               int64 // in seconds, as lag
 		events              int
-		position, last, lag int64 // lag in seconds
+		position, last, lag int64
 	}{
 		{0, 0, 10, 10, 0},
 		{5, 5, 10, 15, 0},  // just come
@@ -30,7 +30,7 @@ func TestLag(t *testing.T) {
 		{5, 0, 60, 60, 0},
 		{5, 1, 60, 61, 0},
 	} {
-		now = now.Add(step.after * time.Second)
+		now = now.Add(time.Duration(step.after) * time.Second)
 		got := l.of(store.Backlog{Events: step.events, Position: at(step.position), Last: at(step.last)}, now)
 		require.Equal(t, time.Duration(step.lag)*time.Second, got, "step %d", i)
 	}

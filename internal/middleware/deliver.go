@@ -76,10 +76,10 @@ func Deliver(l Lifetime, o observe.Observer, logger *slog.Logger) message.Handle
 				d.outcome = observe.GivenBack
 			}
 			end(d.outcome)
-			switch d.outcome {
-			case observe.Unhandled:
+			if d.outcome == observe.Unhandled {
 				unhandled.note(ctx, m)
-			case observe.GivenBack:
+			}
+			if d.outcome == observe.GivenBack {
 				level, attrs := slog.LevelInfo, []slog.Attr{slog.String("outcome", string(d.outcome)), took(began)}
 				if !errors.Is(err, ErrStopping) {
 					level, attrs = slog.LevelError, append(attrs, slog.Any("error", err))
@@ -128,8 +128,8 @@ func (u *unhandled) note(ctx context.Context, m *message.Message) {
 	u.logger.LogAttrs(ctx, slog.LevelDebug, "event", outcome)
 	u.others++
 	if since := time.Since(u.logged); since >= unhandledInterval {
-		u.logger.LogAttrs(context.Background(), slog.LevelInfo, "more events without a handler", slog.Int("events", u.others),
-			slog.Duration("within", since.Round(time.Second)))
+		// Without ctx, as the line is not about one event.
+		u.logger.Info("more events without a handler", "events", u.others, "within", since.Round(time.Second))
 		u.others, u.logged = 0, time.Now()
 	}
 }

@@ -36,7 +36,7 @@ func (o *Outage) Fails(ctx context.Context, logger *slog.Logger, level slog.Leve
 		o.logged = true
 	}
 	o.mu.Unlock()
-	logger.Log(ctx, level, text, args...)
+	logger.Log(ctx, level, text, args...) //nolint:sloglint // the callers give constants
 }
 
 // Over logs that the part works again, if it was logged that it fails.
@@ -46,6 +46,6 @@ func (o *Outage) Over(ctx context.Context, logger *slog.Logger, text string, arg
 	o.logged, o.failures = false, 0
 	o.mu.Unlock()
 	if logged {
-		logger.InfoContext(ctx, text, append(args, "outage", time.Since(began).Round(time.Millisecond), "failures", failures)...)
+		logger.InfoContext(ctx, text, append(args, "outage", time.Since(began).Round(time.Millisecond), "failures", failures)...) //nolint:sloglint // likewise
 	}
 }

@@ -59,7 +59,7 @@ func (a admission) OnEnd(s sdktrace.ReadOnlySpan) {
 func (d *delivery) ExportSpans(ctx context.Context, spans []sdktrace.ReadOnlySpan) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	defer context.AfterFunc(d.ending, cancel)()
+	defer context.AfterFunc(d.ending, cancel)() //nolint:contextcheck // it ends the export, too
 	err := d.SpanExporter.ExportSpans(ctx, spans)
 	d.pending.Add(-int64(len(spans)))
 	if err != nil && d.ending.Err() != nil {

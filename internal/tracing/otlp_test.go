@@ -80,7 +80,7 @@ func start(t *testing.T, url string, log io.Writer, variables map[string]string)
 	for name, value := range variables {
 		t.Setenv(name, value)
 	}
-	tracer, stop, err := tracing.Start(t.Context(), "v1", places(), os.Getenv, slog.New(slog.NewTextHandler(log, nil)))
+	tracer, stop, err := tracing.Start(t.Context(), "v1", places(), os.Getenv, slog.New(slog.NewTextHandler(log, nil))) //nolint:forbidigo // as cmd/worker does
 	require.NoError(t, err)
 	return tracer, stop
 }

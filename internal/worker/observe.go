@@ -46,7 +46,7 @@ func sources(w *Worker, backend Backend, letters *deadletter.Table, conn *amqp.C
 	}
 	if conn != nil {
 		s.Queues, s.Connections = conn.Depths, conn.Up
-		s.Shares = w.parts.Bus.(broker).Shares //nolint:errcheck,forcetypeassert // with a connection it is one
+		s.Shares = w.parts.Bus.(broker).Shares //nolint:forcetypeassert // with a connection it is one
 	}
 	return s
 }
