@@ -18,6 +18,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -59,6 +60,9 @@ type rig struct {
 	admin    *sql.DB // of Postgres
 	broker   *testservers.Server
 	out      io.Writer
+
+	mu     sync.Mutex
+	judged map[string]bool // metrics, and whether they were compared with the truth
 }
 
 // Run plays the scenarios. The program that calls it must call testservers.Supervise first, in the root of the repository.
@@ -72,7 +76,7 @@ func Run(ctx context.Context, c Config, out io.Writer) (result Result, err error
 	if err != nil {
 		return Result{}, fmt.Errorf("make a folder for the logs: %w", err)
 	}
-	r := &rig{config: c, folder: folder, alerts: faster(string(alerts)), out: out}
+	r := &rig{config: c, folder: folder, alerts: faster(string(alerts)), out: out, judged: map[string]bool{}}
 	if r.worker, err = buildWorker(ctx, folder); err != nil {
 		return Result{}, err
 	}
@@ -99,6 +103,9 @@ func Run(ctx context.Context, c Config, out io.Writer) (result Result, err error
 	}
 	fmt.Fprintf(out, "servers are up; logs in %s\n", folder)
 	result.Scenarios = r.playAll(ctx)
+	if c.Names == nil {
+		result.Unjudged = r.unjudged()
+	}
 	return result, ctx.Err()
 }
 
@@ -139,6 +146,27 @@ func (r *rig) playAll(ctx context.Context) (played []Played) {
 		}
 	}
 	return played
+}
+
+// judge notes the metrics in an expression, which is compared with the truth or not.
+func (r *rig) judge(expression string, compared bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, name := range regexp.MustCompile(`worker_\w+`).FindAllString(expression, -1) {
+		name = regexp.MustCompile("_(count|sum|bucket)$").ReplaceAllString(name, "")
+		r.judged[name] = r.judged[name] || compared
+	}
+}
+
+// unjudged are the metrics that there are and that were compared with nothing.
+func (r *rig) unjudged() (names []string) {
+	for name, compared := range r.judged {
+		if _, excused := beyond()[name]; !compared && !excused {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return names
 }
 
 // buildWorker builds the worker's program with the rig's handlers in the place of the list of handlers.

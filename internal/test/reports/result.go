@@ -13,6 +13,8 @@ import (
 type Result struct {
 	Alerts    []string
 	Scenarios []Played
+	// Unjudged are metrics that were compared with nothing, if all scenarios were played.
+	Unjudged []string
 }
 
 // Played is a scenario that was played.
@@ -57,6 +59,9 @@ func (r Result) Err() error {
 		if len(p.problems()) > 0 {
 			return ErrFalse
 		}
+	}
+	if len(r.Unjudged) > 0 {
+		return fmt.Errorf("%w: metrics that no scenario compares with the truth: %s", ErrFalse, strings.Join(r.Unjudged, ", "))
 	}
 	return nil
 }

@@ -20,8 +20,13 @@ type scenario struct {
 	embedded bool
 	// harmful: it harms the servers that the scenarios share.
 	harmful bool
-	play    func(context.Context, *stage) error
+	// before is done before the workers start; it may be nil.
+	before func(context.Context, *stage) error
+	play   func(context.Context, *stage) error
 }
+
+// published is what doctor must not say of events that wait.
+const published = "all committed events are published"
 
 // while is how long a state lasts that must not fire an alert: longer than the longest range and the longest "for" of any.
 const while = 2*longest + 5*time.Second
@@ -34,7 +39,7 @@ func scenarios() []scenario {
 		{name: "retries succeed", workers: 2, play: retries},
 		{name: "retry later", workers: 2, flags: []string{"--retry-later=3s"}, play: retryLater},
 		{name: "three bad messages", workers: 2, fires: []string{"WorkerDeadLetters", rest}, play: threeBad},
-		{name: "replay", workers: 2, fires: []string{"WorkerDeadLetters"}, play: replay},
+		{name: "replay", workers: 2, fires: []string{"WorkerDeadLetters"}, before: twentyBad, play: replay},
 		{name: "failed queue full", workers: 1, fires: []string{"WorkerFailedQueueRefuses", "WorkerDeadLetters", rest}, play: failedQueueFull},
 		{name: "slow handler", workers: 1, fires: []string{"WorkerHandlerSlow"}, play: slowHandler},
 		{name: "stuck handler", workers: 1, flags: []string{"--handler-timeout=5m"}, fires: []string{"WorkerQueueFull"}, play: stuckHandler},
@@ -107,6 +112,7 @@ func retryLater(ctx context.Context, s *stage) error {
 	s.done(ctx, true)
 	s.same(ctx, "sum(worker_handler_postponed_total)", exactly(float64(s.appended)))
 	s.same(ctx, "sum(worker_handler_failures_total)", exactly(5*float64(s.appended)))
+	s.same(ctx, "sum(worker_handler_retries_total)", exactly(5*float64(s.appended)))
 	s.same(ctx, "sum(worker_handler_dead_letters_total)", exactly(0))
 	return nil
 }
@@ -124,11 +130,14 @@ func threeBad(ctx context.Context, s *stage) error {
 	return nil
 }
 
+// twentyBad become dead letters as soon as a worker runs.
+func twentyBad(ctx context.Context, s *stage) error {
+	return errors.Join(s.switchOn("broken"), s.append(ctx, 20, "Bad", "{}"))
+}
+
 func replay(ctx context.Context, s *stage) error {
-	if err := errors.Join(s.switchOn("broken"), s.append(ctx, 20, "Bad", "{}")); err != nil {
-		return err
-	}
 	s.done(ctx, true)
+	s.awaitAlerts(ctx)
 	if err := s.switchOff("broken"); err != nil {
 		return err
 	}
@@ -168,8 +177,14 @@ func slowHandler(ctx context.Context, s *stage) error {
 }
 
 func stuckHandler(ctx context.Context, s *stage) error {
-	if err := errors.Join(s.switchOn("stuck"), s.append(ctx, 10_500, "Stuck", "{}")); err != nil {
+	if err := s.switchOn("stuck"); err != nil {
 		return err
+	}
+	for range 15 {
+		if err := s.append(ctx, 700, "Stuck", "{}"); err != nil {
+			return err
+		}
+		wait.Sleep(ctx, time.Second)
 	}
 	s.same(ctx, "max(worker_relay_lag_events)", exactly(0))
 	s.queues(ctx)
@@ -199,7 +214,6 @@ func partitions(ctx context.Context, s *stage) error {
 		return err
 	}
 	s.done(ctx, true)
-	s.same(ctx, `count(max by (queue) (worker_queue_consumers) == 1)`, exactly(4))
 	return s.quietLogs()
 }
 
@@ -266,7 +280,7 @@ func longTransaction(ctx context.Context, s *stage) error {
 		s.atLeast(ctx, "max(worker_relay_lag_seconds)", exactly(10))
 		s.ready(ctx)
 		s.awaitAlerts(ctx)
-		s.doctor(ctx, 1, "^warning .*transaction", "all events that are committed are published")
+		s.doctor(ctx, 1, "^warning .*transaction", published)
 		return nil
 	})
 	s.done(ctx, true)
@@ -313,7 +327,7 @@ func brokerDown(ctx context.Context, s *stage) error {
 		if err := s.append(ctx, 40, "Fine", "{}"); err != nil {
 			return err
 		}
-		s.ready(ctx, "bus", "consumer", "relay")
+		s.ready(ctx, "bus", "consumer", "relay?")
 		s.same(ctx, "max(worker_relay_lag_events)", exactly(40))
 		s.same(ctx, "sum(worker_relay_leads)", exactly(1))
 		s.same(ctx, "sum(worker_rabbitmq_connection_up)", exactly(0))
@@ -336,7 +350,7 @@ func memoryAlarm(ctx context.Context, s *stage) error {
 		if err := s.append(ctx, 40, "Fine", "{}"); err != nil {
 			return err
 		}
-		s.ready(ctx, "bus", "relay")
+		s.ready(ctx, "bus", "relay?")
 		s.same(ctx, "max(worker_relay_lag_events)", exactly(40))
 		s.same(ctx, "sum(worker_relay_leads)", exactly(1))
 		s.doctor(ctx, 2, "(?i)^w.*(alarm|blocked)", "^ok +rabbitmq ")
@@ -372,17 +386,17 @@ func unconsumed(ctx context.Context, s *stage) error {
 // postgresDown: another program still holds nothing open, as its connections end with the server.
 func postgresDown(ctx context.Context, s *stage) error {
 	return s.outage(ctx, s.postgres.Shut, s.postgres.Start, func() error {
-		s.ready(ctx, "relay", "store")
+		s.ready(ctx, "relay?", "store")
 		s.same(ctx, "sum(worker_relay_leads)", exactly(0))
-		s.doctor(ctx, 2, "^wrong +postgres ", "all events that are committed are published")
+		s.doctor(ctx, 2, "^wrong +postgres ", published)
 		return nil
 	})
 }
 
 func postgresFrozen(ctx context.Context, s *stage) error {
 	return s.outage(ctx, s.postgres.Pause, s.postgres.Resume, func() error {
-		s.ready(ctx, "relay", "store")
-		s.doctor(ctx, 2, "^wrong +postgres ", "all events that are committed are published")
+		s.ready(ctx, "relay?", "store")
+		s.doctor(ctx, 2, "^wrong +postgres ", published)
 		return nil
 	})
 }

@@ -61,6 +61,13 @@ func (r *rig) play(ctx context.Context, s scenario) Played {
 		st.awaitAlerts(ctx)
 		fired, err = st.prometheus.fired(ctx)
 	}
+	if err == nil {
+		var names map[string]float64
+		names, err = st.prometheus.query(ctx, `group by (__name__) (last_over_time({__name__=~"worker_.*"}[1h]))`, "__name__")
+		for name := range names {
+			st.judge(name, false)
+		}
+	}
 	for i := len(st.closers) - 1; i >= 0; i-- {
 		st.closers[i]()
 	}
@@ -102,6 +109,11 @@ func (s *stage) open(ctx context.Context) (err error) {
 		Blame: func(_, format string, args ...any) { s.blame(format, args...) },
 	})
 	s.closers = append(s.closers, s.fleet.End)
+	if s.before != nil {
+		if err := s.before(ctx, s); err != nil {
+			return err
+		}
+	}
 	if s.prometheus, err = startPrometheus(ctx, s.config.Prometheus, s.folder, s.alerts, s.addresses); err != nil {
 		return err
 	}
