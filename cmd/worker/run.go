@@ -178,6 +178,7 @@ func runWorker(
 	ctx, cancel := context.WithCancelCause(ctx)
 	var health ops.Health
 	measures := metrics.New(version())
+	measures.TraceOf = tracing.TraceID
 	var front console.Front
 	pages := ops.Handler(&health, measures.Handler())
 	pages.Handle("/", &front)

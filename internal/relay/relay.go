@@ -40,6 +40,8 @@ const (
 	// readAhead is the wait before the next batch while one is in flight: one that is handled soon is waited for, as larger
 	// batches cost less.
 	readAhead = 10 * time.Millisecond
+	// latePart is the part of [Config.Patience] after which a relay without any confirm reports that it fails.
+	latePart = 3
 	// yieldTime is how long a relay that cannot publish leaves the lease to others.
 	yieldTime = 2 * time.Second
 )
@@ -56,7 +58,7 @@ type State string
 
 // The states of a relay.
 const (
-	// Starting: it is not known yet whether it is the leader.
+	// Starting: it is not known yet whether it is the leader, or it is and no event has got out yet.
 	Starting State = "starting"
 	// Relaying: it has events in flight.
 	Relaying State = "relaying"
@@ -93,7 +95,21 @@ type Relay struct {
 	mu     sync.Mutex
 	state  State
 	err    error
+	outage outage
+	role   State              // Idle or Standby: what was logged last of who leads
 	giveUp context.CancelFunc // ends the batch in flight
+}
+
+// outage is the time in which the relay fails. While no worker reaches the bus, each yields the lease to the next: for all of
+// them it is one outage.
+type outage struct {
+	began time.Time // zero if there is none
+	err   error
+	// ofBus tells that the bus has failed. Then it does not end with the lease, but when events get out, or when another
+	// worker has had the lease for longer than one that fails.
+	ofBus bool
+	// standby is since when another worker has the lease.
+	standby time.Time
 }
 
 // term is a time in which the lease is held.
@@ -172,6 +188,8 @@ func (r *Relay) Run(ctx context.Context) {
 			case <-r.stopping:
 			case <-ctx.Done():
 			case <-status.Changed:
+			case <-r.untilOver():
+				r.becomeStandby(true)
 			}
 			continue
 		}
@@ -180,7 +198,7 @@ func (r *Relay) Run(ctx context.Context) {
 		switch {
 		case err != nil:
 			if !r.isStopping() && r.term.held.Err() == nil && !errors.Is(err, store.ErrNotLeader) { // else the lease says more
-				r.become(Failing, err)
+				r.fail(err, false)
 			}
 			if slices.ContainsFunc(fatal, func(f error) bool { return errors.Is(err, f) }) {
 				r.end()
@@ -192,16 +210,16 @@ func (r *Relay) Run(ctx context.Context) {
 				r.wait(ctx, readAhead, nil, status.Changed)
 			}
 		case !r.hasRoom():
-			r.become(Relaying, nil)
+			r.become(Relaying)
 			r.wait(ctx, readAhead, nil, status.Changed)
 		case polls < len(followUpPolls):
 			woken = r.wait(ctx, followUpPolls[polls], r.tail.Wake, status.Changed)
 			polls++
 		default:
 			if len(r.term.flights) == 0 {
-				r.become(Idle, nil)
+				r.become(Idle)
 			} else {
-				r.become(Relaying, nil)
+				r.become(Relaying)
 			}
 			woken = r.wait(ctx, r.config.Poll, r.tail.Wake, status.Changed)
 		}
@@ -220,6 +238,15 @@ func (r *Relay) begin(ctx context.Context, status lease.Status) {
 	r.end()
 	held, cancel := status.While(ctx)
 	r.term = term{status: status, held: held, cancel: cancel}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	switch {
+	case status.Err != nil:
+	case !r.outage.began.IsZero(): // no event has got out yet
+		r.state, r.err = Failing, r.outage.err
+	case r.state == Standby:
+		r.state = Starting
+	}
 }
 
 // end forgets what is in flight: the bus does not deliver it if no handler has it yet.
@@ -281,9 +308,9 @@ func (r *Relay) notLeader(err error) {
 	switch {
 	case errors.Is(err, lease.ErrPending): // it starts, or has yielded because it fails
 	case errors.Is(err, store.ErrNotLeader):
-		r.become(Standby, nil)
+		r.becomeStandby(false)
 	default:
-		r.become(Failing, err)
+		r.fail(err, false)
 	}
 }
 
@@ -408,7 +435,7 @@ func (r *Relay) move(ctx context.Context, behind store.Position) error {
 		if err == nil || errors.Is(err, store.ErrNotLeader) || held.Err() != nil || r.isStopping() {
 			return err
 		}
-		r.become(Failing, err)
+		r.fail(err, false)
 		r.pause(ctx, errorInterval, held.Done())
 	}
 }
@@ -417,8 +444,8 @@ func (r *Relay) move(ctx context.Context, behind store.Position) error {
 // returns those that are not acked yet. An event that the bus has confirmed is not published again, neither here nor when
 // the same batch is read again.
 func (r *Relay) publish(ctx context.Context, bodies [][]byte) (open []*message.Message, published bool) {
-	if state, _ := r.Status(); state != Failing {
-		r.become(Relaying, nil)
+	if r.Publishing() {
+		r.become(Relaying)
 	}
 	all := bodies
 	bodies = slices.DeleteFunc(slices.Clone(all), func(body []byte) bool { return r.confirmed[string(body)] })
@@ -436,7 +463,13 @@ func (r *Relay) publish(ctx context.Context, bodies [][]byte) (open []*message.M
 		defer cancel(nil)
 		timer := time.AfterFunc(r.patience, func() { cancel(fmt.Errorf("no confirm within %s", r.patience)) })
 		defer timer.Stop()
-		progress = func() { timer.Reset(r.patience) }
+		late := r.config.Patience / latePart
+		stalled := time.AfterFunc(late, func() { r.fail(fmt.Errorf("the bus has confirmed no event for %s", late), true) })
+		defer stalled.Stop()
+		progress = func() {
+			timer.Reset(r.patience)
+			stalled.Reset(late)
+		}
 	}
 	for len(bodies) > 0 {
 		batch := make([]*message.Message, min(r.chunk, len(bodies)))
@@ -451,7 +484,7 @@ func (r *Relay) publish(ctx context.Context, bodies [][]byte) (open []*message.M
 		rest := bodies[len(batch):]
 		if err == nil {
 			taken, bodies = append(taken, unconfirmed(batch)...), rest
-			r.become(Relaying, nil)
+			r.become(Relaying)
 			r.chunk = min(2*r.chunk, maxChunk)
 			if attempts.Err() == nil || len(bodies) == 0 {
 				continue
@@ -467,7 +500,7 @@ func (r *Relay) publish(ctx context.Context, bodies [][]byte) (open []*message.M
 		if attempts.Err() != nil && errors.Is(err, context.Canceled) {
 			err = fmt.Errorf("publish %d events: %w", len(batch), context.Cause(attempts))
 		}
-		r.become(Failing, err)
+		r.fail(err, true)
 		if attempts.Err() == nil {
 			r.pause(ctx, resendInterval, attempts.Done())
 		}
@@ -518,7 +551,7 @@ func (r *Relay) publishBatch(ctx context.Context, batch []*message.Message, prog
 		began := time.Now()
 		err := r.publisher.PublishBatch(ctx, rest)
 		if err == nil {
-			r.logger.DebugContext(ctx, "a batch is published", "events", len(rest), "took", time.Since(began).Round(time.Microsecond))
+			r.logger.DebugContext(ctx, "a batch is published", "events", len(rest), "took_ms", float64(time.Since(began).Microseconds())/1000)
 			progress()
 			return nil
 		}
@@ -577,23 +610,77 @@ func (r *Relay) Status() (State, error) {
 	return r.state, r.err
 }
 
-// become changes the state. An outage is logged once when it begins and once when it ends.
-func (r *Relay) become(s State, err error) {
+// Publishing tells whether this relay is the leader and, as far as it has tried, gets events out.
+func (r *Relay) Publishing() bool {
+	state, _ := r.Status()
+	return state == Relaying || state == Idle
+}
+
+// fail changes the state to [Failing]. An outage is logged once when it begins and once when it ends.
+func (r *Relay) fail(err error, ofBus bool) {
 	r.mu.Lock()
-	before := r.state
-	r.state, r.err = s, err
+	begins := r.outage.began.IsZero()
+	if begins {
+		r.outage.began = time.Now()
+	}
+	r.outage.err, r.outage.ofBus = err, r.outage.ofBus || ofBus
+	r.state, r.err = Failing, err
+	r.mu.Unlock()
+	if begins {
+		r.logger.Error("relay fails and will try again", "error", err)
+	}
+}
+
+// become changes the state to that of a leader that works.
+func (r *Relay) become(s State) { r.leave(s, Idle) }
+
+// becomeStandby changes the state to [Standby]. It ends an outage, unless that is one of the bus and not over.
+func (r *Relay) becomeStandby(over bool) {
+	r.mu.Lock()
+	if r.outage.ofBus && !over {
+		if r.state != Standby {
+			r.outage.standby = time.Now()
+		}
+		r.state, r.err = Standby, nil
+		r.mu.Unlock()
+		return
+	}
+	r.mu.Unlock()
+	r.leave(Standby, Standby)
+}
+
+// untilOver has a value when another worker has held the lease for so long that it must reach the bus.
+func (r *Relay) untilOver() <-chan time.Time {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.state != Standby || r.outage.began.IsZero() {
+		return nil
+	}
+	return time.After(time.Until(r.outage.standby.Add(2 * maxPatience * r.config.Patience)))
+}
+
+// leave changes the state to one in which nothing fails, and logs an outage that ends by it, and a new role.
+func (r *Relay) leave(s, role State) {
+	r.mu.Lock()
+	over := r.outage
+	isNew := r.role != role
+	r.state, r.err, r.outage, r.role = s, nil, outage{}, role
 	r.mu.Unlock()
 	switch {
-	case s == Failing && before != Failing:
-		r.logger.Error("relay fails and will try again", "error", err)
-	case before == Failing && s != Failing && s != Stopped:
-		r.logger.Info("relay has recovered")
-	case s == Standby && before != Standby:
+	case over.began.IsZero():
+	case over.standby.IsZero() || role == Idle:
+		r.logger.Info("relay has recovered", "after_s", seconds(time.Since(over.began)))
+	}
+	switch {
+	case !isNew:
+	case role == Standby:
 		r.logger.Info("relay stands by: another worker is the leader")
-	case (before == Standby || before == Starting) && s != Stopped && s != Failing:
+	default:
 		r.logger.Info("relay is at work: this worker is the leader")
 	}
 }
+
+func seconds(d time.Duration) float64 { return d.Round(time.Millisecond).Seconds() }
 
 // Stop lets the batch in flight finish, begins none, and waits until the relay has stopped or ctx is done. A batch that
 // could not be finished is published again by the next leader. [Relay.Run] must have been called.
@@ -608,5 +695,7 @@ func (r *Relay) Stop(ctx context.Context) {
 	case <-r.stopped:
 	case <-ctx.Done():
 	}
-	r.become(Stopped, nil)
+	r.mu.Lock()
+	r.state, r.err = Stopped, nil
+	r.mu.Unlock()
 }

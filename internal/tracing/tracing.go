@@ -137,7 +137,7 @@ func (t *Tracer) Receive(ctx context.Context, m *message.Message) (context.Conte
 			semconv.MessagingDestinationName(topic), semconv.MessagingMessageBodySize(len(m.Payload)))...))
 	return ctx, func(outcome observe.Outcome) {
 		span.SetAttributes(outcomeKey.String(string(outcome)))
-		if outcome != observe.Handled && outcome != observe.Unhandled {
+		if outcome != observe.Handled && outcome != observe.Duplicate && outcome != observe.Unhandled {
 			span.SetStatus(codes.Error, string(outcome))
 		}
 		span.End()
@@ -253,4 +253,13 @@ func describeMessage(m *message.Message) []attribute.KeyValue {
 		attrs = append(attrs, semconv.MessagingMessageConversationID(correlation.String()))
 	}
 	return attrs
+}
+
+// TraceID is the id of the trace of ctx if its spans are sent, else "".
+func TraceID(ctx context.Context) string {
+	span := trace.SpanContextFromContext(ctx)
+	if !span.IsSampled() {
+		return ""
+	}
+	return span.TraceID().String()
 }

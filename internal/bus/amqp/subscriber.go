@@ -121,6 +121,26 @@ func (s *Subscriber) State() string {
 	return ""
 }
 
+// Share is what a Subscriber has of a queue.
+type Share struct {
+	Queue string
+	// Consumes tells that it has a consumer there.
+	Consumes bool
+	// Unacked is how many messages are delivered to it and not settled, whether a handler runs on them or not.
+	Unacked int
+}
+
+// Shares are those of the queues that are subscribed to.
+func (s *Subscriber) Shares() []Share {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	shares := make([]Share, 0, len(s.subscriptions))
+	for sub := range s.subscriptions {
+		shares = append(shares, Share{sub.queue, sub.consumes.Load() && sub.conn.consuming.ready() == nil, int(sub.unacked.Load())})
+	}
+	return shares
+}
+
 // Close ends all subscriptions, see [Subscriber.Subscribe], and waits for their end.
 func (s *Subscriber) Close() error {
 	s.mu.Lock()
@@ -166,6 +186,8 @@ type subscription struct {
 	begin     <-chan struct{} // closed when it may consume; nil if it may
 	requests  chan func()     // to be called while it consumes
 	active    atomic.Bool     // the broker delivers to it
+	consumes  atomic.Bool     // it has a consumer
+	unacked   atomic.Int64    // the length of queued
 	exclusive bool            // it consumes exclusively, as it may not declare the lock
 	hasTurn   bool            // it shares the Connection's lock of the queue
 	state     atomic.Pointer[string]
@@ -295,6 +317,7 @@ func (s *subscription) openOn(session *session) error {
 	}
 	s.say(s.interrupted)
 	s.session, s.channel, s.closed, s.deliveries = session, channel, closed, deliveries
+	s.consumes.Store(true)
 	return nil
 }
 
@@ -391,6 +414,7 @@ func (s *subscription) receive(d amqp091.Delivery) {
 		key = bus.KeyOf(m)
 	}
 	s.queued.Add(key, &delivery{Delivery: d, channel: s.channel, message: m, key: key})
+	s.noteUnacked()
 }
 
 // messageFrom parses a large body with the limit reached: nothing counts yet what the library reads meanwhile.
@@ -455,6 +479,7 @@ func (s *subscription) settle(r result) {
 		_ = d.channel.Nack(d.DeliveryTag, false, true) // an error means that the channel is lost
 	}
 	s.queued.Done(d.key)
+	s.noteUnacked()
 	s.count(-len(d.Body))
 }
 
@@ -523,8 +548,11 @@ func (s *subscription) clear() (tags []uint64) {
 		s.count(-len(d.Body))
 		tags = append(tags, d.DeliveryTag)
 	}
+	s.noteUnacked()
 	return tags
 }
+
+func (s *subscription) noteUnacked() { s.unacked.Store(int64(s.queued.Len())) }
 
 func (s *subscription) closeChannel() {
 	if s.reserved {
@@ -546,6 +574,7 @@ func (s *subscription) closeChannel() {
 	release()
 	s.channel = nil
 	s.active.Store(false)
+	s.consumes.Store(false)
 	s.handing = false
 }
 
