@@ -16,8 +16,7 @@ const (
 	shortest, longest = 10 * time.Second, 30 * time.Second
 )
 
-// faster returns the alerts at the rig's pace: each duration, and each threshold of an age in seconds that is a minute or
-// more, is a tenth, within bounds.
+// faster returns the alerts at the rig's pace: each duration and each threshold of an age is a tenth, within bounds.
 func faster(alerts string) string {
 	durations := regexp.MustCompile(`(for: |keep_firing_for: |\[)(\d+)([smhd])`)
 	alerts = durations.ReplaceAllStringFunc(alerts, func(found string) string {
@@ -27,14 +26,11 @@ func faster(alerts string) string {
 		d := min(max(time.Duration(n)*unit/pace, shortest), longest)
 		return fmt.Sprintf("%s%ds", part[1], int(d.Seconds()))
 	})
-	ages := regexp.MustCompile(`(worker_\w*(?:lag|age|in_flight)_seconds(?:\{[^}]*\})?\)* *> *)(\d+)`)
+	ages := regexp.MustCompile(`(worker_\w*(?:lag|in_flight)_seconds\)* *> *|process_start_time_seconds *< *)(\d+)`)
 	return ages.ReplaceAllStringFunc(alerts, func(found string) string {
 		part := ages.FindStringSubmatch(found)
 		n, _ := strconv.Atoi(part[2]) // digits
-		if n >= int(time.Minute.Seconds()) {
-			n /= pace
-		}
-		return part[1] + strconv.Itoa(min(n, int(longest.Seconds())))
+		return part[1] + strconv.Itoa(min(n/pace, int(longest.Seconds())))
 	})
 }
 

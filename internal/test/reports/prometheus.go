@@ -43,11 +43,11 @@ func startPrometheus(ctx context.Context, program, folder, alerts string, target
 	if err != nil {
 		return nil, err
 	}
-	config := fmt.Sprintf(prometheusConfig, `"`+strings.Join(targets, `", "`)+`"`)
-	for name, content := range map[string]string{"prometheus.yaml": config, "alerts.yaml": alerts} {
-		if err := os.WriteFile(filepath.Join(folder, name), []byte(content), 0o600); err != nil {
-			return nil, fmt.Errorf("write Prometheus's settings: %w", err)
-		}
+	if err := configure(folder, targets); err != nil {
+		return nil, err
+	}
+	if err := os.WriteFile(filepath.Join(folder, "alerts.yaml"), []byte(alerts), 0o600); err != nil {
+		return nil, fmt.Errorf("write the alerts: %w", err)
 	}
 	log, err := os.Create(filepath.Join(folder, "prometheus.log"))
 	if err != nil {
@@ -67,6 +67,23 @@ func startPrometheus(ctx context.Context, program, folder, alerts string, target
 		return nil, fmt.Errorf("Prometheus is not ready: see %s", log.Name())
 	}
 	return p, nil
+}
+
+// configure writes Prometheus's settings.
+func configure(folder string, targets []string) error {
+	config := fmt.Sprintf(prometheusConfig, `"`+strings.Join(targets, `", "`)+`"`)
+	if len(targets) == 0 {
+		config = fmt.Sprintf(prometheusConfig, "")
+	}
+	if err := os.WriteFile(filepath.Join(folder, "prometheus.yaml"), []byte(config), 0o600); err != nil {
+		return fmt.Errorf("write Prometheus's settings: %w", err)
+	}
+	return nil
+}
+
+// loseTargets lets Prometheus find no worker any more.
+func (p *prometheus) loseTargets() error {
+	return errors.Join(configure(p.command.Dir, nil), p.command.Process.Signal(syscall.SIGHUP))
 }
 
 func (p *prometheus) stop() {

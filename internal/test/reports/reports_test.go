@@ -54,7 +54,8 @@ func TestAlertsBecomeFaster(t *testing.T) {
 		"for: 1d":                            "for: 30s",
 		"increase(x_total[5m])":              "increase(x_total[30s])",
 		"max(worker_relay_lag_seconds) > 60": "max(worker_relay_lag_seconds) > 6",
-		`worker_look_age_seconds{at="parts"} > 300`:     `worker_look_age_seconds{at="parts"} > 30`,
+		"time() - process_start_time_seconds < 600":     "time() - process_start_time_seconds < 30",
+		"max(worker_oldest_in_flight_seconds) > 900":    "max(worker_oldest_in_flight_seconds) > 30",
 		"rate(worker_store_wait_seconds_total[5m]) > 1": "rate(worker_store_wait_seconds_total[30s]) > 1",
 		"max(worker_queue_messages) > 10000":            "max(worker_queue_messages) > 10000",
 	} {

@@ -265,7 +265,7 @@ func (s *stage) queue(name string) (messages, consumers float64, err error) {
 // unacked asks the broker for the messages of a queue that are in flight.
 func (s *stage) unacked(name string) (n float64, err error) {
 	value, err := s.broker.Control("eval", fmt.Sprintf("{ok, Q} = rabbit_amqqueue:lookup(rabbit_misc:r(<<%q>>, queue, <<%q>>)), "+
-		"rabbit_amqqueue:info(Q, [messages_unacknowledged])", s.name, name))
+		"rabbit_amqqueue:info(Q, [messages_unacknowledged]).", s.name, name))
 	if err != nil {
 		return 0, err
 	}

@@ -62,6 +62,12 @@ func claims() []claim {
 		{says: "max(worker_relay_lag_events)", want: exactly(0)},
 		{says: "max(worker_relay_lag_seconds)", want: exactly(0)},
 		{says: "sum(worker_relay_leads)", want: exactly(1)},
+		{says: "sum(worker_relay_publishing)", want: exactly(1)},
+		{says: "sum(worker_handler_event_age_seconds_count)", want: rows(inbox)},
+		{says: "sum(worker_messages_in_flight)", want: exactly(0)},
+		{says: "max(worker_oldest_in_flight_seconds)", want: exactly(0)},
+		{says: "sum(worker_rabbitmq_connection_up) - 2 * count(up)", want: exactly(0), broker: true},
+		{says: "sum(sum by (queue) (worker_queue_consumed) != 1) or vector(0)", want: exactly(0), broker: true},
 		{says: "sum(worker_rabbitmq_connections_lost_total)", want: exactly(0), exact: true, broker: true},
 		{says: "count(worker_part_up == 0) or vector(0)", want: exactly(0)},
 		{says: "sum(worker_publish_confirm_duration_seconds_count) - sum(worker_handler_postponed_total)", want: rows("SELECT (SELECT count(*) FROM events) + " +
@@ -156,6 +162,15 @@ func (s *stage) queues(ctx context.Context) {
 		s.same(ctx, "max(worker_queue_consumers"+of+")", func(_ context.Context, s *stage) (float64, error) {
 			_, consumers, err := s.queue(queue)
 			return consumers, err
+		})
+	}
+	reported, err = s.prometheus.query(ctx, "sum by (queue) (worker_queue_unacked)", "queue")
+	if err != nil || len(reported) == 0 {
+		s.blame("of no queue the messages in flight are reported: %v", err)
+	}
+	for queue := range reported {
+		s.same(ctx, fmt.Sprintf("sum(worker_queue_unacked{queue=%q})", queue), func(_ context.Context, s *stage) (float64, error) {
+			return s.unacked(queue)
 		})
 	}
 }
