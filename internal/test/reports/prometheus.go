@@ -8,19 +8,14 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"net/http/httptest"
 	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"time"
-
-	collector "go.opentelemetry.io/proto/otlp/collector/trace/v1"
-	"google.golang.org/protobuf/proto"
 
 	"github.com/healz/worker/internal/test/wait"
 )
@@ -30,6 +25,11 @@ global: {scrape_interval: 1s, scrape_timeout: 1s, evaluation_interval: 1s}
 rule_files: [alerts.yaml]
 scrape_configs: [{job_name: worker, static_configs: [{targets: [%s]}]}]
 `
+
+var (
+	errNotReady = errors.New("the server is not ready")
+	errAbsent   = errors.New("absent")
+)
 
 // prometheus is a Prometheus server of its own.
 type prometheus struct {
@@ -64,7 +64,7 @@ func startPrometheus(ctx context.Context, program, folder, alerts string, target
 	}
 	if !wait.Until(ctx, time.Minute, 100*time.Millisecond, func(ctx context.Context) bool { return p.get(ctx, "/-/ready", nil) == nil }) {
 		p.stop()
-		return nil, fmt.Errorf("Prometheus is not ready: see %s", log.Name())
+		return nil, fmt.Errorf("see %s: %w", log.Name(), errNotReady)
 	}
 	return p, nil
 }
@@ -140,8 +140,6 @@ func (p *prometheus) query(ctx context.Context, expression, label string) (map[s
 	return values, nil
 }
 
-var errAbsent = errors.New("absent")
-
 // value evaluates an expression that has one value.
 func (p *prometheus) value(ctx context.Context, expression string) (float64, error) {
 	values, err := p.query(ctx, expression, "no label")
@@ -167,47 +165,4 @@ func freeAddress(ctx context.Context) (string, error) {
 		return "", fmt.Errorf("find a free port: %w", err)
 	}
 	return listener.Addr().String(), listener.Close()
-}
-
-// traces receives spans by OTLP, and counts them by their names.
-type traces struct {
-	*httptest.Server
-
-	mu    sync.Mutex
-	spans map[string]int
-}
-
-func startTraces() *traces {
-	t := &traces{spans: map[string]int{}}
-	t.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		body, err := io.ReadAll(r.Body)
-		var sent collector.ExportTraceServiceRequest
-		if err != nil || proto.Unmarshal(body, &sent) != nil {
-			w.WriteHeader(http.StatusBadRequest)
-			return
-		}
-		t.mu.Lock()
-		defer t.mu.Unlock()
-		for _, resource := range sent.GetResourceSpans() {
-			for _, scope := range resource.GetScopeSpans() {
-				for _, span := range scope.GetSpans() {
-					t.spans[span.GetName()]++
-				}
-			}
-		}
-		w.Header().Set("Content-Type", "application/x-protobuf")
-	}))
-	return t
-}
-
-// count counts the spans whose names begin so.
-func (t *traces) count(prefix string) (n float64) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	for name, times := range t.spans {
-		if strings.HasPrefix(name, prefix) {
-			n += float64(times)
-		}
-	}
-	return n
 }

@@ -44,8 +44,10 @@ func scenarios() []scenario {
 		{name: "replay", workers: 2, fires: []string{"WorkerDeadLetters"}, before: twentyBad, play: replay},
 		{name: "failed queue full", workers: 1, fires: []string{"WorkerFailedQueueRefuses", "WorkerDeadLetters", rest}, play: failedQueueFull},
 		{name: "slow handler", workers: 1, fires: []string{"WorkerHandlerSlow"}, play: slowHandler},
-		{name: "stuck handler", workers: 1, flags: []string{"--handler-timeout=5m"}, fires: []string{"WorkerQueueFull", "WorkerEventStuck"},
-			play: stuckHandler},
+		{
+			name: "stuck handler", workers: 1, flags: []string{"--handler-timeout=5m"}, fires: []string{"WorkerQueueFull", "WorkerEventStuck"},
+			play: stuckHandler,
+		},
 		{name: "standby", workers: 3, play: standby},
 		{name: "partitions", workers: 2, flags: []string{"--partitions=4"}, play: partitions},
 		{name: "import of old rows", workers: 2, play: importOld},
@@ -55,10 +57,14 @@ func scenarios() []scenario {
 		{name: "targets lost", workers: 1, fires: []string{"WorkerAbsent"}, play: func(_ context.Context, s *stage) error { return s.prometheus.loseTargets() }},
 		{name: "long transaction", workers: 2, harmful: true, fires: []string{"WorkerRelayLags"}, play: longTransaction},
 		{name: "created in the future", workers: 2, harmful: true, play: future},
-		{name: "broker down", workers: 2, harmful: true, fires: []string{"WorkerPartDown", "WorkerNobodyRelays", "WorkerRelayLags"},
-			play: brokerDown},
-		{name: "memory alarm", workers: 2, harmful: true, fires: []string{"WorkerPartDown", "WorkerNobodyRelays", "WorkerRelayLags"},
-			play: memoryAlarm},
+		{
+			name: "broker down", workers: 2, harmful: true, fires: []string{"WorkerPartDown", "WorkerNobodyRelays", "WorkerRelayLags"},
+			play: brokerDown,
+		},
+		{
+			name: "memory alarm", workers: 2, harmful: true, fires: []string{"WorkerPartDown", "WorkerNobodyRelays", "WorkerRelayLags"},
+			play: memoryAlarm,
+		},
 		{name: "connections to the broker lost", workers: 2, harmful: true, fires: []string{"WorkerRabbitMQUnsteady"}, play: unsteady},
 		{name: "no right to consume", workers: 2, harmful: true, fires: []string{"WorkerPartDown", "WorkerQueueUnconsumed"}, play: unconsumed},
 		{name: "Postgres down", workers: 2, harmful: true, fires: []string{"WorkerPartDown", "WorkerNobodyRelays"}, play: postgresDown},
@@ -76,7 +82,7 @@ func elsewhere() map[string]string {
 }
 
 func load(ctx context.Context, s *stage) error {
-	if err := s.stream(ctx, while, 100, "Fine", "{}"); err != nil {
+	if err := s.stream(ctx, 100, "Fine", "{}"); err != nil {
 		return err
 	}
 	s.done(ctx, true)
@@ -88,7 +94,7 @@ func load(ctx context.Context, s *stage) error {
 
 // failing: with the default there are four attempts of each event.
 func failing(ctx context.Context, s *stage) error {
-	if err := errors.Join(s.switchOn("broken"), s.stream(ctx, while, 2, "Bad", "{}")); err != nil {
+	if err := errors.Join(s.switchOn("broken"), s.stream(ctx, 2, "Bad", "{}")); err != nil {
 		return err
 	}
 	s.done(ctx, true)
@@ -99,7 +105,7 @@ func failing(ctx context.Context, s *stage) error {
 }
 
 func retries(ctx context.Context, s *stage) error {
-	if err := s.stream(ctx, while, 3, "Flaky", `{"fails":2}`); err != nil {
+	if err := s.stream(ctx, 3, "Flaky", `{"fails":2}`); err != nil {
 		return err
 	}
 	s.done(ctx, true)
@@ -126,7 +132,7 @@ func retryLater(ctx context.Context, s *stage) error {
 }
 
 func allPostponed(ctx context.Context, s *stage) error {
-	if err := s.stream(ctx, while, 1, "Flaky", `{"fails":100}`); err != nil {
+	if err := s.stream(ctx, 1, "Flaky", `{"fails":100}`); err != nil {
 		return err
 	}
 	s.same(ctx, "sum(worker_handler_postponed_total)", exactly(float64(s.appended)))
@@ -187,7 +193,7 @@ func failedQueueFull(ctx context.Context, s *stage) error {
 }
 
 func slowHandler(ctx context.Context, s *stage) error {
-	if err := s.stream(ctx, while, 1, "Slow", "{}"); err != nil {
+	if err := s.stream(ctx, 1, "Slow", "{}"); err != nil {
 		return err
 	}
 	s.done(ctx, true)
@@ -231,7 +237,7 @@ func standby(ctx context.Context, s *stage) error {
 }
 
 func partitions(ctx context.Context, s *stage) error {
-	if err := s.stream(ctx, while, 20, "Fine", "{}"); err != nil {
+	if err := s.stream(ctx, 20, "Fine", "{}"); err != nil {
 		return err
 	}
 	s.done(ctx, true)

@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"net/http/httptest"
 	"net/url"
 	"os"
 	"os/exec"
@@ -20,6 +21,7 @@ import (
 
 	"github.com/healz/worker/internal/store/postgres"
 	"github.com/healz/worker/internal/test/fleet"
+	"github.com/healz/worker/internal/test/otlp"
 	"github.com/healz/worker/internal/test/wait"
 )
 
@@ -35,7 +37,7 @@ type stage struct {
 	database     *sql.DB
 	fleet        *fleet.Fleet
 	prometheus   *prometheus
-	traces       *traces
+	traces       otlp.Receiver
 	appended     int
 	compared     int
 	awaited      bool // that the alerts fire
@@ -82,9 +84,9 @@ func (s *stage) open(ctx context.Context) (err error) {
 	if err := os.Mkdir(s.folder, 0o700); err != nil {
 		return fmt.Errorf("make the folder of a scenario: %w", err)
 	}
-	s.traces = startTraces()
-	s.closers = append(s.closers, s.traces.Close)
-	s.env = []string{"HOME=" + s.folder, "OTEL_EXPORTER_OTLP_ENDPOINT=" + s.traces.URL, "OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf"}
+	collector := httptest.NewServer(&s.traces)
+	s.closers = append(s.closers, collector.Close)
+	s.env = []string{"HOME=" + s.folder, "OTEL_EXPORTER_OTLP_ENDPOINT=" + collector.URL, "OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf"}
 	if s.embedded {
 		s.database, err = sql.Open("sqlite", "file:"+filepath.Join(s.folder, "healz.db")+"?_pragma=busy_timeout(5000)")
 	} else {
@@ -208,9 +210,9 @@ func (s *stage) appendAt(ctx context.Context, n int, eventType, data, offset str
 	return nil
 }
 
-// stream appends n events each second, for so long.
-func (s *stage) stream(ctx context.Context, d time.Duration, n int, eventType, data string) error {
-	for end := time.Now().Add(d); time.Now().Before(end); {
+// stream appends n events each second for a while.
+func (s *stage) stream(ctx context.Context, n int, eventType, data string) error {
+	for end := time.Now().Add(while); time.Now().Before(end); {
 		if err := s.append(ctx, n, eventType, data); err != nil {
 			return err
 		}
