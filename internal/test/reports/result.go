@@ -55,13 +55,11 @@ func (p Played) print(w io.Writer) {
 
 // Err is ErrFalse if a report was false.
 func (r Result) Err() error {
-	for _, p := range r.Scenarios {
-		if len(p.problems()) > 0 {
-			return ErrFalse
-		}
-	}
 	if len(r.Unjudged) > 0 {
-		return fmt.Errorf("%w: metrics that no scenario compares with the truth: %s", ErrFalse, strings.Join(r.Unjudged, ", "))
+		return fmt.Errorf("%w: no scenario compares with the truth: %s", ErrFalse, strings.Join(r.Unjudged, ", "))
+	}
+	if slices.ContainsFunc(r.Scenarios, func(p Played) bool { return len(p.problems()) > 0 }) {
+		return ErrFalse
 	}
 	return nil
 }

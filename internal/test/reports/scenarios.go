@@ -334,6 +334,7 @@ func (s *stage) outage(ctx context.Context, harm, heal func() error, during func
 		return err
 	}
 	s.done(ctx, true)
+	wait.Sleep(ctx, shortest) // a rate needs some past
 	if err := harm(); err != nil {
 		return err
 	}
@@ -379,7 +380,7 @@ func memoryAlarm(ctx context.Context, s *stage) error {
 		s.ready(ctx, "bus", "relay?")
 		s.same(ctx, "max(worker_relay_lag_events)", exactly(40))
 		s.same(ctx, "sum(worker_relay_publishing)", exactly(0))
-		s.doctor(ctx, 2, "(?i)^w.*(alarm|blocked)", "^ok +rabbitmq ")
+		s.doctor(ctx, 2, "^wrong +(rabbitmq|publishing) .*memory", "^ok +(publishing|relay) ")
 		return nil
 	})
 }

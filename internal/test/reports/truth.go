@@ -78,6 +78,7 @@ func claims() []claim {
 		{says: "sum(worker_publish_confirm_duration_seconds_count) - sum(worker_handler_postponed_total)", want: rows("SELECT (SELECT count(*) FROM events) + " +
 			"(SELECT count(*) FROM dead_letters)"), exact: true, broker: true},
 		{says: "sum(worker_store_conflicts_total)", want: exactly(0)},
+		{says: "sum(worker_trace_spans_dropped_total) or vector(0)", want: exactly(0)},
 	}
 }
 
