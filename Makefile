@@ -105,6 +105,21 @@ torture-cluster: build ## As torture, on three brokers with quorum queues, Postg
 	bin/torture -cluster -duration=$(DURATION) -workers=$(WORKERS) $(if $(SEED),-seed=$(SEED)) \
 		-into=internal/test/torture/RESULT-cluster.md
 
+SCENARIOS ?=
+
+.PHONY: observe
+observe: bin/prometheus ## Play SCENARIOS (default all), and compare metrics, alerts, readiness, traces and doctor with the truth
+	@$(GO) build -o bin/observe ./internal/test/reports/cmd/observe
+	bin/observe -prometheus=bin/prometheus $(if $(SCENARIOS),-scenarios='$(SCENARIOS)',-into=internal/test/reports/RESULT.md)
+
+# The one on this machine, or the one program out of Debian's package, of which nothing is installed.
+bin/prometheus:
+	mkdir -p bin
+	if command -v prometheus; then ln -sf "$$(command -v prometheus)" $@; else \
+		folder=$$(mktemp -d) && (cd "$$folder" && (apt-get download -qq prometheus || \
+		(apt-get update -qq && apt-get download -qq prometheus)) && dpkg-deb -x prometheus_*.deb .) && \
+		cp "$$folder/usr/bin/prometheus" $@ && rm -rf "$$folder"; fi
+
 .PHONY: mutants
 mutants: bin/with-servers ## Put known faults into the source, one at a time, and see each found by the tests
 	bin/with-servers -- $(GO) run ./internal/test/mutants/cmd/mutants
