@@ -836,7 +836,7 @@ func TestAFatalErrorIsJSONInAJSONLog(t *testing.T) {
 		require.Equal(t, "ERROR", last["level"])
 		require.NotEmpty(t, last["error"])
 	}
-	require.Regexp(t, `"wait_ms":\d`, p.run("", "run", "--rabbitmq-url", "amqp://guest:guest@127.0.0.1:1/", "--wait", "1ms").err)
+	require.Regexp(t, `"wait_ms":\d`, p.run("", "run", "--rabbitmq-url", "amqp://guest:guest@127.0.0.1:1/", "--wait", "3s").err)
 
 	p = embedded(t)
 	worker := p.start()

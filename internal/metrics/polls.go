@@ -204,7 +204,7 @@ func (p *polls) Collect(ch chan<- prometheus.Metric) {
 	if s.Shares != nil {
 		for _, share := range s.Shares() {
 			of := prometheus.Labels{"queue": share.Queue}
-			ch <- gauge("queue_consumed", "1 if this worker consumes the queue.", number(share.Consumes), of)
+			ch <- gauge("queue_consumed", "1 if RabbitMQ delivers the messages of the queue to this worker; of a partition since its first delivery.", number(share.Consumes), of)
 			ch <- gauge("queue_unacked", "Messages of the queue that are delivered to this worker and not settled.", float64(share.Unacked), of)
 		}
 	}

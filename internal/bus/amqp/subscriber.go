@@ -131,7 +131,8 @@ func (s *Subscriber) Consuming() (state string, err error) {
 // Share is what a Subscriber has of a queue.
 type Share struct {
 	Queue string
-	// Consumes tells that it has a consumer there.
+	// Consumes tells that RabbitMQ delivers the queue's messages to it. Of a partition it is known from the first delivery on,
+	// as all workers have consumers there.
 	Consumes bool
 	// Unacked is how many messages are delivered to it and not settled, whether a handler runs on them or not.
 	Unacked int
@@ -143,7 +144,11 @@ func (s *Subscriber) Shares() []Share {
 	defer s.mu.Unlock()
 	shares := make([]Share, 0, len(s.subscriptions))
 	for sub := range s.subscriptions {
-		shares = append(shares, Share{sub.queue, sub.consumes.Load() && sub.conn.consuming.ready() == nil, int(sub.unacked.Load())})
+		consumes := sub.consumes.Load()
+		if !sub.alone && !sub.conn.config.Competing {
+			consumes = sub.active.Load()
+		}
+		shares = append(shares, Share{sub.queue, consumes && sub.conn.consuming.ready() == nil, int(sub.unacked.Load())})
 	}
 	return shares
 }
@@ -190,17 +195,18 @@ type subscription struct {
 	// delivers them again.
 	finished map[identity]int
 
-	begin     <-chan struct{} // closed when it may consume; nil if it may
-	requests  chan func()     // to be called while it consumes
-	active    atomic.Bool     // the broker delivers to it
-	consumes  atomic.Bool     // it has a consumer
-	unacked   atomic.Int64    // the length of queued
-	exclusive bool            // it consumes exclusively, as it may not declare the lock
-	hasTurn   bool            // it shares the Connection's lock of the queue
-	state     atomic.Pointer[string]
-	outage    observe.Outage
-	fault     atomic.Pointer[error] // why it does not consume, though it is its turn
-	handing   bool                  // it hands its queue over to another worker, once nothing is in flight
+	begin      <-chan struct{} // closed when it may consume; nil if it may
+	requests   chan func()     // to be called while it consumes
+	active     atomic.Bool     // the broker delivers to it
+	consumes   atomic.Bool     // it has a consumer
+	unacked    atomic.Int64    // the length of queued
+	exclusive  bool            // it consumes exclusively, as it may not declare the lock
+	unconsumed bool            // the queue had no consumer when it was not its turn, at the last count
+	hasTurn    bool            // it shares the Connection's lock of the queue
+	state      atomic.Pointer[string]
+	outage     observe.Outage
+	fault      atomic.Pointer[error] // why nobody consumes the queue, as far as it can tell
+	handing    bool                  // it hands its queue over to another worker, once nothing is in flight
 
 	interrupted string // when and why the broker closed a channel last
 	losses      int    // of channels
