@@ -484,11 +484,15 @@ func (l lag) judge(onlyOwn bool) Finding {
 	if !l.Begun {
 		return warning("no relay has started on this database", "start `worker run`")
 	}
-	if l.Held > 0 && l.Waiting == 0 {
+	waiting := l.Waiting
+	if onlyOwn {
+		waiting = l.Own
+	}
+	if l.Held > 0 && waiting == 0 {
 		return fine("%s not published yet: a running transaction holds back what was committed after its begin; all before that is published",
 			counted(l.Held, "event"))
 	}
-	if l.Waiting == 0 || onlyOwn && l.Own == 0 {
+	if waiting == 0 {
 		return fine("all committed events are published")
 	}
 	what := counted(l.Waiting, "event") + " not published yet"

@@ -62,7 +62,7 @@ func (m *Metrics) Poll(ctx context.Context, s Sources) {
 		}
 		return []prometheus.Metric{
 			gauge("relay_lag_events", "Events that are not on the bus yet; it stops counting at 100000.", float64(b.Events), nil),
-			gauge("relay_lag_seconds", "Time since the worker first saw that the first of these events was stored; 0 if there is none.",
+			gauge("relay_lag_seconds", "Time since the worker first saw the first event that is not on the bus yet; 0 if all are.",
 				waiting.of(b, time.Now()).Seconds(), nil),
 		}, nil
 	})
@@ -210,9 +210,9 @@ func (p *polls) Collect(ch chan<- prometheus.Metric) {
 	}
 	count, oldest := p.receiving.state(time.Now())
 	ch <- gauge("messages_in_flight", "Messages that handlers work on, or that wait for another attempt of one.", float64(count), nil)
-	ch <- gauge("oldest_in_flight_seconds", "Time since the oldest of these was received; 0 if there is none.", oldest.Seconds(), nil)
+	ch <- gauge("oldest_in_flight_seconds", "Time since the oldest message in flight was received; 0 if there is none.", oldest.Seconds(), nil)
 	ch <- gauge("relay_leads", "1 if this worker holds the lease by which it alone relays.", number(s.Leads()), nil)
-	ch <- gauge("relay_publishing", "1 if this worker holds that lease and, as far as it has tried, brings events to the bus.",
+	ch <- gauge("relay_publishing", "1 if this worker holds the lease by which it alone relays and, as far as it has tried, brings events to the bus.",
 		number(s.Publishes()), nil)
 	for outcome, n := range s.Outcomes() {
 		ch <- counter("messages_total", "Deliveries that were settled, by what became of them.", float64(n), prometheus.Labels{"outcome": string(outcome)})

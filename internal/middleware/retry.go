@@ -63,8 +63,8 @@ func (r Retry) Middleware(next message.HandlerFunc) message.HandlerFunc {
 	}
 }
 
-// Do is the Retry around any operation, which is given the number of its attempt, from 1 or after the earlier ones;
-// attempts that an outage ended count too. The error is an *[ExhaustedError] or wraps [ErrStopping].
+// Do is the Retry around any operation, which is given the number of its attempt, from 1 or after the earlier ones. An
+// attempt that an outage of the store ended does not count: the next has its number. The error is an *[ExhaustedError] or wraps [ErrStopping].
 func (r Retry) Do(ctx context.Context, operation func(attempt int) error) error {
 	var failed ExhaustedError
 	waits, outageWaits := r.newWaits(), r.newWaits()
@@ -75,8 +75,8 @@ func (r Retry) Do(ctx context.Context, operation func(attempt int) error) error 
 			r.Logger.InfoContext(ctx, "the store can do it again", summary...)
 		}
 	}
-	for attempt := 1; ; attempt++ {
-		err := operation(r.Earlier + attempt)
+	for {
+		err := operation(r.Earlier + failed.Attempts + 1)
 		if err == nil {
 			answered()
 			return nil

@@ -90,14 +90,20 @@ func TestRetryWaitsNoLongerThanItsMaximum(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				r := newRetry(50)
 				r.Initial, r.Max = time.Second, 8*time.Second
-				bound, last := r.Initial, time.Now()
+				bound, last, calls := r.Initial, time.Now(), 0
 				_ = r.Do(t.Context(), func(attempt int) error {
-					if attempt > 1 {
+					calls++
+					if errors.Is(failure, errTransient) {
+						require.Equal(t, calls, attempt)
+					} else {
+						require.Equal(t, 1, attempt, "the store has ended each before")
+					}
+					if calls > 1 {
 						require.LessOrEqual(t, time.Since(last), bound)
 						require.GreaterOrEqual(t, time.Since(last), bound/2)
 						bound = min(2*bound, r.Max)
 					}
-					if last = time.Now(); attempt == 50 {
+					if last = time.Now(); calls == 50 {
 						return nil
 					}
 					return failure

@@ -84,6 +84,7 @@ type Relay struct {
 	nextTimeout time.Duration
 	chunk       int
 	patience    time.Duration
+	late        time.Duration   // without a confirm, after which it reports that it fails
 	confirmed   map[string]bool // bodies of the events that were published of a batch which is not finished
 	term        term
 	landed      chan struct{} // has a value when a batch that was in flight is handled, or given back
@@ -92,12 +93,13 @@ type Relay struct {
 	// stopping is closed when no further batch may begin, and stopped when the last one is done with.
 	stopping, stopped chan struct{}
 
-	mu     sync.Mutex
-	state  State
-	err    error
-	outage outage
-	role   State              // Idle or Standby: what was logged last of who leads
-	giveUp context.CancelFunc // ends the batch in flight
+	mu      sync.Mutex
+	state   State
+	err     error
+	outage  outage
+	wasLate bool
+	role    State              // Idle or Standby: what was logged last of who leads
+	giveUp  context.CancelFunc // ends the batch in flight
 }
 
 // outage is the time in which the relay fails. While no worker reaches the bus, each yields the lease to the next: for all of
@@ -146,7 +148,7 @@ type Config struct {
 func New(tail *store.Tail, l *lease.Lease, publisher bus.BatchPublisher, c Config, logger *slog.Logger) *Relay {
 	return &Relay{
 		tail: tail, lease: l, publisher: publisher, config: c, logger: logger, state: Starting, giveUp: func() {},
-		nextTimeout: nextTimeout, chunk: maxChunk, patience: c.Patience,
+		nextTimeout: nextTimeout, chunk: maxChunk, patience: c.Patience, late: c.Patience / latePart,
 		term: term{cancel: func() {}}, landed: make(chan struct{}, 1),
 		stopping: make(chan struct{}), stopped: make(chan struct{}),
 	}
@@ -463,12 +465,11 @@ func (r *Relay) publish(ctx context.Context, bodies [][]byte) (open []*message.M
 		defer cancel(nil)
 		timer := time.AfterFunc(r.patience, func() { cancel(fmt.Errorf("no confirm within %s", r.patience)) })
 		defer timer.Stop()
-		late := r.config.Patience / latePart
-		stalled := time.AfterFunc(late, func() { r.fail(fmt.Errorf("the bus has confirmed no event for %s", late), true) })
-		defer stalled.Stop()
+		late, end := r.reportLate()
+		defer end()
 		progress = func() {
 			timer.Reset(r.patience)
-			stalled.Reset(late)
+			late.Reset(r.late)
 		}
 	}
 	for len(bodies) > 0 {
@@ -513,10 +514,37 @@ func (r *Relay) publish(ctx context.Context, bodies [][]byte) (open []*message.M
 			return nil, false
 		}
 	}
-	if time.Since(began) < r.patience/2 {
+	took := time.Since(began)
+	if took < r.patience/2 {
 		r.patience = max(r.patience/2, r.config.Patience)
 	}
+	if took < r.late/2 {
+		r.late = max(r.late/2, r.config.Patience/latePart)
+	}
 	return unconfirmed(taken), true
+}
+
+// reportLate returns a timer that reports a bus which confirms nothing for some time, until end. After each such report that
+// time is doubled, for a bus that is slow.
+func (r *Relay) reportLate() (timer *time.Timer, end func()) {
+	wait, ended := r.late, false
+	timer = time.AfterFunc(wait, func() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		if !ended && r.outage.began.IsZero() {
+			r.wasLate = true
+			r.failLocked(fmt.Errorf("the bus has confirmed no event for %s", wait), true)
+		}
+	})
+	return timer, func() {
+		timer.Stop()
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		ended = true
+		if r.wasLate {
+			r.wasLate, r.late = false, min(2*r.late, maxPatience*r.config.Patience)
+		}
+	}
 }
 
 // without are the bodies that are not among others.
@@ -619,16 +647,17 @@ func (r *Relay) Publishing() bool {
 // fail changes the state to [Failing]. An outage is logged once when it begins and once when it ends.
 func (r *Relay) fail(err error, ofBus bool) {
 	r.mu.Lock()
-	begins := r.outage.began.IsZero()
-	if begins {
+	defer r.mu.Unlock()
+	r.failLocked(err, ofBus)
+}
+
+func (r *Relay) failLocked(err error, ofBus bool) {
+	if r.outage.began.IsZero() {
 		r.outage.began = time.Now()
+		r.logger.Error("relay fails and will try again", "error", err)
 	}
 	r.outage.err, r.outage.ofBus = err, r.outage.ofBus || ofBus
 	r.state, r.err = Failing, err
-	r.mu.Unlock()
-	if begins {
-		r.logger.Error("relay fails and will try again", "error", err)
-	}
 }
 
 // become changes the state to that of a leader that works.
@@ -659,17 +688,18 @@ func (r *Relay) untilOver() <-chan time.Time {
 	return time.After(time.Until(r.outage.standby.Add(2 * maxPatience * r.config.Patience)))
 }
 
-// leave changes the state to one in which nothing fails, and logs an outage that ends by it, and a new role.
+// leave changes the state to one in which nothing fails, and logs the end of an outage, and a new role.
 func (r *Relay) leave(s, role State) {
 	r.mu.Lock()
-	over := r.outage
-	isNew := r.role != role
+	over, isNew := r.outage, r.role != role
 	r.state, r.err, r.outage, r.role = s, nil, outage{}, role
 	r.mu.Unlock()
-	switch {
-	case over.began.IsZero():
-	case over.standby.IsZero() || role == Idle:
-		r.logger.Info("relay has recovered", "outage", time.Since(over.began).Round(time.Millisecond))
+	if !over.began.IsZero() {
+		text, end := "relay has recovered", time.Now()
+		if role == Standby && over.ofBus {
+			text, end = "relay has recovered, on another worker", over.standby
+		}
+		r.logger.Info(text, "outage", end.Sub(over.began).Round(time.Millisecond)) //nolint:sloglint // one of two constants
 	}
 	switch {
 	case !isNew:

@@ -12,7 +12,7 @@ const MaxCount = 100_000
 type Backlog struct {
 	// Events is how many there are, at most [MaxCount].
 	Events int
-	// Position is up to where all is published, and Last is that of the last of Events.
+	// Position is up to where all is published, and Last is where the last event is that is not.
 	Position, Last Position
 }
 

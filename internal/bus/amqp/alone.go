@@ -27,7 +27,7 @@ const Standby = "standby: another worker consumes; set --partitions to share the
 var errTaken = errors.New("another worker has it")
 
 // errUnconsumed says that the worker that has the lock does not consume.
-var errUnconsumed = errors.New("another worker has the turn to consume it and cannot")
+var errUnconsumed = errors.New("another worker has its lock and does not consume it")
 
 // aloneOn tells whether one worker at a time consumes a queue by means of a lock. Partitions need none.
 func (c *Connection) aloneOn(queue string) bool {
@@ -146,6 +146,7 @@ func (s *subscription) awaitTurn(session *session) {
 			switch {
 			case n > 0:
 				s.fault.Store(nil)
+				s.outage.Over(s.consuming, s.logger, "consuming again, by another worker", "queue", s.queue)
 			case s.unconsumed: // it was not just a change of turns
 				s.fault.Store(&errUnconsumed)
 			}

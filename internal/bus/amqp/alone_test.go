@@ -235,7 +235,7 @@ func TestStandbyOfAQueueThatNobodyConsumes(t *testing.T) {
 	release, standby := subscribeBehindALock(t, url, s)
 	require.Eventually(t, func() bool {
 		_, err := standby.Consuming()
-		return err != nil && err.Error() == "queue "+consumerQueue+" is not consumed: another worker has the turn to consume it and cannot"
+		return err != nil && err.Error() == "queue "+consumerQueue+" is not consumed: another worker has its lock and does not consume it"
 	}, patience, time.Millisecond)
 	release()
 	require.Eventually(t, func() bool {

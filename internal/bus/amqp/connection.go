@@ -499,6 +499,7 @@ func (l *link) awaitEnd(ctx context.Context, s *session, logger *slog.Logger) er
 		case <-ctx.Done():
 			return ErrClosed
 		case reason := <-closed:
+			outage.Over(ctx, logger, "RabbitMQ no longer blocks its publishers: the connection is lost")
 			if reason == nil {
 				return fmt.Errorf("%w: connection closed", ErrUnavailable)
 			}

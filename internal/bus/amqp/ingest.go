@@ -200,6 +200,7 @@ func (t *intake) acquire(ctx context.Context) (*consumer, error) {
 		}
 		if !t.standby {
 			t.standby = true
+			t.outage.Over(ctx, t.logger, "dead letters are ingested again, by another worker")
 			t.logger.InfoContext(ctx, "another worker ingests the dead letters")
 		}
 		if pause(ctx, standbyInterval); ctx.Err() != nil {

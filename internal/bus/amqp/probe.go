@@ -11,8 +11,9 @@ import (
 // probeKey is the name of a queue that does not exist.
 const probeKey = "worker.doctor.probes.publishing"
 
-// ProbePublishing publishes one small message to a queue that does not exist, so that the broker drops it, and waits for its
-// confirm: a broker that blocks says so to a connection that publishes. The error wraps [ErrBlocked], [ErrRefused] if the
+// ProbePublishing publishes two small messages, one after the other, to a queue that does not exist, so that the broker drops
+// them, and waits for their confirms: a broker that blocks still takes the first message of a connection, and says that it
+// blocks when it has read it. The error wraps [ErrBlocked], [ErrRefused] if the
 // user may not publish to the default exchange, or that of ctx.
 func ProbePublishing(ctx context.Context, c Config) error {
 	conn, err := newConnection(ctx, c)
@@ -36,6 +37,15 @@ func ProbePublishing(ctx context.Context, c Config) error {
 	if err := channel.Confirm(false); err != nil {
 		return fmt.Errorf("ask for confirms: %w", classify(err))
 	}
+	for range 2 {
+		if err := probe(ctx, channel, blocked, closed); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func probe(ctx context.Context, channel *amqp091.Channel, blocked <-chan amqp091.Blocking, closed <-chan *amqp091.Error) error {
 	confirm, err := channel.PublishWithDeferredConfirmWithContext(ctx, "", probeKey, false, false, amqp091.Publishing{})
 	if err != nil {
 		return fmt.Errorf("publish: %w", classify(err))

@@ -341,6 +341,7 @@ func (s *subscription) openOn(session *session) error {
 	s.outage.Over(s.consuming, s.logger, "consuming again", "queue", s.queue)
 	s.session, s.channel, s.closed, s.deliveries = session, channel, closed, deliveries
 	s.consumes.Store(true)
+	s.unconsumed = false
 	return nil
 }
 

@@ -8,10 +8,9 @@ import (
 )
 
 const (
-	countBacklog = `SELECT count(*), coalesce(max(id), ?1) FROM (
-			SELECT id FROM events
-			WHERE id > ?1 AND (own = 1 OR NOT ?2) ORDER BY id LIMIT ?3
-		)`
+	countBacklog = `SELECT count(*), coalesce(
+			(SELECT id FROM events WHERE id > ?1 AND (own = 1 OR NOT ?2) ORDER BY id DESC LIMIT 1), ?1
+		) FROM (SELECT 1 FROM events WHERE id > ?1 AND (own = 1 OR NOT ?2) LIMIT ?3)`
 )
 
 // backlog is what the tail has not read yet. See [store.Tail].

@@ -88,7 +88,7 @@ func (r Result) Markdown(path string) error {
 			}
 			b.WriteString(" " + cell + " |")
 		}
-		fmt.Fprintf(&b, " %d | %d |\n", p.Compared, len(p.Problems))
+		fmt.Fprintf(&b, " %d | %d |\n", p.Compared, len(p.problems()))
 	}
 	if err := os.WriteFile(path, []byte(b.String()), 0o600); err != nil {
 		return fmt.Errorf("write the result: %w", err)

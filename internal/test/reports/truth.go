@@ -242,7 +242,7 @@ func (s *stage) doctor(ctx context.Context, code int, must, mustNot string) {
 }
 
 // maxRepeats is how often a worker may log the same message in a scenario with one outage, but the one of each event.
-const maxRepeats = 10
+const maxRepeats = 3
 
 // quietLogs checks that an outage has not flooded the logs.
 func (s *stage) quietLogs() error {
