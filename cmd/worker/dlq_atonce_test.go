@@ -44,6 +44,10 @@ func TestCommandsSayWhatTheTableSays(t *testing.T) {
 			}
 			require.NoError(t, g.Wait())
 			for _, r := range results {
+				if command[1] == "export" && r.code != 0 {
+					require.Contains(t, r.err, "another export --remove is running")
+					continue
+				}
 				require.Equal(t, 0, r.code, r.err)
 				var changed int
 				_, err := fmt.Sscan(r.out[strings.LastIndex(r.out, " ")+1:], &changed)

@@ -772,6 +772,10 @@ func TestCommandsAtOnceHaveEachLetterOnce(t *testing.T) {
 			mu.Lock()
 			defer mu.Unlock()
 			files.WriteString(file.String())
+			if errors.Is(err, deadletter.ErrExporting) {
+				require.Zero(t, removed+file.Len())
+				err = nil
+			}
 			return removed, err
 		})
 		lines := strings.Split(strings.TrimSpace(files.String()), "\n")
