@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -87,16 +88,20 @@ func open(ctx context.Context, path string, timeout time.Duration) (*Store, erro
 func resolve(path string) (string, error) {
 	const maxLinks = 40 // as Linux
 	path = strings.TrimRight(path, string(filepath.Separator))
-	for range maxLinks { // to the file, which need not exist yet
+	for range maxLinks + 1 { // to the file, which need not exist yet
 		folder, name := filepath.Split(path)
 		folder, err := resolveFolder(folder + ".")
 		if err != nil {
 			return "", err
 		}
 		path = filepath.Join(folder, name)
-		target, err := os.Readlink(path)
-		if err != nil { // it is no link
+		info, err := os.Lstat(path)
+		if isLink := err == nil && info.Mode()&fs.ModeSymlink != 0; !isLink {
 			return path, nil
+		}
+		target, err := os.Readlink(path)
+		if err != nil {
+			return "", err
 		}
 		if !filepath.IsAbs(target) {
 			target = folder + string(filepath.Separator) + target
