@@ -36,7 +36,7 @@ func TestAnInterruptedAppendSaysWhatIsAppended(t *testing.T) {
 	require.NoError(t, err)
 	require.Error(t, c.Wait())
 	require.Equal(t, exitFailed, c.ProcessState.ExitCode(), errOut.String())
-	require.Contains(t, errOut.String(), "worker: interrupted: events that were appended: 2; events that were read and not appended: 0")
+	require.Contains(t, errOut.String(), "worker: interrupted: events that were appended: 2; no line after them was appended")
 }
 
 // What cannot be printed is appended all the same, and the error says so.

@@ -25,7 +25,7 @@ func TestCommandsSayWhatTheTableSays(t *testing.T) {
 		require.Contains(t, p.must("", "dlq", "archive", "--all", "--reason", "r"), "archived: 0", "they are in the replay")
 		require.Equal(t, 1, f.quit())
 		require.NotContains(t, f.out.String(), `"step":"handled"`)
-		r := p.run("", "dlq", "replay", "--all", "--patience", "1ms", "--format", "table")
+		r := p.run("", "dlq", "replay", "--all", "--patience", "10s", "--format", "table")
 		require.Equal(t, 1, r.code)
 		require.Contains(t, r.out, "waiting for a worker: no worker leads the relay of this store")
 		require.Contains(t, r.err, fmt.Sprintf("0 of %d replayed, 0 handled, 0 failed again\n", n))
@@ -44,6 +44,10 @@ func TestCommandsSayWhatTheTableSays(t *testing.T) {
 			}
 			require.NoError(t, g.Wait())
 			for _, r := range results {
+				if command[1] == "export" && r.code != 0 {
+					require.Contains(t, r.err, "another export --remove is running")
+					continue
+				}
 				require.Equal(t, 0, r.code, r.err)
 				var changed int
 				_, err := fmt.Sscan(r.out[strings.LastIndex(r.out, " ")+1:], &changed)

@@ -26,8 +26,8 @@ func dlqReplay(s *worker.Settings, all registrations) *cobra.Command {
 		Use:   "replay [ID]...",
 		Short: "Publish dead letters again, and show the outcome",
 		Long: `replay releases dead letters, selected by ids, by flags or with --all, and shows which were handled and which failed again.
-A running worker on the same store publishes them, with RabbitMQ as well as with the in-process bus. If no worker leads the
-relay, replay says so and waits for one, for as long as --patience. Each letter keeps its id. A letter that fails again returns to waiting, with its history. If
+A running worker on the same store publishes them, with RabbitMQ as well as with the in-process bus. If no worker
+leads the relay for 8 seconds, replay says so and waits for one, for as long as --patience. Each letter keeps its id. A letter that fails again returns to waiting, with its history. If
 more than --max-failures letters fail again, the replay ends; until the first success it keeps no more letters in flight
 than may fail. An interrupted replay loses no letter; it may publish a letter twice, which its handler handles once.
 Letters of one aggregate are published in the order of their versions, all others oldest first.

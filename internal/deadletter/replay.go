@@ -78,7 +78,8 @@ type Step string
 const (
 	// Begun: the letters have been counted, none is sent.
 	Begun Step = "begun"
-	// NoWorker: letters are released, and no worker leads that would send them, as Problem says. The replay waits for one.
+	// NoWorker: letters are released, and for some seconds no worker has led that would send them, as Problem says. The replay
+	// waits for one. It is yielded at most once.
 	NoWorker Step = "no worker"
 	// Sent: the worker has put its message on the bus, and the bus has it safely.
 	Sent Step = "sent"

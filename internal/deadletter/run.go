@@ -26,6 +26,9 @@ const (
 	rateReserve = 2 * lastPoll
 	// leaderInterval is the time between two queries for a leader, while letters are released and not sent.
 	leaderInterval = time.Second
+	// leaderlessTime is how long the lease must be free at every query, before no worker is said to lead: a relay gives it
+	// back for a moment while the bus is away, and so does a worker that is stopped.
+	leaderlessTime = 8 * time.Second
 )
 
 // Replay releases the letters that f chooses, of those that wait, for the worker that leads to send, and yields each step:
@@ -57,9 +60,10 @@ type run struct {
 	began    time.Time
 	news     time.Time
 	poll     time.Duration
-	// leaderless says that no worker led at the last query, which was at asked.
-	leaderless bool
-	asked      time.Time
+	// freeSince is the first of the last queries, up to that at asked, at which no worker led; zero if one led.
+	freeSince, asked time.Time
+	// noWorker says that no worker has led for leaderlessTime, and said that the step NoWorker was yielded.
+	noWorker, said bool
 }
 
 // errStopped says that the caller wants no further steps.
@@ -127,10 +131,10 @@ func (r *run) send(ctx context.Context) error {
 			return err
 		}
 		sent := !slices.Contains(slices.Collect(maps.Values(r.released)), false)
-		if !sent {
-			if err := r.findLeader(ctx); err != nil {
-				return err
-			}
+		if sent {
+			r.freeSince, r.noWorker = time.Time{}, false
+		} else if err := r.findLeader(ctx); err != nil {
+			return err
 		}
 		switch {
 		case len(r.order) == 0 && (len(r.released) == 0 || sent && r.options.Patience == 0):
@@ -141,7 +145,7 @@ func (r *run) send(ctx context.Context) error {
 			if len(r.order) == 0 && sent {
 				return nil // all are on their way
 			}
-			if r.leaderless && !sent {
+			if r.noWorker {
 				return fmt.Errorf("%w: %w", ErrNoOutcome, errNoWorker)
 			}
 			return ErrNoOutcome
@@ -157,17 +161,24 @@ func (r *run) send(ctx context.Context) error {
 	}
 }
 
-// findLeader shows when no worker leads, once until one does.
+// findLeader shows, once in a replay, that no worker leads.
 func (r *run) findLeader(ctx context.Context) error {
 	if time.Since(r.asked) < leaderInterval {
 		return nil
 	}
 	r.asked = time.Now()
-	before := r.leaderless
-	r.leaderless = r.table.leaderless(ctx)
-	if !r.leaderless || before {
+	if !r.table.leaderless(ctx) {
+		r.freeSince, r.noWorker = time.Time{}, false
 		return nil
 	}
+	if r.freeSince.IsZero() {
+		r.freeSince = r.asked
+	}
+	r.noWorker = r.asked.Sub(r.freeSince) >= leaderlessTime
+	if !r.noWorker || r.said {
+		return nil
+	}
+	r.said = true
 	return r.step(NoWorker, Letter{}, errNoWorker)
 }
 

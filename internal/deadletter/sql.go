@@ -57,6 +57,14 @@ func (d dialect) now() string {
 	return "now()"
 }
 
+// later is the time of the database, and a while more.
+func (d dialect) later(by time.Duration) string {
+	if store.Dialect(d) == store.SQLite {
+		return fmt.Sprintf("%s + %d", d.now(), by.Microseconds())
+	}
+	return fmt.Sprintf("%s + interval '%d microseconds'", d.now(), by.Microseconds())
+}
+
 // in is the condition that a column of texts or numbers is in the list which is its argument.
 func (d dialect) in(column string) string {
 	if store.Dialect(d) == store.SQLite {

@@ -211,7 +211,7 @@ func (d postgresDoctor) schema(ctx context.Context, conn *pgx.Conn, r *Report) e
 func judgeSchema(s migrations.Schema, latest int64) Finding {
 	switch {
 	case s.Version == 0:
-		return wrongly("the database has no schema", "run `worker migrate up`, or `worker run`, which does the same")
+		return wrongly("the database has no schema", "run `worker migrate up`, or `worker run` with --migrate")
 	case s.Version < latest:
 		return wrongly(fmt.Sprintf("the schema has version %d, and this worker needs %d", s.Version, latest), "run `worker migrate up`")
 	case s.Breaking > latest:

@@ -40,10 +40,7 @@ type BatchError struct {
 }
 
 func (e *BatchError) Error() string {
-	lines := fmt.Sprintf("lines %d to %d", e.First, e.Last)
-	if e.First == e.Last {
-		lines = fmt.Sprintf("line %d", e.First)
-	}
+	lines := e.lines()
 	text := e.Err.Error()
 	if _, named := errors.AsType[*LineError](e.Err); !named {
 		text = lines + ": " + text
@@ -59,17 +56,29 @@ func (e *BatchError) Error() string {
 }
 func (e *BatchError) Unwrap() error { return e.Err }
 
-// InterruptedError says that the context has ended while input was awaited. Events were appended or published before that.
+func (e *BatchError) lines() string {
+	if e.First == e.Last {
+		return fmt.Sprintf("line %d", e.First)
+	}
+	return fmt.Sprintf("lines %d to %d", e.First, e.Last)
+}
+
+// InterruptedError says that the context has ended, and what was appended or published before that.
 type InterruptedError struct {
-	// Taken events were appended or published, and Dropped lines were read and were not.
-	Taken, Dropped int
+	// Taken events were appended or published.
+	Taken int
 	// Done is "appended" or "published".
 	Done string
-	Err  error
+	// Err is a *[BatchError] if a batch was under way.
+	Err error
 }
 
 func (e *InterruptedError) Error() string {
-	return fmt.Sprintf("interrupted: events that were %s: %d; events that were read and not %s: %d", e.Done, e.Taken, e.Done, e.Dropped)
+	text := fmt.Sprintf("interrupted: events that were %s: %d; ", e.Done, e.Taken)
+	if b, found := errors.AsType[*BatchError](e.Err); found && b.Unsure {
+		return fmt.Sprintf("%s%s may have been %s; no line after them was %s", text, b.lines(), e.Done, e.Done)
+	}
+	return fmt.Sprintf("%sno line after them was %s", text, e.Done)
 }
 func (e *InterruptedError) Unwrap() error { return e.Err }
 
@@ -195,7 +204,12 @@ func inBatches(
 			taken, err := take(batch)
 			if err != nil {
 				first, last := batch[0].line, batch[len(batch)-1].line
-				yield(nil, &BatchError{First: first, Last: last, Done: done, Unsure: unsure(err), Err: err})
+				failed := &BatchError{First: first, Last: last, Done: done, Unsure: unsure(err), Err: err}
+				if ctx.Err() != nil && (failed.Unsure || errors.Is(err, ctx.Err()) || errors.Is(err, context.Cause(ctx))) {
+					yield(nil, &InterruptedError{Taken: count, Done: done, Err: failed})
+				} else {
+					yield(nil, failed)
+				}
 				return false
 			}
 			count += len(taken)
@@ -204,7 +218,7 @@ func inBatches(
 		}
 		for d, err := range drafts(ctx, r) {
 			if ctx.Err() != nil && errors.Is(err, context.Cause(ctx)) {
-				yield(nil, &InterruptedError{Taken: count, Dropped: len(batch), Done: done, Err: err})
+				yield(nil, &InterruptedError{Taken: count, Done: done, Err: err})
 				return
 			}
 			if err != nil {

@@ -198,10 +198,58 @@ func TestAnInterruptEndsTheWaitForInput(t *testing.T) {
 				count += len(batch)
 			}
 			require.Equal(t, count, interrupted.Taken)
-			require.LessOrEqual(t, interrupted.Taken+interrupted.Dropped, 3)
+			require.LessOrEqual(t, interrupted.Taken, 3)
 			require.Contains(t, err.Error(), fmt.Sprintf("interrupted: events that were %s: %d; ", done, count))
+			require.Contains(t, err.Error(), fmt.Sprintf("no line after them was %s", done))
 		})
 	}
+}
+
+// An interrupt while a batch is appended or published says what was before it.
+func TestAnInterruptOfABatch(t *testing.T) {
+	t.Parallel()
+	input := ""
+	for version := range 4 {
+		input += line(patient, fmt.Sprintf(`,"aggregate_version":%d`, version+1)) + "\n"
+	}
+	for name, test := range map[string]struct {
+		err  error
+		want string
+	}{
+		"canceled": {context.Canceled, "interrupted: events that were appended: 2; no line after them was appended"},
+		"unknown": {
+			store.ErrUnknownOutcome,
+			"interrupted: events that were appended: 2; lines 3 to 4 may have been appended; no line after them was appended",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			s := &interruptedStore{Store: openStore(t), cancel: cancel, err: test.err}
+			taken, err := collect(intake.Append(ctx, s, strings.NewReader(input), 2))
+			require.Len(t, taken, 1)
+			require.ErrorIs(t, err, test.err)
+			require.EqualError(t, err, test.want)
+		})
+	}
+}
+
+// interruptedStore appends one batch. The context ends while it appends the second.
+type interruptedStore struct {
+	intake.Store
+
+	batches int
+	cancel  func()
+	err     error
+}
+
+func (s *interruptedStore) AppendMany(ctx context.Context, batch []events.Event) error {
+	if s.batches++; s.batches == 1 {
+		return s.Store.AppendMany(ctx, batch)
+	}
+	s.cancel()
+	return s.err
 }
 
 // published keeps what it is given.

@@ -33,7 +33,7 @@ var (
 	ErrNoEvent = errors.New("no such event")
 	// ErrNoSchema says that the database has no schema of the worker, or lacks a newer version of it.
 	ErrNoSchema = errors.New("the database has no schema, or an older one than this version of the worker needs: " +
-		"run `worker migrate up`, or `worker run`, which does the same")
+		"run `worker migrate up`, or `worker run` with --migrate")
 	// ErrWouldLose says that a schema cannot be taken back, as something would be lost with it.
 	ErrWouldLose = errors.New("the schema is not taken back: events that were not relayed yet, the record of what was " +
 		"handled, dead letters, or what is parked behind them would be lost")

@@ -90,7 +90,7 @@ func (s Settings) Check() error {
 	}
 	problem(s.Embedded() && s.SQLitePath == "", "sqlite-path must not be empty")
 	problem(!s.Embedded() && s.SQLitePath != "", "database-url and sqlite-path contradict each other, as a worker has one store: "+
-		"set one of DATABASE_URL or --database-url, and WORKER_SQLITE_PATH or --sqlite-path; an empty flag overrides its variable")
+		"set one of DATABASE_URL or --database-url, and WORKER_SQLITE_PATH or --sqlite-path; pass --sqlite-path= or --database-url= to ignore a variable")
 	problem(s.MaxConns < 2, "database-conns must be at least 2, but is %d", s.MaxConns)
 	problem(s.InboxRetention != 0 && s.InboxRetention <= relay.MaxAhead,
 		"inbox-retention must be 0, or more than %s, but is %s", relay.MaxAhead, s.InboxRetention)

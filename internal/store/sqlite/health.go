@@ -38,6 +38,10 @@ func (s *Store) Ping(ctx context.Context) error {
 	if free, err := s.freeSpace(filepath.Dir(s.path)); err == nil && free < noSpace {
 		return fmt.Errorf("%s: %w: its disk is full, with %s free", doing, store.ErrUnavailable, humanize.IBytes(uint64(max(0, free))))
 	}
+	return s.checkSchema(ctx)
+}
+
+func (s *Store) checkSchema(ctx context.Context) error {
 	const checking = "check the schema"
 	var schema migrations.Schema
 	err := s.readers.QueryRowContext(ctx, migrations.SelectSQLite).Scan(&schema.Version, &schema.Breaking)
@@ -83,7 +87,7 @@ func (d *disk) note(err error) {
 	defer d.mu.Unlock()
 	if fault {
 		d.fault, d.failed, d.over = err, time.Now(), false
-	} else if err == nil {
+	} else if err == nil || errors.Is(err, store.ErrNotLeader) { // a standby does no more than try to take leases
 		d.over = true
 	}
 }

@@ -38,6 +38,7 @@ func TestPingNoticesThatTheFileIsGone(t *testing.T) {
 func TestPingNoticesThatWritesFail(t *testing.T) {
 	t.Parallel()
 	s := opened(t, newPath(t))
+	s.disk.memory = time.Hour
 	limit := func(pages string) {
 		_, err := s.writer.ExecContext(t.Context(), "PRAGMA max_page_count = "+pages)
 		require.NoError(t, err)
@@ -50,7 +51,7 @@ func TestPingNoticesThatWritesFail(t *testing.T) {
 	require.ErrorIs(t, full, store.ErrUnavailable)
 	require.Equal(t, full, s.Ping(t.Context()))
 	require.ErrorContains(t, full, "full")
-	_, err := s.takeLease(t.Context(), "relay", "me", time.Second)
+	_, err := s.takeLease(t.Context(), "relay", "me", time.Minute)
 	require.NoError(t, err)
 	require.Equal(t, full, s.Ping(t.Context()))
 
@@ -58,6 +59,15 @@ func TestPingNoticesThatWritesFail(t *testing.T) {
 	require.NoError(t, s.Append(t.Context(), large))
 	require.Equal(t, full, s.Ping(t.Context()), "it has just failed")
 	s.disk.memory = 0
+	require.NoError(t, s.Ping(t.Context()))
+
+	limit("1")
+	large = storetest.NewStream().Next()
+	large.Data = json.RawMessage(`"` + strings.Repeat("x", 100_000) + `"`)
+	require.ErrorIs(t, s.Append(t.Context(), large), store.ErrUnavailable)
+	require.ErrorIs(t, s.Ping(t.Context()), store.ErrUnavailable)
+	_, err = s.takeLease(t.Context(), "relay", "a standby", time.Second)
+	require.ErrorIs(t, err, store.ErrNotLeader)
 	require.NoError(t, s.Ping(t.Context()))
 }
 

@@ -2,6 +2,7 @@ package sqlite
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 
@@ -20,8 +21,8 @@ func (s *Store) Migrate(ctx context.Context) error {
 	})
 }
 
-// Create makes the schema in a new file. It leaves any other file as it is: a worker of an older
-// version may be running on it. It is [store.ErrForeignTable] as [Store.Migrate] is.
+// Create makes the schema in a new file. It leaves any other file as it is: a worker of an older version may be running on
+// it. It is [store.ErrForeignTable] and [store.ErrNewerSchema] as [Store.Migrate] is.
 func (s *Store) Create(ctx context.Context) error {
 	return s.migrate(ctx, "create the schema", func(m *migrations.Migrator, ctx context.Context) error {
 		if err := migrations.CheckForeign(ctx, s.migrating); err != nil {
@@ -30,8 +31,14 @@ func (s *Store) Create(ctx context.Context) error {
 		var used bool
 		err := s.migrating.QueryRowContext(ctx, "SELECT EXISTS (SELECT 1 FROM sqlite_master WHERE name NOT IN (?, 'sqlite_sequence'))",
 			migrations.Table).Scan(&used)
-		if err != nil || used {
+		if err != nil {
 			return err
+		}
+		if used {
+			if err := s.checkSchema(ctx); errors.Is(err, store.ErrNewerSchema) {
+				return err
+			}
+			return nil
 		}
 		return m.Up(ctx)
 	})

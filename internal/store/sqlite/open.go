@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -81,27 +82,44 @@ func open(ctx context.Context, path string, timeout time.Duration) (*Store, erro
 
 // resolve returns the absolute path of the file without symbolic links, so that all workers use the same files beside it,
 // whatever name they open it by. It makes the folders that are missing.
+//
+// The folder is resolved before what follows it, and the text of a path is not cleaned before: behind a link, ".." is another
+// folder than in the text.
 func resolve(path string) (string, error) {
 	const maxLinks = 40 // as Linux
-	path, err := filepath.Abs(path)
-	if err != nil {
-		return "", err
-	}
-	for range maxLinks { // to the file, which need not exist yet
+	path = strings.TrimRight(path, string(filepath.Separator))
+	for range maxLinks + 1 { // to the file, which need not exist yet
+		folder, name := filepath.Split(path)
+		folder, err := resolveFolder(folder + ".")
+		if err != nil {
+			return "", err
+		}
+		path = filepath.Join(folder, name)
+		info, err := os.Lstat(path)
+		if isLink := err == nil && info.Mode()&fs.ModeSymlink != 0; !isLink {
+			return path, nil
+		}
 		target, err := os.Readlink(path)
 		if err != nil {
-			break
+			return "", err
 		}
 		if !filepath.IsAbs(target) {
-			target = filepath.Join(filepath.Dir(path), target)
+			target = folder + string(filepath.Separator) + target
 		}
 		path = target
 	}
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+	return "", fmt.Errorf("more than %d symbolic links", maxLinks)
+}
+
+func resolveFolder(folder string) (string, error) {
+	if err := os.MkdirAll(folder, 0o700); err != nil {
 		return "", err
 	}
-	folder, err := filepath.EvalSymlinks(filepath.Dir(path))
-	return filepath.Join(folder, filepath.Base(path)), err
+	folder, err := filepath.EvalSymlinks(folder)
+	if err != nil {
+		return "", err
+	}
+	return filepath.Abs(folder)
 }
 
 // exclusively runs work while no other process, nor another Store of this one, is opening or migrating the database.

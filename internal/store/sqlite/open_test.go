@@ -70,9 +70,23 @@ func TestOneFileHasOneLeader(t *testing.T) {
 	require.ErrorIs(t, lease(filepath.Join(toFolder, "link.db"), "third"), store.ErrNotLeader)
 	locks, err := filepath.Glob(filepath.Join(folder, "*"+setupLockSuffix))
 	require.NoError(t, err)
-	require.Equal(t, []string{path + setupLockSuffix}, locks)
+	require.Len(t, locks, 1)
+	require.Equal(t, path+setupLockSuffix, locks[0])
 	require.NoError(t, os.Remove(locks[0]))
 	require.ErrorIs(t, lease(path, "fourth"), store.ErrNotLeader)
+
+	volume := t.TempDir() // a link to a file beside a folder that is a link: ".." is a folder of the volume
+	require.NoError(t, os.MkdirAll(filepath.Join(volume, "v1", "app"), 0o700))
+	current := filepath.Join(folder, "current")
+	require.NoError(t, os.Symlink(filepath.Join(volume, "v1", "app"), current))
+	require.NoError(t, os.Symlink(filepath.Join("..", "real", "events.db"), filepath.Join(current, "events.db")))
+	real := filepath.Join(volume, "v1", "real", "events.db")
+	require.NoError(t, lease(filepath.Join(current, "events.db"), "first"))
+	require.FileExists(t, real)
+	require.NoDirExists(t, filepath.Join(folder, "real"))
+	for _, name := range []string{real, current + "/../real/events.db"} {
+		require.ErrorIs(t, lease(name, "second"), store.ErrNotLeader)
+	}
 
 	second := filepath.Join(folder, "second.db")
 	require.NoError(t, os.Link(path, second))

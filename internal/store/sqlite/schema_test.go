@@ -149,11 +149,13 @@ func TestMigrate(t *testing.T) {
 		require.NoError(t, err)
 		require.NoError(t, s.Ping(t.Context()))
 		require.NoError(t, s.Migrate(t.Context()))
+		require.NoError(t, s.Create(t.Context()))
 		require.ErrorIs(t, s.MigrateDown(t.Context()), store.ErrNewerSchema)
 		_, err = rawDB(t, path).ExecContext(t.Context(), "PRAGMA user_version = 99998")
 		require.NoError(t, err)
 		require.ErrorIs(t, s.Ping(t.Context()), store.ErrNewerSchema)
 		require.ErrorIs(t, s.Migrate(t.Context()), store.ErrNewerSchema)
+		require.ErrorIs(t, s.Create(t.Context()), store.ErrNewerSchema)
 	})
 }
 

@@ -3,6 +3,7 @@
 package sqlite
 
 import (
+	"errors"
 	"os"
 	"syscall"
 )
@@ -13,6 +14,9 @@ func FreeSpace(folder string) (int64, error) {
 	var disk syscall.Statfs_t
 	if err := syscall.Statfs(folder, &disk); err != nil {
 		return 0, err
+	}
+	if disk.Blocks == 0 { // as some network and FUSE file systems report
+		return 0, errors.ErrUnsupported
 	}
 	blocks := disk.Bavail
 	if os.Geteuid() == 0 {
