@@ -46,6 +46,25 @@ $(NEW_SYSTEM)/.complete:
 	debootstrap --variant=minbase --include=rabbitmq-server,postgresql trixie $(NEW_SYSTEM) >/dev/null
 	touch $@
 
+.PHONY: cross
+cross: ## Build the worker for other systems, check all code for Windows and for 32 bits, and run tests on 32 bits
+	@set -e; for system in linux/arm linux/386 darwin/arm64 windows/amd64; do \
+		echo "go build for $$system"; \
+		CGO_ENABLED=0 GOOS=$${system%/*} GOARCH=$${system#*/} $(GO) build -o /dev/null ./cmd/worker; \
+	done
+	CGO_ENABLED=0 GOOS=windows $(GO) vet ./...
+	CGO_ENABLED=0 GOOS=linux GOARCH=386 $(GO) vet ./...
+	@set -e; export CGO_ENABLED=0 GOOS=linux GOARCH=386; \
+	rm -f bin/32-bit.test; \
+	$(GO) test -c -o bin/32-bit.test ./internal/events; \
+	if message=$$(bin/32-bit.test -test.run='^$$' 2>&1); then \
+		$(GO) test ./internal/events ./internal/store/sqlite; \
+	elif echo "$$message" | grep -qi 'exec format error\|bad CPU type'; then \
+		echo "Skipped: this system does not run programs of 32 bits."; \
+	else \
+		echo "$$message"; exit 1; \
+	fi
+
 .PHONY: lint
 lint: $(GOLANGCI_LINT) ## Check style and the mistakes that can be seen in the source
 	$(GOLANGCI_LINT) run
@@ -89,6 +108,21 @@ torture-cluster: build ## As torture, on three brokers with quorum queues, Postg
 	@$(GO) build -o bin/torture ./internal/test/torture/cmd/torture
 	bin/torture -cluster -duration=$(DURATION) -workers=$(WORKERS) $(if $(SEED),-seed=$(SEED)) \
 		-into=internal/test/torture/RESULT-cluster.md
+
+SCENARIOS ?=
+
+.PHONY: observe
+observe: bin/prometheus ## Play SCENARIOS (default all), and compare metrics, alerts, readiness, traces and doctor with the truth
+	@$(GO) build -o bin/observe ./internal/test/reports/cmd/observe
+	bin/observe -prometheus=bin/prometheus $(if $(SCENARIOS),-scenarios='$(SCENARIOS)',-into=internal/test/reports/RESULT.md)
+
+# The one on this machine, or the one program out of Debian's package, of which nothing is installed.
+bin/prometheus:
+	mkdir -p bin
+	if command -v prometheus; then ln -sf "$$(command -v prometheus)" $@; else \
+		folder=$$(mktemp -d) && (cd "$$folder" && (apt-get download -qq prometheus || \
+		(apt-get update -qq && apt-get download -qq prometheus)) && dpkg-deb -x prometheus_*.deb .) && \
+		cp "$$folder/usr/bin/prometheus" $@ && rm -rf "$$folder"; fi
 
 .PHONY: mutants
 mutants: bin/with-servers ## Put known faults into the source, one at a time, and see each found by the tests

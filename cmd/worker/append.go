@@ -28,7 +28,10 @@ func appendCommand(s *worker.Settings) *cobra.Command {
 
 These fields are optional: event_id, created_at, correlation_id (each line then gets its own) and aggregate_version (the
 event then gets the next version of its aggregate). Each batch is appended in one transaction. The first batch that fails
-ends the command; the batches before it stay. append prints the appended events.`,
+ends the command; the batches before it stay. append prints the appended events. An interrupt ends it at once, and it says
+how many events were appended. A key that an object of a line has twice is an error.
+
+append creates an SQLite file that does not exist, with its schema. It does not migrate an existing schema.`,
 		Example: `  echo '{"event_type":"PatientRegistered","aggregate_type":"Patient",
     "aggregate_id":"5f0c7a52-9b4e-4a35-8f0e-2f6d0f6b1c11","tenant_id":"0b9a4f3e-0c3d-4f5e-9a51-7d2c6b8e4a10",
     "event_data":{"name":"Ana"}}' | tr -d '\n' | worker append`,
@@ -38,14 +41,9 @@ ends the command; the batches before it stay. append prints the appended events.
 	c.Flags().IntVar(&batch, "batch", defaultBatch, "events per transaction, or fewer that together have more than 8 MiB")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		return withInput(c, args, batch, func(in io.Reader) error {
-			return withStore(c, s, s.OpenStore, func(b worker.Backend) error {
-				if s.Embedded() { // only Postgres needs `worker migrate`
-					if err := b.Migrate(c.Context()); err != nil {
-						return err
-					}
-				}
-				return withTracer(c.Context(), *s, stderrLogger(c), func(t *tracing.Tracer) error {
-					return printBatches(c, *f, intake.Append(c.Context(), worker.Observed(b, observers(t)), in, batch))
+			return withStore(c, s, s.OpenForAppend, func(b worker.Backend) error {
+				return withTracer(c.Context(), *s, flushCommand, stderrLogger(c), func(t *tracing.Tracer) error {
+					return printBatches(c, *f, "appended", intake.Append(c.Context(), worker.Observed(b, observers(t)), in, batch))
 				})
 			})
 		})
@@ -60,7 +58,7 @@ func publishCommand(s *worker.Settings) *cobra.Command {
 		Short: "Publish events from JSON lines to RabbitMQ, without storing them",
 		Long: `publish reads one event per line from FILE, or from standard input without FILE or with "-", and publishes them to
 RabbitMQ without storing them. event_id, created_at and correlation_id are optional. aggregate_version is required, as only
-the store knows the next one. publish prints the published events.`,
+the store knows the next one. publish prints the published events. A key that an object of a line has twice is an error.`,
 		Args: arguments(0, 1, "at most one FILE"),
 	}
 	f := addFormat(c)
@@ -75,9 +73,9 @@ the store knows the next one. publish prints the published events.`,
 				return err
 			}
 			defer func() { err = errors.Join(err, closeBus()) }()
-			return withTracer(c.Context(), *s, stderrLogger(c), func(t *tracing.Tracer) error {
+			return withTracer(c.Context(), *s, flushCommand, stderrLogger(c), func(t *tracing.Tracer) error {
 				observed := observe.Publisher{Next: publisher, Observer: observers(t)}
-				return printBatches(c, *f, intake.Publish(c.Context(), bus.New(observed), in, batch))
+				return printBatches(c, *f, "published", intake.Publish(c.Context(), bus.New(observed), in, batch))
 			})
 		})
 	}
@@ -99,13 +97,17 @@ func withInput(c *cobra.Command, args []string, batch int, do func(io.Reader) er
 	return do(file)
 }
 
-func printBatches(c *cobra.Command, f format, batches iter.Seq2[[]events.Event, error]) error {
+// printBatches prints the events of each batch. done is what was done with them before.
+func printBatches(c *cobra.Command, f format, done string, batches iter.Seq2[[]events.Event, error]) error {
+	n := 0
 	for batch, err := range batches {
 		if err != nil {
 			return err
 		}
+		n += len(batch)
 		if err := printEvents(c.OutOrStdout(), f, batch); err != nil {
-			return err
+			return fmt.Errorf("events that were %s: %d, of which the last %d could not be printed; no line after them was %s: %w",
+				done, n, len(batch), done, err)
 		}
 	}
 	return nil

@@ -33,7 +33,7 @@ needs no server, and deletes its files at the end.`,
 				logger := slog.New(slog.NewTextHandler(s.Log, &slog.HandlerOptions{Level: &level}))
 				f.serving = s.Serving
 				return whileLevelChanges(ctx, &level, logger, func(ctx context.Context) error {
-					return withTracer(ctx, s.Settings, logger, func(t *tracing.Tracer) error {
+					return withTracer(ctx, s.Settings, flushWorker, logger, func(t *tracing.Tracer) error {
 						return runWorker(ctx, s.Settings, f, demo.Register, t, logger)
 					})
 				})

@@ -26,8 +26,8 @@ func dlqReplay(s *worker.Settings, all registrations) *cobra.Command {
 		Use:   "replay [ID]...",
 		Short: "Publish dead letters again, and show the outcome",
 		Long: `replay releases dead letters, selected by ids, by flags or with --all, and shows which were handled and which failed again.
-A running worker on the same store publishes them, with RabbitMQ as well as with the in-process bus; without a running
-worker nothing is published. Each letter keeps its id. A letter that fails again returns to waiting, with its history. If
+A running worker on the same store publishes them, with RabbitMQ as well as with the in-process bus. If no worker
+leads the relay for 8 seconds, replay says so and waits for one, for as long as --patience. Each letter keeps its id. A letter that fails again returns to waiting, with its history. If
 more than --max-failures letters fail again, the replay ends; until the first success it keeps no more letters in flight
 than may fail. An interrupted replay loses no letter; it may publish a letter twice, which its handler handles once.
 Letters of one aggregate are published in the order of their versions, all others oldest first.
@@ -204,7 +204,7 @@ func stepOf(p deadletter.Progress) stepLine {
 	return line
 }
 
-// progressBar prints the letters that fail again or cannot be published and, on a terminal, a progress bar.
+// progressBar prints the letters that fail again or cannot be published, that no worker leads, and, on a terminal, a progress bar.
 type progressBar struct {
 	w            io.Writer
 	width        func() int // nil: no terminal
@@ -220,6 +220,8 @@ func (b *progressBar) step(p deadletter.Progress) (err error) {
 		text = fmt.Sprintf("%s failed again: %s", p.Letter.ID, p.Letter.Reason)
 	case deadletter.Kept:
 		text = fmt.Sprintf("%s was not published: %s", p.Letter.ID, p.Problem)
+	case deadletter.NoWorker:
+		text = fmt.Sprintf("waiting for a worker: %s", p.Problem)
 	case deadletter.Begun, deadletter.Done:
 	default:
 		if time.Since(b.drawn) < redraw {

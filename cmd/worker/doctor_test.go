@@ -6,12 +6,12 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 
 	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
 
+	"github.com/healz/worker/internal/test/posix"
 	"github.com/healz/worker/internal/test/testservers"
 )
 
@@ -123,7 +123,7 @@ func TestDoctorOnAReadOnlyFile(t *testing.T) {
 		c.Path, c.Dir = filepath.Join(folder, "worker"), folder
 		require.NoError(t, os.WriteFile(c.Path, binary, 0o755)) //nolint:gosec // the other user runs it
 		const nobody = 65534
-		c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
+		c.SysProcAttr = posix.As(nobody, nobody)
 	}
 	out, err := c.CombinedOutput()
 	require.Error(t, err)

@@ -29,12 +29,12 @@ func upper(s string) string {
 	return strings.ToUpper(strings.NewReplacer("-", "_", " ", "_").Replace(s))
 }
 
-// fromEnvironment sets the flags that the command line does not set from their variables. An empty variable counts as unset.
-func fromEnvironment(c *cobra.Command, _ []string) error {
+// fromEnvironment sets the flags that the command line does not set from their variables. A blank variable counts as unset.
+func fromEnvironment(c *cobra.Command) error {
 	var failed error
 	c.Flags().VisitAll(func(f *pflag.Flag) {
 		value := os.Getenv(variable(c, f))
-		if f.Changed || value == "" || f.Name == "help" || f.Name == "version" || failed != nil {
+		if f.Changed || strings.TrimSpace(value) == "" || f.Name == "help" || f.Name == "version" || failed != nil {
 			return
 		}
 		if err := c.Flags().Set(f.Name, value); err != nil {

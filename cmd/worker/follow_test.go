@@ -13,6 +13,8 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
+
+	"github.com/healz/worker/internal/test/posix"
 )
 
 // following is a command that runs until it is interrupted.
@@ -99,7 +101,7 @@ func TestLiveDemo(t *testing.T) {
 
 	require.Greater(t, len(p.letters()), 3, "there are other failures")
 	d.await(`http://127.0.0.1:\d+`)
-	require.NoError(t, d.process.Signal(syscall.SIGUSR1))
+	require.NoError(t, d.process.Signal(posix.SIGUSR1))
 	require.Eventually(t, func() bool {
 		log, err := os.ReadFile(filepath.Join(filepath.Dir(path), "worker.log"))
 		return err == nil && strings.Contains(string(log), "the log level was changed")

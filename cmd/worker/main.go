@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"os/signal"
 	"runtime/debug"
@@ -63,15 +64,35 @@ func execute(ctx context.Context, all registrations, args []string, in io.Reader
 	if exit, ok := errors.AsType[exitError](err); ok {
 		return exit.code
 	}
-	fmt.Fprintf(errOut, "worker: %s\n", err)
-	if _, usage := errors.AsType[usageError](err); usage {
-		fmt.Fprintf(errOut, "Try `%s --help`.\n", command.CommandPath())
+	advice := ""
+	_, usage := errors.AsType[usageError](err)
+	if usage {
+		advice = fmt.Sprintf("Try `%s --help`.", command.CommandPath())
+	}
+	printError(errOut, command, err, advice)
+	if usage {
 		return exitUsage
 	}
 	if errors.Is(err, errCannotTell) {
 		return exitUnknown
 	}
 	return exitFailed
+}
+
+// printError prints the error of a command, as JSON if its log is JSON.
+func printError(w io.Writer, c *cobra.Command, err error, advice string) {
+	if f := c.Flags().Lookup("log-format"); f != nil && (f.Value.String() == jsonLogFormat || !f.Changed && os.Getenv(variable(c, f)) == jsonLogFormat) {
+		attrs := []any{"error", err}
+		if advice != "" {
+			attrs = append(attrs, "advice", advice)
+		}
+		slog.New(slog.NewJSONHandler(w, nil)).ErrorContext(c.Context(), "worker failed", attrs...)
+		return
+	}
+	fmt.Fprintf(w, "worker: %s\n", err)
+	if advice != "" {
+		fmt.Fprintln(w, advice)
+	}
 }
 
 func newRoot(all registrations) *cobra.Command {
@@ -84,14 +105,19 @@ func newRoot(all registrations) *cobra.Command {
 
 By default it uses a SQLite file and an in-process bus. Set DATABASE_URL to use Postgres and RABBITMQ_URL to use RabbitMQ;
 each store works with each bus.`,
-		SilenceUsage:      true,
-		SilenceErrors:     true,
-		PersistentPreRunE: fromEnvironment,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		PersistentPreRunE: func(c *cobra.Command, _ []string) error {
+			err := fromEnvironment(c)
+			complement(&settings)
+			return err
+		},
 	})
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	flags := root.PersistentFlags()
 	flags.StringVar(&settings.DatabaseURL, "database-url", "", "Postgres database (postgres://…); empty: the SQLite file")
-	flags.StringVar(&settings.SQLitePath, "sqlite-path", settings.SQLitePath, "SQLite file, if there is no Postgres database")
+	flags.StringVar(&settings.SQLitePath, "sqlite-path", "",
+		"SQLite file, not together with a Postgres database; empty: "+defaultSQLitePath+", if there is no Postgres database")
 	flags.StringVar(&settings.AMQP.URL, "rabbitmq-url", "", "RabbitMQ broker (amqp://… or amqps://…); empty: an in-process bus")
 	flags.StringVar(&settings.AMQP.ManagementURL, "rabbitmq-management-url", "",
 		"RabbitMQ's management API (http://… or https://…), which tells of policies; empty: the default port of the broker's host")
@@ -108,6 +134,21 @@ each store works with each bus.`,
 	)
 	finish(root)
 	return root
+}
+
+// defaultSQLitePath is the SQLite file, if neither a file nor a Postgres database is set.
+const defaultSQLitePath = "healz.db"
+
+// complement clears the blank settings of servers and files, and sets the SQLite file if there is no store.
+func complement(s *worker.Settings) {
+	for _, setting := range []*string{&s.DatabaseURL, &s.SQLitePath, &s.AMQP.URL, &s.AMQP.ManagementURL} {
+		if strings.TrimSpace(*setting) == "" {
+			*setting = ""
+		}
+	}
+	if s.DatabaseURL == "" && s.SQLitePath == "" {
+		s.SQLitePath = defaultSQLitePath
+	}
 }
 
 func version() string {

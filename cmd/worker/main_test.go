@@ -538,8 +538,8 @@ func TestCommandLine(t *testing.T) {
 		"no such file":             {args: []string{"append", "nowhere.jsonl"}, code: 2, want: "nowhere.jsonl"},
 		"append of no JSON":        {args: []string{"append"}, in: "Ana Kovač\n", code: 1, want: "line 1"},
 		"append of nothing":        {args: []string{"append"}},
-		"bad database URL":         {args: []string{"migrate", "up"}, env: []string{"DATABASE_URL=postgres://u:s3cret@:x/"}, code: 2, want: "database-url is not a Postgres URL"},
-		"database not up":          {args: []string{"migrate", "up"}, env: []string{"DATABASE_URL=postgres://u:s3cret@127.0.0.1:1/db"}, code: 1, want: "unavailable"},
+		"bad database URL":         {args: []string{"migrate", "up"}, env: []string{"WORKER_SQLITE_PATH=", "DATABASE_URL=postgres://u:s3cret@:x/"}, code: 2, want: "database-url is not a Postgres URL"},
+		"database not up":          {args: []string{"migrate", "up"}, env: []string{"WORKER_SQLITE_PATH= ", "DATABASE_URL=postgres://u:s3cret@127.0.0.1:1/db"}, code: 1, want: "unavailable"},
 		"bad broker URL":           {args: []string{"dlq", "list"}, env: []string{"RABBITMQ_URL=http://u:s3cret@127.0.0.1/"}, code: 2, want: "rabbitmq-url is not amqp"},
 		"broker not up":            {args: []string{"dlq", "ingest"}, env: []string{"RABBITMQ_URL=amqp://u:s3cret@127.0.0.1:1/"}, code: 1, want: "unavailable"},
 		"letters without a broker": {args: []string{"dlq", "list"}, env: []string{"RABBITMQ_URL=amqp://u:s3cret@127.0.0.1:1/"}, want: "the number of dead letters in queue healz.events.failed is unknown"},
@@ -557,7 +557,14 @@ func TestCommandLine(t *testing.T) {
 		"SQLite file is none":      {args: []string{"events", "--type", "T"}, env: []string{"WORKER_SQLITE_PATH=" + garbage}, code: 1, want: "not an SQLite database"},
 		"no port":                  {args: []string{"run", "--http-addr", "8080"}, code: 2, want: "http-addr must be"},
 		"negative wait":            {args: []string{"run", "--wait", "-1s"}, code: 2, want: "wait must not be negative"},
-		"empty path":               {args: []string{"run", "--sqlite-path", ""}, code: 2, want: "sqlite-path must not be empty"},
+		"blank path":               {args: []string{"events", "--type", "T", "--sqlite-path", " "}, code: 1, want: "/healz.db (`worker run`"},
+		"blank variables":          {args: []string{"events", "--type", "T"}, env: []string{"DATABASE_URL= ", "WORKER_SQLITE_PATH=\t", "RABBITMQ_URL= "}, code: 1, want: "/healz.db (`worker run`"},
+		"blank URL":                {args: []string{"dlq", "ingest", "--rabbitmq-url", " "}, code: 2, want: "this needs RabbitMQ"},
+		"two stores by variables":  {args: []string{"dlq", "list"}, env: []string{"DATABASE_URL=postgres://u:s3cret@127.0.0.1:1/db"}, code: 2, want: "database-url and sqlite-path contradict each other"},
+		"two stores by flags":      {args: []string{"run", "--database-url", "postgres://u:s3cret@127.0.0.1:1/db", "--sqlite-path", "healz.db"}, code: 2, want: "contradict each other"},
+		"a file and a variable":    {args: []string{"append", "--sqlite-path", "healz.db"}, env: []string{"DATABASE_URL=postgres://u:s3cret@127.0.0.1:1/db"}, code: 2, want: "contradict each other"},
+		"doctor of two stores":     {args: []string{"doctor"}, env: []string{"DATABASE_URL=postgres://u:s3cret@127.0.0.1:1/db"}, code: 2, want: "contradict each other"},
+		"an empty flag overrides":  {args: []string{"events", "--type", "T", "--database-url", ""}, env: []string{"DATABASE_URL=postgres://u:s3cret@127.0.0.1:1/db"}, want: "no events"},
 		"no database to read":      {args: []string{"events", "--type", "T"}, env: []string{"WORKER_SQLITE_PATH=" + nowhere}, code: 1, want: "there is no database"},
 		"no dead letters to read":  {args: []string{"dlq", "list"}, env: []string{"WORKER_SQLITE_PATH=" + nowhere}, code: 1, want: "there is no database"},
 		"another's variable":       {args: []string{"events", "--tenant", id}, env: []string{"WORKER_TYPE=T"}, want: "no events"},
@@ -811,4 +818,30 @@ func TestDemo(t *testing.T) {
 	for _, want := range []string{"WelcomeMessageRequested", "ReminderScheduled", "refused", "chaos: failure", "dlq replay", "No event was lost"} {
 		require.Contains(t, strings.ToLower(out), strings.ToLower(want))
 	}
+}
+
+// With a JSON log each line of a worker that cannot start is JSON, and a duration says its unit.
+func TestAFatalErrorIsJSONInAJSONLog(t *testing.T) {
+	t.Parallel()
+	p := embedded(t)
+	p.env = append(p.env, "WORKER_LOG_FORMAT=json")
+	for _, args := range [][]string{
+		{"--rabbitmq-url", "amqp://guest:guest@127.0.0.1:1/"}, {"--http-addr", "nowhere"}, {"--no-such-flag"}, {"--log-level", "loud"},
+	} {
+		r := p.run("", append([]string{"run"}, args...)...)
+		require.NotZero(t, r.code)
+		lines := decodeLines[map[string]any](t, r.err)
+		require.NotEmpty(t, lines)
+		last := lines[len(lines)-1]
+		require.Equal(t, "ERROR", last["level"])
+		require.NotEmpty(t, last["error"])
+	}
+	require.Regexp(t, `"wait_ms":\d`, p.run("", "run", "--rabbitmq-url", "amqp://guest:guest@127.0.0.1:1/", "--wait", "3s").err)
+
+	p = embedded(t)
+	worker := p.start()
+	p.append(registration(uuid.NewString(), `{"name":"Ana"}`, ""))
+	worker.stop()
+	require.Contains(t, worker.log.String(), "grace_period_ms=20000")
+	require.NotContains(t, worker.log.String(), "level=ERROR")
 }

@@ -26,6 +26,9 @@ import (
 	"github.com/healz/worker/internal/worker"
 )
 
+// jsonLogFormat is the format of a log of JSON lines, the fatal error of a start included.
+const jsonLogFormat = "json"
+
 // defaultHTTPAddr is where a worker serves its console and its health.
 const defaultHTTPAddr = "127.0.0.1:8080"
 
@@ -82,7 +85,7 @@ set, it exports traces by OTLP; the other variables of OpenTelemetry apply, too.
 				return usageError{err}
 			}
 			return whileLevelChanges(c.Context(), &level, logger, func(ctx context.Context) error {
-				return withTracer(ctx, *s, logger, func(t *tracing.Tracer) error {
+				return withTracer(ctx, *s, flushWorker, logger, func(t *tracing.Tracer) error {
 					return runWorker(ctx, *s, f, all, t, logger)
 				})
 			})
@@ -95,7 +98,7 @@ set, it exports traces by OTLP; the other variables of OpenTelemetry apply, too.
 	flags.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
 	flags.StringVar(&f.logFormat, "log-format", "text", "text or json")
 	flags.BoolVar(&f.migrate, "migrate", true, "migrate the database schema at start")
-	flags.DurationVar(&f.wait, "wait", 0, "how long to wait at start for servers that are not available yet; 0: fail at once")
+	flags.DurationVar(&f.wait, "wait", 0, "how long to wait at start, in all, for servers that are not available yet; 0: fail at once")
 	flags.BoolVar(&f.chaos, "chaos", false, `for tests: handlers fail N times if the metadata of an event contains {"fail_times": N}`)
 	t := &s.Tuning
 	flags.IntVar(&t.Concurrency, "concurrency", t.Concurrency, "events handled in parallel; events of one aggregate are always handled one after another")
@@ -132,8 +135,8 @@ set, it exports traces by OTLP; the other variables of OpenTelemetry apply, too.
 // addAttempts adds the flags that say how often and how long a handler is tried.
 func addAttempts(flags *pflag.FlagSet, t *worker.Tuning) {
 	flags.IntVar(&t.RetryAttempts, "retry-attempts", t.RetryAttempts, "attempts of a handler before the event becomes a dead letter")
-	flags.DurationVar(&t.RetryInitial, "retry-initial", t.RetryInitial, "backoff before the second attempt; it doubles with each attempt")
-	flags.DurationVar(&t.RetryMax, "retry-max", t.RetryMax, "maximum backoff between two attempts")
+	flags.DurationVar(&t.RetryInitial, "retry-initial", t.RetryInitial, "maximum backoff before the second attempt; it doubles with each attempt, and each backoff is from half of its maximum to all of it")
+	flags.DurationVar(&t.RetryMax, "retry-max", t.RetryMax, "maximum backoff between any two attempts")
 	flags.DurationVar(&t.HandlerTimeout, "handler-timeout", t.HandlerTimeout, "timeout of one attempt of one handler")
 }
 
@@ -152,15 +155,23 @@ func newLogger(w io.Writer, current *slog.LevelVar, level, format string) (*slog
 	if err := current.UnmarshalText([]byte(level)); err != nil {
 		return nil, fmt.Errorf("log-level must be debug, info, warn or error, not %q", level)
 	}
-	o := &slog.HandlerOptions{Level: current}
+	o := &slog.HandlerOptions{Level: current, ReplaceAttr: withUnit}
 	switch format {
 	case "text":
 		return slog.New(slog.NewTextHandler(w, o)), nil
-	case "json":
+	case jsonLogFormat:
 		return slog.New(slog.NewJSONHandler(w, o)), nil
 	default:
 		return nil, fmt.Errorf("log-format must be text or json, not %q", format)
 	}
+}
+
+// withUnit makes a duration a number of milliseconds, with the unit in its key.
+func withUnit(_ []string, a slog.Attr) slog.Attr {
+	if a.Value.Kind() == slog.KindDuration {
+		return slog.Float64(a.Key+"_ms", float64(a.Value.Duration().Microseconds())/1e3)
+	}
+	return a
 }
 
 func runWorker(
@@ -178,6 +189,10 @@ func runWorker(
 	ctx, cancel := context.WithCancelCause(ctx)
 	var health ops.Health
 	measures := metrics.New(version())
+	if t != nil {
+		measures.TraceOf = tracing.TraceID
+		measures.Traces(t.Dropped)
+	}
 	var front console.Front
 	pages := ops.Handler(&health, measures.Handler())
 	pages.Handle("/", &front)

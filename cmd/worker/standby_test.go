@@ -9,13 +9,15 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
+
+	"github.com/healz/worker/internal/test/posix"
 )
 
 // Of several workers on the one queue one consumes, and the others say that they are on standby. When that one is killed or
 // frozen, another one consumes within five seconds.
 func TestStandbyTakesOver(t *testing.T) {
 	t.Parallel()
-	for name, signal := range map[string]syscall.Signal{"killed": syscall.SIGKILL, "frozen": syscall.SIGSTOP, "stopped": syscall.SIGTERM} {
+	for name, signal := range map[string]syscall.Signal{"killed": syscall.SIGKILL, "frozen": posix.SIGSTOP, "stopped": syscall.SIGTERM} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			const standby = `"consumer":"ok (standby: another worker consumes; set --partitions to share the load)"`
@@ -41,8 +43,8 @@ func TestStandbyTakesOver(t *testing.T) {
 			require.Less(t, time.Since(began), 5*time.Second)
 			e = p.append(registration(uuid.NewString(), `{"name":"Ana"}`, ""))[0]
 			p.awaitFollowUp(e, "WelcomeMessageRequested")
-			if signal == syscall.SIGSTOP {
-				require.NoError(t, first.cmd.Process.Signal(syscall.SIGCONT))
+			if signal == posix.SIGSTOP {
+				require.NoError(t, first.cmd.Process.Signal(posix.SIGCONT))
 				require.Eventually(t, func() bool {
 					_, body := first.get("/readyz")
 					return strings.Contains(body, standby)
@@ -50,6 +52,28 @@ func TestStandbyTakesOver(t *testing.T) {
 			}
 		})
 	}
+}
+
+// With the in-process bus the worker that relays handles what it relays, and the others nothing. They say so.
+func TestStandbyOnTheInProcessBus(t *testing.T) {
+	t.Parallel()
+	const standby = `"consumer":"ok (standby: the worker that relays handles the events; set RABBITMQ_URL to share the load)"`
+	p := embedded(t)
+	first := p.start()
+	second := p.start()
+	_, body := second.get("/readyz")
+	require.Contains(t, body, standby)
+	_, body = first.get("/readyz")
+	require.NotContains(t, body, standby)
+	e := p.append(registration(uuid.NewString(), `{"name":"Ana"}`, ""))[0]
+	p.awaitFollowUp(e, "WelcomeMessageRequested")
+	require.NotContains(t, second.log.String(), "outcome=handled")
+
+	first.stop()
+	require.Eventually(t, func() bool {
+		_, body := second.get("/readyz")
+		return !strings.Contains(body, standby)
+	}, patience, tick)
 }
 
 // Attempts that may outlast the broker's consumer timeout are a warning of doctor and at the start.

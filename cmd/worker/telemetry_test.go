@@ -1,59 +1,45 @@
 package main
 
 import (
-	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"slices"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 
 	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
-	collector "go.opentelemetry.io/proto/otlp/collector/trace/v1"
-	otlp "go.opentelemetry.io/proto/otlp/trace/v1"
-	"google.golang.org/protobuf/proto"
+	"go.opentelemetry.io/otel/attribute"
+	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
+	trace "go.opentelemetry.io/proto/otlp/trace/v1"
+
+	"github.com/healz/worker/internal/test/otlp"
+	"github.com/healz/worker/internal/test/posix"
 )
 
 // traceReceiver receives traces.
 type traceReceiver struct {
-	*httptest.Server
-	bodies logBuffer
+	otlp.Receiver
 
-	mu    sync.Mutex
-	spans []*otlp.Span
+	URL string
 }
 
 func newTraceReceiver(t *testing.T) *traceReceiver {
 	t.Helper()
 	r := &traceReceiver{}
-	r.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
-		body, err := io.ReadAll(req.Body)
-		var sent collector.ExportTraceServiceRequest
-		if err != nil || req.URL.Path != "/v1/traces" || proto.Unmarshal(body, &sent) != nil {
-			w.WriteHeader(http.StatusBadRequest)
-			return
-		}
-		r.bodies.add(string(body))
-		r.mu.Lock()
-		defer r.mu.Unlock()
-		for _, resource := range sent.GetResourceSpans() {
-			for _, scope := range resource.GetScopeSpans() {
-				r.spans = append(r.spans, scope.GetSpans()...)
-			}
-		}
-		w.Header().Set("Content-Type", "application/x-protobuf")
-	}))
-	t.Cleanup(r.Close)
+	server := httptest.NewServer(r)
+	t.Cleanup(server.Close)
+	r.URL = server.URL
 	return r
 }
 
 // names are the names of all spans below one, from the top.
-func (r *traceReceiver) names(parent *otlp.Span) []string {
+func (r *traceReceiver) names(parent otlp.Span) []string {
 	names := []string{parent.GetName()}
-	for _, s := range r.spans {
+	for _, s := range r.Spans() {
 		if string(s.GetParentSpanId()) == string(parent.GetSpanId()) {
 			names = append(names, r.names(s)...)
 		}
@@ -74,18 +60,21 @@ func TestTracesOverProcesses(t *testing.T) {
 	p.awaitFollowUp(e, "WelcomeMessageRequested")
 	w.stop()
 
-	require.NotEmpty(t, received.spans)
-	var roots []*otlp.Span
-	for _, s := range received.spans {
-		require.Equal(t, received.spans[0].GetTraceId(), s.GetTraceId(), s.GetName())
+	require.NotEmpty(t, received.Spans())
+	var roots []otlp.Span
+	instances := map[string]bool{}
+	for _, s := range received.Spans() {
+		instances[s.Resource["service.instance.id"]] = true
+		require.Equal(t, received.Spans()[0].GetTraceId(), s.GetTraceId(), s.GetName())
 		if len(s.GetParentSpanId()) == 0 {
 			roots = append(roots, s)
 		}
 	}
+	require.Len(t, instances, 2, "the command and the worker")
 	require.Len(t, roots, 1)
 	names := received.names(roots[0])
 	require.Equal(t, []string{
-		"append events", "publish healz.events", "receive healz.events.consumer", "handle welcome-patient", "append events",
+		"append events", "publish healz.events", "process healz.events.consumer", "handle welcome-patient", "append events",
 	}, names[:5])
 
 	silent := newTraceReceiver(t)
@@ -94,7 +83,7 @@ func TestTracesOverProcesses(t *testing.T) {
 	e = quiet.append(registration(uuid.NewString(), `{"name":"Ana"}`, ""))[0]
 	quiet.awaitFollowUp(e, "WelcomeMessageRequested")
 	w.stop()
-	require.Empty(t, silent.spans)
+	require.Empty(t, silent.Spans())
 	require.NotContains(t, quiet.must("", "events", "--correlation", e.CorrelationID, "--format", "json"), "traceparent")
 }
 
@@ -112,14 +101,155 @@ func TestTraceSettingsAreChecked(t *testing.T) {
 	}
 }
 
-// An unavailable receiver delays neither events nor the end of a program.
+// The names, kinds and attributes of all spans are those of OpenTelemetry's semantic conventions. The worker's own
+// attributes are in docs/operations.md.
+func TestSpansFollowTheConventions(t *testing.T) {
+	t.Parallel()
+	const own = "worker."
+	type form struct {
+		kind               trace.Span_SpanKind
+		required, optional []attribute.Key
+	}
+	event := []attribute.Key{
+		"worker.event_id", "worker.event_type", "worker.correlation_id", "worker.aggregate_type", "worker.aggregate_id", "worker.tenant_id",
+	}
+	server := []attribute.Key{semconv.ServerAddressKey, semconv.ServerPortKey}
+	messaging := []attribute.Key{
+		semconv.MessagingSystemKey, semconv.MessagingOperationNameKey, semconv.MessagingOperationTypeKey,
+		semconv.MessagingDestinationNameKey, semconv.MessagingDestinationTemplateKey, semconv.MessagingMessageBodySizeKey,
+		semconv.MessagingMessageIDKey, semconv.MessagingMessageConversationIDKey,
+		"worker.event_id", "worker.event_type", "worker.correlation_id",
+	}
+	store := append([]attribute.Key{semconv.DBSystemNameKey, semconv.DBCollectionNameKey, semconv.DBOperationNameKey}, event...)
+	failure := []attribute.Key{semconv.ErrorTypeKey}
+	outcome := []attribute.Key{"worker.outcome"}
+	handle := form{trace.Span_SPAN_KIND_INTERNAL, append([]attribute.Key{"worker.handler", "worker.attempt"}, event...), failure}
+	routed := append([]attribute.Key{semconv.MessagingRabbitMQDestinationRoutingKeyKey}, server...)
+
+	for name, test := range map[string]struct {
+		open   func(*testing.T) *program
+		forms  map[string]form
+		values map[string]map[attribute.Key]string
+	}{
+		"on servers": {onServers, map[string]form{
+			"append events": {
+				trace.Span_SPAN_KIND_CLIENT, slices.Concat(store, server, []attribute.Key{semconv.DBNamespaceKey}),
+				append([]attribute.Key{semconv.DBResponseStatusCodeKey, semconv.DBOperationBatchSizeKey}, failure...),
+			},
+			"publish healz.events":          {trace.Span_SPAN_KIND_PRODUCER, slices.Concat(messaging, routed), failure},
+			"process healz.events.consumer": {trace.Span_SPAN_KIND_CONSUMER, slices.Concat(messaging, routed, outcome), failure},
+			"handle welcome-patient":        handle,
+		}, map[string]map[attribute.Key]string{
+			"append events": {semconv.DBSystemNameKey: "postgresql", semconv.DBCollectionNameKey: "events"},
+			"publish healz.events": {
+				semconv.MessagingSystemKey: "rabbitmq", semconv.MessagingOperationTypeKey: "send",
+				semconv.MessagingDestinationNameKey: "healz.events:PatientRegistered",
+			},
+			"process healz.events.consumer": {
+				semconv.MessagingOperationTypeKey: "process", semconv.MessagingOperationNameKey: "process",
+				semconv.MessagingDestinationNameKey:               "healz.events:PatientRegistered:healz.events.consumer",
+				semconv.MessagingRabbitMQDestinationRoutingKeyKey: "PatientRegistered", semconv.ErrorTypeKey: "dead_lettered",
+			},
+			"handle welcome-patient": {semconv.ErrorTypeKey: "_OTHER"},
+		}},
+		"embedded": {embedded, map[string]form{
+			"append events": {
+				trace.Span_SPAN_KIND_CLIENT, store,
+				append([]attribute.Key{semconv.DBOperationBatchSizeKey}, failure...),
+			},
+			"publish events":         {trace.Span_SPAN_KIND_PRODUCER, messaging, failure},
+			"process events":         {trace.Span_SPAN_KIND_CONSUMER, append(outcome, messaging...), failure},
+			"handle welcome-patient": handle,
+		}, map[string]map[attribute.Key]string{
+			"append events":  {semconv.DBSystemNameKey: "sqlite"},
+			"publish events": {semconv.MessagingSystemKey: "in_process"},
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			documented, err := os.ReadFile("../../docs/operations.md")
+			require.NoError(t, err)
+			p := test.open(t)
+			received := newTraceReceiver(t)
+			p.env = append(p.env, "OTEL_EXPORTER_OTLP_ENDPOINT="+received.URL)
+			w := p.start("--chaos", "--retry-attempts", "1")
+			p.awaitFollowUp(p.append(registration(uuid.NewString(), `{"name":"Ana"}`, ""))[0], "WelcomeMessageRequested")
+			p.append(registration(uuid.NewString(), `{"name":"Ana"}`, `,"metadata":{"fail_times":9}`))
+			p.awaitLetters(1)
+			w.stop()
+
+			seen := map[string]map[string]bool{} // the texts of the attributes of all spans of a name
+			for _, s := range received.Spans() {
+				form, known := test.forms[s.GetName()]
+				require.True(t, known, s.GetName())
+				require.Equal(t, form.kind, s.GetKind(), s.GetName())
+				var keys []attribute.Key
+				for _, a := range s.GetAttributes() {
+					key := attribute.Key(a.GetKey())
+					keys = append(keys, key)
+					require.True(t, slices.Contains(form.required, key) || slices.Contains(form.optional, key), "%s: %s", s.GetName(), key)
+					if strings.HasPrefix(a.GetKey(), own) {
+						require.Contains(t, string(documented), "`"+a.GetKey()+"`")
+					}
+				}
+				require.Subset(t, keys, form.required, s.GetName())
+				require.Equal(t, s.GetStatus().GetCode() == trace.Status_STATUS_CODE_ERROR, slices.Contains(keys, semconv.ErrorTypeKey), s.GetName())
+				if seen[s.GetName()] == nil {
+					seen[s.GetName()] = map[string]bool{}
+				}
+				for key, text := range otlp.Attributes(s.GetAttributes()) {
+					seen[s.GetName()][key+"="+text] = true
+				}
+			}
+			require.Len(t, seen, len(test.forms))
+			for name, values := range test.values {
+				for key, value := range values {
+					require.Contains(t, seen[name], string(key)+"="+value, name)
+				}
+			}
+		})
+	}
+}
+
+// A collector that refuses or never answers keeps no event back. It is one line of the log, and the spans are counted.
 func TestTracesThatCannotBeSent(t *testing.T) {
 	t.Parallel()
 	p := embedded(t)
-	p.env = append(p.env, "OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:1")
+	p.env = append(p.env, "OTEL_BSP_SCHEDULE_DELAY=1", "OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:1")
 	w := p.start()
-	p.awaitFollowUp(p.append(registration(uuid.NewString(), `{"name":"Ana"}`, ""))[0], "WelcomeMessageRequested")
+	_, text := w.get("/metrics")
+	require.Contains(t, text, "worker_trace_spans_dropped_total 0\n")
+	for range 5 {
+		e := decodeLines[wire](t, p.run(registration(uuid.NewString(), `{"name":"Ana"}`, ""), "append", "--format", "json").out)[0]
+		p.awaitFollowUp(e, "WelcomeMessageRequested")
+	}
+	require.Eventually(t, func() bool {
+		_, text := w.get("/metrics")
+		return !strings.Contains(text, "worker_trace_spans_dropped_total 0\n")
+	}, patience, tick)
 	w.stop()
+	require.Equal(t, 1, strings.Count(w.log.String(), "cannot export traces"))
+	require.Equal(t, 1, strings.Count(w.log.String(), "spans were not exported"))
+}
+
+// A command that cannot export its spans says so.
+func TestAppendSaysThatItsSpansAreLost(t *testing.T) {
+	t.Parallel()
+	var listen net.ListenConfig
+	hanging, err := listen.Listen(t.Context(), "tcp", "127.0.0.1:0") // it accepts nothing
+	require.NoError(t, err)
+	defer hanging.Close()
+	for endpoint, reason := range map[string]string{
+		"http://" + hanging.Addr().String(): "the collector did not take them in time", "http://127.0.0.1:1": "connection refused",
+	} {
+		p := embedded(t)
+		p.env = append(p.env, "OTEL_EXPORTER_OTLP_ENDPOINT="+endpoint)
+		r := p.run(registration(uuid.NewString(), `{"name":"Ana"}`, ""), "append")
+		require.Zero(t, r.code, r.err)
+		require.Contains(t, r.err, `msg="spans were not exported" dropped=1 error="`)
+		require.Contains(t, r.err, reason)
+		require.Equal(t, 1, strings.Count(r.err, "\n"), r.err)
+	}
 }
 
 func TestMetricsAreServed(t *testing.T) {
@@ -151,9 +281,9 @@ func TestTheLogLevelIsChangedWhileItRuns(t *testing.T) {
 		return w.log.String()[before:]
 	}
 	require.NotContains(t, handle(), "level=DEBUG")
-	change(syscall.SIGUSR1, "DEBUG")
+	change(posix.SIGUSR1, "DEBUG")
 	require.Contains(t, handle(), "level=DEBUG")
-	change(syscall.SIGUSR1, "DEBUG")
-	change(syscall.SIGUSR2, "INFO")
+	change(posix.SIGUSR1, "DEBUG")
+	change(posix.SIGUSR2, "INFO")
 	require.NotContains(t, handle(), "level=DEBUG")
 }

@@ -15,12 +15,19 @@ import (
 	"github.com/healz/worker/internal/worker"
 )
 
-const flushTimeout = 5 * time.Second
+// How long the end of a program waits for the export of its last spans: of a command that a person or a script waits for,
+// and of a worker.
+const (
+	flushCommand = time.Second
+	flushWorker  = 5 * time.Second
+)
 
 // withTracer calls do with the tracer that the variables of OpenTelemetry configure, which may be nil, and exports the last
-// traces at the end.
-func withTracer(ctx context.Context, s worker.Settings, logger *slog.Logger, do func(*tracing.Tracer) error) error {
-	t, stop, err := tracing.Start(ctx, version(), s.MessagingSystem(), s.AMQP.Prefix, os.Getenv, logger)
+// spans at the end, within a time. It logs if it cannot.
+func withTracer(
+	ctx context.Context, s worker.Settings, flush time.Duration, logger *slog.Logger, do func(*tracing.Tracer) error,
+) error {
+	t, stop, err := tracing.Start(ctx, version(), s.Places(), os.Getenv, logger)
 	if errors.Is(err, tracing.ErrSetting) {
 		return usageError{err}
 	}
@@ -28,11 +35,9 @@ func withTracer(ctx context.Context, s worker.Settings, logger *slog.Logger, do 
 		return fmt.Errorf("export traces: %w", err)
 	}
 	err = do(t)
-	flushing, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushTimeout)
+	flushing, cancel := context.WithTimeout(context.WithoutCancel(ctx), flush)
 	defer cancel()
-	if lost := stop(flushing); lost != nil {
-		logger.WarnContext(ctx, "the last traces could not be exported", "error", lost)
-	}
+	stop(flushing)
 	return err
 }
 

@@ -30,6 +30,9 @@ const (
 
 	// ReplayHandlerKey names the one handler that a replayed message is for; the others had succeeded.
 	ReplayHandlerKey = "replay_handler"
+
+	// EarlierAttemptsKey is how many attempts the handler that a message is for has had in earlier rounds of --retry-later.
+	EarlierAttemptsKey = "postponed_attempts"
 )
 
 // BatchPublisher publishes messages, of any event types, in order.

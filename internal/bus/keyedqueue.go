@@ -19,6 +19,7 @@ func KeyOf(m *message.Message) string {
 // KeyedQueue decides what is handed over next: of each key one item at a time, in the order of arrival. The zero value is
 // an empty queue. It is not safe for concurrent use.
 type KeyedQueue[T any] struct {
+	length   int // waiting or in flight
 	inFlight int
 	keys     map[string]*key[T]
 	ready    []*key[T] // those with items waiting and none in flight
@@ -31,6 +32,9 @@ type key[T any] struct {
 
 // Empty tells whether nothing waits or is in flight.
 func (q *KeyedQueue[T]) Empty() bool { return len(q.keys) == 0 }
+
+// Len is how many items wait or are in flight.
+func (q *KeyedQueue[T]) Len() int { return q.length }
 
 // InFlight is how many items are in flight.
 func (q *KeyedQueue[T]) InFlight() int { return q.inFlight }
@@ -46,6 +50,7 @@ func (q *KeyedQueue[T]) Add(name string, item T) {
 		q.keys[name] = k
 	}
 	k.waiting = append(k.waiting, item)
+	q.length++
 	if !k.inFlight && len(k.waiting) == 1 {
 		q.ready = append(q.ready, k)
 	}
@@ -71,6 +76,7 @@ func (q *KeyedQueue[T]) Take() {
 
 // Done notes that the item of a key that was in flight no longer is.
 func (q *KeyedQueue[T]) Done(name string) {
+	q.length--
 	q.inFlight--
 	q.keys[name].inFlight = false
 	q.update(name)
@@ -80,6 +86,7 @@ func (q *KeyedQueue[T]) Done(name string) {
 func (q *KeyedQueue[T]) Again(name string, item T) {
 	k := q.keys[name]
 	k.waiting = append([]T{item}, k.waiting...)
+	q.length++
 	q.Done(name)
 }
 
@@ -102,6 +109,7 @@ func (q *KeyedQueue[T]) Remove(name string, wanted func(T) bool) (item T, found 
 	}
 	item = k.waiting[i]
 	k.waiting = slices.Delete(k.waiting, i, i+1)
+	q.length--
 	return item, true
 }
 
@@ -122,5 +130,6 @@ func (q *KeyedQueue[T]) RemoveAll(meant func(T) bool) []T {
 		k.waiting = rest
 		q.update(name)
 	}
+	q.length -= len(removed)
 	return removed
 }

@@ -593,7 +593,7 @@ func TestReplayIsAJob(t *testing.T) {
 			return !slices.ContainsFunc(texts, func(text string) bool { return !strings.Contains(body, text) })
 		}, patience, 50*time.Millisecond, "%s", texts)
 	}
-	says("running", "dead letter "+s.Letter, "<b>1</b> chosen")
+	says("waiting for a worker", "no worker leads the relay of this store", "dead letter "+s.Letter, "<b>1</b> chosen")
 	response, _ = v.post(page+"/stop", url.Values{"form_token": {v.formToken("/")}})
 	require.Equal(t, page, response.Header.Get("Location"))
 	says("stopped")

@@ -52,6 +52,8 @@ type jobState struct {
 	Steps   []jobStep
 	Done    bool
 	Stopped bool
+	// Waiting says why the replay waits for a worker, "" if it does not.
+	Waiting string
 	Problem string
 	Ended   time.Time
 }
@@ -78,7 +80,7 @@ func (j *jobs) start(title, who string, run func(ctx context.Context, report fun
 		started.mu.Lock()
 		defer started.mu.Unlock()
 		s := &started.state
-		s.Done, s.Ended, s.Stopped = true, time.Now(), ctx.Err() != nil
+		s.Done, s.Ended, s.Stopped, s.Waiting = true, time.Now(), ctx.Err() != nil, ""
 		if err != nil && !s.Stopped {
 			s.Problem = err.Error()
 		}
@@ -99,7 +101,11 @@ func (j *jobs) latest() []jobPage {
 func (j *job) report(p deadletter.Progress) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	j.state.Counts = p.Counts
+	j.state.Counts, j.state.Waiting = p.Counts, ""
+	if p.Step == deadletter.NoWorker {
+		j.state.Waiting = p.Problem.Error()
+		return
+	}
 	if p.Step == deadletter.Begun || p.Step == deadletter.Done {
 		return
 	}

@@ -45,7 +45,7 @@ func StatusOf(h worker.Health, metrics map[string]float64) Status {
 		Queued: value("queue_messages"), Letters: value("dead_letters"),
 		Totals: Totals{
 			Appended: math.NaN(), Relayed: value("relay_events_total"),
-			Received: handled + dead + float64(h.Events[observe.Postponed]), Handled: handled,
+			Received: handled + dead + float64(h.Events[observe.Duplicate]+h.Events[observe.Postponed]), Handled: handled,
 			Failed: value("handler_failures_total"), DeadLettered: dead,
 		},
 	}

@@ -9,11 +9,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"reflect"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
 	"github.com/oklog/ulid/v2"
 
+	"github.com/healz/worker/internal/events"
 	"github.com/healz/worker/internal/store"
 )
 
@@ -53,30 +56,36 @@ func (t *Table) Export(ctx context.Context, f Filter, file File) (int, error) {
 	return n, nil
 }
 
-// ExportAndRemove is as [Table.Export], and deletes the letters, each once its line is safe. It returns how many it
-// deleted; after an error the file may have more.
+// ErrExporting says that another [Table.ExportAndRemove] of the store runs.
+var ErrExporting = errors.New("another export --remove is running")
+
+const (
+	exportTask = "export"
+	// exportTTL is less than the minute after which a lease counts as ended.
+	exportTTL = 50 * time.Second
+)
+
+// ExportAndRemove is as [Table.Export], and deletes the letters: some at a time are read, written, synced and deleted. No
+// transaction is open while the file is written. A lease excludes other calls, which fail with [ErrExporting]. A letter that
+// was changed while the file was written is in the file and stays in the table. It returns how many it deleted; after an
+// error the file may have more.
 func (t *Table) ExportAndRemove(ctx context.Context, f Filter, file File) (n int, err error) {
 	w := bufio.NewWriter(file)
 	states, _ := t.conditions(Filter{States: f.States})
+	holder := uuid.NewString()
+	if err := t.takeExport(ctx, holder); err != nil {
+		return 0, fmt.Errorf("export dead letters: %w", err)
+	}
+	defer func() { // if this fails, the lease ends by itself
+		_ = t.write(context.WithoutCancel(ctx), "give back the lease of the export",
+			"UPDATE leases SET holder = '' WHERE task = ? AND holder = ?", exportTask, holder)
+	}()
 	for page, err := range t.pages(ctx, f) {
 		for err == nil && len(page) > 0 {
 			some := page[:withinBytes(page)]
 			page = page[len(some):]
-			var letters []Letter
-			if letters, err = t.whole(ctx, some); err != nil {
-				break
-			}
-			var ids []string
-			for _, l := range letters {
-				err = errors.Join(err, writeLine(w, l))
-				ids = append(ids, l.ID)
-			}
-			if err = errors.Join(err, w.Flush(), file.Sync()); err != nil {
-				break
-			}
-			var removed int
-			removed, err = t.write(ctx, "remove exported dead letters", "DELETE FROM dead_letters WHERE seq IN (SELECT seq FROM dead_letters WHERE "+
-				states+" AND "+t.dialect.in("id")+" ORDER BY seq"+t.dialect.forUpdate()+")", list(t.dialect, ids))
+			removed := 0
+			removed, err = t.moveTo(ctx, holder, w, file, some, states)
 			n += removed
 		}
 		if err != nil {
@@ -84,6 +93,83 @@ func (t *Table) ExportAndRemove(ctx context.Context, f Filter, file File) (n int
 		}
 	}
 	return n, nil
+}
+
+// takeExport takes the lease of the export, or renews it.
+func (t *Table) takeExport(ctx context.Context, holder string) error {
+	return t.db.Write(ctx, "take the lease of the export", func(ctx context.Context, tx *sql.Tx) error {
+		n, err := t.exec(ctx, tx, "INSERT INTO leases (task, holder, fence, expires_at) VALUES (?, ?, 1, "+t.dialect.later(exportTTL)+
+			") ON CONFLICT (task) DO UPDATE SET holder = excluded.holder, "+
+			"fence = leases.fence + CASE WHEN leases.holder = excluded.holder THEN 0 ELSE 1 END, expires_at = excluded.expires_at "+
+			"WHERE leases.holder IN (excluded.holder, '') OR leases.expires_at NOT BETWEEN "+t.dialect.now()+" AND "+
+			t.dialect.later(time.Minute), exportTask, holder)
+		if err == nil && n == 0 {
+			err = ErrExporting
+		}
+		return err
+	})
+}
+
+// moveTo writes those of the letters that are still there and meet a condition to a file, syncs it, and deletes those that
+// are still as they were written.
+func (t *Table) moveTo(ctx context.Context, holder string, w *bufio.Writer, file File, page []row, condition string) (removed int, err error) {
+	if err := t.takeExport(ctx, holder); err != nil {
+		return 0, err
+	}
+	letters, err := t.whole(ctx, t.db.DB, page)
+	if err != nil {
+		return 0, t.db.Fault(ctx, "read dead letters", err)
+	}
+	states := make(map[State]bool)
+	for _, r := range page {
+		states[r.State] = true
+	}
+	written := make(map[string]Letter, len(letters))
+	for _, l := range letters {
+		if !states[l.State] {
+			continue
+		}
+		if err := writeLine(w, l); err != nil {
+			return 0, err
+		}
+		written[l.ID] = withoutMessage(l)
+	}
+	if len(written) == 0 {
+		return 0, nil
+	}
+	if err := errors.Join(w.Flush(), file.Sync()); err != nil {
+		return 0, err
+	}
+	err = t.db.Write(ctx, "remove exported dead letters", func(ctx context.Context, tx *sql.Tx) error {
+		held, err := t.exec(ctx, tx, "UPDATE leases SET expires_at = "+t.dialect.later(exportTTL)+" WHERE task = ? AND holder = ?",
+			exportTask, holder)
+		if err == nil && held == 0 {
+			err = errExportLost
+		}
+		if err != nil {
+			return err
+		}
+		now, err := t.locked(ctx, tx, seqsOf(page), condition)
+		if err != nil {
+			return err
+		}
+		now = slices.DeleteFunc(now, func(r row) bool { return !reflect.DeepEqual(withoutMessage(r.Letter), written[r.ID]) })
+		removed, err = t.exec(ctx, tx, "DELETE FROM dead_letters WHERE "+t.dialect.in("seq"), list(t.dialect, seqsOf(now)))
+		return err
+	})
+	if err != nil {
+		return 0, err
+	}
+	return removed, nil
+}
+
+var errExportLost = errors.New("writing the file took so long that another export --remove has begun; " +
+	"this one has not deleted the letters of the last lines of its file")
+
+// withoutMessage is a letter as [Table.List] has it, but for its event.
+func withoutMessage(l Letter) Letter {
+	l.Event, l.Headers, l.Body, l.Raw = events.Event{}, nil, nil, nil
+	return l
 }
 
 func writeLine(w io.Writer, l Letter) error {

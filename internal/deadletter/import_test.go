@@ -203,3 +203,101 @@ func TestExportAndRemoveKeepsWhatIsNotSafe(t *testing.T) {
 		require.ErrorIs(t, err, full)
 	})
 }
+
+// blockedFile is a file whose Sync waits for resume.
+type blockedFile struct {
+	bytes.Buffer
+
+	syncing, resume chan struct{}
+}
+
+func (f *blockedFile) Sync() error {
+	f.syncing <- struct{}{}
+	<-f.resume
+	return nil
+}
+
+// exportBlocked begins an export whose file takes its time. The function that it returns lets it end.
+func exportBlocked(t *testing.T, table *deadletter.Table) (file *blockedFile, end func() (int, error)) {
+	t.Helper()
+	file = &blockedFile{syncing: make(chan struct{}), resume: make(chan struct{})}
+	var n int
+	var err error
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		n, err = table.ExportAndRemove(t.Context(), deadletter.Filter{}, file)
+	}()
+	select {
+	case <-file.syncing:
+	case <-ended:
+		require.Fail(t, "the export has ended", "%v", err)
+	}
+	return file, func() (int, error) {
+		close(file.resume)
+		<-ended
+		return n, err
+	}
+}
+
+func TestASlowExportBlocksNobody(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, b backend, table *deadletter.Table) {
+		t.Helper()
+		many(t, table, 3)
+		tail, err := b.Tail(t.Context(), store.TailConfig{BatchSize: 1, Start: store.StartBeginning})
+		require.NoError(t, err)
+		defer func() { require.NoError(t, tail.Close()) }()
+		file, end := exportBlocked(t, table)
+
+		e := storetest.NewStream().Next()
+		require.NoError(t, b.Append(t.Context(), e))
+		require.Eventually(t, func() bool {
+			batch, err := tail.Next(t.Context(), nil)
+			return err == nil && strings.Contains(string(batch.Events), e.ID.String())
+		}, patience, 10*time.Millisecond)
+		var other memoryFile
+		n, err := table.ExportAndRemove(t.Context(), deadletter.Filter{}, &other)
+		require.ErrorIs(t, err, deadletter.ErrExporting)
+		require.Zero(t, n+other.Len())
+		changed := all(t, table, deadletter.Filter{})[1].ID
+		n, err = table.PutAside(t.Context(), deadletter.Filter{IDs: []string{changed}}, deadletter.Archived, deadletter.Decision{By: "ana"})
+		require.NoError(t, err)
+		require.Equal(t, 1, n)
+		n, err = table.Restore(t.Context(), deadletter.Filter{IDs: []string{changed}, States: []deadletter.State{deadletter.Archived}}, "ana")
+		require.NoError(t, err)
+		require.Equal(t, 1, n)
+
+		n, err = end()
+		require.NoError(t, err)
+		require.Equal(t, 2, n)
+		require.Equal(t, 3, strings.Count(file.String(), "\n"))
+		require.Equal(t, changed, only(t, table).ID)
+		n, err = table.ExportAndRemove(t.Context(), deadletter.Filter{}, &other)
+		require.NoError(t, err)
+		require.Equal(t, 1, n, "the lease was given back")
+	})
+}
+
+func TestAnExportThatHasLostItsLeaseRemovesNothing(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, b backend, table *deadletter.Table) {
+		t.Helper()
+		many(t, table, 3)
+		file, end := exportBlocked(t, table)
+		write(t, b, "UPDATE leases SET expires_at = "+map[store.Dialect]string{
+			store.SQLite: "0", store.Postgres: "'2000-01-01'",
+		}[b.SQL().Dialect]+" WHERE task = 'export'")
+		other, endOther := exportBlocked(t, table)
+
+		n, err := end()
+		require.ErrorContains(t, err, "another export --remove has begun")
+		require.Zero(t, n)
+		require.Equal(t, 3, strings.Count(file.String(), "\n"))
+		require.Len(t, everything(t, table), 3)
+		n, err = endOther()
+		require.NoError(t, err)
+		require.Equal(t, 3, n)
+		require.Equal(t, file.String(), other.String())
+	})
+}

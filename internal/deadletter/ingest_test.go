@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"strings"
 	"sync"
@@ -392,11 +393,11 @@ func TestIngestTakesWhateverAMessageSays(t *testing.T) {
 			"long random texts": texts(strings.Join(randomWords(4000), " ")),
 			"large numbers": func(a *deadletter.Arrival) {
 				a.Headers = map[string]any{deadletter.ReplayCountKey: "99999999999", "n": json.Number("9007199254740993"), "f": json.Number("0.1000000000000000055")}
-				a.Attempts = 1 << 40
+				a.Attempts = math.MaxInt
 			},
 			"small numbers": func(a *deadletter.Arrival) {
 				a.Headers = map[string]any{deadletter.ReplayCountKey: "-99999999999"}
-				a.Attempts = -1 << 40
+				a.Attempts = math.MinInt
 			},
 			"a version beyond int32": func(a *deadletter.Arrival) {
 				a.Body = []byte(`{"event_id":"` + uuid.NewString() + `","aggregate_version":99999999999}`)

@@ -78,6 +78,9 @@ type Step string
 const (
 	// Begun: the letters have been counted, none is sent.
 	Begun Step = "begun"
+	// NoWorker: letters are released, and for some seconds no worker has led that would send them, as Problem says. The replay
+	// waits for one. It is yielded at most once.
+	NoWorker Step = "no worker"
 	// Sent: the worker has put its message on the bus, and the bus has it safely.
 	Sent Step = "sent"
 	// Handled: the handler that had failed has handled it.
@@ -97,7 +100,7 @@ type Progress struct {
 	Step     Step
 	// Letter is the one that the step is about. That of FailedAgain tells the new failure.
 	Letter Letter
-	// Problem says why the letter was kept.
+	// Problem says why the letter was kept, or what the replay waits for.
 	Problem error
 	Counts
 }
@@ -118,7 +121,7 @@ var (
 	// stay dead letters.
 	ErrTooManyFailures = errors.New("too many letters failed again")
 	// ErrNoOutcome ends a replay of which no outcome came for as long as [ReplayOptions.Patience], before all were sent.
-	ErrNoOutcome = errors.New("no outcome came: is a worker running?")
+	ErrNoOutcome = errors.New("no outcome came in time")
 )
 
 // ReplayHeaders are the headers that a letter's message gets for a replay, besides those that it had before its failure.

@@ -7,15 +7,19 @@ import (
 	"math/rand/v2"
 	"regexp"
 	"slices"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/healz/worker/internal/bus"
 	"github.com/healz/worker/internal/deadletter"
+	"github.com/healz/worker/internal/store"
 	"github.com/healz/worker/internal/store/storetest"
 )
 
@@ -97,7 +101,10 @@ func (f *fakeBus) settle(ctx context.Context, r deadletter.Release) deadletter.S
 
 func replay(ctx context.Context, table *deadletter.Table, f deadletter.Filter, o deadletter.ReplayOptions) (steps []deadletter.Step, last deadletter.Progress, err error) {
 	for last, err = range table.Replay(ctx, f, o) {
-		if steps = append(steps, last.Step); err != nil {
+		if last.Step != deadletter.NoWorker { // a fake bus has no lease
+			steps = append(steps, last.Step)
+		}
+		if err != nil {
 			return steps, last, err
 		}
 	}
@@ -695,5 +702,100 @@ func TestALetterReleasedAnewBeforeItsFirstSendingIsNoted(t *testing.T) {
 		require.Equal(t, 1, first.FailedAgain+first.Kept, "kept by the second")
 		require.Equal(t, deadletter.Counts{Chosen: 1, Sent: 1, Handled: 1}, <-second)
 		require.Equal(t, []string{"0", "0"}, f.sent())
+	})
+}
+
+func TestAReplayWithoutAWorkerSaysThatItWaitsForOne(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, b backend, table *deadletter.Table) {
+		t.Helper()
+		tail, err := b.Tail(t.Context(), store.TailConfig{BatchSize: 1})
+		require.NoError(t, err)
+		defer func() { require.NoError(t, tail.Close()) }()
+		many(t, table, 3)
+		o := deadletter.ReplayOptions{Patience: 10 * time.Second}
+		var steps []deadletter.Step
+		var problem error
+		for p, replayErr := range table.Replay(t.Context(), deadletter.Filter{}, o) {
+			if err = replayErr; err == nil {
+				steps, problem = append(steps, p.Step), p.Problem
+			}
+		}
+		require.Equal(t, []deadletter.Step{deadletter.Begun, deadletter.NoWorker}, steps)
+		require.ErrorContains(t, problem, "no worker leads")
+		require.ErrorIs(t, err, deadletter.ErrNoOutcome)
+		require.ErrorContains(t, err, "no worker leads")
+		require.Len(t, all(t, table, deadletter.Filter{}), 3)
+
+		o.Patience = time.Millisecond // the lease may be free for a moment only
+		for p, replayErr := range table.Replay(t.Context(), deadletter.Filter{}, o) {
+			require.NotEqual(t, deadletter.NoWorker, p.Step)
+			err = replayErr
+		}
+		require.ErrorIs(t, err, deadletter.ErrNoOutcome)
+		require.NotContains(t, err.Error(), "no worker")
+
+		_, err = tail.TakeLease(t.Context(), store.RelayTask, "leader", time.Minute)
+		require.NoError(t, err)
+		for p, replayErr := range table.Replay(t.Context(), deadletter.Filter{}, o) {
+			require.NotEqual(t, deadletter.NoWorker, p.Step)
+			err = replayErr
+		}
+		require.ErrorIs(t, err, deadletter.ErrNoOutcome)
+		require.NotContains(t, err.Error(), "no worker")
+	})
+}
+
+// What a command says that it has done is what it has changed, whatever another does at the same time.
+func TestCommandsAtOnceHaveEachLetterOnce(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, b backend, table *deadletter.Table) {
+		t.Helper()
+		const n = deadletter.PageRows + 100
+		many(t, table, n)
+		atOnce := func(do func(table *deadletter.Table) (int, error)) {
+			t.Helper()
+			var g errgroup.Group
+			var sum atomic.Int64
+			for range 3 {
+				g.Go(func() error {
+					done, err := do(deadletter.NewTable(b.SQL()))
+					sum.Add(int64(done))
+					return err
+				})
+			}
+			require.NoError(t, g.Wait())
+			require.EqualValues(t, n, sum.Load())
+		}
+		ctx := t.Context()
+		atOnce(func(table *deadletter.Table) (int, error) {
+			return table.PutAside(ctx, deadletter.Filter{}, deadletter.Archived, deadletter.Decision{By: "ana"})
+		})
+		atOnce(func(table *deadletter.Table) (int, error) { return table.Restore(ctx, deadletter.Filter{}, "ben") })
+		var mu sync.Mutex
+		var files strings.Builder
+		atOnce(func(table *deadletter.Table) (int, error) {
+			var file memoryFile
+			removed, err := table.ExportAndRemove(ctx, deadletter.Filter{}, &file)
+			mu.Lock()
+			defer mu.Unlock()
+			files.WriteString(file.String())
+			if errors.Is(err, deadletter.ErrExporting) {
+				require.Zero(t, removed+file.Len())
+				err = nil
+			}
+			return removed, err
+		})
+		lines := strings.Split(strings.TrimSpace(files.String()), "\n")
+		once := map[string]bool{}
+		for _, line := range lines {
+			once[line] = true
+		}
+		require.Equal(t, [2]int{n, n}, [2]int{len(lines), len(once)})
+		atOnce(func(table *deadletter.Table) (int, error) {
+			counts, err := table.Import(ctx, strings.NewReader(files.String()), false)
+			return counts.Imported, err
+		})
+		atOnce(func(table *deadletter.Table) (int, error) { return table.PurgeWaiting(ctx) })
 	})
 }

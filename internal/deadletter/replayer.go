@@ -11,6 +11,7 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 
 	"github.com/healz/worker/internal/bus"
+	"github.com/healz/worker/internal/observe"
 )
 
 const (
@@ -55,11 +56,12 @@ type Replayer struct {
 	table     *Table
 	publisher Publisher
 	logger    *slog.Logger
+	outage    observe.Outage
 }
 
 // NewReplayer returns a replayer from a table to a bus.
 func NewReplayer(table *Table, publisher Publisher, logger *slog.Logger) *Replayer {
-	return &Replayer{table: table, publisher: publisher, logger: logger}
+	return &Replayer{table: table, publisher: publisher, logger: logger, outage: observe.Outage{After: observe.Moment}}
 }
 
 // Run sends released letters until stopping is closed, and then finishes the batch in flight, or until ctx is done. When
@@ -76,8 +78,10 @@ func (r *Replayer) Run(ctx context.Context, stopping <-chan struct{}) {
 		}
 		sent, sendErr := r.sendAll(ctx, stopping)
 		err = errors.Join(err, sendErr)
-		if err != nil && ctx.Err() == nil {
-			r.logger.WarnContext(ctx, "cannot replay dead letters, will try again", "error", err)
+		if err == nil {
+			r.outage.Over(ctx, r.logger, "dead letters can be replayed again")
+		} else if ctx.Err() == nil {
+			r.outage.Fails(ctx, r.logger, slog.LevelWarn, "cannot replay dead letters, will try again", "error", err)
 		}
 		if wait = min(2*wait, maxPoll); sent > 0 {
 			wait = minPoll
@@ -135,7 +139,7 @@ func (t *Table) releases(ctx context.Context) ([]Release, []int64, error) {
 	if err != nil || len(page) == 0 {
 		return nil, nil, t.db.Fault(ctx, doing, err)
 	}
-	whole, err := t.whole(ctx, page[:withinBytes(page)])
+	whole, err := t.whole(ctx, t.db.DB, page[:withinBytes(page)])
 	if err != nil {
 		return nil, nil, t.db.Fault(ctx, doing, err)
 	}
@@ -212,7 +216,7 @@ func (t *Table) giveUp(ctx context.Context, now time.Time) error {
 	if lock := t.dialect.forUpdate(); lock != "" {
 		inOrder = " ORDER BY seq" + lock
 	}
-	_, err := t.write(ctx, "give up on replayed dead letters",
+	err := t.write(ctx, "give up on replayed dead letters",
 		"UPDATE dead_letters SET state = 'waiting', problem = ? WHERE seq IN ("+selectSilent+inOrder+")",
 		"no outcome for "+outcomeTimeout.String(), before, before)
 	return err

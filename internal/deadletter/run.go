@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+
+	"github.com/healz/worker/internal/store"
 )
 
 const (
@@ -22,6 +24,11 @@ const (
 	lastPoll  = 200 * time.Millisecond
 	// rateReserve is for how long a replay may make up for what its rate would have allowed.
 	rateReserve = 2 * lastPoll
+	// leaderInterval is the time between two queries for a leader, while letters are released and not sent.
+	leaderInterval = time.Second
+	// leaderlessTime is how long the lease must be free at every query, before no worker is said to lead: a relay gives it
+	// back for a moment while the bus is away, and so does a worker that is stopped.
+	leaderlessTime = 8 * time.Second
 )
 
 // Replay releases the letters that f chooses, of those that wait, for the worker that leads to send, and yields each step:
@@ -53,6 +60,10 @@ type run struct {
 	began    time.Time
 	news     time.Time
 	poll     time.Duration
+	// freeSince is the first of the last queries, up to that at asked, at which no worker led; zero if one led.
+	freeSince, asked time.Time
+	// noWorker says that no worker has led for leaderlessTime, and said that the step NoWorker was yielded.
+	noWorker, said bool
 }
 
 // errStopped says that the caller wants no further steps.
@@ -79,7 +90,7 @@ func (r *run) replay(ctx context.Context, f Filter) error {
 	if ctx.Err() != nil && errors.Is(err, ctx.Err()) { // of a statement that was cut off
 		err = context.Cause(ctx)
 	}
-	_, takeBackErr := r.table.write(context.WithoutCancel(ctx), "end a replay",
+	takeBackErr := r.table.write(context.WithoutCancel(ctx), "end a replay",
 		"UPDATE dead_letters SET state = 'waiting', released_at = NULL WHERE seq IN (SELECT seq FROM dead_letters "+
 			"WHERE state = 'replaying' AND sent_at IS NULL AND release = ? ORDER BY seq"+r.table.dialect.forUpdate()+")", r.options.Resume)
 	if err = errors.Join(err, takeBackErr); err != nil {
@@ -120,6 +131,11 @@ func (r *run) send(ctx context.Context) error {
 			return err
 		}
 		sent := !slices.Contains(slices.Collect(maps.Values(r.released)), false)
+		if sent {
+			r.freeSince, r.noWorker = time.Time{}, false
+		} else if err := r.findLeader(ctx); err != nil {
+			return err
+		}
 		switch {
 		case len(r.order) == 0 && (len(r.released) == 0 || sent && r.options.Patience == 0):
 			return nil
@@ -128,6 +144,9 @@ func (r *run) send(ctx context.Context) error {
 		case r.options.Patience > 0 && len(r.released) > 0 && time.Since(r.news) > r.options.Patience:
 			if len(r.order) == 0 && sent {
 				return nil // all are on their way
+			}
+			if r.noWorker {
+				return fmt.Errorf("%w: %w", ErrNoOutcome, errNoWorker)
 			}
 			return ErrNoOutcome
 		}
@@ -140,6 +159,38 @@ func (r *run) send(ctx context.Context) error {
 		}
 		r.poll = min(2*r.poll, lastPoll)
 	}
+}
+
+// findLeader shows, once in a replay, that no worker leads.
+func (r *run) findLeader(ctx context.Context) error {
+	if time.Since(r.asked) < leaderInterval {
+		return nil
+	}
+	r.asked = time.Now()
+	if !r.table.leaderless(ctx) {
+		r.freeSince, r.noWorker = time.Time{}, false
+		return nil
+	}
+	if r.freeSince.IsZero() {
+		r.freeSince = r.asked
+	}
+	r.noWorker = r.asked.Sub(r.freeSince) >= leaderlessTime
+	if !r.noWorker || r.said {
+		return nil
+	}
+	r.said = true
+	return r.step(NoWorker, Letter{}, errNoWorker)
+}
+
+var errNoWorker = errors.New("no worker leads the relay of this store, so no letter is published until one does")
+
+// leaderless returns whether no worker holds the lease of the relay, whose holder publishes the released letters. It is
+// false if that cannot be read, as a replay needs no rights on the leases.
+func (t *Table) leaderless(ctx context.Context) bool {
+	leaders := 0
+	err := t.query(ctx, t.db.DB, "SELECT count(*) FROM leases WHERE task = ? AND holder <> '' AND expires_at > "+t.dialect.now(),
+		[]any{store.RelayTask}, func(rows *sql.Rows) error { return rows.Scan(&leaders) })
+	return err == nil && leaders == 0
 }
 
 // due is how many letters may be released now. They begin with as many as would end the replay if all failed again, and

@@ -49,6 +49,22 @@ func (d dialect) at(t time.Time) any {
 	}
 }
 
+// now is the time of the database.
+func (d dialect) now() string {
+	if store.Dialect(d) == store.SQLite {
+		return "CAST(unixepoch('subsec') * 1000000 AS INTEGER)"
+	}
+	return "now()"
+}
+
+// later is the time of the database, and a while more.
+func (d dialect) later(by time.Duration) string {
+	if store.Dialect(d) == store.SQLite {
+		return fmt.Sprintf("%s + %d", d.now(), by.Microseconds())
+	}
+	return fmt.Sprintf("%s + interval '%d microseconds'", d.now(), by.Microseconds())
+}
+
 // in is the condition that a column of texts or numbers is in the list which is its argument.
 func (d dialect) in(column string) string {
 	if store.Dialect(d) == store.SQLite {
@@ -201,11 +217,10 @@ func affected(result sql.Result, err error) (int, error) {
 	return int(n), err
 }
 
-// write runs one statement in a transaction of its own, and returns how many rows it changed.
-func (t *Table) write(ctx context.Context, doing, statement string, args ...any) (n int, err error) {
-	err = t.db.Write(ctx, doing, func(ctx context.Context, tx *sql.Tx) error {
-		n, err = t.exec(ctx, tx, statement, args...)
+// write runs one statement in a transaction of its own.
+func (t *Table) write(ctx context.Context, doing, statement string, args ...any) error {
+	return t.db.Write(ctx, doing, func(ctx context.Context, tx *sql.Tx) error {
+		_, err := t.exec(ctx, tx, statement, args...)
 		return err
 	})
-	return n, err
 }

@@ -24,6 +24,7 @@ type backend interface {
 	store.Store
 	Migrate(ctx context.Context) error
 	SQL() store.SQL
+	Tail(ctx context.Context, c store.TailConfig) (*store.Tail, error)
 }
 
 // onBoth runs a test with the table of a new database on each store.

@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"iter"
+	"slices"
 	"strings"
 	"time"
 
@@ -47,6 +48,11 @@ type Check struct {
 	Name string
 	// Needs names an earlier check. If that is [Wrong], this one is skipped. It may be "".
 	Needs string
+	// Causes names earlier checks. What they found wrong is to be fixed before what this one finds, and explains it unless
+	// this one is about a server of its own.
+	Causes []string
+	// Server marks a check whether a server answers, which has causes of its own.
+	Server bool
 	// Run adds its findings to the report. An error is one more, [Wrong]. Run returns when ctx ends.
 	Run func(ctx context.Context, r *Report) error
 }
@@ -75,22 +81,25 @@ func (r *Report) otherwise(format string, args ...any) {
 
 // Checks returns the checks for a worker with these settings, whose events have at most so many handlers.
 func Checks(s worker.Settings, handlers int) []Check {
-	checks := settingsChecks(s, handlers)
+	of := postgresChecks
 	if s.Embedded() {
-		checks = append(checks, sqliteChecks(s)...)
-	} else {
-		checks = append(checks, postgresChecks(s)...)
+		of = sqliteChecks
 	}
-	if s.AMQP.URL != "" {
-		checks = append(checks, rabbitMQChecks(s)...)
+	server, store := of(s)
+	checks := append(settingsChecks(s, handlers), server)
+	if s.AMQP.URL == "" {
+		return append(checks, store...)
 	}
-	return checks
+	// Whether the servers work comes first: that explains what else is found.
+	broker, queues := rabbitMQChecks(s)
+	broker[0].Causes = []string{server.Name}
+	return slices.Concat(checks, broker, store, queues)
 }
 
 // Examine runs the checks one after another and yields their findings. It does not wait longer than the timeout for a check.
 func Examine(ctx context.Context, checks []Check, timeout time.Duration) iter.Seq[Finding] {
 	return func(yield func(Finding) bool) {
-		wrong := map[string]bool{}
+		wrong, found := map[string]bool{}, map[string]bool{} // the latter without those that are skipped
 		for _, c := range checks {
 			if ctx.Err() != nil {
 				return
@@ -103,7 +112,9 @@ func Examine(ctx context.Context, checks []Check, timeout time.Duration) iter.Se
 			}
 			for _, f := range findings {
 				f.Check = c.Name
+				f.Advice = c.advice(f, found)
 				wrong[c.Name] = wrong[c.Name] || f.Status == Wrong
+				found[c.Name] = found[c.Name] || f.Status == Wrong
 				if !yield(f) {
 					return
 				}
@@ -135,6 +146,27 @@ func (c Check) run(ctx context.Context, timeout time.Duration) Report {
 	case <-time.After(grace):
 		return Report{wrongly(fmt.Sprintf("no answer within %s", timeout),
 			"check whether the server hangs, or the network drops packets")}
+	}
+}
+
+// advice is that of a finding: what is to be fixed first, if its cause was found.
+func (c Check) advice(f Finding, found map[string]bool) string {
+	if f.Status != Wrong && f.Status != Warning {
+		return f.Advice
+	}
+	var first []string
+	for _, cause := range c.Causes {
+		if found[cause] {
+			first = append(first, cause)
+		}
+	}
+	switch {
+	case len(first) == 0:
+		return f.Advice
+	case c.Server:
+		return "fix " + strings.Join(first, " and ") + " first; then: " + f.Advice
+	default:
+		return "fix " + strings.Join(first, " and ") + " first, and run doctor again"
 	}
 }
 

@@ -101,6 +101,11 @@ func (e examined) has(check string, status doctor.Status, says ...string) bool {
 	})
 }
 
+// index is the place of the first finding of a check.
+func (e examined) index(check string) int {
+	return slices.IndexFunc(e, func(f doctor.Finding) bool { return f.Check == check })
+}
+
 func TestExamine(t *testing.T) {
 	t.Parallel()
 	wrong := doctor.Finding{Status: doctor.Wrong, What: "broken", Advice: "mend it"}
@@ -120,15 +125,23 @@ func TestExamine(t *testing.T) {
 		{Name: "fails", Run: func(_ context.Context, r *doctor.Report) error { *r = append(*r, ok); return errors.New("no\nluck") }},
 		{Name: "hangs", Run: func(context.Context, *doctor.Report) error { <-release; return nil }},
 		{Name: "notices", Run: func(ctx context.Context, _ *doctor.Report) error { <-ctx.Done(); return ctx.Err() }},
-		{Name: "goes on", Needs: "", Run: finds(ok)},
+		{Name: "goes on", Causes: []string{"broken"}, Run: finds(ok)},
+		{Name: "follows", Causes: []string{"goes on", "broken", "needs it", "fails"}, Run: finds(wrong)},
+		{Name: "other server", Causes: []string{"broken"}, Server: true, Run: finds(wrong)},
 	}
 	var got []string
 	for f := range doctor.Examine(t.Context(), checks, time.Second) {
-		got = append(got, f.Check+": "+string(f.Status)+": "+f.What)
+		line := f.Check + ": " + string(f.Status) + ": " + f.What
+		if f.Check == "follows" || f.Check == "other server" {
+			line += ": " + f.Advice
+		}
+		got = append(got, line)
 	}
 	require.Equal(t, []string{
 		"broken: ok: fine", "broken: wrong: broken", "needs it: skipped: broken is wrong", "needs that: skipped: needs it is wrong",
 		"fails: ok: fine", "fails: wrong: no luck", "hangs: wrong: no answer within 1s", "notices: wrong: context deadline exceeded", "goes on: ok: fine",
+		"follows: wrong: broken: fix broken and fails first, and run doctor again",
+		"other server: wrong: broken: fix broken first; then: mend it",
 	}, got)
 
 	ctx, cancel := context.WithCancel(t.Context())

@@ -45,13 +45,16 @@ func TestJudgeLag(t *testing.T) {
 	}{
 		"not begun":                       {lag{}, false, Warning},
 		"nothing waits":                   {lag{Begun: true, Moved: seconds(9999)}, false, OK},
-		"at work":                         {lag{true, seconds(0.1), 5000, 5000, seconds(900)}, false, OK},
-		"an event just came":              {lag{true, seconds(9999), 1, 1, seconds(0.1)}, false, OK},
-		"it rests":                        {lag{true, seconds(20), 5, 5, seconds(20)}, false, Warning},
-		"it rests for long":               {lag{true, seconds(90), 5, 5, seconds(90)}, false, Wrong},
-		"what waits is others'":           {lag{true, seconds(90), 5, 0, seconds(90)}, false, Warning},
-		"what waits is others', as it is": {lag{true, seconds(90), 5, 0, seconds(90)}, true, OK},
+		"at work":                         {lag{true, seconds(0.1), 5000, 5000, seconds(900), 0}, false, OK},
+		"an event just came":              {lag{true, seconds(9999), 1, 1, seconds(0.1), 0}, false, OK},
+		"it rests":                        {lag{true, seconds(20), 5, 5, seconds(20), 0}, false, Warning},
+		"it rests for long":               {lag{true, seconds(90), 5, 5, seconds(90), 0}, false, Wrong},
+		"what waits is others'":           {lag{true, seconds(90), 5, 0, seconds(90), 0}, false, Warning},
+		"what waits is others', as it is": {lag{true, seconds(90), 5, 0, seconds(90), 0}, true, OK},
 	} {
 		require.Equal(t, test.want, test.l.judge(test.onlyOwn).Status, name)
 	}
+	held := lag{Begun: true, Moved: seconds(1), Held: 25}
+	require.NotContains(t, held.judge(false).What, "all committed events")
+	require.Contains(t, held.judge(false).What, "25 events not published yet: a running transaction holds back")
 }

@@ -27,6 +27,7 @@ import (
 const (
 	postgresCheck = "postgres"
 	schemaCheck   = "schema"
+	horizonCheck  = "horizon"
 	relayCheck    = "relay"
 	lettersCheck  = "dead letters"
 	inboxCheck    = "inbox"
@@ -61,15 +62,16 @@ type postgresDoctor struct {
 	now      func() time.Time
 }
 
-func postgresChecks(s worker.Settings) []Check {
+func postgresChecks(s worker.Settings) (server Check, others []Check) {
 	d := postgresDoctor{settings: s, now: time.Now}
 	check := func(name, needs string, run func(context.Context, *pgx.Conn, *Report) error) Check {
-		return Check{name, needs, func(ctx context.Context, r *Report) error {
+		return Check{Name: name, Needs: needs, Run: func(ctx context.Context, r *Report) error {
 			return d.on(ctx, func(conn *pgx.Conn) error { return run(ctx, conn, r) })
 		}}
 	}
-	return []Check{
-		{postgresCheck, settingsCheck, d.reach},
+	relay := check(relayCheck, schemaCheck, d.relay)
+	relay.Causes = []string{rabbitMQCheck, publishingCheck, horizonCheck}
+	return Check{Name: postgresCheck, Needs: settingsCheck, Server: true, Run: d.reach}, []Check{
 		check(schemaCheck, postgresCheck, d.schema),
 		check("clock", postgresCheck, d.clock),
 		check("connections", postgresCheck, d.connections),
@@ -77,8 +79,8 @@ func postgresChecks(s worker.Settings) []Check {
 		check("append-only", schemaCheck, d.appendOnly),
 		check("versions", schemaCheck, d.versions),
 		check("grants", schemaCheck, d.grants),
-		check("horizon", schemaCheck, d.horizon),
-		check(relayCheck, schemaCheck, d.relay),
+		check(horizonCheck, schemaCheck, d.horizon),
+		relay,
 		check(lettersCheck, schemaCheck, d.letters),
 		check(inboxCheck, schemaCheck, d.inbox),
 	}
@@ -193,6 +195,9 @@ func (d postgresDoctor) schema(ctx context.Context, conn *pgx.Conn, r *Report) e
 		if err := postgres.CheckAdoption(ctx, conn); errors.Is(err, store.ErrUnfitTable) {
 			r.wrong(err.Error(), "then run `worker migrate up`")
 			return nil
+		} else if errors.Is(err, store.ErrForeignTable) {
+			r.wrong(err.Error(), "correct the columns or the database in DATABASE_URL, then run `worker migrate up`")
+			return nil
 		} else if err != nil {
 			return err
 		}
@@ -206,7 +211,7 @@ func (d postgresDoctor) schema(ctx context.Context, conn *pgx.Conn, r *Report) e
 func judgeSchema(s migrations.Schema, latest int64) Finding {
 	switch {
 	case s.Version == 0:
-		return wrongly("the database has no schema", "run `worker migrate up`, or `worker run`, which does the same")
+		return wrongly("the database has no schema", "run `worker migrate up`, or `worker run` with --migrate")
 	case s.Version < latest:
 		return wrongly(fmt.Sprintf("the schema has version %d, and this worker needs %d", s.Version, latest), "run `worker migrate up`")
 	case s.Breaking > latest:
@@ -435,6 +440,7 @@ type lag struct {
 	Moved        *float64 // seconds since the position moved; infinite if it has not moved and the time is unknown
 	Waiting, Own int
 	Oldest       *float64 // seconds since the oldest of these was created
+	Held         int      // committed events that a running transaction holds back
 }
 
 func (d postgresDoctor) relay(ctx context.Context, conn *pgx.Conn, r *Report) error {
@@ -447,7 +453,7 @@ func (d postgresDoctor) relay(ctx context.Context, conn *pgx.Conn, r *Report) er
 	}
 	read := func() (l lag, err error) {
 		var deleted bool
-		err = conn.QueryRow(ctx, lagSQL).Scan(&l.Begun, &deleted, &l.Moved, &l.Waiting, &l.Own, &l.Oldest)
+		err = conn.QueryRow(ctx, lagSQL, d.settings.Relay.OnlyOwn).Scan(&l.Begun, &deleted, &l.Moved, &l.Waiting, &l.Own, &l.Oldest, &l.Held)
 		if deleted {
 			err = store.ErrNoPosition
 		}
@@ -478,7 +484,15 @@ func (l lag) judge(onlyOwn bool) Finding {
 	if !l.Begun {
 		return warning("no relay has started on this database", "start `worker run`")
 	}
-	if l.Waiting == 0 || onlyOwn && l.Own == 0 {
+	waiting := l.Waiting
+	if onlyOwn {
+		waiting = l.Own
+	}
+	if l.Held > 0 && waiting == 0 {
+		return fine("%s not published yet: a running transaction holds back what was committed after its begin; all before that is published",
+			counted(l.Held, "event"))
+	}
+	if waiting == 0 {
 		return fine("all committed events are published")
 	}
 	what := counted(l.Waiting, "event") + " not published yet"

@@ -132,6 +132,11 @@ func TestPostgresFaults(t *testing.T) {
 			"schema", doctor.Wrong,
 			[]string{"adopts it"},
 		},
+		"a table of another program": {
+			statement("DROP TABLE worker_migrations; ALTER TABLE events DROP COLUMN user_id"),
+			"schema", doctor.Wrong,
+			[]string{"a table events that is not the contract's: user_id is missing, not uuid", "correct the columns"},
+		},
 		"no schema": {
 			statement("DROP TABLE worker_migrations, events"),
 			"schema", doctor.Wrong,
@@ -262,6 +267,9 @@ func TestPostgresServer(t *testing.T) {
 	foreign, prepared := connect(t, u.String()), connect(t, server.URL())
 	execute(t, foreign, "BEGIN", "CREATE TEMP TABLE about_pLaNtEd ()")
 	execute(t, prepared, "BEGIN", "SELECT pg_current_xact_id()", "PREPARE TRANSACTION 'forgotten'")
+	tail, err := b.Tail(t.Context(), store.TailConfig{BatchSize: 1, Start: store.StartEnd})
+	require.NoError(t, err)
+	require.NoError(t, tail.Close())
 	require.NoError(t, b.Append(t.Context(), event(time.Now())))
 	pid := fmt.Sprint(foreign.PgConn().PID())
 	require.Eventually(t, func() bool {
@@ -270,6 +278,7 @@ func TestPostgresServer(t *testing.T) {
 			"1 committed event cannot be published meanwhile", "pg_terminate_backend("+pid+")") &&
 			found.has("horizon", doctor.Warning, `prepared transaction "forgotten"`, "ROLLBACK PREPARED")
 	}, patience, tick)
+	found.requireFinding(t, "relay", doctor.OK, "1 event not published yet: a running transaction holds back")
 	examine(t, limited).requireFinding(t, "horizon", doctor.Warning, "pid "+pid, "may not see its details", "pg_read_all_stats")
 	require.False(t, slices.ContainsFunc(found, func(f doctor.Finding) bool { return strings.Contains(f.What, "pLaNtEd") }))
 	execute(t, foreign, "ROLLBACK")

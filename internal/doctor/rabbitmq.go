@@ -13,11 +13,17 @@ import (
 	"github.com/healz/worker/internal/worker"
 )
 
-const rabbitMQCheck = "rabbitmq"
+const (
+	rabbitMQCheck   = "rabbitmq"
+	publishingCheck = "publishing"
+)
 
-func rabbitMQChecks(s worker.Settings) []Check {
+// probeTimeout is how long the broker may take to confirm a message of the doctor.
+const probeTimeout = 5 * time.Second
+
+func rabbitMQChecks(s worker.Settings) (broker, others []Check) {
 	check := func(name string, run func(amqp.Survey, *Report)) Check {
-		return Check{name, rabbitMQCheck, func(ctx context.Context, r *Report) error {
+		return Check{Name: name, Needs: rabbitMQCheck, Run: func(ctx context.Context, r *Report) error {
 			survey, err := amqp.Inspect(ctx, s.AMQP)
 			if err == nil {
 				run(survey, r)
@@ -25,8 +31,8 @@ func rabbitMQChecks(s worker.Settings) []Check {
 			return err
 		}}
 	}
-	return []Check{
-		{rabbitMQCheck, settingsCheck, func(ctx context.Context, r *Report) error {
+	broker = []Check{
+		{Name: rabbitMQCheck, Needs: settingsCheck, Server: true, Run: func(ctx context.Context, r *Report) error {
 			survey, err := amqp.Inspect(ctx, s.AMQP)
 			if err != nil {
 				r.wrong(oneLine(err), adviceOnRabbitMQ(err))
@@ -35,12 +41,48 @@ func rabbitMQChecks(s worker.Settings) []Check {
 			}
 			return nil
 		}},
+		{Name: publishingCheck, Needs: rabbitMQCheck, Run: func(ctx context.Context, r *Report) error {
+			ctx, cancel := context.WithTimeout(ctx, probeTimeout)
+			defer cancel()
+			judgePublishing(amqp.ProbePublishing(ctx, s.AMQP), r)
+			return nil
+		}},
+	}
+	return broker, []Check{
 		check("topology", checkTopology),
-		{"policies", rabbitMQCheck, func(ctx context.Context, r *Report) error {
+		{Name: "policies", Needs: rabbitMQCheck, Run: func(ctx context.Context, r *Report) error {
 			checkPolicies(ctx, s, r)
 			return nil
 		}},
-		check("queues", func(survey amqp.Survey, r *Report) { checkQueues(survey, s, r) }),
+		{Name: "queues", Needs: rabbitMQCheck, Causes: []string{publishingCheck}, Run: func(ctx context.Context, r *Report) error {
+			survey, err := amqp.Inspect(ctx, s.AMQP)
+			if err != nil {
+				return err
+			}
+			asking, cancel := context.WithTimeout(ctx, inFlightTimeout)
+			defer cancel()
+			checkQueues(survey, amqp.InFlight(asking, s.AMQP), s, r)
+			return nil
+		}},
+	}
+}
+
+// inFlightTimeout bounds the requests to the management API for the messages in flight.
+const inFlightTimeout = 3 * time.Second
+
+// judgePublishing says whether the broker takes messages.
+func judgePublishing(err error, r *Report) {
+	switch {
+	case err == nil:
+		r.fine("RabbitMQ takes messages")
+	case errors.Is(err, amqp.ErrBlocked):
+		r.wrong(oneLine(err)+"; no event is published meanwhile",
+			"free memory or disk space of the broker, or raise its limits: see `rabbitmq-diagnostics alarms`")
+	case errors.Is(err, amqp.ErrRefused):
+		r.unknown("whether RabbitMQ takes messages is not known: the user may not publish to the default exchange",
+			"see `rabbitmq-diagnostics alarms`")
+	default:
+		r.warn("whether RabbitMQ takes messages is not known: "+oneLine(err), "see `rabbitmq-diagnostics alarms` and the log of the broker")
 	}
 }
 
@@ -112,8 +154,8 @@ func checkPolicies(ctx context.Context, s worker.Settings, r *Report) {
 	r.otherwise("no limit by which the broker drops or dead-letters messages by itself")
 }
 
-func checkQueues(survey amqp.Survey, s worker.Settings, r *Report) {
-	backlog := 0
+func checkQueues(survey amqp.Survey, inFlight map[string]int, s worker.Settings, r *Report) {
+	backlog, flying := 0, 0
 	for _, p := range survey.Parts {
 		switch {
 		case p.Kind != "queue" || p.Missing:
@@ -129,13 +171,23 @@ func checkQueues(survey amqp.Survey, s worker.Settings, r *Report) {
 			r.warn(p.Name+" has no consumer, and a backlog of "+counted(p.Messages, "message"), "start `worker run`")
 		default:
 			backlog += p.Messages
+			flying += inFlight[p.Name]
 		}
 		if p.Consumed && s.AMQP.Partitions == 0 && !s.AMQP.Competing {
 			checkConsumers(p, survey.Alone, r)
 		}
 	}
 	if !slices.ContainsFunc(*r, func(f Finding) bool { return f.Status != OK }) {
-		r.fine("backlog: %s", counted(backlog, "message"))
+		text := "backlog: " + counted(backlog, "message") + " ready"
+		switch {
+		case inFlight == nil:
+			text += "; those in flight are not known, as the management API does not say"
+		case backlog == 0 && flying > 0:
+			text = counted(flying, "message") + " in flight, none ready"
+		default:
+			text += fmt.Sprintf(", %d in flight", flying)
+		}
+		r.fine("%s", text)
 	}
 }
 

@@ -7,12 +7,14 @@ import (
 	"net/url"
 	"strings"
 	"testing"
+	"time"
 
 	amqp091 "github.com/rabbitmq/amqp091-go"
 	"github.com/stretchr/testify/require"
 
 	"github.com/healz/worker/internal/bus/amqp"
 	"github.com/healz/worker/internal/doctor"
+	"github.com/healz/worker/internal/store"
 	"github.com/healz/worker/internal/test/testservers"
 	"github.com/healz/worker/internal/worker"
 )
@@ -64,7 +66,7 @@ func TestBroker(t *testing.T) {
 	_, err = channel.Consume("healz.events.failed", "", true, true, false, false, nil) // as a worker does
 	require.NoError(t, err)
 	s.AMQP.Competing = true
-	require.Eventually(t, func() bool { return examine(t, s).has("queues", doctor.OK, "backlog: 0 messages") }, patience, tick)
+	require.Eventually(t, func() bool { return examine(t, s).has("queues", doctor.OK, "backlog: 0 messages ready") }, patience, tick)
 }
 
 // One worker is to consume the contract's queue. Whoever else does is named.
@@ -82,7 +84,7 @@ func TestConsumersBesidesTheWorker(t *testing.T) {
 	_, err = subscriber.Subscribe(t.Context(), "any")
 	require.NoError(t, err)
 	await(doctor.OK, "one worker consumes healz.events.consumer", "--partitions")
-	await(doctor.OK, "backlog: 0 messages")
+	await(doctor.OK, "backlog: 0 messages ready")
 	_, err = channel.Consume("healz.events.consumer", "", true, false, false, false, nil)
 	require.NoError(t, err)
 	await(doctor.Warning, "healz.events.consumer has 1 other consumer", "order", "--partitions")
@@ -185,4 +187,72 @@ func TestPolicies(t *testing.T) {
 	found := examine(t, s)
 	found.requireFinding(t, "policies", doctor.Unknown, "not known", "401", "rabbitmqctl list_queues")
 	require.False(t, found.has("policies", doctor.OK, "s3cret"))
+}
+
+// The cause comes first: what follows from a server that does not work has no advice of its own.
+func TestABrokerThatDoesNotWork(t *testing.T) {
+	t.Parallel()
+	server, err := testservers.StartRabbitMQ(t.Context())
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, server.Stop()) })
+	s := onPostgres(testservers.Postgres(t))
+	b := migrated(t, s)
+	s.AMQP.URL, s.AMQP.ManagementURL = server.URL(), server.ManagementURL()
+	declare(t, s)
+	tail, err := b.Tail(t.Context(), store.TailConfig{BatchSize: 1, Start: store.StartEnd})
+	require.NoError(t, err)
+	require.NoError(t, tail.Close())
+	db := connect(t, s.DatabaseURL)
+	foreign := event(time.Now().Add(-time.Hour))
+	require.NoError(t, b.Append(t.Context(), foreign))
+	execute(t, db, "UPDATE relay_position SET moved_at = now() - interval '1 hour'")
+
+	var found examined
+	await := func(check string, says ...string) { // transactions of other tests hold back the relay, too
+		t.Helper()
+		require.Eventually(t, func() bool {
+			found = examine(t, s)
+			return found.has(check, doctor.Wrong, says...)
+		}, patience, tick)
+	}
+	await("relay", "1 event not published yet", "check whether a worker runs")
+	found.requireFinding(t, "publishing", doctor.OK)
+	_, err = server.Control("eval", "vm_memory_monitor:set_vm_memory_high_watermark(0.00001).")
+	require.NoError(t, err)
+	await("publishing", "RabbitMQ blocks its publishers: low on memory", "rabbitmq-diagnostics alarms")
+	await("relay", "1 event not published yet", "fix publishing first")
+	require.False(t, found.has("relay", doctor.Wrong, "--relay-only-own"))
+
+	require.NoError(t, server.Kill())
+	await("relay", "1 event not published yet", "fix rabbitmq first")
+	require.Less(t, found.index("rabbitmq"), found.index("relay"))
+	found.requireFinding(t, "rabbitmq", doctor.Wrong, "check whether it runs")
+	found.requireFinding(t, "publishing", doctor.Skipped, "rabbitmq is wrong")
+	s.DatabaseURL = "postgres://worker@127.0.0.1:1/events"
+	found = examine(t, s)
+	found.requireFinding(t, "postgres", doctor.Wrong)
+	found.requireFinding(t, "rabbitmq", doctor.Wrong, "fix postgres first; then: check whether it runs")
+	found.requireFinding(t, "relay", doctor.Skipped)
+}
+
+// A user that may not publish to the default exchange learns that it is not known.
+func TestPublishingIsUnknownWithoutTheRight(t *testing.T) {
+	t.Parallel()
+	var r doctor.Report
+	doctor.JudgePublishing(fmt.Errorf("publish: %w", amqp.ErrRefused), &r)
+	require.Equal(t, doctor.Unknown, r[0].Status)
+}
+
+// The doctor says what is in flight, of which AMQP says nothing.
+func TestMessagesInFlight(t *testing.T) {
+	t.Parallel()
+	s, channel := onBroker(t)
+	s.AMQP.ManagementURL, s.AMQP.Competing = testservers.RabbitMQManagement(t), true
+	declare(t, s)
+	_, err := channel.Consume("healz.events.consumer", "", false, false, false, false, nil)
+	require.NoError(t, err)
+	for range 3 {
+		require.NoError(t, channel.PublishWithContext(t.Context(), "", "healz.events.consumer", false, false, amqp091.Publishing{}))
+	}
+	require.Eventually(t, func() bool { return examine(t, s).has("queues", doctor.OK, "3 messages in flight, none ready") }, patience, tick)
 }

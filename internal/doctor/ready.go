@@ -21,7 +21,8 @@ const readyTimeout = 5 * time.Second
 // WorkerCheck reads /readyz of the worker at an address: what only a running worker knows, as that the failed queue refuses
 // its dead letters.
 func WorkerCheck(httpAddr string) Check {
-	return Check{"worker", "", func(ctx context.Context, r *Report) error {
+	causes := []string{postgresCheck, fileCheck, diskCheck, rabbitMQCheck, publishingCheck, horizonCheck}
+	return Check{Name: "worker", Causes: causes, Run: func(ctx context.Context, r *Report) error {
 		ctx, cancel := context.WithTimeout(ctx, readyTimeout)
 		defer cancel()
 		health, err := readHealth(ctx, httpAddr)

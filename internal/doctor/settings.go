@@ -12,7 +12,7 @@ import (
 const settingsCheck = "settings"
 
 func settingsChecks(s worker.Settings, handlers int) []Check {
-	return []Check{{settingsCheck, "", func(_ context.Context, r *Report) error {
+	return []Check{{Name: settingsCheck, Run: func(_ context.Context, r *Report) error {
 		checkSettings(s, handlers, r)
 		return nil
 	}}}

@@ -12,16 +12,22 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
-	_ "modernc.org/sqlite" // the driver "sqlite"
+	driver "modernc.org/sqlite"
+	sqlite3 "modernc.org/sqlite/lib"
 
 	"github.com/healz/worker/internal/store"
+	"github.com/healz/worker/internal/store/sqlite"
 	"github.com/healz/worker/internal/worker"
 	"github.com/healz/worker/migrations"
 )
 
-const fileCheck = "sqlite"
+const (
+	fileCheck = "sqlite"
+	diskCheck = "disk"
+)
 
 const (
 	// littleSpace and noSpace are limits of the free disk space, in bytes.
@@ -34,19 +40,21 @@ const (
 // sqliteDoctor checks the file of a SQLite store on read-only connections.
 type sqliteDoctor struct{ settings worker.Settings }
 
-func sqliteChecks(s worker.Settings) []Check {
+func sqliteChecks(s worker.Settings) (file Check, others []Check) {
 	d := sqliteDoctor{settings: s}
 	check := func(name, needs string, run func(context.Context, *sql.DB, *Report) error) Check {
-		return Check{name, needs, func(ctx context.Context, r *Report) error {
+		return Check{Name: name, Needs: needs, Run: func(ctx context.Context, r *Report) error {
 			return d.on(func(db *sql.DB) error { return run(ctx, db, r) })
 		}}
 	}
-	return []Check{
-		{fileCheck, settingsCheck, d.file},
-		{"disk", fileCheck, d.disk},
+	relay := check(relayCheck, schemaCheck, d.relay)
+	relay.Causes = []string{diskCheck, rabbitMQCheck, publishingCheck}
+	return Check{Name: fileCheck, Needs: settingsCheck, Server: true, Run: d.file}, []Check{
+		{Name: diskCheck, Needs: fileCheck, Run: d.disk},
+		check("integrity", fileCheck, d.integrity),
 		check(schemaCheck, fileCheck, d.schema),
 		check("append-only", schemaCheck, d.appendOnly),
-		check(relayCheck, schemaCheck, d.relay),
+		relay,
 		check(lettersCheck, schemaCheck, d.letters),
 		check(inboxCheck, schemaCheck, d.inbox),
 	}
@@ -108,7 +116,7 @@ func (d sqliteDoctor) file(_ context.Context, r *Report) error {
 }
 
 func (d sqliteDoctor) disk(_ context.Context, r *Report) error {
-	free, err := freeSpace(filepath.Dir(d.settings.SQLitePath))
+	free, err := sqlite.FreeSpace(filepath.Dir(d.settings.SQLitePath))
 	switch {
 	case errors.Is(err, errors.ErrUnsupported):
 		r.unknown("the free space is unknown on this system", "")
@@ -132,9 +140,42 @@ func judgeSpace(free int64) Finding {
 	}
 }
 
+// integrity reads the whole file, for as long as a check may take. Writers do not wait for it.
+func (d sqliteDoctor) integrity(ctx context.Context, db *sql.DB, r *Report) error {
+	var problem string
+	err := db.QueryRowContext(ctx, "PRAGMA quick_check(1)").Scan(&problem)
+	switch {
+	case ctx.Err() != nil:
+		r.unknown("the file was not checked to its end in the time of one check",
+			"run `sqlite3 FILE 'PRAGMA quick_check'` with the path of the file")
+	case err == nil && problem == "ok":
+		r.fine("quick_check finds no fault")
+	case err == nil, isCorrupt(err):
+		if err != nil {
+			problem = err.Error()
+		}
+		r.wrong("the file is corrupt: "+strings.Join(strings.Fields(problem), " "),
+			"stop the workers, keep a copy of the file and its -wal, and restore a backup, or save what is readable by `sqlite3 FILE .recover`")
+	default:
+		return err
+	}
+	return nil
+}
+
+func isCorrupt(err error) bool {
+	e, ok := errors.AsType[*driver.Error](err)
+	return ok && (e.Code()&0xff == sqlite3.SQLITE_CORRUPT || e.Code()&0xff == sqlite3.SQLITE_NOTADB)
+}
+
 func (d sqliteDoctor) schema(ctx context.Context, db *sql.DB, r *Report) error {
 	migrator, err := migrations.SQLite(db)
 	if err != nil {
+		return err
+	}
+	if err := migrations.CheckForeign(ctx, db); errors.Is(err, store.ErrForeignTable) {
+		r.wrong(err.Error(), "correct --sqlite-path")
+		return nil
+	} else if err != nil {
 		return err
 	}
 	var migrated bool

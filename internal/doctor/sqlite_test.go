@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -70,7 +71,26 @@ func TestFile(t *testing.T) {
 			"schema", doctor.Wrong,
 			[]string{"version 999", "cannot work with version 998", "newer worker"},
 		},
-		"no schema": {statement("DROP TABLE worker_migrations"), "schema", doctor.Wrong, []string{"no schema"}},
+		"no schema": {func(t *testing.T, s *worker.Settings) {
+			t.Helper()
+			s.SQLitePath = filepath.Join(t.TempDir(), "new.db")
+			statement("CREATE TABLE others (id integer)")(t, s)
+		}, "schema", doctor.Wrong, []string{"no schema", "worker migrate up"}},
+		"a table of another program": {func(t *testing.T, s *worker.Settings) {
+			t.Helper()
+			s.SQLitePath = filepath.Join(t.TempDir(), "other.db")
+			statement("CREATE TABLE events (at text)")(t, s)
+		}, "schema", doctor.Wrong, []string{"a table events that is not the contract's: another program has made it", "correct --sqlite-path"}},
+		"intact": {func(*testing.T, *worker.Settings) {}, "integrity", doctor.OK, []string{"no fault"}},
+		"a corrupt page": {func(t *testing.T, s *worker.Settings) {
+			t.Helper()
+			statement("PRAGMA wal_checkpoint(TRUNCATE)")(t, s)
+			file, err := os.OpenFile(s.SQLitePath, os.O_RDWR, 0)
+			require.NoError(t, err)
+			_, err = file.WriteAt(bytes.Repeat([]byte{0xff}, 4096), 3*4096)
+			require.NoError(t, err)
+			require.NoError(t, file.Close())
+		}, "integrity", doctor.Wrong, []string{"the file is corrupt", "restore a backup"}},
 		"no trigger": {
 			statement("DROP TRIGGER events_no_delete"), "append-only", doctor.Wrong, []string{"can be changed", "events_no_delete"},
 		},
@@ -122,4 +142,20 @@ func TestFile(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A large file is not checked to its end.
+func TestIntegrityIsCheckedForABoundedTime(t *testing.T) {
+	t.Parallel()
+	s := onFile(t)
+	migrated(t, s)
+	for _, c := range doctor.Checks(s, 1) {
+		if c.Name == "integrity" {
+			c.Needs = ""
+			found := examined(slices.Collect(doctor.Examine(t.Context(), []doctor.Check{c}, time.Nanosecond)))
+			found.requireFinding(t, "integrity", doctor.Unknown, "not checked to its end", "quick_check")
+			return
+		}
+	}
+	require.Fail(t, "no check integrity")
 }

@@ -35,11 +35,12 @@ func Parse(body []byte) (Event, error) {
 
 // ParseDraft reads an event of which some fields may still be missing, as a person writes it by hand. Fields
 // that are there must be well-formed; those that are not stay zero, for the caller to fill in and to
-// [Event.Validate]. A field that no event has is an error, as it is one misspelt.
+// [Event.Validate]. A field that no event has is an error, as it is one misspelt; so is a key that is there twice.
 func ParseDraft(body []byte) (Event, error) {
 	e, invalid := parse(body)
 	if len(invalid.Fields) == 0 || invalid.Fields[0].Field != "" {
 		refuseUnknown(body, invalid)
+		refuseTwice(body, invalid)
 	}
 	return e, invalid.orNil()
 }
@@ -60,6 +61,61 @@ func refuseUnknown(body []byte, invalid *InvalidError) {
 	}
 }
 
+// refuseTwice adds the keys that an object has twice. In event_data and metadata they are errors too: Postgres keeps the last
+// value of such a key and SQLite all, and a handler sees the last. They are not named, as they may be patient data.
+func refuseTwice(body []byte, invalid *InvalidError) {
+	seen := make(map[string]bool, wireFields)
+	for raw, value := range rawjson.Members(body) {
+		field := unescaped(raw)
+		if seen[field] {
+			invalid.add(strconv.Quote(field), "is there twice")
+		}
+		seen[field] = true
+		if hasKeyTwice(value) {
+			invalid.add(strconv.Quote(field), "contains an object with the same key twice")
+		}
+	}
+}
+
+// hasKeyTwice returns whether an object within valid JSON has a key twice.
+func hasKeyTwice(value []byte) bool {
+	type level struct {
+		keys  map[string]bool // nil in an array
+		isKey bool            // the next token is a key
+	}
+	var levels []level
+	tokens := json.NewDecoder(bytes.NewReader(value))
+	tokens.UseNumber()
+	for {
+		token, err := tokens.Token()
+		if err != nil {
+			return false // the end
+		}
+		delimiter, _ := token.(json.Delim)
+		if delimiter == '}' || delimiter == ']' {
+			levels = levels[:len(levels)-1]
+		}
+		if len(levels) > 0 {
+			top := &levels[len(levels)-1]
+			key, isText := token.(string)
+			if top.isKey && isText {
+				if top.keys[key] {
+					return true
+				}
+				top.keys[key], top.isKey = true, false
+				continue
+			}
+			top.isKey = top.keys != nil // after the value
+		}
+		switch delimiter {
+		case '{':
+			levels = append(levels, level{keys: map[string]bool{}, isKey: true})
+		case '[':
+			levels = append(levels, level{})
+		}
+	}
+}
+
 // ParsePartial reads what can be read of an event in a body that need not be one. Unknown fields are ignored, and bad
 // ones stay zero.
 func ParsePartial(body []byte) Event {
@@ -73,6 +129,10 @@ func parse(body []byte) (Event, *InvalidError) {
 	switch trimmed := bytes.TrimLeft(body, " \t\r\n"); {
 	case len(trimmed) == 0:
 		invalid.add("", "the body is empty")
+	case bytes.HasPrefix(body, []byte("\xef\xbb\xbf")):
+		invalid.add("", "the body begins with a byte order mark (BOM), which JSON does not allow")
+	case bytes.HasPrefix(body, []byte("\xff\xfe")), bytes.HasPrefix(body, []byte("\xfe\xff")):
+		invalid.add("", "the body begins with a byte order mark (BOM) of UTF-16, but must be UTF-8 without one")
 	case !utf8.Valid(body):
 		invalid.add("", "the body is not valid UTF-8")
 	case !json.Valid(body):
@@ -108,13 +168,18 @@ func parse(body []byte) (Event, *InvalidError) {
 func fieldsOf(body []byte) map[string]json.RawMessage {
 	fields := make(map[string]json.RawMessage, wireFields)
 	for name, value := range rawjson.Members(body) {
-		key := string(name)
-		if bytes.IndexByte(name, '\\') >= 0 {
-			_ = json.Unmarshal(slices.Concat([]byte{'"'}, name, []byte{'"'}), &key) // it is valid
-		}
-		fields[key] = value
+		fields[unescaped(name)] = value
 	}
 	return fields
+}
+
+// unescaped is the name of a member, which is without its quotes.
+func unescaped(name []byte) string {
+	key := string(name)
+	if bytes.IndexByte(name, '\\') >= 0 {
+		_ = json.Unmarshal(slices.Concat([]byte{'"'}, name, []byte{'"'}), &key) // it is valid
+	}
+	return key
 }
 
 // wireFields is how many fields an event has on the wire.

@@ -185,7 +185,7 @@ func TestParseOfABodyThatIsNoEvent(t *testing.T) {
 		"null":            {"null", "the body is a JSON null, not an object"},
 		"truncated":       {whole[:len(whole)-20], "the body is not valid JSON at byte"},
 		"two events":      {whole + whole, "the body is not valid JSON at byte"},
-		"a mark in front": {"\ufeff" + whole, "the body is not valid JSON at byte 1"},
+		"a mark in front": {"\ufeff" + whole, "the body begins with a byte order mark (BOM)"},
 		"invalid UTF-8":   {strings.Replace(whole, secret, secret+"\xff", 1), "the body is not valid UTF-8"},
 		"100 000 levels":  {strings.Repeat("[", 100_000), "the body is nested too deep"},
 		"10 000 levels": {
@@ -454,6 +454,21 @@ func TestParseDraft(t *testing.T) {
 	_, err = events.ParseDraft([]byte(`{"event_type":1,"corelation_id":"` + secret + `","":"","event_data":{"unknown":1}}`))
 	requireInvalid(t, err, "event_type", `""`, `"corelation_id"`)
 	require.ErrorContains(t, err, `"corelation_id" is no field of an event`)
+
+	for text, want := range map[string]string{
+		`{"event_type":"A","event_\u0074ype":"B"}`:                      `"event_type" is there twice`,
+		`{"event_data":{"` + secret + `":1,"` + secret + `":2}}`:        `"event_data" contains an object with the same key twice`,
+		`{"event_data":{"a":[{"b":{}},{"c":"d","e":1,"\u0063":null}]}}`: `"event_data" contains an object with the same key twice`,
+		`{"metadata":{"a":{"b":1},"c":{"b":1,"b":1}}}`:                  `"metadata" contains an object with the same key twice`,
+		"\xef\xbb\xbf{}":           "the body begins with a byte order mark (BOM), which JSON does not allow",
+		"\xff\xfe{\x00}\x00\n\x00": "the body begins with a byte order mark (BOM) of UTF-16",
+	} {
+		_, err = events.ParseDraft([]byte(text))
+		require.ErrorContains(t, err, want)
+		require.NotContains(t, err.Error(), secret)
+	}
+	_, err = events.ParseDraft([]byte(`{"event_data":{"a":[{"b":"c","c":"b"},{"b":["a","a",{}]},"b","b"],"b":{"a":"a","b":{}},"":1}}`))
+	require.NoError(t, err)
 }
 
 func TestParsePartial(t *testing.T) {
@@ -486,7 +501,7 @@ func TestValidateOfEventsMadeByHand(t *testing.T) {
 		"data is too deep":     {"event_data", func(e *events.Event) { e.Data = json.RawMessage(nested(10_000)) }},
 		"metadata is blank":    {"metadata", func(e *events.Event) { e.Metadata = json.RawMessage(" ") }},
 		"metadata is null":     {"metadata", func(e *events.Event) { e.Metadata = json.RawMessage("null") }},
-		"version is too great": {"aggregate_version", func(e *events.Event) { e.AggregateVersion = events.MaxVersion + 1 }},
+		"version is too great": {"aggregate_version", func(e *events.Event) { e.AggregateVersion = events.MaxVersion; e.AggregateVersion++ }},
 		"made in the year 10000": {
 			"created_at", func(e *events.Event) { e.CreatedAt = time.Date(10_000, 1, 1, 0, 0, 0, 0, time.UTC) },
 		},

@@ -119,16 +119,19 @@ func (d *Dispatcher) Handle(m *message.Message) error {
 
 	var failed deadletter.FailedError
 	var done []string
+	handledNow := false
 	for _, h := range chosen {
 		failure, failing := deadletter.Failure{}, false
 		if slices.Contains(handled, h.name) {
 			d.duplicate(events.NewContext(ctx, e), h, e)
 		} else if first, waits := parked[h.name]; waits {
 			failure, failing = parkedBehind(h.name, first), true
-		} else if err := d.try(events.NewContext(ctx, e), h, e); errors.Is(err, middleware.ErrStopping) {
+		} else if now, err := d.try(events.NewContext(ctx, e), h, e, middleware.EarlierAttempts(m)); errors.Is(err, middleware.ErrStopping) {
 			return err
 		} else if err != nil {
 			failure, failing = middleware.FailureOf(h.name, err), true
+		} else if now {
+			handledNow = true
 		}
 		if !failing {
 			done = append(done, h.name)
@@ -145,6 +148,9 @@ func (d *Dispatcher) Handle(m *message.Message) error {
 	if len(failed.Failures) > 0 {
 		return Permanent(&failed)
 	}
+	if !handledNow {
+		middleware.SetOutcome(ctx, observe.Duplicate)
+	}
 	return nil
 }
 
@@ -158,11 +164,12 @@ func choose(all []handler, e events.Event, only string) (chosen []handler, names
 	return chosen, names
 }
 
-// try gives a handler its attempts. The error is an *[middleware.ExhaustedError] or wraps [middleware.ErrStopping].
-func (d *Dispatcher) try(ctx context.Context, h handler, e events.Event) error {
+// try gives a handler its attempts, after those of earlier rounds, and tells whether it has handled the event now, and had
+// not before. The error is an *[middleware.ExhaustedError] or wraps [middleware.ErrStopping].
+func (d *Dispatcher) try(ctx context.Context, h handler, e events.Event, earlier int) (now bool, err error) {
 	retry := d.Retry
-	retry.Logger = h.logger
-	return retry.Do(ctx, func(attempt int) error {
+	retry.Logger, retry.Earlier = h.logger, earlier
+	err = retry.Do(ctx, func(attempt int) error {
 		ctx, end := d.Observer.Attempt(ctx, h.name, e, attempt)
 		began, duplicate := time.Now(), false
 		err := h.attempt(d.Inbox.Attempt(ctx), e, d.Timeout, func(ctx context.Context, followUps []events.Event) error {
@@ -184,18 +191,20 @@ func (d *Dispatcher) try(ctx context.Context, h handler, e events.Event) error {
 		default:
 			end(err)
 		}
-		if err == nil && !duplicate {
+		now = err == nil && !duplicate
+		if now {
 			h.logger.LogAttrs(ctx, slog.LevelInfo, "event", slog.Int("attempt", attempt),
 				slog.String("outcome", string(observe.Handled)), slog.Duration("took", time.Since(began).Round(time.Microsecond)))
 		}
 		return err
 	})
+	return now, err
 }
 
 // duplicate reports that a handler has handled e before.
 func (d *Dispatcher) duplicate(ctx context.Context, h handler, e events.Event) {
 	d.Observer.Duplicate(h.name, e)
-	h.logger.LogAttrs(ctx, slog.LevelInfo, "event", slog.String("outcome", "duplicate"))
+	h.logger.LogAttrs(ctx, slog.LevelInfo, "event", slog.String("outcome", string(observe.Duplicate)))
 }
 
 // settled notes which handlers have handled a message that a replay has sent, before the message is acked. The error is

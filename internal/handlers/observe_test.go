@@ -104,8 +104,8 @@ func BenchmarkHandle(b *testing.B) {
 	require.NoError(b, err)
 	body, err := json.Marshal(e)
 	require.NoError(b, err)
-	sampled := tracing.New(sdktrace.NewTracerProvider(), "rabbitmq", "healz.events")
-	unsampled := tracing.New(sdktrace.NewTracerProvider(sdktrace.WithSampler(sdktrace.NeverSample())), "rabbitmq", "healz.events")
+	sampled := tracing.New(sdktrace.NewTracerProvider(), tracing.Places{})
+	unsampled := tracing.New(sdktrace.NewTracerProvider(sdktrace.WithSampler(sdktrace.NeverSample())), tracing.Places{})
 	measured := metrics.New("v1")
 	measured.Handlers(map[string][]string{"welcome": {"Registered"}})
 	for name, observer := range map[string]observe.Observer{

@@ -4,13 +4,13 @@ import (
 	"encoding/json"
 	"fmt"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
 
 	"github.com/healz/worker/internal/events"
+	"github.com/healz/worker/internal/test/posix"
 )
 
 func TestWithoutValues(t *testing.T) {
@@ -148,7 +148,7 @@ func BenchmarkRedaction(b *testing.B) {
 
 func processorTime(b *testing.B) time.Duration {
 	b.Helper()
-	var u syscall.Rusage
-	require.NoError(b, syscall.Getrusage(syscall.RUSAGE_SELF, &u))
-	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+	used, err := posix.ProcessorTime()
+	require.NoError(b, err)
+	return used
 }

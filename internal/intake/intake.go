@@ -40,10 +40,7 @@ type BatchError struct {
 }
 
 func (e *BatchError) Error() string {
-	lines := fmt.Sprintf("lines %d to %d", e.First, e.Last)
-	if e.First == e.Last {
-		lines = fmt.Sprintf("line %d", e.First)
-	}
+	lines := e.lines()
 	text := e.Err.Error()
 	if _, named := errors.AsType[*LineError](e.Err); !named {
 		text = lines + ": " + text
@@ -58,6 +55,32 @@ func (e *BatchError) Error() string {
 	}
 }
 func (e *BatchError) Unwrap() error { return e.Err }
+
+func (e *BatchError) lines() string {
+	if e.First == e.Last {
+		return fmt.Sprintf("line %d", e.First)
+	}
+	return fmt.Sprintf("lines %d to %d", e.First, e.Last)
+}
+
+// InterruptedError says that the context has ended, and what was appended or published before that.
+type InterruptedError struct {
+	// Taken events were appended or published.
+	Taken int
+	// Done is "appended" or "published".
+	Done string
+	// Err is a *[BatchError] if a batch was under way.
+	Err error
+}
+
+func (e *InterruptedError) Error() string {
+	text := fmt.Sprintf("interrupted: events that were %s: %d; ", e.Done, e.Taken)
+	if b, found := errors.AsType[*BatchError](e.Err); found && b.Unsure {
+		return fmt.Sprintf("%s%s may have been %s; no line after them was %s", text, b.lines(), e.Done, e.Done)
+	}
+	return fmt.Sprintf("%sno line after them was %s", text, e.Done)
+}
+func (e *InterruptedError) Unwrap() error { return e.Err }
 
 // Versions returns the current version of an aggregate.
 type Versions interface {
@@ -75,7 +98,7 @@ type Store interface {
 // another writer it tries the one after that). The first error ends it.
 func Append(ctx context.Context, s Store, r io.Reader, batch int) iter.Seq2[[]events.Event, error] {
 	unsure := func(err error) bool { return errors.Is(err, store.ErrUnknownOutcome) }
-	return inBatches(r, batch, "appended", unsure, func(drafts []draft) ([]events.Event, error) {
+	return inBatches(ctx, r, batch, "appended", unsure, func(drafts []draft) ([]events.Event, error) {
 		for { // after a conflict, as another writer took the version
 			numbered, err := number(ctx, s, drafts)
 			if err != nil {
@@ -102,7 +125,7 @@ func Publish(ctx context.Context, p Publisher, r io.Reader, batch int) iter.Seq2
 		_, refused := errors.AsType[*LineError](err)
 		return !refused
 	}
-	return inBatches(r, batch, "published", unsure, func(drafts []draft) ([]events.Event, error) {
+	return inBatches(ctx, r, batch, "published", unsure, func(drafts []draft) ([]events.Event, error) {
 		complete := make([]events.Event, len(drafts))
 		for i, d := range drafts {
 			if err := d.Validate(); err != nil {
@@ -169,11 +192,11 @@ func number(ctx context.Context, v Versions, drafts []draft) ([]events.Event, er
 
 // inBatches reads lines, calls take for each batch, and yields its result. done and unsure are for [BatchError].
 func inBatches(
-	r io.Reader, size int, done string, unsure func(error) bool, take func([]draft) ([]events.Event, error),
+	ctx context.Context, r io.Reader, size int, done string, unsure func(error) bool, take func([]draft) ([]events.Event, error),
 ) iter.Seq2[[]events.Event, error] {
 	return func(yield func([]events.Event, error) bool) {
 		var batch []draft
-		bytes := 0
+		bytes, count := 0, 0
 		flush := func() bool {
 			if len(batch) == 0 {
 				return true
@@ -181,13 +204,23 @@ func inBatches(
 			taken, err := take(batch)
 			if err != nil {
 				first, last := batch[0].line, batch[len(batch)-1].line
-				yield(nil, &BatchError{First: first, Last: last, Done: done, Unsure: unsure(err), Err: err})
+				failed := &BatchError{First: first, Last: last, Done: done, Unsure: unsure(err), Err: err}
+				if ctx.Err() != nil && (failed.Unsure || errors.Is(err, ctx.Err()) || errors.Is(err, context.Cause(ctx))) {
+					yield(nil, &InterruptedError{Taken: count, Done: done, Err: failed})
+				} else {
+					yield(nil, failed)
+				}
 				return false
 			}
+			count += len(taken)
 			batch, bytes = nil, 0 // without the memory of its events
 			return yield(taken, nil)
 		}
-		for d, err := range drafts(r) {
+		for d, err := range drafts(ctx, r) {
+			if ctx.Err() != nil && errors.Is(err, context.Cause(ctx)) {
+				yield(nil, &InterruptedError{Taken: count, Done: done, Err: err})
+				return
+			}
 			if err != nil {
 				first := d.line
 				if len(batch) > 0 {
@@ -208,12 +241,20 @@ func inBatches(
 	}
 }
 
-func drafts(r io.Reader) iter.Seq2[draft, error] {
+// drafts yields the events of lines. When ctx ends, it yields the cause, although a read of r may still wait for input.
+func drafts(ctx context.Context, r io.Reader) iter.Seq2[draft, error] {
 	return func(yield func(draft, error) bool) {
-		lines := bufio.NewScanner(r)
+		input, output := io.Pipe()
+		defer input.Close() // then the copy ends, too, unless it waits for input
+		go func() {
+			_, err := io.Copy(output, r)
+			output.CloseWithError(err) // nil is the end of the input
+		}()
+		defer context.AfterFunc(ctx, func() { output.CloseWithError(context.Cause(ctx)) })()
+		lines := bufio.NewScanner(input)
 		lines.Buffer(make([]byte, 0, 64<<10), MaxLine)
 		line := 0
-		for lines.Scan() {
+		for lines.Scan() && ctx.Err() == nil { // what ctx has cut off is no line
 			line++
 			if len(bytes.TrimSpace(lines.Bytes())) == 0 {
 				continue
@@ -226,6 +267,10 @@ func drafts(r io.Reader) iter.Seq2[draft, error] {
 			if !yield(draft{Event: fillIn(e), line: line, bytes: len(lines.Bytes())}, nil) {
 				return
 			}
+		}
+		if ctx.Err() != nil {
+			yield(draft{}, context.Cause(ctx))
+			return
 		}
 		if err := lines.Err(); err != nil {
 			if errors.Is(err, bufio.ErrTooLong) {

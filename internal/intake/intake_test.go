@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"iter"
 	"path/filepath"
 	"strings"
@@ -91,6 +92,8 @@ func TestAppendSaysWhichLineIsAtFaultAndTakesNothingOfItsBatch(t *testing.T) {
 		"a field is missing":  {[]string{good, strings.Replace(good, `"tenant_id"`, `"clinic_id"`, 1)}, "line 2: invalid event: tenant_id is missing", 0},
 		"a field is misspelt": {[]string{good, line(patient, `,"corelation_id":"`+other+`"`)}, `line 2: invalid event: "corelation_id" is no field of an event`, 0},
 		"a bad id":            {[]string{strings.Replace(good, patient, "Ana", 1)}, "line 1: invalid event: aggregate_id is not a UUID", 0},
+		"a byte order mark":   {[]string{"\xef\xbb\xbf" + good}, "line 1: invalid event: the body begins with a byte order mark (BOM)", 0},
+		"a field twice":       {[]string{good, line(patient, `,"tenant_id":"`+other+`"`)}, `line 2: invalid event: "tenant_id" is there twice; nothing`, 0},
 		"version 0":           {[]string{line(patient, `,"aggregate_version":0`)}, "line 1: invalid event: aggregate_version must be from 1", 0},
 		"a gap":               {[]string{good, "", line(patient, `,"aggregate_version":5`)}, "line 3: gap in versions", 0},
 		"a taken version":     {[]string{good, good, line(patient, `,"aggregate_version":1`)}, "line 3: concurrency conflict: ", 2},
@@ -163,6 +166,90 @@ func TestErrorsThatNoLineIsToBlameFor(t *testing.T) {
 		_, err = collect(intake.Publish(t.Context(), faulty{test.err}, strings.NewReader(test.input), 10))
 		require.EqualError(t, err, test.publish)
 	}
+}
+
+// An interrupt ends the wait for input. The error says what was appended or published before, and that a line without its
+// end was not.
+func TestAnInterruptEndsTheWaitForInput(t *testing.T) {
+	t.Parallel()
+	for _, done := range []string{"appended", "published"} {
+		t.Run(done, func(t *testing.T) {
+			t.Parallel()
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			input, output := io.Pipe()
+			defer output.Close()
+			batches := intake.Append(ctx, openStore(t), input, 2)
+			if done == "published" {
+				batches = intake.Publish(ctx, &published{}, input, 2)
+			}
+			go func() {
+				for version := range 4 {
+					_, _ = io.WriteString(output, line(patient, fmt.Sprintf(`,"aggregate_version":%d`, version+1))+strings.Repeat("\n", 1-version/3))
+				}
+				cancel() // what was written is read
+			}()
+			taken, err := collect(batches)
+			var interrupted *intake.InterruptedError
+			require.ErrorAs(t, err, &interrupted)
+			require.ErrorIs(t, err, context.Canceled)
+			count := 0
+			for _, batch := range taken {
+				count += len(batch)
+			}
+			require.Equal(t, count, interrupted.Taken)
+			require.LessOrEqual(t, interrupted.Taken, 3)
+			require.Contains(t, err.Error(), fmt.Sprintf("interrupted: events that were %s: %d; ", done, count))
+			require.Contains(t, err.Error(), fmt.Sprintf("no line after them was %s", done))
+		})
+	}
+}
+
+// An interrupt while a batch is appended or published says what was before it.
+func TestAnInterruptOfABatch(t *testing.T) {
+	t.Parallel()
+	input := ""
+	for version := range 4 {
+		input += line(patient, fmt.Sprintf(`,"aggregate_version":%d`, version+1)) + "\n"
+	}
+	for name, test := range map[string]struct {
+		err  error
+		want string
+	}{
+		"canceled": {context.Canceled, "interrupted: events that were appended: 2; no line after them was appended"},
+		"unknown": {
+			store.ErrUnknownOutcome,
+			"interrupted: events that were appended: 2; lines 3 to 4 may have been appended; no line after them was appended",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			s := &interruptedStore{Store: openStore(t), cancel: cancel, err: test.err}
+			taken, err := collect(intake.Append(ctx, s, strings.NewReader(input), 2))
+			require.Len(t, taken, 1)
+			require.ErrorIs(t, err, test.err)
+			require.EqualError(t, err, test.want)
+		})
+	}
+}
+
+// interruptedStore appends one batch. The context ends while it appends the second.
+type interruptedStore struct {
+	intake.Store
+
+	batches int
+	cancel  func()
+	err     error
+}
+
+func (s *interruptedStore) AppendMany(ctx context.Context, batch []events.Event) error {
+	if s.batches++; s.batches == 1 {
+		return s.Store.AppendMany(ctx, batch)
+	}
+	s.cancel()
+	return s.err
 }
 
 // published keeps what it is given.

@@ -38,15 +38,24 @@ func buckets() []float64 {
 	return []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30}
 }
 
+// ageBuckets are those of the age of events, up to a day.
+func ageBuckets() []float64 {
+	return []float64{.01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 3600, 6 * 3600, 24 * 3600}
+}
+
 // Metrics are the metrics of one worker, in a registry of their own. All methods are safe for concurrent use, but
 // [Metrics.Handlers], which comes before the others.
 type Metrics struct {
 	observe.None
 
+	// TraceOf is the id of the trace of a context, for exemplars; "" if there is none that is kept. nil is none ever.
+	TraceOf func(context.Context) string
+
 	registry *prometheus.Registry
 
 	handled, failures, retries, duplicates, deadLettered, postponed *prometheus.CounterVec
-	duration                                                        *prometheus.HistogramVec
+	duration, age                                                   *prometheus.HistogramVec
+	receiving                                                       inFlight
 	// known are the handlers and event types that are labels.
 	known map[series]bool
 
@@ -66,15 +75,17 @@ type series struct{ handler, eventType string }
 func New(version string) *Metrics {
 	m := &Metrics{registry: prometheus.NewRegistry(), known: map[series]bool{}}
 	byHandler := []string{"handler", "event_type"}
-	m.handled = m.counters("handler_handled_total", "Events that a handler has handled.", byHandler...)
+	m.handled = m.counters("handler_handled_total", "Events that a handler has handled, each once.", byHandler...)
 	m.failures = m.counters("handler_failures_total", "Attempts of a handler that failed.", byHandler...)
-	m.retries = m.counters("handler_retries_total", "Attempts of a handler after its first.", byHandler...)
+	m.retries = m.counters("handler_retries_total", "Attempts of a handler on an event after its first attempt on it.", byHandler...)
 	m.duplicates = m.counters("handler_duplicates_total",
 		"Deliveries that a handler was spared, as it had handled the event before.", byHandler...)
 	m.deadLettered = m.counters("handler_dead_letters_total",
 		`Events that became dead letters of a handler; of handler "none" if they reached none.`, byHandler...)
 	m.postponed = m.counters("handler_postponed_total", "Events that a handler is to try again later.", byHandler...)
 	m.duration = m.durations("handler_duration_seconds", "Duration of an attempt of a handler, with the record of what follows.", byHandler...)
+	m.age = m.histograms("handler_event_age_seconds",
+		"Time from an event's created_at, by its producer's clock, until a handler has handled it.", ageBuckets(), byHandler...)
 	m.know(noHandler, otherType, m.deadLettered, m.postponed)
 
 	m.published = m.counters("relay_events_total", "Events that the relay has brought to the bus.").WithLabelValues()
@@ -91,7 +102,7 @@ func New(version string) *Metrics {
 		m.storeDuration.WithLabelValues(string(o))
 		m.conflicts.WithLabelValues(string(o))
 	}
-	m.polls = &polls{seen: map[string]polled{}, errors: m.counters("look_errors_total",
+	m.polls = &polls{receiving: &m.receiving, seen: map[string]polled{}, errors: m.counters("look_errors_total",
 		"Polls of a server for its metrics that failed; what they would have told is absent.", "at")}
 	m.registry.MustRegister(
 		m.polls, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
@@ -110,13 +121,17 @@ func (m *Metrics) counters(name, help string, labels ...string) *prometheus.Coun
 
 // durations makes and registers a histogram of durations with labels.
 func (m *Metrics) durations(name, help string, labels ...string) *prometheus.HistogramVec {
-	o := prometheus.HistogramOpts{Name: "worker_" + name, Help: help, Buckets: buckets()}
+	return m.histograms(name, help, buckets(), labels...)
+}
+
+func (m *Metrics) histograms(name, help string, buckets []float64, labels ...string) *prometheus.HistogramVec {
+	o := prometheus.HistogramOpts{Name: "worker_" + name, Help: help, Buckets: buckets}
 	return promauto.With(m.registry).NewHistogramVec(o, labels)
 }
 
-// Handler serves the metrics. A part that cannot be collected does not keep back the others.
+// Handler serves the metrics, as OpenMetrics with exemplars to those who accept that. A part that cannot be collected does not keep back the others.
 func (m *Metrics) Handler() http.Handler {
-	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{ErrorHandling: promhttp.ContinueOnError})
+	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{ErrorHandling: promhttp.ContinueOnError, EnableOpenMetrics: true})
 }
 
 // Values are the metrics by their names, each summed over its labels; of a histogram it is the count. What cannot be
@@ -133,6 +148,14 @@ func (m *Metrics) Values() map[string]float64 {
 	return values
 }
 
+// Traces adds the count of the spans that were dropped, for a worker that exports traces.
+func (m *Metrics) Traces(dropped func() int64) {
+	m.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
+		Name: "worker_trace_spans_dropped_total",
+		Help: "Spans that were not exported, as the queue was full or the export of their batch failed.",
+	}, func() float64 { return float64(dropped()) }))
+}
+
 // Handlers makes the metrics of all handlers, given the event types of each; nil is all types. So each is there, as 0,
 // before it is first counted.
 func (m *Metrics) Handlers(eventTypes map[string][]string) {
@@ -145,6 +168,7 @@ func (m *Metrics) Handlers(eventTypes map[string][]string) {
 			m.know(noHandler, t, m.deadLettered, m.postponed)
 			m.know(handler, t, m.deadLettered, m.postponed, m.handled, m.failures, m.retries, m.duplicates)
 			m.duration.WithLabelValues(handler, t)
+			m.age.WithLabelValues(handler, t)
 		}
 		m.know(handler, otherType, m.deadLettered, m.postponed) // a message's header may name another type than its event
 	}
@@ -177,7 +201,7 @@ func (m *Metrics) Attempt(ctx context.Context, handler string, e events.Event, a
 			return
 		}
 		labels := m.labels(handler, e.Type)
-		m.duration.WithLabelValues(labels...).Observe(time.Since(began).Seconds())
+		m.observe(ctx, m.duration.WithLabelValues(labels...), time.Since(began))
 		if attempt > 1 {
 			m.retries.WithLabelValues(labels...).Inc()
 		}
@@ -185,8 +209,28 @@ func (m *Metrics) Attempt(ctx context.Context, handler string, e events.Event, a
 			m.failures.WithLabelValues(labels...).Inc()
 		} else {
 			m.handled.WithLabelValues(labels...).Inc()
+			m.observe(ctx, m.age.WithLabelValues(labels...), max(0, time.Since(e.CreatedAt)))
 		}
 	}
+}
+
+// observe observes a duration, with the trace of ctx as its exemplar.
+func (m *Metrics) observe(ctx context.Context, o prometheus.Observer, d time.Duration) {
+	trace := ""
+	if m.TraceOf != nil {
+		trace = m.TraceOf(ctx)
+	}
+	if e, ok := o.(prometheus.ExemplarObserver); ok && trace != "" {
+		e.ObserveWithExemplar(d.Seconds(), prometheus.Labels{"trace_id": trace})
+		return
+	}
+	o.Observe(d.Seconds())
+}
+
+// Receive implements [observe.Observer].
+func (m *Metrics) Receive(ctx context.Context, _ *message.Message) (context.Context, func(observe.Outcome)) {
+	end := m.receiving.begin()
+	return ctx, func(observe.Outcome) { end() }
 }
 
 // Duplicate implements [observe.Observer].

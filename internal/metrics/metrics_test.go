@@ -39,7 +39,7 @@ func scrape(t *testing.T, m *metrics.Metrics) string {
 func samples() metrics.Sources {
 	return metrics.Sources{
 		Backlog: func(context.Context) (store.Backlog, error) {
-			return store.Backlog{Events: 7, Age: 1500 * time.Millisecond}, nil
+			return store.Backlog{Events: 7, Last: store.Position{ID: 7}}, nil
 		},
 		Letters: func(context.Context) (int, error) { return 2, nil },
 		Queues: func(context.Context) ([]amqp.QueueDepth, error) {
@@ -52,8 +52,12 @@ func samples() metrics.Sources {
 		Pools: func() []store.Pool {
 			return []store.Pool{{Name: "store", InUse: 1, Idle: 2, Max: 20, Waits: 4, Waited: 2 * time.Second}}
 		},
-		Leads:    func() bool { return true },
-		Outcomes: func() map[observe.Outcome]int64 { return map[observe.Outcome]int64{observe.Handled: 9} },
+		Shares: func() []amqp.Share {
+			return []amqp.Share{{Queue: "healz.events.consumer", Consumes: true, Unacked: 300}}
+		},
+		Leads:     func() bool { return true },
+		Publishes: func() bool { return false },
+		Outcomes:  func() map[observe.Outcome]int64 { return map[observe.Outcome]int64{observe.Handled: 9} },
 	}
 }
 
@@ -75,6 +79,7 @@ func TestMetricsKeepToPrometheusRules(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := metrics.New("v1")
 		m.Handlers(map[string][]string{"welcome-patient": {"PatientRegistered"}})
+		m.Traces(func() int64 { return 0 })
 		poll(t.Context(), m, samples())
 		problems, err := promlint.New(strings.NewReader(scrape(t, m))).Lint()
 		require.NoError(t, err)
@@ -182,7 +187,9 @@ func TestPollsAreShown(t *testing.T) {
 		poll(t.Context(), m, samples())
 		text := scrape(t, m)
 		for _, line := range []string{
-			`worker_relay_lag_events 7`, `worker_relay_lag_seconds 1.5`, `worker_relay_leads 1`,
+			`worker_relay_lag_events 7`, `worker_relay_lag_seconds 0`, `worker_relay_leads 1`, `worker_relay_publishing 0`,
+			`worker_queue_consumed{queue="healz.events.consumer"} 1`, `worker_queue_unacked{queue="healz.events.consumer"} 300`,
+			`worker_messages_in_flight 0`, `worker_oldest_in_flight_seconds 0`,
 			`worker_dead_letters{place="store"} 2`, `worker_dead_letters{place="queue"} 3`,
 			`worker_queue_messages{queue="healz.events.consumer"} 5`, `worker_queue_consumers{queue="healz.events.consumer"} 1`,
 			`worker_part_up{part="store"} 1`, `worker_part_up{part="bus"} 0`,
@@ -248,12 +255,25 @@ func TestWhatWasSeenLongAgoIsAbsent(t *testing.T) {
 	})
 }
 
+func TestDroppedSpansAreCountedIfTracesAreOn(t *testing.T) {
+	t.Parallel()
+	const name = "worker_trace_spans_dropped_total"
+	m := metrics.New("v1")
+	require.NotContains(t, scrape(t, m), name)
+	var dropped int64
+	m.Traces(func() int64 { return dropped })
+	require.Contains(t, scrape(t, m), name+" 0\n")
+	dropped = 3
+	require.Contains(t, scrape(t, m), name+" 3\n")
+}
+
 // Each metric that the dashboard, the alerts and the documentation name is one that a worker has.
 func TestTheMetricsThatAreNamedExist(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		m := metrics.New("v1")
 		m.Handlers(map[string][]string{"welcome-patient": {"PatientRegistered"}})
+		m.Traces(func() int64 { return 0 })
 		poll(t.Context(), m, samples())
 		exist := map[string]bool{}
 		for _, line := range strings.Split(scrape(t, m), "\n") {
@@ -287,4 +307,66 @@ func BenchmarkAttempt(b *testing.B) {
 		_, end := m.Attempt(b.Context(), "welcome-patient", events.Event{Type: "PatientRegistered"}, 1)
 		end(nil)
 	}
+}
+
+func TestMessagesInFlightAreShown(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		m := metrics.New("v1")
+		poll(t.Context(), m, samples())
+		_, endFirst := m.Receive(t.Context(), messageOf("a"))
+		<-time.After(time.Minute)
+		_, endSecond := m.Receive(t.Context(), messageOf("b"))
+		<-time.After(time.Second)
+		text := scrape(t, m)
+		require.Contains(t, text, "worker_messages_in_flight 2\n")
+		require.Contains(t, text, "worker_oldest_in_flight_seconds 61\n")
+		endFirst(observe.Handled)
+		text = scrape(t, m)
+		require.Contains(t, text, "worker_messages_in_flight 1\n")
+		require.Contains(t, text, "worker_oldest_in_flight_seconds 1\n")
+		endSecond(observe.GivenBack)
+		require.Contains(t, scrape(t, m), "worker_oldest_in_flight_seconds 0\n")
+	})
+}
+
+// A Prometheus that asks for OpenMetrics gets the trace of an attempt as an exemplar.
+func TestExemplars(t *testing.T) {
+	t.Parallel()
+	m := metrics.New("v1")
+	trace := ""
+	m.TraceOf = func(context.Context) string { return trace }
+	m.Handlers(map[string][]string{"welcome-patient": {"PatientRegistered"}})
+	attempt := func() {
+		_, end := m.Attempt(t.Context(), "welcome-patient", events.Event{Type: "PatientRegistered", CreatedAt: time.Now()}, 1)
+		end(nil)
+	}
+	scrapeOpen := func() string {
+		recorded, request := httptest.NewRecorder(), httptest.NewRequest(http.MethodGet, "/metrics", nil)
+		request.Header.Set("Accept", "application/openmetrics-text")
+		m.Handler().ServeHTTP(recorded, request)
+		return recorded.Body.String()
+	}
+	attempt()
+	require.NotContains(t, scrapeOpen(), "trace_id")
+	trace = "0af7651916cd43dd8448eb211c80319c"
+	attempt()
+	for _, name := range []string{"worker_handler_duration_seconds_bucket", "worker_handler_event_age_seconds_bucket"} {
+		require.Regexp(t, name+`\{[^}]*\} \d+ # \{trace_id="`+trace+`"\}`, scrapeOpen())
+	}
+	require.NotContains(t, scrape(t, m), "trace_id", "the older format has no exemplars")
+}
+
+// An event that was created in the future, by the clock of its producer, has the age 0.
+func TestAgeOfEvents(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		m := metrics.New("v1")
+		m.Handlers(map[string][]string{"welcome-patient": {"PatientRegistered"}})
+		for _, created := range []time.Duration{-40 * time.Second, time.Hour} {
+			_, end := m.Attempt(t.Context(), "welcome-patient", events.Event{Type: "PatientRegistered", CreatedAt: time.Now().Add(created)}, 1)
+			end(nil)
+		}
+		require.Contains(t, scrape(t, m), `worker_handler_event_age_seconds_sum{event_type="PatientRegistered",handler="welcome-patient"} 40`+"\n")
+	})
 }

@@ -34,10 +34,13 @@ type Sources struct {
 	Parts func(context.Context) map[string]error
 
 	// The others answer at once, and are asked at each scrape: the connections to RabbitMQ that stand (nil without it), the
-	// pools of the store's, whether this worker relays, and what has become of messages.
+	// pools of the store's, the worker's shares of the queues (nil without RabbitMQ), whether it holds the relay's lease and
+	// whether it gets events out, and what has become of messages.
 	Connections func() map[string]bool
 	Pools       func() []store.Pool
+	Shares      func() []amqp.Share
 	Leads       func() bool
+	Publishes   func() bool
 	Outcomes    func() map[observe.Outcome]int64
 }
 
@@ -51,13 +54,17 @@ func (m *Metrics) Poll(ctx context.Context, s Sources) {
 	each := func(at string, poll func(context.Context) ([]prometheus.Metric, error)) {
 		polling.Go(func() { p.repeat(ctx, at, poll) })
 	}
+	var waiting lag
 	each("backlog", func(ctx context.Context) ([]prometheus.Metric, error) {
 		b, err := s.Backlog(ctx)
+		if err != nil {
+			return nil, err
+		}
 		return []prometheus.Metric{
 			gauge("relay_lag_events", "Events that are not on the bus yet; it stops counting at 100000.", float64(b.Events), nil),
-			gauge("relay_lag_seconds", "Age, by its created_at, of the first event that is not on the bus yet; 0 if all are.",
-				b.Age.Seconds(), nil),
-		}, err
+			gauge("relay_lag_seconds", "Time since the worker first saw the first event that is not on the bus yet; 0 if all are.",
+				waiting.of(b, time.Now()).Seconds(), nil),
+		}, nil
 	})
 	each("store", func(ctx context.Context) ([]prometheus.Metric, error) {
 		n, err := s.Letters(ctx)
@@ -119,7 +126,8 @@ func counter(name, help string, v float64, labels prometheus.Labels) prometheus.
 
 // polls collects the results of the polls.
 type polls struct {
-	errors *prometheus.CounterVec
+	errors    *prometheus.CounterVec
+	receiving *inFlight
 
 	mu      sync.Mutex
 	sources Sources
@@ -193,8 +201,20 @@ func (p *polls) Collect(ch chan<- prometheus.Metric) {
 		ch <- counter("store_connection_wait_seconds_total", "Time that calls have waited for a connection to the store.",
 			pool.Waited.Seconds(), of)
 	}
-	ch <- gauge("relay_leads", "1 if this worker is the one that relays.", number(s.Leads()), nil)
+	if s.Shares != nil {
+		for _, share := range s.Shares() {
+			of := prometheus.Labels{"queue": share.Queue}
+			ch <- gauge("queue_consumed", "1 if RabbitMQ delivers the messages of the queue to this worker; of a partition since its first delivery.", number(share.Consumes), of)
+			ch <- gauge("queue_unacked", "Messages of the queue that are delivered to this worker and not settled.", float64(share.Unacked), of)
+		}
+	}
+	count, oldest := p.receiving.state(time.Now())
+	ch <- gauge("messages_in_flight", "Messages that handlers work on, or that wait for another attempt of one.", float64(count), nil)
+	ch <- gauge("oldest_in_flight_seconds", "Time since the oldest message in flight was received; 0 if there is none.", oldest.Seconds(), nil)
+	ch <- gauge("relay_leads", "1 if this worker holds the lease by which it alone relays.", number(s.Leads()), nil)
+	ch <- gauge("relay_publishing", "1 if this worker holds the lease by which it alone relays and, as far as it has tried, brings events to the bus.",
+		number(s.Publishes()), nil)
 	for outcome, n := range s.Outcomes() {
-		ch <- counter("messages_total", "Messages that were settled, by what became of them.", float64(n), prometheus.Labels{"outcome": string(outcome)})
+		ch <- counter("messages_total", "Deliveries that were settled, by what became of them.", float64(n), prometheus.Labels{"outcome": string(outcome)})
 	}
 }

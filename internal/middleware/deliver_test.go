@@ -3,11 +3,15 @@ package middleware_test
 import (
 	"context"
 	"log/slog"
+	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/stretchr/testify/require"
 
+	"github.com/healz/worker/internal/bus"
 	"github.com/healz/worker/internal/middleware"
 	"github.com/healz/worker/internal/observe"
 )
@@ -47,4 +51,30 @@ func TestDeliverGivesBackWhatArrivesTooLate(t *testing.T) {
 			return nil, nil
 		})(m)
 	require.ErrorIs(t, err, middleware.ErrStopping)
+}
+
+// Of a flood of events without a handler the log has the first of each type, and then a number each minute.
+func TestEventsWithoutAHandlerAreCounted(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var lines logLines
+		handle := middleware.Deliver(middleware.Lifetime{Ended: t.Context()}, observe.None{}, slog.New(slog.NewTextHandler(&lines, nil)))(
+			func(m *message.Message) ([]*message.Message, error) {
+				middleware.SetOutcome(m.Context(), observe.Unhandled)
+				return nil, nil
+			})
+		for i := range 40_000 {
+			m := message.NewMessage("1", nil)
+			m.Metadata.Set(bus.EventTypeKey, []string{"Billed", "Paid"}[i%2])
+			m.SetContext(t.Context())
+			_, err := handle(m)
+			require.NoError(t, err)
+			if i == 9_999 {
+				time.Sleep(time.Minute) //nolint:forbidigo // the bubble's time
+			}
+		}
+		require.Equal(t, 2, strings.Count(lines.String(), "outcome=unhandled"), lines.String())
+		require.Equal(t, 1, strings.Count(lines.String(), "more events without a handler"))
+		require.Contains(t, lines.String(), "events=9999 within=1m0s")
+	})
 }

@@ -18,6 +18,9 @@ type Outages struct {
 	mu      sync.Mutex
 	waits   map[*waiting]struct{}
 	lasting bool // an operation has waited for longer, and some still wait
+	// began is when the first of them has failed, and failures is how often they have failed together.
+	began    time.Time
+	failures int
 }
 
 // waiting is one operation that may wait for the store.
@@ -46,7 +49,8 @@ func (o *Outages) begin() *waiting {
 	return &waiting{of: o}
 }
 
-// note records the error of an attempt, and returns the level at which to log it: an outage that lasts is logged once.
+// note records the error of an attempt, and returns the level at which to log it: an outage is logged once, when it has
+// lasted for longer than the patience.
 func (w *waiting) note(err error) slog.Level {
 	w.of.mu.Lock()
 	defer w.of.mu.Unlock()
@@ -54,30 +58,29 @@ func (w *waiting) note(err error) slog.Level {
 		w.began = time.Now()
 	}
 	w.err = err
-	if w.of.waits == nil {
-		w.of.waits = make(map[*waiting]struct{})
+	if len(w.of.waits) == 0 {
+		w.of.waits, w.of.began, w.of.failures = make(map[*waiting]struct{}), w.began, 0
 	}
+	w.of.failures++
 	w.of.waits[w] = struct{}{}
-	switch {
-	case w.of.lasting:
+	if w.of.lasting || !w.lasts() {
 		return slog.LevelDebug
-	case w.lasts():
-		w.of.lasting = true
-		return slog.LevelError
-	default:
-		return slog.LevelWarn
 	}
+	w.of.lasting = true
+	return slog.LevelError
 }
 
 func (w *waiting) lasts() bool { return time.Since(w.began) >= w.of.Patience }
 
-// end ends the wait, and reports whether that was the last one of an outage that lasted.
-func (w *waiting) end() (over bool) {
+// end ends the wait. If that was the last one of an outage that was logged, it returns what to log of its end.
+func (w *waiting) end() (summary []any) {
 	w.of.mu.Lock()
 	defer w.of.mu.Unlock()
 	delete(w.of.waits, w)
 	w.err = nil
-	over = w.of.lasting && len(w.of.waits) == 0
-	w.of.lasting = w.of.lasting && !over
-	return over
+	if !w.of.lasting || len(w.of.waits) > 0 {
+		return nil
+	}
+	w.of.lasting = false
+	return []any{"outage", time.Since(w.of.began).Round(time.Millisecond), "failures", w.of.failures}
 }

@@ -42,7 +42,11 @@ func PoisonQueue(sink deadletter.Sink, l Lifetime, o observe.Observer, logger *s
 					return nil, err
 				}
 				o.Failed(m, failure.Handler, wait)
-				attrs := append(describe(m), slog.Int("attempt", failure.Attempts), slog.String("reason", failure.Reason))
+				var attrs []slog.Attr
+				if failure.Attempts > 0 { // a parked event has none
+					attrs = append(attrs, slog.Int("attempt", EarlierAttempts(m)+failure.Attempts))
+				}
+				attrs = append(attrs, slog.String("reason", failure.Reason))
 				if failure.Handler != "" {
 					attrs = append(attrs, slog.String("handler", failure.Handler))
 				}
@@ -87,6 +91,7 @@ type watchedSink struct {
 
 	logger  *slog.Logger
 	failing atomic.Int64
+	outage  observe.Outage
 }
 
 // put postpones a message, and returns for how long, or else makes it a dead letter. It tries until the sink takes the
@@ -106,15 +111,15 @@ func (s *watchedSink) put(ctx context.Context, m *message.Message, f deadletter.
 		err := try()
 		if err == nil {
 			if failing && s.failing.Add(-1) == 0 {
-				s.logger.InfoContext(ctx, "messages can be put into the poison queue again")
+				s.outage.Over(ctx, s.logger, "messages can be put into the poison queue again")
 			}
 			return wait, nil
 		}
-		if !failing && s.failing.Add(1) == 1 {
-			s.logger.LogAttrs(ctx, slog.LevelError, "cannot put messages into the poison queue, will try again",
-				append(describe(m), slog.Any("error", err))...)
+		if !failing {
+			s.failing.Add(1)
 		}
 		failing = true
+		s.outage.Fails(ctx, s.logger, slog.LevelError, "cannot put messages into the poison queue, will try again", "error", err)
 		timer := time.NewTimer(waits.NextBackOff())
 		select {
 		case <-timer.C:

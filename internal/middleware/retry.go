@@ -5,11 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
+	"strconv"
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/cenkalti/backoff/v5"
 
+	"github.com/healz/worker/internal/bus"
 	"github.com/healz/worker/internal/store"
 )
 
@@ -23,7 +26,10 @@ import (
 type Retry struct {
 	// Attempts is how often something is tried at most; at least 1.
 	Attempts int
-	// Initial is the first wait, Max the longest. Each wait is about twice the one before.
+	// Earlier is how many attempts there were before, by which the numbers of the attempts are higher.
+	Earlier int
+	// Initial bounds the first wait, Max every wait. The bound of each wait is twice the one before; the wait is random, from
+	// half its bound to its bound.
 	Initial, Max time.Duration
 	Lifetime     Lifetime
 	Logger       *slog.Logger
@@ -57,20 +63,20 @@ func (r Retry) Middleware(next message.HandlerFunc) message.HandlerFunc {
 	}
 }
 
-// Do is the Retry around any operation, which is told its attempt, from 1; attempts that an outage ended count too. The
-// error is an *[ExhaustedError] or wraps [ErrStopping].
+// Do is the Retry around any operation, which is given the number of its attempt, from 1 or after the earlier ones. An
+// attempt that an outage of the store ended does not count: the next has its number. The error is an *[ExhaustedError] or wraps [ErrStopping].
 func (r Retry) Do(ctx context.Context, operation func(attempt int) error) error {
 	var failed ExhaustedError
 	waits, outageWaits := r.newWaits(), r.newWaits()
 	waiting := r.Outages.begin()
 	defer waiting.end()
 	answered := func() {
-		if waiting.end() {
-			r.Logger.InfoContext(ctx, "the store can do it again")
+		if summary := waiting.end(); summary != nil {
+			r.Logger.InfoContext(ctx, "the store can do it again", summary...)
 		}
 	}
-	for attempt := 1; ; attempt++ {
-		err := operation(attempt)
+	for {
+		err := operation(r.Earlier + failed.Attempts + 1)
 		if err == nil {
 			answered()
 			return nil
@@ -94,11 +100,11 @@ func (r Retry) Do(ctx context.Context, operation func(attempt int) error) error 
 			}
 			wait = waits
 		}
-		delay := wait.NextBackOff()
+		delay := jittered(wait.NextBackOff())
 		if wait == outageWaits {
 			r.Logger.Log(ctx, waiting.note(err), "the store cannot do it, will try again", "wait", delay, "error", err)
 		} else {
-			r.Logger.WarnContext(ctx, "attempt failed, will retry", "attempt", failed.Attempts, "wait", delay, "error", err)
+			r.Logger.WarnContext(ctx, "attempt failed, will retry", "attempt", r.Earlier+failed.Attempts, "wait", delay, "error", err)
 		}
 		if err := r.wait(ctx, delay); err != nil {
 			return err
@@ -109,9 +115,13 @@ func (r Retry) Do(ctx context.Context, operation func(attempt int) error) error 
 func (r Retry) newWaits() *backoff.ExponentialBackOff {
 	b := backoff.NewExponentialBackOff()
 	b.InitialInterval, b.MaxInterval, b.Multiplier = r.Initial, r.Max, 2
+	b.RandomizationFactor = 0 // its jitter would exceed the maximum
 	b.Reset()
 	return b
 }
+
+// jittered returns a random wait from half the bound to the bound.
+func jittered(bound time.Duration) time.Duration { return bound - rand.N(bound/2+1) }
 
 func (r Retry) wait(ctx context.Context, d time.Duration) error {
 	timer := time.NewTimer(d)
@@ -124,6 +134,12 @@ func (r Retry) wait(ctx context.Context, d time.Duration) error {
 	case <-ctx.Done():
 		return ErrStopping
 	}
+}
+
+// EarlierAttempts is how many attempts the handler that m is for has had in earlier rounds of --retry-later.
+func EarlierAttempts(m *message.Message) int {
+	earlier, _ := strconv.Atoi(m.Metadata.Get(bus.EarlierAttemptsKey)) // 0 if it is no number
+	return max(earlier, 0)
 }
 
 // IsPermanent tells whether err is, or wraps, an error marked with [backoff.Permanent].

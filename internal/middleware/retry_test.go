@@ -82,6 +82,37 @@ func TestRetryDo(t *testing.T) {
 	}
 }
 
+func TestRetryWaitsNoLongerThanItsMaximum(t *testing.T) {
+	t.Parallel()
+	for name, failure := range map[string]error{"failure": errTransient, "outage": store.ErrUnavailable} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				r := newRetry(50)
+				r.Initial, r.Max = time.Second, 8*time.Second
+				bound, last, calls := r.Initial, time.Now(), 0
+				_ = r.Do(t.Context(), func(attempt int) error {
+					calls++
+					if errors.Is(failure, errTransient) {
+						require.Equal(t, calls, attempt)
+					} else {
+						require.Equal(t, 1, attempt, "the store has ended each before")
+					}
+					if calls > 1 {
+						require.LessOrEqual(t, time.Since(last), bound)
+						require.GreaterOrEqual(t, time.Since(last), bound/2)
+						bound = min(2*bound, r.Max)
+					}
+					if last = time.Now(); calls == 50 {
+						return nil
+					}
+					return failure
+				})
+			})
+		})
+	}
+}
+
 func TestRetryEndsItsWaitWhenTheWorkerStops(t *testing.T) {
 	t.Parallel()
 	stopping := make(chan struct{})

@@ -13,8 +13,10 @@ type Outcome string
 
 // The outcomes of a message.
 const (
-	// Handled: every handler that the message is for has handled it, now or before.
+	// Handled: at least one handler has handled the message now, and the others that it is for, now or before.
 	Handled Outcome = "handled"
+	// Duplicate: every handler that the message is for has handled it before.
+	Duplicate Outcome = "duplicate"
 	// Unhandled: no handler is registered for the event type; the message is acked.
 	Unhandled Outcome = "unhandled"
 	// DeadLettered: at least one handler failed for good, or the message is no event.
@@ -25,13 +27,15 @@ const (
 	GivenBack Outcome = "given_back"
 )
 
-func outcomes() [5]Outcome { return [5]Outcome{Handled, Unhandled, DeadLettered, Postponed, GivenBack} }
+func outcomes() [6]Outcome {
+	return [6]Outcome{Handled, Duplicate, Unhandled, DeadLettered, Postponed, GivenBack}
+}
 
 // Counts counts messages by their outcome. The zero value is ready.
 type Counts struct {
 	None
 
-	counts [5]atomic.Int64
+	counts [6]atomic.Int64
 }
 
 // Receive implements [Observer].

@@ -26,8 +26,9 @@ type Observer interface {
 	Publish(ctx context.Context, batch []*message.Message) func(error)
 	// Receive begins the handling of a message.
 	Receive(ctx context.Context, m *message.Message) (context.Context, func(Outcome))
-	// Attempt begins an attempt of a handler, the first being 1. It ends with nil if the event is handled, with
-	// [ErrDuplicate] if it was handled before, or with [ErrInterrupted] if the worker stops.
+	// Attempt begins an attempt of a handler. The first is 1, and the numbers continue over the rounds of --retry-later. It
+	// ends with nil if the event is handled, with [ErrDuplicate] if it was handled before, or with [ErrInterrupted] if the
+	// worker stops.
 	Attempt(ctx context.Context, handler string, e events.Event, attempt int) (context.Context, func(error))
 	// Duplicate tells that a handler did not run, as it has handled the event before.
 	Duplicate(handler string, e events.Event)

@@ -40,6 +40,8 @@ const (
 	// readAhead is the wait before the next batch while one is in flight: one that is handled soon is waited for, as larger
 	// batches cost less.
 	readAhead = 10 * time.Millisecond
+	// latePart is the part of [Config.Patience] after which a relay without any confirm reports that it fails.
+	latePart = 3
 	// yieldTime is how long a relay that cannot publish leaves the lease to others.
 	yieldTime = 2 * time.Second
 )
@@ -56,7 +58,7 @@ type State string
 
 // The states of a relay.
 const (
-	// Starting: it is not known yet whether it is the leader.
+	// Starting: it is not known yet whether it is the leader, or it is and no event has got out yet.
 	Starting State = "starting"
 	// Relaying: it has events in flight.
 	Relaying State = "relaying"
@@ -82,6 +84,7 @@ type Relay struct {
 	nextTimeout time.Duration
 	chunk       int
 	patience    time.Duration
+	late        time.Duration   // without a confirm, after which it reports that it fails
 	confirmed   map[string]bool // bodies of the events that were published of a batch which is not finished
 	term        term
 	landed      chan struct{} // has a value when a batch that was in flight is handled, or given back
@@ -90,10 +93,25 @@ type Relay struct {
 	// stopping is closed when no further batch may begin, and stopped when the last one is done with.
 	stopping, stopped chan struct{}
 
-	mu     sync.Mutex
-	state  State
-	err    error
-	giveUp context.CancelFunc // ends the batch in flight
+	mu      sync.Mutex
+	state   State
+	err     error
+	outage  outage
+	wasLate bool
+	role    State              // Idle or Standby: what was logged last of who leads
+	giveUp  context.CancelFunc // ends the batch in flight
+}
+
+// outage is the time in which the relay fails. While no worker reaches the bus, each yields the lease to the next: for all of
+// them it is one outage.
+type outage struct {
+	began time.Time // zero if there is none
+	err   error
+	// ofBus tells that the bus has failed. Then it does not end with the lease, but when events get out, or when another
+	// worker has had the lease for longer than one that fails.
+	ofBus bool
+	// standby is since when another worker has the lease.
+	standby time.Time
 }
 
 // term is a time in which the lease is held.
@@ -130,7 +148,7 @@ type Config struct {
 func New(tail *store.Tail, l *lease.Lease, publisher bus.BatchPublisher, c Config, logger *slog.Logger) *Relay {
 	return &Relay{
 		tail: tail, lease: l, publisher: publisher, config: c, logger: logger, state: Starting, giveUp: func() {},
-		nextTimeout: nextTimeout, chunk: maxChunk, patience: c.Patience,
+		nextTimeout: nextTimeout, chunk: maxChunk, patience: c.Patience, late: c.Patience / latePart,
 		term: term{cancel: func() {}}, landed: make(chan struct{}, 1),
 		stopping: make(chan struct{}), stopped: make(chan struct{}),
 	}
@@ -172,6 +190,8 @@ func (r *Relay) Run(ctx context.Context) {
 			case <-r.stopping:
 			case <-ctx.Done():
 			case <-status.Changed:
+			case <-r.untilOver():
+				r.becomeStandby(true)
 			}
 			continue
 		}
@@ -180,7 +200,7 @@ func (r *Relay) Run(ctx context.Context) {
 		switch {
 		case err != nil:
 			if !r.isStopping() && r.term.held.Err() == nil && !errors.Is(err, store.ErrNotLeader) { // else the lease says more
-				r.become(Failing, err)
+				r.fail(err, false)
 			}
 			if slices.ContainsFunc(fatal, func(f error) bool { return errors.Is(err, f) }) {
 				r.end()
@@ -192,16 +212,16 @@ func (r *Relay) Run(ctx context.Context) {
 				r.wait(ctx, readAhead, nil, status.Changed)
 			}
 		case !r.hasRoom():
-			r.become(Relaying, nil)
+			r.become(Relaying)
 			r.wait(ctx, readAhead, nil, status.Changed)
 		case polls < len(followUpPolls):
 			woken = r.wait(ctx, followUpPolls[polls], r.tail.Wake, status.Changed)
 			polls++
 		default:
 			if len(r.term.flights) == 0 {
-				r.become(Idle, nil)
+				r.become(Idle)
 			} else {
-				r.become(Relaying, nil)
+				r.become(Relaying)
 			}
 			woken = r.wait(ctx, r.config.Poll, r.tail.Wake, status.Changed)
 		}
@@ -220,6 +240,15 @@ func (r *Relay) begin(ctx context.Context, status lease.Status) {
 	r.end()
 	held, cancel := status.While(ctx)
 	r.term = term{status: status, held: held, cancel: cancel}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	switch {
+	case status.Err != nil:
+	case !r.outage.began.IsZero(): // no event has got out yet
+		r.state, r.err = Failing, r.outage.err
+	case r.state == Standby:
+		r.state = Starting
+	}
 }
 
 // end forgets what is in flight: the bus does not deliver it if no handler has it yet.
@@ -281,9 +310,9 @@ func (r *Relay) notLeader(err error) {
 	switch {
 	case errors.Is(err, lease.ErrPending): // it starts, or has yielded because it fails
 	case errors.Is(err, store.ErrNotLeader):
-		r.become(Standby, nil)
+		r.becomeStandby(false)
 	default:
-		r.become(Failing, err)
+		r.fail(err, false)
 	}
 }
 
@@ -408,7 +437,7 @@ func (r *Relay) move(ctx context.Context, behind store.Position) error {
 		if err == nil || errors.Is(err, store.ErrNotLeader) || held.Err() != nil || r.isStopping() {
 			return err
 		}
-		r.become(Failing, err)
+		r.fail(err, false)
 		r.pause(ctx, errorInterval, held.Done())
 	}
 }
@@ -417,8 +446,8 @@ func (r *Relay) move(ctx context.Context, behind store.Position) error {
 // returns those that are not acked yet. An event that the bus has confirmed is not published again, neither here nor when
 // the same batch is read again.
 func (r *Relay) publish(ctx context.Context, bodies [][]byte) (open []*message.Message, published bool) {
-	if state, _ := r.Status(); state != Failing {
-		r.become(Relaying, nil)
+	if r.Publishing() {
+		r.become(Relaying)
 	}
 	all := bodies
 	bodies = slices.DeleteFunc(slices.Clone(all), func(body []byte) bool { return r.confirmed[string(body)] })
@@ -436,7 +465,12 @@ func (r *Relay) publish(ctx context.Context, bodies [][]byte) (open []*message.M
 		defer cancel(nil)
 		timer := time.AfterFunc(r.patience, func() { cancel(fmt.Errorf("no confirm within %s", r.patience)) })
 		defer timer.Stop()
-		progress = func() { timer.Reset(r.patience) }
+		late, end := r.reportLate()
+		defer end()
+		progress = func() {
+			timer.Reset(r.patience)
+			late.Reset(r.late)
+		}
 	}
 	for len(bodies) > 0 {
 		batch := make([]*message.Message, min(r.chunk, len(bodies)))
@@ -451,7 +485,7 @@ func (r *Relay) publish(ctx context.Context, bodies [][]byte) (open []*message.M
 		rest := bodies[len(batch):]
 		if err == nil {
 			taken, bodies = append(taken, unconfirmed(batch)...), rest
-			r.become(Relaying, nil)
+			r.become(Relaying)
 			r.chunk = min(2*r.chunk, maxChunk)
 			if attempts.Err() == nil || len(bodies) == 0 {
 				continue
@@ -467,7 +501,7 @@ func (r *Relay) publish(ctx context.Context, bodies [][]byte) (open []*message.M
 		if attempts.Err() != nil && errors.Is(err, context.Canceled) {
 			err = fmt.Errorf("publish %d events: %w", len(batch), context.Cause(attempts))
 		}
-		r.become(Failing, err)
+		r.fail(err, true)
 		if attempts.Err() == nil {
 			r.pause(ctx, resendInterval, attempts.Done())
 		}
@@ -480,10 +514,37 @@ func (r *Relay) publish(ctx context.Context, bodies [][]byte) (open []*message.M
 			return nil, false
 		}
 	}
-	if time.Since(began) < r.patience/2 {
+	took := time.Since(began)
+	if took < r.patience/2 {
 		r.patience = max(r.patience/2, r.config.Patience)
 	}
+	if took < r.late/2 {
+		r.late = max(r.late/2, r.config.Patience/latePart)
+	}
 	return unconfirmed(taken), true
+}
+
+// reportLate returns a timer that reports a bus which confirms nothing for some time, until end. After each such report that
+// time is doubled, for a bus that is slow.
+func (r *Relay) reportLate() (timer *time.Timer, end func()) {
+	wait, ended := r.late, false
+	timer = time.AfterFunc(wait, func() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		if !ended && r.outage.began.IsZero() {
+			r.wasLate = true
+			r.failLocked(fmt.Errorf("the bus has confirmed no event for %s", wait), true)
+		}
+	})
+	return timer, func() {
+		timer.Stop()
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		ended = true
+		if r.wasLate {
+			r.wasLate, r.late = false, min(2*r.late, maxPatience*r.config.Patience)
+		}
+	}
 }
 
 // without are the bodies that are not among others.
@@ -577,20 +638,74 @@ func (r *Relay) Status() (State, error) {
 	return r.state, r.err
 }
 
-// become changes the state. An outage is logged once when it begins and once when it ends.
-func (r *Relay) become(s State, err error) {
+// Publishing tells whether this relay is the leader and, as far as it has tried, gets events out.
+func (r *Relay) Publishing() bool {
+	state, _ := r.Status()
+	return state == Relaying || state == Idle
+}
+
+// fail changes the state to [Failing]. An outage is logged once when it begins and once when it ends.
+func (r *Relay) fail(err error, ofBus bool) {
 	r.mu.Lock()
-	before := r.state
-	r.state, r.err = s, err
-	r.mu.Unlock()
-	switch {
-	case s == Failing && before != Failing:
+	defer r.mu.Unlock()
+	r.failLocked(err, ofBus)
+}
+
+func (r *Relay) failLocked(err error, ofBus bool) {
+	if r.outage.began.IsZero() {
+		r.outage.began = time.Now()
 		r.logger.Error("relay fails and will try again", "error", err)
-	case before == Failing && s != Failing && s != Stopped:
-		r.logger.Info("relay has recovered")
-	case s == Standby && before != Standby:
+	}
+	r.outage.err, r.outage.ofBus = err, r.outage.ofBus || ofBus
+	r.state, r.err = Failing, err
+}
+
+// become changes the state to that of a leader that works.
+func (r *Relay) become(s State) { r.leave(s, Idle) }
+
+// becomeStandby changes the state to [Standby]. It ends an outage, unless that is one of the bus and not over.
+func (r *Relay) becomeStandby(over bool) {
+	r.mu.Lock()
+	if r.outage.ofBus && !over {
+		if r.state != Standby {
+			r.outage.standby = time.Now()
+		}
+		r.state, r.err = Standby, nil
+		r.mu.Unlock()
+		return
+	}
+	r.mu.Unlock()
+	r.leave(Standby, Standby)
+}
+
+// untilOver has a value when another worker has held the lease for so long that it must reach the bus.
+func (r *Relay) untilOver() <-chan time.Time {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.state != Standby || r.outage.began.IsZero() {
+		return nil
+	}
+	return time.After(time.Until(r.outage.standby.Add(2 * maxPatience * r.config.Patience)))
+}
+
+// leave changes the state to one in which nothing fails, and logs the end of an outage, and a new role.
+func (r *Relay) leave(s, role State) {
+	r.mu.Lock()
+	over, isNew := r.outage, r.role != role
+	r.state, r.err, r.outage, r.role = s, nil, outage{}, role
+	r.mu.Unlock()
+	if !over.began.IsZero() {
+		text, end := "relay has recovered", time.Now()
+		if role == Standby && over.ofBus {
+			text, end = "relay has recovered, on another worker", over.standby
+		}
+		r.logger.Info(text, "outage", end.Sub(over.began).Round(time.Millisecond)) //nolint:sloglint // one of two constants
+	}
+	switch {
+	case !isNew:
+	case role == Standby:
 		r.logger.Info("relay stands by: another worker is the leader")
-	case (before == Standby || before == Starting) && s != Stopped && s != Failing:
+	default:
 		r.logger.Info("relay is at work: this worker is the leader")
 	}
 }
@@ -608,5 +723,7 @@ func (r *Relay) Stop(ctx context.Context) {
 	case <-r.stopped:
 	case <-ctx.Done():
 	}
-	r.become(Stopped, nil)
+	r.mu.Lock()
+	r.state, r.err = Stopped, nil
+	r.mu.Unlock()
 }

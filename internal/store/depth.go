@@ -1,6 +1,9 @@
 package store
 
-import "time"
+import (
+	"cmp"
+	"time"
+)
 
 // MaxCount is where a store stops counting a backlog, which bounds the cost of a count.
 const MaxCount = 100_000
@@ -9,8 +12,13 @@ const MaxCount = 100_000
 type Backlog struct {
 	// Events is how many there are, at most [MaxCount].
 	Events int
-	// Age is the age of the first of them, by its created_at and the store's clock; 0 if there is none.
-	Age time.Duration
+	// Position is up to where all is published, and Last is where the last event is that is not.
+	Position, Last Position
+}
+
+// IsBehind tells whether p comes after q in commit order.
+func (p Position) IsBehind(q Position) bool {
+	return cmp.Or(cmp.Compare(p.Transaction, q.Transaction), cmp.Compare(p.ID, q.ID)) > 0
 }
 
 // Pool is the state of a store's connections.

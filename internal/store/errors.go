@@ -31,11 +31,14 @@ var (
 		"run `worker migrate restored` as the owner of the tables")
 	// ErrNoEvent says that no event has the id that was asked for.
 	ErrNoEvent = errors.New("no such event")
-	// ErrNoSchema says that the database has no events table of this worker.
-	ErrNoSchema = errors.New("the database has no schema: run `worker migrate up`, or start with --migrate")
+	// ErrNoSchema says that the database has no schema of the worker, or lacks a newer version of it.
+	ErrNoSchema = errors.New("the database has no schema, or an older one than this version of the worker needs: " +
+		"run `worker migrate up`, or `worker run` with --migrate")
 	// ErrWouldLose says that a schema cannot be taken back, as something would be lost with it.
 	ErrWouldLose = errors.New("the schema is not taken back: events that were not relayed yet, the record of what was " +
 		"handled, dead letters, or what is parked behind them would be lost")
+	// ErrForeignTable says that there is a table events of another program, with other columns.
+	ErrForeignTable = errors.New("there is a table events that is not the contract's")
 	// ErrUnfitTable says that a table events of another service breaks the contract by its rows, or by an index.
 	ErrUnfitTable = errors.New("the table events cannot be adopted, and is not changed: " +
 		"correct it as docs/operations.md says")

@@ -16,7 +16,9 @@ import (
 // What a handler lets follow is appended below its span, whose trace the event's metadata name.
 func Example() {
 	spans := tracetest.NewInMemoryExporter()
-	tracer := tracing.New(sdktrace.NewTracerProvider(sdktrace.WithSyncer(spans)), "rabbitmq", "healz.events")
+	tracer := tracing.New(sdktrace.NewTracerProvider(sdktrace.WithSyncer(spans)), tracing.Places{
+		Bus: tracing.Place{System: "rabbitmq", Name: "healz.events"}, Store: tracing.Place{System: "sqlite"},
+	})
 	cause, err := events.New(events.Origin{TenantID: uuid.New()}, "Patient", uuid.New(), 1, data{"Ana"})
 	if err != nil {
 		fmt.Println(err)

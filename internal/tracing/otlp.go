@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strconv"
 	"strings"
 
+	"github.com/google/uuid"
 	"go.opentelemetry.io/otel"
 	"go.opentelemetry.io/otel/exporters/otlp/otlptrace"
 	"go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracegrpc"
@@ -21,26 +23,41 @@ var ErrSetting = errors.New("OpenTelemetry")
 
 // Start begins to send traces by OTLP as OpenTelemetry's standard variables say, which getenv and the SDK read. They are
 // off, and the Tracer nil, unless OTEL_TRACES_EXPORTER is otlp or an OTLP endpoint is set. stop sends what is left, for
-// as long as its context lives. What cannot be sent is dropped, and logged.
+// as long as its context lives. Spans that cannot be sent are dropped and counted. The beginning and the end of that are
+// logged, and at the stop how many there were.
 func Start(
-	ctx context.Context, version, system, destination string, getenv func(string) string, logger *slog.Logger,
-) (t *Tracer, stop func(context.Context) error, err error) {
-	stop = func(context.Context) error { return nil }
+	ctx context.Context, version string, p Places, getenv func(string) string, logger *slog.Logger,
+) (t *Tracer, stop func(context.Context), err error) {
+	stop = func(context.Context) {}
 	exporter, err := newExporter(ctx, getenv)
 	if err != nil || exporter == nil {
 		return nil, stop, err
 	}
 	// The process' command line is left out on purpose: it may hold a password.
-	described, err := resource.New(ctx, resource.WithAttributes(semconv.ServiceName("worker"), semconv.ServiceVersion(version)),
-		resource.WithTelemetrySDK(), resource.WithHost(), resource.WithFromEnv())
+	described, err := resource.New(ctx, resource.WithAttributes(semconv.ServiceName("worker"), semconv.ServiceVersion(version),
+		semconv.ServiceInstanceID(uuid.NewString())), resource.WithTelemetrySDK(), resource.WithHost(), resource.WithFromEnv())
 	if err != nil {
 		return nil, stop, fmt.Errorf("%w: OTEL_RESOURCE_ATTRIBUTES: %w", ErrSetting, err)
 	}
 	otel.SetErrorHandler(otel.ErrorHandlerFunc(func(err error) {
-		logger.WarnContext(ctx, "cannot send traces", "error", err)
+		logger.WarnContext(ctx, "OpenTelemetry reports an error", "error", err)
 	}))
-	provider := sdktrace.NewTracerProvider(sdktrace.WithBatcher(exporter), sdktrace.WithResource(described))
-	return New(provider, system, destination), provider.Shutdown, nil
+	size, err := strconv.Atoi(getenv("OTEL_BSP_MAX_QUEUE_SIZE"))
+	if err != nil || size < 1 {
+		size = sdktrace.DefaultMaxQueueSize
+	}
+	ending, end := context.WithCancel(context.WithoutCancel(ctx))
+	d := &delivery{SpanExporter: exporter, limit: int64(size), ending: ending, logger: logger}
+	batches := sdktrace.NewBatchSpanProcessor(d, sdktrace.WithMaxQueueSize(size))
+	provider := sdktrace.NewTracerProvider(sdktrace.WithSpanProcessor(admission{batches, d}), sdktrace.WithResource(described))
+	t = New(provider, p)
+	t.delivery = d
+	return t, func(ctx context.Context) {
+		defer end()
+		defer context.AfterFunc(ctx, end)()
+		d.stopping.Store(true)
+		d.stopped(ctx, provider.Shutdown(context.WithoutCancel(ctx)))
+	}, nil
 }
 
 // newExporter is nil if traces are off.

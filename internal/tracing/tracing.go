@@ -3,24 +3,28 @@
 //
 //	append                      by a command, or below a handler; its context goes into the event's metadata
 //	└── publish                 by the relay; its context goes into the message's headers
-//	    └── receive
+//	    └── process             a message, from its receipt to its outcome
 //	        └── handle          one an attempt of a handler, with a link to the append of its event
 //	            └── append      of what follows
 //
 // The context travels as W3C's traceparent, which services that know nothing of the worker may set in either place. One
-// that cannot be read is ignored. Spans carry ids and names, never an event's data. An event's identity does not depend
-// on its metadata, so neither a retry nor a replay makes another event of it.
+// that cannot be read is ignored. Names and attributes follow OpenTelemetry's semantic conventions for databases and
+// messaging; the worker's own attributes begin with "worker.". Spans carry ids and names, never an event's data. An event's
+// identity does not depend on its metadata, so neither a retry nor a replay makes another event of it.
 //
 // A worker that sends no traces has no [Tracer], and nothing of this is on an event's way.
 package tracing
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
+	"strings"
 
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/google/uuid"
@@ -31,14 +35,19 @@ import (
 	"go.opentelemetry.io/otel/trace"
 
 	"github.com/healz/worker/internal/bus"
+	"github.com/healz/worker/internal/bus/amqp"
 	"github.com/healz/worker/internal/deadletter"
 	"github.com/healz/worker/internal/events"
 	"github.com/healz/worker/internal/middleware"
 	"github.com/healz/worker/internal/observe"
+	"github.com/healz/worker/internal/store"
 )
 
-// Attributes of spans, besides OpenTelemetry's own for messaging.
+// The worker's own attributes of spans, besides those of OpenTelemetry's semantic conventions. docs/operations.md has the
+// list.
 const (
+	eventIDKey       = attribute.Key("worker.event_id")
+	correlationIDKey = attribute.Key("worker.correlation_id")
 	eventTypeKey     = attribute.Key("worker.event_type")
 	aggregateTypeKey = attribute.Key("worker.aggregate_type")
 	aggregateIDKey   = attribute.Key("worker.aggregate_id")
@@ -55,20 +64,52 @@ const maxParsed = 1 << 20
 type Tracer struct {
 	observe.None
 
-	tracer      trace.Tracer
-	system      attribute.KeyValue
-	destination string
+	tracer     trace.Tracer
+	bus, store []attribute.KeyValue
+	exchange   string
+	routes     bool // by routing keys
+	delivery   *delivery
 }
 
-// New returns a Tracer over a provider, of a worker that publishes to a destination of a messaging system: "rabbitmq" or
-// "in_process".
-func New(p trace.TracerProvider, system, destination string) *Tracer {
-	return &Tracer{
-		tracer:      p.Tracer("github.com/healz/worker", trace.WithSchemaURL(semconv.SchemaURL)),
-		system:      semconv.MessagingSystemKey.String(system),
-		destination: destination,
-	}
+// Places are the systems that the spans of a worker name.
+type Places struct{ Bus, Store Place }
+
+// Place is a system with its name in the semantic conventions: "rabbitmq" or "in_process", "postgresql" or "sqlite".
+type Place struct {
+	System string
+	// Name is the exchange or the topic of a bus, and the database of a store if it is on a server.
+	Name string
+	// Host and Port are "" and 0 if it is not on a server.
+	Host string
+	Port int
 }
+
+// server are the attributes of the server, none if there is none.
+func (p Place) server() []attribute.KeyValue {
+	if p.Host == "" {
+		return nil
+	}
+	return []attribute.KeyValue{semconv.ServerAddress(p.Host), semconv.ServerPort(p.Port)}
+}
+
+// New returns a Tracer over a provider.
+func New(provider trace.TracerProvider, p Places) *Tracer {
+	t := &Tracer{
+		tracer:   provider.Tracer("github.com/healz/worker", trace.WithSchemaURL(semconv.SchemaURL)),
+		bus:      append(p.Bus.server(), semconv.MessagingSystemKey.String(p.Bus.System)),
+		store:    append(p.Store.server(), semconv.DBSystemNameKey.String(p.Store.System), semconv.DBCollectionName("events")),
+		exchange: p.Bus.Name,
+		routes:   p.Bus.System == semconv.MessagingSystemRabbitMQ.Value.AsString(),
+		delivery: &delivery{},
+	}
+	if p.Store.Name != "" {
+		t.store = append(t.store, semconv.DBNamespace(p.Store.Name))
+	}
+	return t
+}
+
+// Dropped is the number of spans that were not exported.
+func (t *Tracer) Dropped() int64 { return t.delivery.dropped.Load() }
 
 // Append begins the span of an append: one for each chain of causes in the batch, below the span in ctx or else the one
 // that an event of the chain names. The metadata of the events that it returns name the span, where they named none.
@@ -87,10 +128,9 @@ func (t *Tracer) Append(
 				parent = trace.ContextWithRemoteSpanContext(ctx, own)
 			}
 			var span trace.Span
-			chain, span = t.tracer.Start(parent, "append events", trace.WithSpanKind(trace.SpanKindProducer),
-				trace.WithAttributes(append(describeOne(e, len(batch)), t.system,
-					semconv.MessagingOperationTypeCreate, semconv.MessagingOperationName("append"),
-					semconv.MessagingDestinationName("events"), semconv.MessagingBatchMessageCount(len(batch)))...))
+			chain, span = t.tracer.Start(parent, "append events", trace.WithSpanKind(trace.SpanKindClient),
+				trace.WithAttributes(slices.Concat(describeOne(e, len(batch)), t.store,
+					[]attribute.KeyValue{semconv.DBOperationName("append")})...))
 			chains[e.CorrelationID] = chain //nolint:fatcontext // each is below ctx, and none below another
 			spans = append(spans, span)
 			traced = chain
@@ -99,14 +139,14 @@ func (t *Tracer) Append(
 		marked[i] = e
 	}
 	return traced, marked, func(err error) {
-		if err != nil {
-			err = errNotAppended // a handler's own SQL may have failed, and say anything
+		for _, span := range spans {
+			if code, ok := sqlState(err); ok {
+				span.SetAttributes(semconv.DBResponseStatusCode(code))
+			}
+			finish(span, err, "not appended") // a handler's own SQL may have failed, and its text say anything
 		}
-		finish(spans, err)
 	}
 }
-
-var errNotAppended = errors.New("not appended")
 
 // Publish begins a span for each message below the one that the message, or its event, names. The span's context goes
 // into the message.
@@ -114,14 +154,40 @@ func (t *Tracer) Publish(ctx context.Context, batch []*message.Message) func(err
 	spans := make([]trace.Span, len(batch))
 	for i, m := range batch {
 		var published context.Context
-		published, spans[i] = t.tracer.Start(extract(ctx, m), "publish "+t.destination,
-			trace.WithSpanKind(trace.SpanKindProducer),
-			trace.WithAttributes(append(describeMessage(m), t.system,
-				semconv.MessagingOperationTypeSend, semconv.MessagingOperationName("publish"),
-				semconv.MessagingDestinationName(t.destination), semconv.MessagingMessageBodySize(len(m.Payload)))...))
+		published, spans[i] = t.tracer.Start(extract(ctx, m), "publish "+t.exchange,
+			trace.WithSpanKind(trace.SpanKindProducer), trace.WithAttributes(slices.Concat(describeMessage(m), t.bus,
+				[]attribute.KeyValue{semconv.MessagingOperationTypeSend, semconv.MessagingOperationName("publish")},
+				t.destination(t.exchange, t.exchange, m.Metadata.Get(bus.EventTypeKey), ""))...))
 		propagation.TraceContext{}.Inject(published, propagation.MapCarrier(m.Metadata))
 	}
-	return func(err error) { finish(spans, err) }
+	return func(err error) {
+		for i, span := range spans {
+			select {
+			case <-batch[i].Acked(): // only the others failed
+				finish(span, nil, "")
+			default:
+				finish(span, err, "")
+			}
+		}
+	}
+}
+
+// destination describes where a message is published to, or where it comes from. The template is what the spans are named
+// after. A routing key is RabbitMQ's; one that could say anything is left out.
+func (t *Tracer) destination(template, exchange, routingKey, queue string) []attribute.KeyValue {
+	if !t.routes || !middleware.IsName(routingKey) {
+		routingKey = ""
+	}
+	parts := []string{exchange, routingKey, queue}
+	if routingKey == queue {
+		parts = parts[:2]
+	}
+	name := strings.Join(slices.DeleteFunc(parts, func(part string) bool { return part == "" }), ":")
+	attrs := []attribute.KeyValue{semconv.MessagingDestinationTemplate(template), semconv.MessagingDestinationName(name)}
+	if routingKey != "" {
+		attrs = append(attrs, semconv.MessagingRabbitMQDestinationRoutingKey(routingKey))
+	}
+	return attrs
 }
 
 // Receive begins the span of a message, below the one that it, or its event, names.
@@ -130,14 +196,16 @@ func (t *Tracer) Receive(ctx context.Context, m *message.Message) (context.Conte
 	if !trace.SpanContextFromContext(parent).IsValid() && len(m.Payload) <= maxParsed {
 		parent = trace.ContextWithRemoteSpanContext(parent, parse(parent, bus.Traceparent(m.Payload)))
 	}
-	topic := message.SubscribeTopicFromCtx(ctx)
-	ctx, span := t.tracer.Start(parent, "receive "+topic, trace.WithSpanKind(trace.SpanKindConsumer),
-		trace.WithAttributes(append(describeMessage(m), t.system,
-			semconv.MessagingOperationTypeProcess, semconv.MessagingOperationName("receive"),
-			semconv.MessagingDestinationName(topic), semconv.MessagingMessageBodySize(len(m.Payload)))...))
+	queue := message.SubscribeTopicFromCtx(ctx)
+	exchange, routingKey := amqp.Route(ctx)
+	ctx, span := t.tracer.Start(parent, "process "+queue,
+		trace.WithSpanKind(trace.SpanKindConsumer), trace.WithAttributes(slices.Concat(describeMessage(m), t.bus,
+			[]attribute.KeyValue{semconv.MessagingOperationTypeProcess, semconv.MessagingOperationName("process")},
+			t.destination(queue, exchange, routingKey, queue))...))
 	return ctx, func(outcome observe.Outcome) {
 		span.SetAttributes(outcomeKey.String(string(outcome)))
-		if outcome != observe.Handled && outcome != observe.Unhandled {
+		if outcome != observe.Handled && outcome != observe.Duplicate && outcome != observe.Unhandled {
+			span.SetAttributes(semconv.ErrorTypeKey.String(string(outcome)))
 			span.SetStatus(codes.Error, string(outcome))
 		}
 		span.End()
@@ -156,18 +224,47 @@ func (t *Tracer) Attempt(ctx context.Context, handler string, e events.Event, at
 		if errors.Is(err, observe.ErrDuplicate) || errors.Is(err, observe.ErrInterrupted) {
 			err = nil
 		}
-		finish([]trace.Span{span}, err)
+		finish(span, err, "")
 	}
 }
 
-// finish ends spans with their common error, whose text must be fit for operators.
-func finish(spans []trace.Span, err error) {
-	for _, span := range spans {
-		if err != nil {
-			span.SetStatus(codes.Error, deadletter.CutReason(err.Error()))
-		}
-		span.End()
+// finish ends a span with its error, if there is one, and a description, or the error's own text, which must be fit for
+// operators.
+func finish(span trace.Span, err error, description string) {
+	if err != nil {
+		span.SetAttributes(semconv.ErrorTypeKey.String(errorType(err)))
+		span.SetStatus(codes.Error, cmp.Or(description, deadletter.CutReason(err.Error())))
 	}
+	span.End()
+}
+
+// errorType is one of a few kinds of errors.
+func errorType(err error) string {
+	code, hasCode := sqlState(err)
+	switch _, refused := errors.AsType[*bus.RefusedError](err); {
+	case errors.Is(err, events.ErrConflict):
+		return "conflict"
+	case refused:
+		return "refused"
+	case hasCode:
+		return code
+	case errors.Is(err, store.ErrUnavailable):
+		return "unavailable"
+	case errors.Is(err, context.DeadlineExceeded):
+		return "timeout"
+	case errors.Is(err, context.Canceled):
+		return "canceled"
+	}
+	return semconv.ErrorTypeOther.Value.AsString()
+}
+
+// sqlState is the code by which the database refused something.
+func sqlState(err error) (code string, ok bool) {
+	var coded interface{ SQLState() string }
+	if !errors.As(err, &coded) || coded.SQLState() == "" {
+		return "", false
+	}
+	return coded.SQLState(), true
 }
 
 // LogAttrs are the ids of the trace and the span in ctx, for a log line; none if there is no span.
@@ -225,7 +322,7 @@ func mark(metadata json.RawMessage, span trace.SpanContext) json.RawMessage {
 // describe says which event e is.
 func describe(e events.Event) []attribute.KeyValue {
 	return []attribute.KeyValue{
-		semconv.MessagingMessageID(e.ID.String()), semconv.MessagingMessageConversationID(e.CorrelationID.String()),
+		eventIDKey.String(e.ID.String()), correlationIDKey.String(e.CorrelationID.String()),
 		eventTypeKey.String(e.Type), aggregateTypeKey.String(e.AggregateType), aggregateIDKey.String(e.AggregateID.String()),
 		tenantIDKey.String(e.TenantID.String()),
 	}
@@ -236,21 +333,31 @@ func describeOne(e events.Event, of int) []attribute.KeyValue {
 	if of == 1 {
 		return describe(e)
 	}
-	return []attribute.KeyValue{semconv.MessagingMessageConversationID(e.CorrelationID.String())}
+	return []attribute.KeyValue{correlationIDKey.String(e.CorrelationID.String()), semconv.DBOperationBatchSize(of)}
 }
 
 // describeMessage says which event a message is, as far as can be shown.
 func describeMessage(m *message.Message) []attribute.KeyValue {
-	var attrs []attribute.KeyValue
+	attrs := []attribute.KeyValue{semconv.MessagingMessageBodySize(len(m.Payload))}
 	id, eventType := middleware.Describe(m)
 	if id != "" {
-		attrs = append(attrs, semconv.MessagingMessageID(id))
+		attrs = append(attrs, semconv.MessagingMessageID(id), eventIDKey.String(id))
 	}
 	if eventType != "" {
 		attrs = append(attrs, eventTypeKey.String(eventType))
 	}
 	if correlation, err := uuid.Parse(m.Metadata.Get(bus.CorrelationIDKey)); err == nil {
-		attrs = append(attrs, semconv.MessagingMessageConversationID(correlation.String()))
+		attrs = append(attrs,
+			semconv.MessagingMessageConversationID(correlation.String()), correlationIDKey.String(correlation.String()))
 	}
 	return attrs
+}
+
+// TraceID is the id of the trace of ctx if its spans are sent, else "".
+func TraceID(ctx context.Context) string {
+	span := trace.SpanContextFromContext(ctx)
+	if !span.IsSampled() {
+		return ""
+	}
+	return span.TraceID().String()
 }

@@ -1,14 +1,17 @@
 package tracing_test
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"log/slog"
 	"strings"
 	"testing"
 
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/stretchr/testify/require"
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/codes"
@@ -19,6 +22,7 @@ import (
 	"github.com/healz/worker/internal/bus"
 	"github.com/healz/worker/internal/events"
 	"github.com/healz/worker/internal/observe"
+	"github.com/healz/worker/internal/store"
 	"github.com/healz/worker/internal/tracing"
 )
 
@@ -33,7 +37,14 @@ func recorder(t *testing.T, options ...sdktrace.TracerProviderOption) (*tracing.
 	t.Helper()
 	spans := tracetest.NewInMemoryExporter()
 	p := sdktrace.NewTracerProvider(append(options, sdktrace.WithSyncer(spans))...)
-	return tracing.New(p, "rabbitmq", "healz.events"), spans
+	return tracing.New(p, places()), spans
+}
+
+func places() tracing.Places {
+	return tracing.Places{
+		Bus:   tracing.Place{System: "rabbitmq", Name: "healz.events", Host: "broker", Port: 5672},
+		Store: tracing.Place{System: "postgresql", Name: "clinic", Host: "database", Port: 5432},
+	}
 }
 
 type data struct {
@@ -107,6 +118,54 @@ func TestAppendKeepsATraceparentAndGoesOnWithIt(t *testing.T) {
 	require.Equal(t, sdktrace.Status{Code: codes.Error, Description: "not appended"}, span.Status)
 }
 
+func TestErrorsAreOfAFewKinds(t *testing.T) {
+	t.Parallel()
+	for want, err := range map[string]error{
+		"conflict":    &store.ConflictError{AggregateType: "Patient"},
+		"23505":       fmt.Errorf("record: %w", &pgconn.PgError{Code: "23505", Detail: "Ana"}),
+		"unavailable": store.ErrReadOnly,
+		"timeout":     fmt.Errorf("timed out: %w", context.DeadlineExceeded),
+		"canceled":    context.Canceled,
+		"refused":     &bus.RefusedError{Err: errors.New("too large")},
+		"_OTHER":      errors.New("no place for Ana"),
+	} {
+		t.Run(want, func(t *testing.T) {
+			t.Parallel()
+			tracer, spans := recorder(t)
+			_, _, end := tracer.Append(t.Context(), observe.Append, []events.Event{event(t, ""), event(t, "")})
+			end(err)
+			_, end = tracer.Attempt(t.Context(), "h", event(t, ""), 1)
+			end(err)
+			got := spans.GetSpans()
+			require.Len(t, got, 3)
+			for _, s := range got {
+				require.Equal(t, want, attributes(s)["error.type"])
+			}
+			for _, s := range got[:2] {
+				require.Equal(t, "not appended", s.Status.Description)
+				require.Equal(t, "2", attributes(s)["db.operation.batch.size"])
+				if want == "23505" {
+					require.Equal(t, want, attributes(s)["db.response.status_code"])
+				}
+			}
+		})
+	}
+}
+
+// Of a batch that failed, the messages that the bus has confirmed are published.
+func TestOnlyUnconfirmedMessagesFail(t *testing.T) {
+	t.Parallel()
+	tracer, spans := recorder(t)
+	batch := []*message.Message{message.NewMessage("", nil), message.NewMessage("", nil)}
+	end := tracer.Publish(t.Context(), batch)
+	batch[0].Ack()
+	end(errors.New("the connection broke"))
+	got := spans.GetSpans()
+	require.Equal(t, codes.Unset, got[0].Status.Code)
+	require.Equal(t, codes.Error, got[1].Status.Code)
+	require.Equal(t, "_OTHER", attributes(got[1])["error.type"])
+}
+
 func TestBadTraceparentsAreIgnored(t *testing.T) {
 	t.Parallel()
 	for name, value := range map[string]string{
@@ -159,25 +218,25 @@ func TestOneTrace(t *testing.T) {
 
 	got := spans.GetSpans()
 	require.Len(t, got, 5)
-	first, publish, follow, handle, receive := got[0], got[1], got[2], got[3], got[4]
+	first, publish, follow, handle, process := got[0], got[1], got[2], got[3], got[4]
 	for _, s := range got {
 		require.Equal(t, first.SpanContext.TraceID(), s.SpanContext.TraceID(), s.Name)
 	}
 	require.False(t, first.Parent.IsValid())
 	for _, link := range [][2]tracetest.SpanStub{
-		{first, publish}, {publish, receive}, {receive, handle}, {handle, follow},
+		{first, publish}, {publish, process}, {process, handle}, {handle, follow},
 	} {
 		require.Equal(t, link[0].SpanContext.SpanID(), link[1].Parent.SpanID(), link[1].Name)
 	}
 	require.Equal(t, first.SpanContext.SpanID(), handle.Links[0].SpanContext.SpanID())
 	require.Equal(t, []string{"append events", "publish healz.events", "append events", "handle welcome-patient"},
 		[]string{first.Name, publish.Name, follow.Name, handle.Name})
-	require.Equal(t, []trace.SpanKind{trace.SpanKindProducer, trace.SpanKindProducer, trace.SpanKindInternal, trace.SpanKindConsumer},
-		[]trace.SpanKind{first.SpanKind, publish.SpanKind, handle.SpanKind, receive.SpanKind})
-	require.Equal(t, "dead_lettered", attributes(receive)["worker.outcome"])
+	require.Equal(t, []trace.SpanKind{trace.SpanKindClient, trace.SpanKindProducer, trace.SpanKindInternal, trace.SpanKindConsumer},
+		[]trace.SpanKind{first.SpanKind, publish.SpanKind, handle.SpanKind, process.SpanKind})
+	require.Equal(t, "dead_lettered", attributes(process)["worker.outcome"])
 	require.Equal(t, "2", attributes(handle)["worker.attempt"])
 	require.Equal(t, marked[0].ID.String(), attributes(publish)["messaging.message.id"])
-	require.Equal(t, marked[0].CorrelationID.String(), attributes(receive)["messaging.message.conversation_id"])
+	require.Equal(t, marked[0].CorrelationID.String(), attributes(process)["messaging.message.conversation_id"])
 	require.Equal(t, codes.Error, handle.Status.Code)
 	for _, s := range got {
 		text, err := json.Marshal(s.Attributes)

@@ -48,6 +48,9 @@ func (w *Worker) Health(ctx context.Context) Health {
 	return h
 }
 
+// standbyInProcess is the state of a consumer whose bus gets no events, as another worker relays.
+const standbyInProcess = "standby: the worker that relays handles the events; set RABBITMQ_URL to share the load"
+
 // state says more about a part that works.
 func (w *Worker) state(part string) string {
 	switch part {
@@ -55,7 +58,11 @@ func (w *Worker) state(part string) string {
 		state, _ := w.relay.Status()
 		return string(state)
 	case "consumer":
-		return w.parts.Bus.State()
+		if relaying, _ := w.relay.Status(); w.parts.Embedded && relaying == relay.Standby {
+			return standbyInProcess
+		}
+		state, _ := w.parts.Bus.Consuming()
+		return state
 	default:
 		return ""
 	}
@@ -70,6 +77,9 @@ func (w *Worker) check(ctx context.Context) map[string]error {
 	w.mu.Lock()
 	consumer := w.consumer
 	w.mu.Unlock()
+	if consumer == nil {
+		_, consumer = w.parts.Bus.Consuming()
+	}
 	parts := map[string]error{
 		"consumer": consumer, "store": cmp.Or(w.pingStore(ctx), w.outages.Err()), "bus": w.parts.Bus.Ready(), "relay": relayErr,
 	}

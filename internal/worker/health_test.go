@@ -30,8 +30,8 @@ func (s *frozenStore) Ping(context.Context) error {
 
 type readyBus struct{ worker.Bus }
 
-func (readyBus) Ready() error  { return nil }
-func (readyBus) State() string { return "" }
+func (readyBus) Ready() error               { return nil }
+func (readyBus) Consuming() (string, error) { return "", nil }
 
 func TestHealthDoesNotWaitForAFrozenStore(t *testing.T) {
 	t.Parallel()

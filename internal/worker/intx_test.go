@@ -84,6 +84,12 @@ func TestAHandlersOwnSQLTakesEffectOnce(t *testing.T) {
 // run runs a worker until the test ends.
 func run(t *testing.T, settings worker.Settings, register func(*handlers.Registry, events.Streams)) {
 	t.Helper()
+	runHealth(t, settings, register)
+}
+
+// runHealth is run, and returns the worker's health.
+func runHealth(t *testing.T, settings worker.Settings, register func(*handlers.Registry, events.Streams)) func() worker.Health {
+	t.Helper()
 	w, closeParts, err := worker.Open(t.Context(), settings,
 		worker.OpenOptions{Register: register, Migrate: true, Logger: slog.New(slog.DiscardHandler)})
 	require.NoError(t, err)
@@ -95,4 +101,5 @@ func run(t *testing.T, settings worker.Settings, register func(*handlers.Registr
 		require.NoError(t, <-done)
 		require.NoError(t, closeParts())
 	})
+	return func() worker.Health { return w.Health(t.Context()) }
 }

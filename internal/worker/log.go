@@ -31,6 +31,8 @@ func (l contextLog) Handle(ctx context.Context, r slog.Record) error {
 	}
 	if e, ok := events.FromContext(ctx); ok {
 		r.AddAttrs(slog.String("event_id", e.ID.String()), slog.String("event_type", e.Type))
+	} else {
+		r.AddAttrs(middleware.LogAttrs(ctx)...)
 	}
 	r.AddAttrs(tracing.LogAttrs(ctx)...)
 	return l.Handler.Handle(ctx, r)

@@ -41,10 +41,12 @@ func (o observed) Record(ctx context.Context, handler string, e events.Event, fo
 func sources(w *Worker, backend Backend, letters *deadletter.Table, conn *amqp.Connection) metrics.Sources {
 	s := metrics.Sources{
 		Backlog: w.parts.Tail.Backlog, Letters: letters.Count, Pools: backend.Pools, Leads: w.lease.Held,
-		Parts: w.check, Outcomes: w.counts.Map,
+		Publishes: func() bool { return w.relay.Publishing() && w.parts.Bus.Ready() == nil },
+		Parts:     w.check, Outcomes: w.counts.Map,
 	}
 	if conn != nil {
 		s.Queues, s.Connections = conn.Depths, conn.Up
+		s.Shares = w.parts.Bus.(broker).Shares //nolint:forcetypeassert // with a connection it is one
 	}
 	return s
 }

@@ -1,7 +1,6 @@
 package worker
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -24,6 +23,9 @@ import (
 
 // maxWaitInterval is the longest backoff while a server is not up.
 const maxWaitInterval = 2 * time.Second
+
+// lastTry is how long before the end of the wait for a server the last try begins.
+const lastTry = 200 * time.Millisecond
 
 // OpenOptions are what [Open] needs besides the settings.
 type OpenOptions struct {
@@ -51,7 +53,8 @@ func Open(ctx context.Context, s Settings, o OpenOptions) (*Worker, func() error
 }
 
 func open(ctx context.Context, s Settings, o OpenOptions, closers *closers) (*Worker, error) {
-	backend, err := openBackend(ctx, s, o)
+	wait := newWait(o)
+	backend, err := openBackend(ctx, s, o, wait)
 	if err != nil {
 		return nil, err
 	}
@@ -79,7 +82,7 @@ func open(ctx context.Context, s Settings, o OpenOptions, closers *closers) (*Wo
 		closers.add(b.Close)
 		parts.Bus, parts.Sink, parts.Embedded = embeddedBus{b}, parts.Letters, true
 	} else {
-		if conn, err = dial(ctx, s, o, observers); err != nil {
+		if conn, err = dial(ctx, s, o, wait, observers); err != nil {
 			return nil, err
 		}
 		closers.add(conn.Close)
@@ -100,17 +103,20 @@ func open(ctx context.Context, s Settings, o OpenOptions, closers *closers) (*Wo
 	return w, err
 }
 
-func openBackend(ctx context.Context, s Settings, o OpenOptions) (Backend, error) {
+func openBackend(ctx context.Context, s Settings, o OpenOptions, wait wait) (Backend, error) {
 	var backend Backend
-	err := waitFor(ctx, o, store.ErrUnavailable, func() error {
-		b, err := s.OpenStore(ctx)
+	err := wait.until(ctx, store.ErrUnavailable, func(trying context.Context) error {
+		b, err := s.OpenStore(trying)
 		if err != nil {
 			return err
 		}
-		if o.Migrate {
+		if o.Migrate { // which the end of the wait must not interrupt
 			err = b.Migrate(ctx)
 		}
-		if err := cmp.Or(err, b.Ping(ctx)); err != nil {
+		if err == nil {
+			err = b.Ping(ctx)
+		}
+		if err != nil {
 			return errors.Join(err, b.Close())
 		}
 		backend = b
@@ -119,34 +125,60 @@ func openBackend(ctx context.Context, s Settings, o OpenOptions) (Backend, error
 	return backend, err
 }
 
-func dial(ctx context.Context, s Settings, o OpenOptions, watcher amqp.Watcher) (*amqp.Connection, error) {
+func dial(ctx context.Context, s Settings, o OpenOptions, wait wait, watcher amqp.Watcher) (*amqp.Connection, error) {
 	config := s.AMQP
 	config.Concurrency, config.MaxMessage = s.Tuning.Concurrency, s.Tuning.MaxMessage
 	config.DrainTimeout, config.Logger, config.Watcher = s.Tuning.GracePeriod, o.Logger, watcher
 	var conn *amqp.Connection
-	err := waitFor(ctx, o, amqp.ErrUnavailable, func() (err error) {
-		conn, err = amqp.Dial(ctx, config)
+	err := wait.until(ctx, amqp.ErrUnavailable, func(trying context.Context) (err error) {
+		conn, err = amqp.Dial(trying, config)
 		return err
 	})
 	return conn, err
 }
 
-// waitFor tries again for as long as the options say, while the error is the one that can pass.
-func waitFor(ctx context.Context, o OpenOptions, passing error, try func() error) error {
+// wait is the wait for all servers at the start.
+type wait struct {
+	end    time.Time // zero: there is one try
+	logger *slog.Logger
+}
+
+func newWait(o OpenOptions) wait {
+	w := wait{logger: o.Logger}
+	if o.Wait > 0 {
+		w.end = time.Now().Add(o.Wait)
+	}
+	return w
+}
+
+// until tries again until the wait ends, while the error is the one that can pass. The context of a try ends with the wait,
+// but for the first: a server that is available is reached however late its turn is, as after a long migration.
+func (w wait) until(ctx context.Context, passing error, try func(context.Context) error) error {
+	again, cancel := context.WithDeadline(ctx, w.end)
+	defer cancel()
 	waits := backoff.NewExponentialBackOff()
 	waits.MaxInterval = maxWaitInterval
-	deadline := time.Now().Add(o.Wait)
+	var outage observe.Outage
+	err := try(ctx)
 	for {
-		err := try()
-		if err == nil || !errors.Is(err, passing) || time.Now().After(deadline) {
+		left := time.Until(w.end.Add(-lastTry))
+		switch {
+		case err == nil:
+			outage.Over(ctx, w.logger, "the server is available")
+			return nil
+		case !errors.Is(err, passing) || left <= 0:
 			return err
 		}
-		delay := waits.NextBackOff()
-		o.Logger.WarnContext(ctx, "waiting for a server", "error", err, "wait", delay)
+		delay := min(waits.NextBackOff(), left)
+		outage.Fails(ctx, w.logger, slog.LevelWarn, "waiting for a server", "error", err, "wait", delay)
 		select {
 		case <-time.After(delay):
 		case <-ctx.Done():
 			return ctx.Err()
+		}
+		last := err
+		if err = try(again); err != nil && again.Err() != nil && ctx.Err() == nil {
+			return last // what the end of the wait has interrupted says less
 		}
 	}
 }
@@ -167,8 +199,8 @@ func (c *closers) close() error {
 // embeddedBus is the bus inside the process, which is always ready.
 type embeddedBus struct{ *inprocess.Bus }
 
-func (embeddedBus) Ready() error  { return nil }
-func (embeddedBus) State() string { return "" }
+func (embeddedBus) Ready() error               { return nil }
+func (embeddedBus) Consuming() (string, error) { return "", nil }
 
 // broker is RabbitMQ as a bus.
 type broker struct {

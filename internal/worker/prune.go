@@ -2,7 +2,10 @@ package worker
 
 import (
 	"context"
+	"log/slog"
 	"time"
+
+	"github.com/healz/worker/internal/observe"
 )
 
 const (
@@ -16,10 +19,13 @@ const (
 
 // prune prunes a table until ctx is done. once deletes up to [pruneBatch] rows, and returns how many.
 func (w *Worker) prune(ctx context.Context, table string, once func(context.Context) (int, error)) {
+	outage := observe.Outage{After: observe.Moment}
 	for {
 		pruned, err := once(ctx)
-		if err != nil && ctx.Err() == nil {
-			w.logger.WarnContext(ctx, "cannot prune a table, will try again", "table", table, "error", err)
+		if err == nil {
+			outage.Over(ctx, w.logger, "a table can be pruned again", "table", table)
+		} else if ctx.Err() == nil {
+			outage.Fails(ctx, w.logger, slog.LevelWarn, "cannot prune a table, will try again", "table", table, "error", err)
 		}
 		wait := pruneInterval
 		if pruned == pruneBatch {

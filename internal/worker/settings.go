@@ -1,6 +1,7 @@
 package worker
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -17,12 +18,14 @@ import (
 
 	"github.com/healz/worker/internal/bus"
 	"github.com/healz/worker/internal/bus/amqp"
+	"github.com/healz/worker/internal/bus/inprocess"
 	"github.com/healz/worker/internal/deadletter"
 	"github.com/healz/worker/internal/handlers"
 	"github.com/healz/worker/internal/relay"
 	"github.com/healz/worker/internal/store"
 	"github.com/healz/worker/internal/store/postgres"
 	"github.com/healz/worker/internal/store/sqlite"
+	"github.com/healz/worker/internal/tracing"
 	"github.com/healz/worker/migrations"
 )
 
@@ -42,7 +45,7 @@ type Settings struct {
 	DeadLetterRetention time.Duration
 	// IngestDeadLetters lets the worker take the dead letters out of the broker's queue into the table.
 	IngestDeadLetters bool
-	// SQLitePath is the file of the embedded default.
+	// SQLitePath is the file of the embedded default; "" with a DatabaseURL.
 	SQLitePath string
 	// AMQP is the broker; without a URL the bus is inside the process.
 	AMQP   amqp.Config
@@ -50,13 +53,12 @@ type Settings struct {
 	Tuning Tuning
 }
 
-// DefaultSettings is the embedded default.
+// DefaultSettings is the embedded default, without the path of its file.
 func DefaultSettings() Settings {
 	return Settings{
 		MaxConns:          20,
 		InboxRetention:    30 * 24 * time.Hour,
 		IngestDeadLetters: true,
-		SQLitePath:        "healz.db",
 		AMQP: amqp.Config{
 			Prefix: amqp.DefaultPrefix, Prefetch: amqp.DefaultPrefetch, Heartbeat: amqp.DefaultHeartbeat,
 			QueueType: amqp.ClassicQueues,
@@ -87,6 +89,8 @@ func (s Settings) Check() error {
 		problem(err != nil, "rabbitmq-management-url is not http[s]://host:port (it is not shown, as it may hold a password)")
 	}
 	problem(s.Embedded() && s.SQLitePath == "", "sqlite-path must not be empty")
+	problem(!s.Embedded() && s.SQLitePath != "", "database-url and sqlite-path contradict each other, as a worker has one store: "+
+		"set one of DATABASE_URL or --database-url, and WORKER_SQLITE_PATH or --sqlite-path; pass --sqlite-path= or --database-url= to ignore a variable")
 	problem(s.MaxConns < 2, "database-conns must be at least 2, but is %d", s.MaxConns)
 	problem(s.InboxRetention != 0 && s.InboxRetention <= relay.MaxAhead,
 		"inbox-retention must be 0, or more than %s, but is %s", relay.MaxAhead, s.InboxRetention)
@@ -168,12 +172,22 @@ func (s Settings) BusName() string {
 	return fmt.Sprintf("RabbitMQ %s%s %s", u.Host, u.Path, s.AMQP.Prefix)
 }
 
-// MessagingSystem is the bus by its name in traces.
-func (s Settings) MessagingSystem() string {
-	if s.AMQP.URL == "" {
-		return "in_process"
+// Places are the bus and the store as traces name them, without credentials.
+func (s Settings) Places() tracing.Places {
+	p := tracing.Places{Bus: tracing.Place{System: "in_process", Name: inprocess.Topic}, Store: tracing.Place{System: "sqlite"}}
+	if s.AMQP.URL != "" {
+		p.Bus.System, p.Bus.Name = "rabbitmq", s.AMQP.Prefix
+		if u, err := amqp091.ParseURI(s.AMQP.URL); err == nil {
+			p.Bus.Host, p.Bus.Port = u.Host, u.Port
+		}
 	}
-	return "rabbitmq"
+	if !s.Embedded() {
+		p.Store.System = "postgresql"
+		if c, err := pgconn.ParseConfig(s.DatabaseURL); err == nil {
+			p.Store.Name, p.Store.Host, p.Store.Port = cmp.Or(c.Database, c.User), c.Host, int(c.Port)
+		}
+	}
+	return p
 }
 
 // Embedded tells whether the store is the SQLite file.
@@ -185,6 +199,22 @@ func (s Settings) OpenStore(ctx context.Context) (Backend, error) {
 		return postgres.Open(ctx, s.DatabaseURL, postgres.Options{MaxConns: s.MaxConns})
 	}
 	return sqlite.Open(ctx, s.SQLitePath)
+}
+
+// OpenForAppend opens the store, and makes the schema in a new SQLite file. An older schema is left to `worker migrate up` and
+// `worker run`.
+func (s Settings) OpenForAppend(ctx context.Context) (Backend, error) {
+	if !s.Embedded() {
+		return s.OpenStore(ctx)
+	}
+	b, err := sqlite.Open(ctx, s.SQLitePath)
+	if err != nil {
+		return nil, err
+	}
+	if err := b.Create(ctx); err != nil {
+		return nil, errors.Join(err, b.Close())
+	}
+	return b, nil
 }
 
 // OpenExisting opens the store for reading what is there: a SQLite file that does not exist is an error, rather than a new

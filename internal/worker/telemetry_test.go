@@ -10,7 +10,9 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/google/uuid"
 	amqp091 "github.com/rabbitmq/amqp091-go"
@@ -31,7 +33,7 @@ import (
 // tracer is a tracer with the spans that it has ended.
 func tracer() (*tracing.Tracer, *tracetest.InMemoryExporter) {
 	spans := tracetest.NewInMemoryExporter()
-	return tracing.New(sdktrace.NewTracerProvider(sdktrace.WithSyncer(spans)), "rabbitmq", "healz.events"), spans
+	return tracing.New(sdktrace.NewTracerProvider(sdktrace.WithSyncer(spans)), tracing.Places{}), spans
 }
 
 type registered struct {
@@ -121,10 +123,10 @@ func TestAChainOfCausesIsOneTrace(t *testing.T) {
 			require.NoError(t, err)
 			require.NoError(t, worker.Observed(backend, observe.All{command}).Append(t.Context(), e))
 
-			stations := []string{"publish", "receive", "handle welcome-patient", "append", "publish", "receive", "handle send-message"}
+			stations := []string{"publish", "process", "handle welcome-patient", "append", "publish", "process", "handle send-message"}
 			require.Eventually(t, func() bool {
 				got := spans.GetSpans()
-				return len(named(got, "handle")) == 2 && len(named(got, "receive")) == 2 && len(named(got, "publish")) == 2
+				return len(named(got, "handle")) == 2 && len(named(got, "process")) == 2 && len(named(got, "publish")) == 2
 			}, patience, tick, "%v", spans)
 			parent := commandSpans.GetSpans()[0]
 			require.Equal(t, "append events", parent.Name)
@@ -187,8 +189,50 @@ func TestAForeignTraceparentIsHonoured(t *testing.T) {
 	} {
 		spans.Reset()
 		client.publish(body(map[string]any{"metadata": test.metadata}), test.headers)
-		require.Eventually(t, func() bool { return len(named(spans.GetSpans(), "receive")) == 1 }, patience, tick)
-		require.Equal(t, test.want, named(spans.GetSpans(), "receive")[0].Parent.SpanID().String())
+		require.Eventually(t, func() bool { return len(named(spans.GetSpans(), "process")) == 1 }, patience, tick)
+		require.Equal(t, test.want, named(spans.GetSpans(), "process")[0].Parent.SpanID().String())
+	}
+}
+
+// The numbers of the attempts continue over the rounds of --retry-later, in the spans as in the log.
+func TestAttemptsContinueOverTheRoundsOfRetryLater(t *testing.T) {
+	t.Parallel()
+	s := sites(t)["on servers"]()
+	s.Tuning.RetryInitial, s.Tuning.RetryAttempts = 1, 2
+	s.AMQP.RetryLater = []time.Duration{10 * time.Millisecond, 20 * time.Millisecond}
+	workers, spans := tracer()
+	var attempts atomic.Int64
+	log := runObserved(t, s, func(reg *handlers.Registry, _ events.Streams) {
+		handlers.OnAll(reg, "late", func(context.Context, events.Event, json.RawMessage) ([]events.Event, error) {
+			if attempts.Add(1) < 6 {
+				return nil, errors.New("not yet")
+			}
+			return nil, nil
+		})
+		handlers.OnAll(reg, "never", func(context.Context, events.Event, json.RawMessage) ([]events.Event, error) {
+			return nil, errors.New("no")
+		})
+	}, nil, workers)
+	publisher(t, s).publish(body(nil), nil)
+	require.Eventually(t, func() bool { return len(named(spans.GetSpans(), "handle")) == 12 }, patience, tick)
+	for _, handler := range []string{"late", "never"} {
+		var numbers []int64
+		for _, span := range named(spans.GetSpans(), "handle "+handler) {
+			for _, a := range span.Attributes {
+				if a.Key == "worker.attempt" {
+					numbers = append(numbers, a.Value.AsInt64())
+				}
+			}
+		}
+		require.Equal(t, []int64{1, 2, 3, 4, 5, 6}, numbers, handler)
+	}
+	require.Eventually(t, func() bool { return strings.Contains(log.String(), "outcome=dead_lettered") }, patience, tick)
+	for _, line := range []string{
+		`will retry" handler=never attempt=1 `, `will retry" handler=never attempt=3 `, `will retry" handler=never attempt=5 `,
+		`attempt=2 reason=no handler=never outcome=postponed`, `attempt=4 reason=no handler=never outcome=postponed`,
+		`attempt=6 reason=no handler=never outcome=dead_lettered`, `msg=event handler=late attempt=6 outcome=handled`,
+	} {
+		require.Contains(t, log.String(), line)
 	}
 }
 
@@ -220,7 +264,9 @@ func TestMetrics(t *testing.T) {
 				`worker_handler_retries_total{event_type="PatientRegistered",handler="fail"} 1`,
 				`worker_handler_dead_letters_total{event_type="PatientRegistered",handler="fail"} 1`,
 				`worker_messages_total{outcome="dead_lettered"} 1`, `worker_messages_total{outcome="handled"} 1`,
-				`worker_relay_events_total 2`, `worker_relay_lag_events 0`, `worker_relay_leads 1`,
+				`worker_relay_events_total 2`, `worker_relay_lag_events 0`, `worker_relay_leads 1`, `worker_relay_publishing 1`,
+				`worker_messages_in_flight 0`, `worker_messages_total{outcome="duplicate"} 0`,
+				`worker_handler_event_age_seconds_count{event_type="PatientRegistered",handler="welcome-patient"} 1`,
 				`worker_store_duration_seconds_count{operation="record"} 2`, `worker_part_up{part="bus"} 1`,
 			}
 			if !s.Embedded() {
@@ -231,6 +277,7 @@ func TestMetrics(t *testing.T) {
 				want = append(want[:5], `worker_handler_duplicates_total{event_type="PatientRegistered",handler="welcome-patient"} 1`,
 					`worker_publish_confirm_duration_seconds_count 4`, `worker_queue_messages{queue="healz.events.consumer"} 0`,
 					`worker_queue_consumers{queue="healz.events.consumer"} 1`, `worker_rabbitmq_connection_up{connection="publish"} 1`,
+					`worker_queue_consumed{queue="healz.events.consumer"} 1`, `worker_queue_unacked{queue="healz.events.consumer"} 0`,
 					`worker_dead_letters{place="queue"} 0`, `worker_dead_letters{place="store"} 2`,
 					`worker_store_connections_limit{pool="store"} 20`)
 				want[2] = strings.TrimSuffix(want[2], "2") + "4"

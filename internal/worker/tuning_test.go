@@ -1,6 +1,7 @@
 package worker_test
 
 import (
+	"math"
 	"testing"
 	"time"
 
@@ -32,6 +33,6 @@ func TestHandlingThatOutlastsTheConsumerTimeout(t *testing.T) {
 		require.Equal(t, test.want > worker.ConsumerTimeout, tuning.OutlastsConsumerTimeout(test.handlers) != "", name)
 	}
 	tuning := worker.DefaultTuning()
-	tuning.RetryAttempts, tuning.HandlerTimeout, tuning.RetryMax = 1<<40, 1<<60, 1<<60
-	require.NotEmpty(t, tuning.OutlastsConsumerTimeout(1<<40), "no overflow")
+	tuning.RetryAttempts, tuning.HandlerTimeout, tuning.RetryMax = math.MaxInt, 1<<60, 1<<60
+	require.NotEmpty(t, tuning.OutlastsConsumerTimeout(math.MaxInt), "no overflow")
 }

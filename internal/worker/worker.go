@@ -43,8 +43,8 @@ type Bus interface {
 	Topics() []string
 	// Ready is nil if the bus can carry events at the moment.
 	Ready() error
-	// State says more about a consumer that works, as that it is on standby; it may be "".
-	State() string
+	// Consuming says more about a consumer that works, as that it is on standby, which may be "", or why it does not.
+	Consuming() (state string, err error)
 }
 
 // Inbox is what the worker needs of a store, besides its tail.

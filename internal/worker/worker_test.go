@@ -21,6 +21,7 @@ import (
 	"github.com/healz/worker/internal/deadletter"
 	"github.com/healz/worker/internal/events"
 	"github.com/healz/worker/internal/handlers"
+	"github.com/healz/worker/internal/observe"
 	"github.com/healz/worker/internal/test/testservers"
 	"github.com/healz/worker/internal/worker"
 )
@@ -70,6 +71,7 @@ type site struct {
 	letters *deadletter.Table
 	log     *syncBuffer
 	health  func() worker.Health
+	append  func(n int) // to the store
 }
 
 type syncBuffer struct {
@@ -117,7 +119,7 @@ func newSite(t *testing.T, changes ...func(*worker.Settings, *handlers.Registry)
 	})
 
 	client := publisher(t, settings)
-	s.channel, s.letters = client.channel, client.letters
+	s.channel, s.letters, s.append = client.channel, client.letters, client.append
 	s.health = func() worker.Health { return w.Health(t.Context()) }
 	return s
 }
@@ -136,6 +138,14 @@ func publisher(t *testing.T, settings worker.Settings) *site {
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, backend.Close()) })
 	s.letters = deadletter.NewTable(backend.SQL())
+	s.append = func(n int) {
+		t.Helper()
+		for range n {
+			e, err := events.New(events.Origin{TenantID: uuid.New()}, "Patient", uuid.New(), 1, registered{secret})
+			require.NoError(t, err)
+			require.NoError(t, backend.Append(t.Context(), e))
+		}
+	}
 	return s
 }
 
@@ -243,7 +253,7 @@ func TestBadMessages(t *testing.T) {
 		"version 0":                 {field("aggregate_version", 0), "aggregate_version must be from 1"},
 		"version -1":                {field("aggregate_version", -1), "aggregate_version must be from 1"},
 		"version 1.5":               {field("aggregate_version", 1.5), "aggregate_version is not an integer"},
-		"version 2^31":              {field("aggregate_version", 1<<31), "aggregate_version must be from 1"},
+		"version 2^31":              {field("aggregate_version", int64(1<<31)), "aggregate_version must be from 1"},
 		"version as text":           {field("aggregate_version", "1"), "aggregate_version is not an integer"},
 		"empty event_type":          {field("event_type", ""), "event_type is missing"},
 		"event_type of 101":         {field("event_type", strings.Repeat("ä", 101)), "event_type has 101 characters"},
@@ -392,6 +402,10 @@ func TestTheSameIDWithAnotherBody(t *testing.T) {
 	s.publish(b, nil)
 	s.publish(b, nil) // a plain redelivery
 	require.Eventually(t, func() bool { _, seen := s.witness.data(id); return seen }, patience, tick)
+	require.Eventually(t, func() bool {
+		counted := s.worker.Health(t.Context()).Events
+		return counted[observe.Handled] == 1 && counted[observe.Duplicate] == 1
+	}, patience, tick)
 	first["event_data"] = map[string]any{"name": "somebody else"}
 	b, err = json.Marshal(first)
 	require.NoError(t, err)

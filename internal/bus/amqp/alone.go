@@ -26,6 +26,9 @@ const Standby = "standby: another worker consumes; set --partitions to share the
 // errTaken says that another connection has what only one can have.
 var errTaken = errors.New("another worker has it")
 
+// errUnconsumed says that the worker that has the lock does not consume.
+var errUnconsumed = errors.New("another worker has its lock and does not consume it")
+
 // aloneOn tells whether one worker at a time consumes a queue by means of a lock. Partitions need none.
 func (c *Connection) aloneOn(queue string) bool {
 	return queue == c.consumerQueue && c.config.Partitions == 0 && !c.config.Competing
@@ -126,6 +129,9 @@ func (s *subscription) endTurn() {
 // awaitTurn waits until the queue has fewer consumers: the one of the worker that has the lock may be gone. To try the
 // lock instead would be an error in the broker's log each time.
 func (s *subscription) awaitTurn(session *session) {
+	if !s.unconsumed {
+		s.fault.Store(nil)
+	}
 	if s.say(Standby) {
 		s.logger.InfoContext(s.consuming, Standby, "queue", s.queue)
 	}
@@ -136,6 +142,16 @@ func (s *subscription) awaitTurn(session *session) {
 			return
 		}
 		n, err := session.consumers(s.queue)
+		if err == nil {
+			switch {
+			case n > 0:
+				s.fault.Store(nil)
+				s.outage.Over(s.consuming, s.logger, "consuming again, by another worker", "queue", s.queue)
+			case s.unconsumed: // it was not just a change of turns
+				s.fault.Store(&errUnconsumed)
+			}
+			s.unconsumed = n == 0
+		}
 		if err != nil || n < before || n == 0 {
 			return
 		}

@@ -226,3 +226,34 @@ func TestAloneRequeuesAtTheEnd(t *testing.T) {
 	require.NoError(t, <-closed)
 	awaitCount(t, ch, consumerQueue, 2)
 }
+
+// A worker on standby does not say that another consumes when nobody does.
+func TestStandbyOfAQueueThatNobodyConsumes(t *testing.T) {
+	t.Parallel()
+	url := testservers.RabbitMQ(t)
+	s := dial(t, amqp.Config{URL: url})
+	release, standby := subscribeBehindALock(t, url, s)
+	require.Eventually(t, func() bool {
+		_, err := standby.Consuming()
+		return err != nil && err.Error() == "queue "+consumerQueue+" is not consumed: another worker has its lock and does not consume it"
+	}, patience, time.Millisecond)
+	release()
+	require.Eventually(t, func() bool {
+		state, err := standby.Consuming()
+		return err == nil && state == ""
+	}, patience, time.Millisecond)
+}
+
+// subscribeBehindALock subscribes while another connection has the lock of the queue, and no consumer. The lock is released
+// by release.
+func subscribeBehindALock(t *testing.T, url string, c *amqp.Connection) (release func(), s *amqp.Subscriber) {
+	t.Helper()
+	other := raw(t, url)
+	_, err := other.QueueDeclare(consumerQueue+".reader", false, false, true, false, amqp091.Table{"x-queue-type": "classic"})
+	require.NoError(t, err)
+	_, s = subscribe(t, c)
+	return func() {
+		_, err := other.QueueDelete(consumerQueue+".reader", false, false, false)
+		require.NoError(t, err)
+	}, s
+}

@@ -480,9 +480,10 @@ func (l *link) run() {
 		}
 		s.kill()
 		l.conn.config.Watcher.ConnectionLost(l.purpose)
-		logger.WarnContext(ctx, "connection to RabbitMQ lost", "error", err)
-		if s = l.reconnect(ctx, logger); s != nil {
-			logger.InfoContext(ctx, "connection to RabbitMQ restored")
+		outage := &observe.Outage{}
+		outage.Fails(ctx, logger, slog.LevelWarn, "connection to RabbitMQ lost", "error", err)
+		if s = l.reconnect(ctx, logger, outage); s != nil {
+			outage.Over(ctx, logger, "connection to RabbitMQ restored")
 			l.set(s, nil)
 		}
 	}
@@ -492,11 +493,13 @@ func (l *link) run() {
 func (l *link) awaitEnd(ctx context.Context, s *session, logger *slog.Logger) error {
 	closed := s.conn.NotifyClose(make(chan *amqp091.Error, 1))
 	blocked := s.conn.NotifyBlocked(make(chan amqp091.Blocking, 1))
+	var outage observe.Outage
 	for {
 		select {
 		case <-ctx.Done():
 			return ErrClosed
 		case reason := <-closed:
+			outage.Over(ctx, logger, "RabbitMQ no longer blocks its publishers: the connection is lost")
 			if reason == nil {
 				return fmt.Errorf("%w: connection closed", ErrUnavailable)
 			}
@@ -507,18 +510,20 @@ func (l *link) awaitEnd(ctx context.Context, s *session, logger *slog.Logger) er
 				blocked = nil
 			case b.Active:
 				s.blocked.Store(&b.Reason)
-				logger.WarnContext(ctx, "RabbitMQ blocks its publishers", "reason", b.Reason)
+				outage.Fails(ctx, logger, slog.LevelWarn, "RabbitMQ blocks its publishers", "reason", b.Reason)
 			default:
 				s.blocked.Store(nil)
-				logger.InfoContext(ctx, "RabbitMQ no longer blocks its publishers")
+				outage.Over(ctx, logger, "RabbitMQ no longer blocks its publishers")
 			}
 		}
 	}
 }
 
-func (l *link) reconnect(ctx context.Context, logger *slog.Logger) *session {
-	waits := newWaits()
-	for {
+// reconnect makes a session in place of the one that was lost. Why it cannot is logged at the debug level, unless the broker
+// refuses the connection, which does not pass by itself.
+func (l *link) reconnect(ctx context.Context, logger *slog.Logger, outage *observe.Outage) *session {
+	var refusal observe.Outage
+	for waits := newWaits(); ; {
 		if pause(ctx, waits.NextBackOff()); ctx.Err() != nil {
 			return nil
 		}
@@ -528,7 +533,11 @@ func (l *link) reconnect(ctx context.Context, logger *slog.Logger) *session {
 		}
 		if ctx.Err() == nil {
 			l.set(nil, err)
-			logger.WarnContext(ctx, "cannot reconnect to RabbitMQ, will try again", "error", err)
+			in := outage
+			if !errors.Is(err, ErrUnavailable) {
+				in = &refusal
+			}
+			in.Fails(ctx, logger, slog.LevelError, "cannot reconnect to RabbitMQ, will try again", "error", err)
 		}
 	}
 }

@@ -123,3 +123,9 @@ func (s *queueState) Limits(queue string, r role) []string { return s.limits(que
 
 // IsFull is whether the bodies that a Connection holds exceed the limit.
 func IsFull(c *Connection) bool { return c.received.full() }
+
+// State is the state of [Subscriber.Consuming], "" if there is an error.
+func (s *Subscriber) State() string {
+	state, _ := s.Consuming()
+	return state
+}

@@ -54,7 +54,7 @@ func isLetterKey(key string) bool {
 	switch key {
 	case deadletter.ReasonKey, deadletter.HandlerKey, deadletter.TopicKey, deadletter.AttemptsKey,
 		deadletter.FirstFailedKey, deadletter.LastFailedKey, deadletter.IDKey, deadletter.SourceKey, expirationKey,
-		postponedCountKey, postponedAttemptsKey, postponedFirstFailedKey, postponedDeathsKey:
+		postponedCountKey, bus.EarlierAttemptsKey, postponedFirstFailedKey, postponedDeathsKey:
 		return true
 	default:
 		return false

@@ -13,6 +13,7 @@ import (
 	amqp091 "github.com/rabbitmq/amqp091-go"
 
 	"github.com/healz/worker/internal/deadletter"
+	"github.com/healz/worker/internal/observe"
 	"github.com/healz/worker/internal/store"
 )
 
@@ -63,13 +64,13 @@ func NewIngester(c *Connection, table LetterTable, logger *slog.Logger) *Ingeste
 func (i *Ingester) Run(ctx context.Context) {
 	ctx, cancel := i.conn.whileOpen(ctx)
 	defer cancel()
-	t := &intake{Ingester: i, waits: newWaits()}
+	t := &intake{Ingester: i, waits: newWaits(), outage: observe.Outage{After: observe.Moment}}
 	for ctx.Err() == nil {
 		err := t.connected(ctx)
 		if ctx.Err() != nil || t.overflow.Swap(false) {
 			continue
 		}
-		i.logger.WarnContext(ctx, "cannot ingest dead letters, will try again", "error", err)
+		t.outage.Fails(ctx, i.logger, slog.LevelWarn, "cannot ingest dead letters, will try again", "error", err)
 		pause(ctx, t.waits.NextBackOff())
 	}
 }
@@ -125,6 +126,7 @@ type intake struct {
 	taken   int
 	standby bool // another worker ingests
 	waits   *backoff.ExponentialBackOff
+	outage  observe.Outage // of the connection
 
 	session   *session
 	receivers sync.WaitGroup
@@ -169,6 +171,7 @@ func (t *intake) connected(ctx context.Context) error {
 		return err
 	}
 	t.waits.Reset()
+	t.outage.Over(ctx, t.logger, "dead letters are ingested again")
 	for quiet := 0; quiet < emptyPolls; {
 		c, err = t.next(ctx, c, &quiet)
 		if err != nil {
@@ -197,6 +200,7 @@ func (t *intake) acquire(ctx context.Context) (*consumer, error) {
 		}
 		if !t.standby {
 			t.standby = true
+			t.outage.Over(ctx, t.logger, "dead letters are ingested again, by another worker")
 			t.logger.InfoContext(ctx, "another worker ingests the dead letters")
 		}
 		if pause(ctx, standbyInterval); ctx.Err() != nil {

@@ -4,12 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"time"
 
 	amqp091 "github.com/rabbitmq/amqp091-go"
 
 	"github.com/healz/worker/internal/deadletter"
+	"github.com/healz/worker/internal/observe"
 	"github.com/healz/worker/internal/store"
 )
 
@@ -174,18 +176,16 @@ func isOutage(err error) bool {
 func (t *intake) write(
 	ctx context.Context, letters []inFlight, call func(context.Context, []deadletter.Arrival) error,
 ) error {
-	waits := newWaits()
-	for try := 0; ; try++ {
+	var outage observe.Outage
+	for waits := newWaits(); ; {
 		err := call(ctx, arrivals(letters))
-		if err == nil && try > 0 {
-			t.logger.InfoContext(ctx, "dead letters are ingested again")
+		if err == nil {
+			outage.Over(ctx, t.logger, "dead letters are ingested again")
 		}
 		if !isOutage(err) || t.drain || ctx.Err() != nil {
 			return err
 		}
-		if try == 0 {
-			t.logger.WarnContext(ctx, "cannot ingest dead letters, will try again", "error", err)
-		}
+		outage.Fails(ctx, t.logger, slog.LevelWarn, "cannot ingest dead letters, will try again", "error", err)
 		for i := range letters {
 			letters[i].Redelivered = true // the table may have it
 		}

@@ -153,6 +153,12 @@ func withOrigin(ctx context.Context, d amqp091.Delivery, queue string) context.C
 	return context.WithValue(ctx, originKey{}, origin{delivery: d, queue: queue})
 }
 
+// Route is the exchange and the routing key with which the message of ctx was delivered.
+func Route(ctx context.Context) (exchange, routingKey string) {
+	o, _ := ctx.Value(originKey{}).(origin)
+	return o.delivery.Exchange, o.delivery.RoutingKey
+}
+
 // publishingOf is the message as it was delivered, to be published again. The headers are a copy.
 func publishingOf(d amqp091.Delivery) amqp091.Publishing {
 	headers := maps.Clone(d.Headers)

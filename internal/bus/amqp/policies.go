@@ -166,6 +166,8 @@ type queueState struct {
 	// DeliveryLimit includes the default of RabbitMQ 4; earlier versions have neither.
 	DeliveryLimit any `json:"delivery_limit"`
 	Messages      int `json:"messages"`
+	// Unacked is absent until the broker has counted.
+	Unacked *int `json:"messages_unacknowledged"`
 }
 
 // limitsOf are the limits of a queue. A lock need not exist.

@@ -16,10 +16,9 @@ import (
 	"github.com/healz/worker/internal/deadletter"
 )
 
-// Headers of a postponed message, besides [deadletter.TopicKey] and [expirationKey]. A dead letter has none of them.
+// Headers of a postponed message, besides [bus.EarlierAttemptsKey], [deadletter.TopicKey] and [expirationKey]. A dead letter has none of them.
 const (
 	postponedCountKey       = "postponed_count"
-	postponedAttemptsKey    = "postponed_attempts"
 	postponedFirstFailedKey = "postponed_first_failed_at"
 	// postponedDeathsKey keeps the headers in which the broker has noted that it dead-lettered the message. With them it
 	// might consider its way back a cycle, and drop it.
@@ -95,7 +94,7 @@ func historyOf(headers amqp091.Table) history {
 	if h.count, _ = strconv.Atoi(text(headers, postponedCountKey)); h.count < 1 {
 		return history{}
 	}
-	h.attempts, _ = strconv.Atoi(text(headers, postponedAttemptsKey))
+	h.attempts, _ = strconv.Atoi(text(headers, bus.EarlierAttemptsKey))
 	h.firstFailed = timeOf(headers, postponedFirstFailedKey)
 	h.topic, h.expiration = text(headers, deadletter.TopicKey), text(headers, expirationKey)
 	h.deaths, _ = headers[postponedDeathsKey].(amqp091.Table)
@@ -113,7 +112,7 @@ func (h history) addTo(headers amqp091.Table) amqp091.Table {
 	headers = withoutLetterKeys(headers)
 	maps.DeleteFunc(headers, func(key string, _ any) bool { return isDeathKey(key) })
 	for key, value := range map[string]string{
-		postponedCountKey: strconv.Itoa(h.count), postponedAttemptsKey: strconv.Itoa(h.attempts),
+		postponedCountKey: strconv.Itoa(h.count), bus.EarlierAttemptsKey: strconv.Itoa(h.attempts),
 		postponedFirstFailedKey: h.firstFailed.UTC().Format(letterTime),
 		deadletter.TopicKey:     h.topic, expirationKey: h.expiration,
 	} {

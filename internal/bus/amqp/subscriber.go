@@ -15,6 +15,7 @@ import (
 	amqp091 "github.com/rabbitmq/amqp091-go"
 
 	"github.com/healz/worker/internal/bus"
+	"github.com/healz/worker/internal/observe"
 )
 
 // consumerTag names the one consumer of a channel.
@@ -108,17 +109,48 @@ func (s *Subscriber) forget(sub *subscription) {
 	delete(s.subscriptions, sub)
 }
 
-// State says more about a Subscriber that works: "" if it consumes, [Standby] if it waits for its turn, or why consuming
-// was interrupted last.
-func (s *Subscriber) State() string {
+// Consuming says more about a Subscriber that works: "" if it consumes, [Standby] if it waits for its turn, or why consuming
+// was interrupted last. The error says why a queue is not consumed at present.
+func (s *Subscriber) Consuming() (state string, err error) {
+	if err := s.conn.consuming.ready(); err != nil && !errors.Is(err, ErrBlocked) { // acks are not blocked
+		return "", err
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for sub := range s.subscriptions {
-		if state := sub.state.Load(); state != nil && *state != "" {
-			return *state
+		if fault := sub.fault.Load(); fault != nil {
+			return "", fmt.Errorf("queue %s is not consumed: %w", sub.queue, *fault)
+		}
+		if said := sub.state.Load(); said != nil && *said != "" {
+			state = *said
 		}
 	}
-	return ""
+	return state, nil
+}
+
+// Share is what a Subscriber has of a queue.
+type Share struct {
+	Queue string
+	// Consumes tells that RabbitMQ delivers the queue's messages to it. Of a partition it is known from the first delivery on,
+	// as all workers have consumers there.
+	Consumes bool
+	// Unacked is how many messages are delivered to it and not settled, whether a handler runs on them or not.
+	Unacked int
+}
+
+// Shares are those of the queues that are subscribed to.
+func (s *Subscriber) Shares() []Share {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	shares := make([]Share, 0, len(s.subscriptions))
+	for sub := range s.subscriptions {
+		consumes := sub.consumes.Load()
+		if !sub.alone && !sub.conn.config.Competing {
+			consumes = sub.active.Load()
+		}
+		shares = append(shares, Share{sub.queue, consumes && sub.conn.consuming.ready() == nil, int(sub.unacked.Load())})
+	}
+	return shares
 }
 
 // Close ends all subscriptions, see [Subscriber.Subscribe], and waits for their end.
@@ -163,13 +195,18 @@ type subscription struct {
 	// delivers them again.
 	finished map[identity]int
 
-	begin     <-chan struct{} // closed when it may consume; nil if it may
-	requests  chan func()     // to be called while it consumes
-	active    atomic.Bool     // the broker delivers to it
-	exclusive bool            // it consumes exclusively, as it may not declare the lock
-	hasTurn   bool            // it shares the Connection's lock of the queue
-	state     atomic.Pointer[string]
-	handing   bool // it hands its queue over to another worker, once nothing is in flight
+	begin      <-chan struct{} // closed when it may consume; nil if it may
+	requests   chan func()     // to be called while it consumes
+	active     atomic.Bool     // the broker delivers to it
+	consumes   atomic.Bool     // it has a consumer
+	unacked    atomic.Int64    // the length of queued
+	exclusive  bool            // it consumes exclusively, as it may not declare the lock
+	unconsumed bool            // the queue had no consumer when it was not its turn, at the last count
+	hasTurn    bool            // it shares the Connection's lock of the queue
+	state      atomic.Pointer[string]
+	outage     observe.Outage
+	fault      atomic.Pointer[error] // why nobody consumes the queue, as far as it can tell
+	handing    bool                  // it hands its queue over to another worker, once nothing is in flight
 
 	interrupted string // when and why the broker closed a channel last
 	losses      int    // of channels
@@ -203,6 +240,7 @@ func newSubscription(ctx context.Context, c *Connection, topic string) *subscrip
 		out: make(chan *message.Message), inFlight: make(chan struct{}, c.config.Concurrency),
 		results: make(chan result, c.config.Concurrency), abandoned: make(chan struct{}), ended: make(chan struct{}),
 		requests: make(chan func()), finished: map[identity]int{},
+		outage: observe.Outage{After: observe.Moment},
 	}
 	if _, s.isPartition = c.partitionOf(topic); s.isPartition {
 		s.queue = topic
@@ -266,7 +304,12 @@ func (s *subscription) open(giveUp func(error) bool) error {
 		if err = classify(err); giveUp(err) {
 			return err
 		}
-		s.logger.WarnContext(s.consuming, "cannot consume, will try again", "queue", s.queue, "error", err)
+		s.fault.Store(&err)
+		if session.conn.IsClosed() { // the connection has a line of its own
+			s.logger.DebugContext(s.consuming, "cannot consume, will try again", "queue", s.queue, "error", err)
+		} else {
+			s.outage.Fails(s.consuming, s.logger, slog.LevelWarn, "cannot consume, will try again", "queue", s.queue, "error", err)
+		}
 		if pause(s.consuming, waits.NextBackOff()); s.consuming.Err() != nil {
 			return context.Cause(s.consuming)
 		}
@@ -294,7 +337,11 @@ func (s *subscription) openOn(session *session) error {
 		return exclusive("consume", err)
 	}
 	s.say(s.interrupted)
+	s.fault.Store(nil)
+	s.outage.Over(s.consuming, s.logger, "consuming again", "queue", s.queue)
 	s.session, s.channel, s.closed, s.deliveries = session, channel, closed, deliveries
+	s.consumes.Store(true)
+	s.unconsumed = false
 	return nil
 }
 
@@ -391,6 +438,7 @@ func (s *subscription) receive(d amqp091.Delivery) {
 		key = bus.KeyOf(m)
 	}
 	s.queued.Add(key, &delivery{Delivery: d, channel: s.channel, message: m, key: key})
+	s.noteUnacked()
 }
 
 // messageFrom parses a large body with the limit reached: nothing counts yet what the library reads meanwhile.
@@ -455,6 +503,7 @@ func (s *subscription) settle(r result) {
 		_ = d.channel.Nack(d.DeliveryTag, false, true) // an error means that the channel is lost
 	}
 	s.queued.Done(d.key)
+	s.noteUnacked()
 	s.count(-len(d.Body))
 }
 
@@ -508,7 +557,11 @@ func (s *subscription) discard() {
 	if s.handing {
 		s.logger.InfoContext(s.consuming, "handing a partition over to another worker", "queue", s.queue)
 	} else {
-		s.logger.WarnContext(s.consuming, "consuming was interrupted", "queue", s.queue, "reason", reason)
+		level := slog.LevelWarn
+		if s.session.conn.IsClosed() { // the connection has a line of its own
+			level = slog.LevelDebug
+		}
+		s.logger.Log(s.consuming, level, "consuming was interrupted", "queue", s.queue, "reason", reason)
 	}
 	s.clear()
 	s.closeChannel()
@@ -523,8 +576,11 @@ func (s *subscription) clear() (tags []uint64) {
 		s.count(-len(d.Body))
 		tags = append(tags, d.DeliveryTag)
 	}
+	s.noteUnacked()
 	return tags
 }
+
+func (s *subscription) noteUnacked() { s.unacked.Store(int64(s.queued.Len())) }
 
 func (s *subscription) closeChannel() {
 	if s.reserved {
@@ -546,6 +602,7 @@ func (s *subscription) closeChannel() {
 	release()
 	s.channel = nil
 	s.active.Store(false)
+	s.consumes.Store(false)
 	s.handing = false
 }
 

@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"net/url"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -215,6 +216,28 @@ func TestSubscriberGivesUpAfterTheDrainTimeout(t *testing.T) {
 
 	_, err := subscriber.Subscribe(t.Context(), "any")
 	require.ErrorIs(t, err, amqp.ErrClosed)
+}
+
+// What is delivered is no longer in the queue's own count, whether it is in flight or waits here.
+func TestSubscriberCountsWhatIsDeliveredToIt(t *testing.T) {
+	t.Parallel()
+	c := dial(t, amqp.Config{URL: testservers.RabbitMQ(t), Concurrency: 2, Prefetch: 5})
+	publishVersions(t, amqp.NewPublisher(c), newIDs(4), 2)
+	messages, subscriber := subscribe(t, c)
+	share := func(consumes bool, unacked int) func() bool {
+		want := []amqp.Share{{Queue: consumerQueue, Consumes: consumes, Unacked: unacked}}
+		return func() bool { return slices.Equal(want, subscriber.Shares()) }
+	}
+	require.Eventually(t, share(true, 5), patience, time.Millisecond)
+	depths, err := c.Depths(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, 3, depths[0].Messages)
+	for range 8 {
+		receive(t, messages).Ack()
+	}
+	require.Eventually(t, share(true, 0), patience, time.Millisecond)
+	require.NoError(t, subscriber.Close())
+	require.Empty(t, subscriber.Shares())
 }
 
 func TestSubscriberOutlivesItsQueue(t *testing.T) {

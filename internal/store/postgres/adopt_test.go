@@ -155,8 +155,10 @@ func TestRefusesTableThatIsNotTheContracts(t *testing.T) {
 
 			err = s.Migrate(t.Context())
 
+			require.ErrorIs(t, err, store.ErrForeignTable)
 			require.ErrorContains(t, err, test.problem)
-			require.NotContains(t, err.Error(), "DECLARE", "the statement is of no use to people")
+			require.NotContains(t, err.Error(), "DECLARE", "no text of a statement")
+			require.ErrorIs(t, postgres.CheckAdoption(t.Context(), conn), store.ErrForeignTable)
 			var touched bool
 			require.NoError(t, conn.QueryRow(t.Context(), `SELECT EXISTS (SELECT FROM information_schema.columns
 				WHERE table_name = 'events' AND column_name = 'transaction_id')`).Scan(&touched))
@@ -208,6 +210,7 @@ func TestRefusesRowsThatBreakTheContract(t *testing.T) {
 
 			require.ErrorIs(t, err, store.ErrUnfitTable)
 			require.ErrorContains(t, err, test.problem)
+			require.NotContains(t, err.Error(), "DECLARE", "no text of a statement")
 			require.NotContains(t, err.Error(), string(stream.At(1).Data))
 			var columns int
 			require.NoError(t, conn.QueryRow(t.Context(),

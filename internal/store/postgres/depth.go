@@ -3,8 +3,10 @@ package postgres
 import (
 	"context"
 	_ "embed"
+	"errors"
 	"strings"
-	"time"
+
+	"github.com/jackc/pgx/v5"
 
 	"github.com/healz/worker/internal/store"
 )
@@ -22,13 +24,11 @@ func (s *Store) backlog(ctx context.Context, c store.TailConfig) (store.Backlog,
 		return store.Backlog{}, err
 	}
 	var b store.Backlog
-	var begun bool
-	var seconds float64
-	err := s.pool.QueryRow(ctx, statement, store.MaxCount).Scan(&begun, &b.Events, &seconds)
-	if err == nil && !begun {
+	err := s.pool.QueryRow(ctx, statement, store.MaxCount).Scan(
+		&b.Position.Transaction, &b.Position.ID, &b.Events, &b.Last.Transaction, &b.Last.ID)
+	if errors.Is(err, pgx.ErrNoRows) {
 		err = store.ErrNoPosition
 	}
-	b.Age = time.Duration(seconds * float64(time.Second))
 	return b, fault(ctx, "read the relay's backlog", err)
 }
 

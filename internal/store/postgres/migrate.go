@@ -16,7 +16,7 @@ import (
 )
 
 // Migrate brings the schema up to date; nothing happens when it is. It adopts a table events that another service has
-// made, with its rows, if its columns are those of the contract; it is [store.ErrUnfitTable] if its rows are not. What was
+// made, with its rows, if they are those of the contract; else it is [store.ErrForeignTable] or [store.ErrUnfitTable]. What was
 // interrupted is resumed by the next call.
 func (s *Store) Migrate(ctx context.Context) error {
 	const doing = "migrate up"
@@ -97,11 +97,15 @@ func (s *Store) checkAdoption(ctx context.Context) error {
 	return CheckAdoption(ctx, conn)
 }
 
-//go:embed statements/unfit.sql
-var unfitSQL string
+var (
+	//go:embed statements/foreign.sql
+	foreignSQL string
+	//go:embed statements/unfit.sql
+	unfitSQL string
+)
 
-// CheckAdoption is [store.ErrUnfitTable], with the ids of the first rows, if there is a table events of another service
-// that cannot be adopted for its rows or indexes. Its columns are checked by [Store.Migrate].
+// CheckAdoption is an error if there is a table events of another service that cannot be adopted: [store.ErrForeignTable]
+// for its columns, [store.ErrUnfitTable], with the ids of the first rows, for its rows or indexes.
 func CheckAdoption(ctx context.Context, db interface {
 	Query(ctx context.Context, statement string, args ...any) (pgx.Rows, error)
 },
@@ -112,6 +116,12 @@ func CheckAdoption(ctx context.Context, db interface {
 	foreign, err := pgx.CollectExactlyOneRow(rows, pgx.RowTo[bool]) // or the error of the query
 	if err != nil || !foreign {
 		return err
+	}
+	rows, _ = db.Query(ctx, foreignSQL)
+	if columns, err := pgx.CollectExactlyOneRow(rows, pgx.RowTo[*string]); err != nil {
+		return err
+	} else if columns != nil {
+		return fmt.Errorf("%w: %s", store.ErrForeignTable, *columns)
 	}
 	rows, _ = db.Query(ctx, unfitSQL)
 	var problem string
@@ -129,9 +139,6 @@ func CheckAdoption(ctx context.Context, db interface {
 		problems = append(problems, problem)
 		return nil
 	})
-	if pgErr, found := errors.AsType[*pgconn.PgError](err); found && strings.HasPrefix(pgErr.Code, "42") {
-		return nil // the columns are others
-	}
 	if err == nil && len(problems) > 0 {
 		err = fmt.Errorf("%w: %s", store.ErrUnfitTable, strings.Join(problems, "; "))
 	}

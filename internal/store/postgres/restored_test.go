@@ -13,11 +13,11 @@ import (
 
 // restore makes a database as a restored dump is: its rows are written by a transaction of this cluster, and name those
 // of a cluster whose ids are greater by ahead.
-func restore(t *testing.T, conn *pgx.Conn, ahead int) {
+func restore(t *testing.T, conn *pgx.Conn, ahead int64) {
 	t.Helper()
 	_, err := conn.Exec(t.Context(), `
 		SET session_replication_role = replica;
-		CREATE OR REPLACE FUNCTION pg_temp.shifted(id xid8) RETURNS text LANGUAGE sql AS 'SELECT (id::text::bigint + `+strconv.Itoa(ahead)+`)::text';
+		CREATE OR REPLACE FUNCTION pg_temp.shifted(id xid8) RETURNS text LANGUAGE sql AS 'SELECT (id::text::bigint + `+strconv.FormatInt(ahead, 10)+`)::text';
 		UPDATE events SET transaction_id = pg_temp.shifted(transaction_id)::xid8 WHERE transaction_id > '2';
 		UPDATE relay_position SET transaction_id = pg_temp.shifted(transaction_id)::xid8 WHERE transaction_id > '2';
 		UPDATE relay_position SET passed_over = concat(pg_temp.shifted(pg_snapshot_xmin(passed_over)), ':',
@@ -160,7 +160,7 @@ func TestRestoredLongAgo(t *testing.T) {
 	const ahead = 3000
 	restore(t, conn, ahead)
 	insert(t, conn, want[2])
-	_, err := conn.Exec(t.Context(), `DO $$ BEGIN FOR i IN 1..`+strconv.Itoa(ahead)+` LOOP PERFORM pg_current_xact_id(); COMMIT; END LOOP; END $$`)
+	_, err := conn.Exec(t.Context(), `DO $$ BEGIN FOR i IN 1..`+strconv.FormatInt(ahead, 10)+` LOOP PERFORM pg_current_xact_id(); COMMIT; END LOOP; END $$`)
 	require.NoError(t, err)
 
 	_, err = tail.Next(t.Context(), nil)
@@ -187,7 +187,7 @@ func TestRestoredWithLowerIDsIsLeftAsItIs(t *testing.T) {
 			tail.Close(t)
 			require.NoError(t, s.Append(t.Context(), want[1]))
 			if behind > 0 {
-				restore(t, conn, -behind)
+				restore(t, conn, -int64(behind))
 			}
 			require.NoError(t, s.Append(t.Context(), want[2]))
 

@@ -30,7 +30,7 @@ func TestWritersGoOnDuringMigrations(t *testing.T) {
 		version int // before it; 0: another service's table
 		fill    string
 		write   string
-		ahead   int // of a restored dump
+		ahead   int64 // of a restored dump
 	}{
 		"adoption": {"events", 0, row + " FROM generate_series(1, 5000)", row, 0},
 		"inbox": {

@@ -3,17 +3,14 @@ package sqlite
 import (
 	"context"
 	"database/sql"
-	"time"
 
 	"github.com/healz/worker/internal/store"
 )
 
 const (
-	// countBacklog relies on SQLite's bare column: beside min(id) it is that of the row with the least id.
-	countBacklog = `SELECT count(*), coalesce(created_at, 0), min(id) FROM (
-			SELECT id, created_at FROM events
-			WHERE id > ? AND (own = 1 OR NOT ?) ORDER BY id LIMIT ?
-		)`
+	countBacklog = `SELECT count(*), coalesce(
+			(SELECT id FROM events WHERE id > ?1 AND (own = 1 OR NOT ?2) ORDER BY id DESC LIMIT 1), ?1
+		) FROM (SELECT 1 FROM events WHERE id > ?1 AND (own = 1 OR NOT ?2) LIMIT ?3)`
 )
 
 // backlog is what the tail has not read yet. See [store.Tail].
@@ -23,12 +20,8 @@ func (s *Store) backlog(ctx context.Context, c store.TailConfig) (store.Backlog,
 	if err != nil {
 		return store.Backlog{}, translate(doing, err)
 	}
-	var b store.Backlog
-	var first int64
-	err = s.readers.QueryRowContext(ctx, countBacklog, behind, c.OnlyOwn, store.MaxCount).Scan(&b.Events, &first, new(sql.NullInt64))
-	if b.Events > 0 {
-		b.Age = max(0, time.Since(time.UnixMicro(first)))
-	}
+	b := store.Backlog{Position: store.Position{ID: behind}}
+	err = s.readers.QueryRowContext(ctx, countBacklog, behind, c.OnlyOwn, store.MaxCount).Scan(&b.Events, &b.Last.ID)
 	return b, translate(doing, err)
 }
 

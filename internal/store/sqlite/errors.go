@@ -29,13 +29,19 @@ func translate(doing string, err error) error {
 		return fmt.Errorf("%s: %w", doing, refused(err))
 	case isTemporary(err):
 		return fmt.Errorf("%s: %w: %w", doing, store.ErrUnavailable, err)
-	case resultCode(err) == sqlite3.SQLITE_ERROR && strings.Contains(err.Error(), "no such table"):
+	case isNoSchema(err):
 		return fmt.Errorf("%s: %w", doing, store.ErrNoSchema)
 	case resultCode(err) == sqlite3.SQLITE_NOTADB:
 		return fmt.Errorf("%s: it is not an SQLite database", doing)
 	default:
 		return fmt.Errorf("%s: %w", doing, err)
 	}
+}
+
+// isNoSchema reports whether a statement names a table or a column that does not exist.
+func isNoSchema(err error) bool {
+	return resultCode(err) == sqlite3.SQLITE_ERROR && (strings.Contains(err.Error(), "no such table") ||
+		strings.Contains(err.Error(), "no such column") || strings.Contains(err.Error(), "has no column named"))
 }
 
 // isRefusal reports whether SQLite refused a row.

@@ -2,6 +2,7 @@ package sqlite
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 
@@ -10,9 +11,37 @@ import (
 )
 
 // Migrate brings the schema up to date; nothing happens when it is. Of several processes that begin at once one does
-// it.
+// it. It is [store.ErrForeignTable] if the file has a table events of another program.
 func (s *Store) Migrate(ctx context.Context) error {
-	return s.migrate(ctx, "migrate up", (*migrations.Migrator).Up)
+	return s.migrate(ctx, "migrate up", func(m *migrations.Migrator, ctx context.Context) error {
+		if err := migrations.CheckForeign(ctx, s.migrating); err != nil {
+			return err
+		}
+		return m.Up(ctx)
+	})
+}
+
+// Create makes the schema in a new file. It leaves any other file as it is: a worker of an older version may be running on
+// it. It is [store.ErrForeignTable] and [store.ErrNewerSchema] as [Store.Migrate] is.
+func (s *Store) Create(ctx context.Context) error {
+	return s.migrate(ctx, "create the schema", func(m *migrations.Migrator, ctx context.Context) error {
+		if err := migrations.CheckForeign(ctx, s.migrating); err != nil {
+			return err
+		}
+		var used bool
+		err := s.migrating.QueryRowContext(ctx, "SELECT EXISTS (SELECT 1 FROM sqlite_master WHERE name NOT IN (?, 'sqlite_sequence'))",
+			migrations.Table).Scan(&used)
+		if err != nil {
+			return err
+		}
+		if used {
+			if err := s.checkSchema(ctx); errors.Is(err, store.ErrNewerSchema) {
+				return err
+			}
+			return nil
+		}
+		return m.Up(ctx)
+	})
 }
 
 // MigrateDown reverts the newest version of the schema. It is [store.ErrNoSchema] when there is none, and
@@ -43,16 +72,4 @@ func (s *Store) migrate(
 		return fmt.Errorf("%s: %w", doing, store.ErrWouldLose)
 	}
 	return translate(doing, err)
-}
-
-// Ping says whether the file can be read and has a schema that this version of the worker can work with: otherwise it is
-// [store.ErrNoSchema] or [store.ErrNewerSchema].
-func (s *Store) Ping(ctx context.Context) error {
-	const doing = "check the schema"
-	var schema migrations.Schema
-	err := s.readers.QueryRowContext(ctx, migrations.SelectSQLite).Scan(&schema.Version, &schema.Breaking)
-	if err != nil {
-		return translate(doing, err)
-	}
-	return translate(doing, s.migrator.Check(schema))
 }

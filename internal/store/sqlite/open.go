@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -47,17 +48,17 @@ func open(ctx context.Context, path string, timeout time.Duration) (*Store, erro
 	if path == "" {
 		return nil, fmt.Errorf("%s: the path is empty", doing)
 	}
-	path, err := filepath.Abs(path)
+	path, err := resolve(path)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", doing, err)
+		return nil, translate(doing, err)
 	}
 	if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() {
 		return nil, fmt.Errorf("%s: it is not a regular file", doing)
+	} else if err == nil && links(info) > 1 {
+		return nil, fmt.Errorf("%s: the file has %d names (hard links), and SQLite keeps a log for each name, so that what is "+
+			"written under one name is lost under the other: delete all names but one while no worker runs", doing, links(info))
 	}
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		return nil, translate(doing, err)
-	}
-	s := &Store{path: path, busyTimeout: timeout}
+	s := &Store{path: path, busyTimeout: timeout, disk: disk{memory: faultMemory}, freeSpace: FreeSpace}
 	if err := s.exclusively(ctx, func() error { return s.prepareFile(ctx) }); err != nil {
 		return nil, translate(doing, err)
 	}
@@ -79,6 +80,48 @@ func open(ctx context.Context, path string, timeout time.Duration) (*Store, erro
 	return s, nil
 }
 
+// resolve returns the absolute path of the file without symbolic links, so that all workers use the same files beside it,
+// whatever name they open it by. It makes the folders that are missing.
+//
+// The folder is resolved before what follows it, and the text of a path is not cleaned before: behind a link, ".." is another
+// folder than in the text.
+func resolve(path string) (string, error) {
+	const maxLinks = 40 // as Linux
+	path = strings.TrimRight(path, string(filepath.Separator))
+	for range maxLinks + 1 { // to the file, which need not exist yet
+		folder, name := filepath.Split(path)
+		folder, err := resolveFolder(folder + ".")
+		if err != nil {
+			return "", err
+		}
+		path = filepath.Join(folder, name)
+		info, err := os.Lstat(path)
+		if isLink := err == nil && info.Mode()&fs.ModeSymlink != 0; !isLink {
+			return path, nil
+		}
+		target, err := os.Readlink(path)
+		if err != nil {
+			return "", err
+		}
+		if !filepath.IsAbs(target) {
+			target = folder + string(filepath.Separator) + target
+		}
+		path = target
+	}
+	return "", fmt.Errorf("more than %d symbolic links", maxLinks)
+}
+
+func resolveFolder(folder string) (string, error) {
+	if err := os.MkdirAll(folder, 0o700); err != nil {
+		return "", err
+	}
+	folder, err := filepath.EvalSymlinks(folder)
+	if err != nil {
+		return "", err
+	}
+	return filepath.Abs(folder)
+}
+
 // exclusively runs work while no other process, nor another Store of this one, is opening or migrating the database.
 func (s *Store) exclusively(ctx context.Context, work func() error) error {
 	lock := flock.New(s.path + setupLockSuffix)
@@ -97,6 +140,9 @@ func (s *Store) prepareFile(ctx context.Context) error {
 	defer db.Close()
 	var mode string
 	if err := db.QueryRowContext(ctx, "PRAGMA journal_mode").Scan(&mode); err != nil {
+		return err
+	}
+	if s.file, err = os.Stat(s.path); err != nil {
 		return err
 	}
 	if err := checkWritable(ctx, db); err != nil || mode == walMode {

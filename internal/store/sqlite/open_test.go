@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -16,6 +15,7 @@ import (
 
 	"github.com/healz/worker/internal/store"
 	"github.com/healz/worker/internal/store/storetest"
+	"github.com/healz/worker/internal/test/posix"
 )
 
 func TestOpenTakesAnyPath(t *testing.T) {
@@ -46,6 +46,54 @@ func TestOpenTakesARelativePath(t *testing.T) {
 	t.Chdir(t.TempDir())
 	require.NoError(t, s.Append(t.Context(), storetest.NewStream().Next()))
 	require.FileExists(t, filepath.Join(folder, "data", "events.db"))
+}
+
+// One file has one leader, whatever name it is opened by, and also without its lock file.
+func TestOneFileHasOneLeader(t *testing.T) {
+	t.Parallel()
+	folder := t.TempDir()
+	path := filepath.Join(folder, "events.db")
+	link := filepath.Join(folder, "link.db")
+	toFolder := filepath.Join(folder, "folder")
+	require.NoError(t, os.Symlink("events.db", link)) // before there is a file
+	require.NoError(t, os.Symlink(folder, toFolder))
+	lease := func(path, holder string) error {
+		t.Helper()
+		tail, err := opened(t, path).Tail(t.Context(), store.TailConfig{BatchSize: 1})
+		require.NoError(t, err)
+		t.Cleanup(func() { require.NoError(t, tail.Close()) })
+		_, err = tail.TakeLease(t.Context(), store.RelayTask, holder, time.Minute)
+		return err
+	}
+	require.NoError(t, lease(link, "first"))
+	require.ErrorIs(t, lease(path, "second"), store.ErrNotLeader)
+	require.ErrorIs(t, lease(filepath.Join(toFolder, "link.db"), "third"), store.ErrNotLeader)
+	locks, err := filepath.Glob(filepath.Join(folder, "*"+setupLockSuffix))
+	require.NoError(t, err)
+	require.Len(t, locks, 1)
+	require.Equal(t, path+setupLockSuffix, locks[0])
+	require.NoError(t, os.Remove(locks[0]))
+	require.ErrorIs(t, lease(path, "fourth"), store.ErrNotLeader)
+
+	volume := t.TempDir() // a link to a file beside a folder that is a link: ".." is a folder of the volume
+	require.NoError(t, os.MkdirAll(filepath.Join(volume, "v1", "app"), 0o700))
+	current := filepath.Join(folder, "current")
+	require.NoError(t, os.Symlink(filepath.Join(volume, "v1", "app"), current))
+	require.NoError(t, os.Symlink(filepath.Join("..", "real", "events.db"), filepath.Join(current, "events.db")))
+	real := filepath.Join(volume, "v1", "real", "events.db")
+	require.NoError(t, lease(filepath.Join(current, "events.db"), "first"))
+	require.FileExists(t, real)
+	require.NoDirExists(t, filepath.Join(folder, "real"))
+	for _, name := range []string{real, current + "/../real/events.db"} {
+		require.ErrorIs(t, lease(name, "second"), store.ErrNotLeader)
+	}
+
+	second := filepath.Join(folder, "second.db")
+	require.NoError(t, os.Link(path, second))
+	for _, name := range []string{second, path, link} {
+		_, err = Open(t.Context(), name)
+		require.ErrorContains(t, err, "the file has 2 names (hard links)")
+	}
 }
 
 func TestOpenMakesFilesForTheirOwnerAlone(t *testing.T) {
@@ -154,7 +202,7 @@ func asOrdinaryUser(t *testing.T, args ...string) *exec.Cmd {
 	c.Path = filepath.Join(program, "test")
 	require.NoError(t, os.WriteFile(c.Path, binary, 0o755))
 	c.Dir = program
-	c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
+	c.SysProcAttr = posix.As(nobody, nobody)
 	return c
 }
 

@@ -116,6 +116,30 @@ func TestMigrate(t *testing.T) {
 		}
 		require.ErrorIs(t, err, store.ErrWouldLose)
 	})
+	t.Run("only a new file is given a schema by Create", func(t *testing.T) {
+		t.Parallel()
+		s, err := Open(t.Context(), newPath(t))
+		require.NoError(t, err)
+		defer func() { require.NoError(t, s.Close()) }()
+		requireApplied(t, s, false) // this makes the table of versions
+		require.NoError(t, s.Create(t.Context()))
+		require.NoError(t, s.Ping(t.Context()))
+		require.NoError(t, s.MigrateDown(t.Context()))
+		require.NoError(t, s.Create(t.Context()))
+		require.ErrorIs(t, s.Ping(t.Context()), store.ErrNoSchema)
+	})
+	t.Run("a table of another program", func(t *testing.T) {
+		t.Parallel()
+		path := newPath(t)
+		s, err := Open(t.Context(), path)
+		require.NoError(t, err)
+		defer func() { require.NoError(t, s.Close()) }()
+		_, err = rawDB(t, path).ExecContext(t.Context(), "CREATE TABLE events (at text)")
+		require.NoError(t, err)
+		require.ErrorIs(t, s.Migrate(t.Context()), store.ErrForeignTable)
+		require.ErrorIs(t, s.Create(t.Context()), store.ErrForeignTable)
+		require.ErrorIs(t, s.Append(t.Context(), storetest.NewStream().Next()), store.ErrNoSchema)
+	})
 	t.Run("a newer schema", func(t *testing.T) {
 		t.Parallel()
 		path := newPath(t)
@@ -125,11 +149,13 @@ func TestMigrate(t *testing.T) {
 		require.NoError(t, err)
 		require.NoError(t, s.Ping(t.Context()))
 		require.NoError(t, s.Migrate(t.Context()))
+		require.NoError(t, s.Create(t.Context()))
 		require.ErrorIs(t, s.MigrateDown(t.Context()), store.ErrNewerSchema)
 		_, err = rawDB(t, path).ExecContext(t.Context(), "PRAGMA user_version = 99998")
 		require.NoError(t, err)
 		require.ErrorIs(t, s.Ping(t.Context()), store.ErrNewerSchema)
 		require.ErrorIs(t, s.Migrate(t.Context()), store.ErrNewerSchema)
+		require.ErrorIs(t, s.Create(t.Context()), store.ErrNewerSchema)
 	})
 }
 

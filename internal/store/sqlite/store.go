@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"os"
 	"time"
 
 	sqlite3 "modernc.org/sqlite/lib"
@@ -18,7 +19,10 @@ var _ store.Store = (*Store)(nil)
 type Store struct {
 	store.Reads
 	queries
-	path string
+	path      string
+	file      os.FileInfo // of the file when it was opened
+	disk      disk
+	freeSpace func(folder string) (int64, error)
 	// busyTimeout is how long a write waits for those of other processes.
 	busyTimeout time.Duration
 	writer      *sql.DB // of one connection
@@ -37,9 +41,15 @@ func (s *Store) Close() error {
 // write runs work in a transaction that has the right to write from its beginning, so that it cannot fail half-way for
 // want of it. The statements in it do not end early with ctx: a statement that is interrupted costs the connection.
 func (s *Store) write(ctx context.Context, doing string, work func(ctx context.Context, tx *sql.Tx) error) error {
+	err := translate(doing, s.transact(ctx, work))
+	s.disk.note(err)
+	return err
+}
+
+func (s *Store) transact(ctx context.Context, work func(ctx context.Context, tx *sql.Tx) error) error {
 	tx, err := s.begin(ctx)
 	if err != nil {
-		return translate(doing, err)
+		return err
 	}
 	defer tx.Rollback() // after a commit it does nothing
 	if err = work(context.WithoutCancel(ctx), tx); err == nil {
@@ -48,7 +58,7 @@ func (s *Store) write(ctx context.Context, doing string, work func(ctx context.C
 	if errors.Is(err, sql.ErrTxDone) { // the end of ctx has ended the transaction
 		err = ctx.Err()
 	}
-	return translate(doing, err)
+	return err
 }
 
 // begin waits for the writers of other processes by many short waits. In one long wait SQLite polls ever more

@@ -8,7 +8,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
-	"syscall"
+
+	"github.com/healz/worker/internal/test/posix"
 )
 
 // program is one that a server needs: where it may be beside the PATH, and what brings it where it is not.
@@ -160,7 +161,7 @@ func lock(folder string) (unlock func(), err error) {
 	if err != nil {
 		return nil, fmt.Errorf("open what installations lock: %w", err)
 	}
-	if err := syscall.Flock(int(handle.Fd()), syscall.LOCK_EX); err != nil {
+	if err := posix.Lock(handle); err != nil {
 		return nil, errors.Join(fmt.Errorf("wait for another installation: %w", err), handle.Close())
 	}
 	return func() { _ = handle.Close() }, nil

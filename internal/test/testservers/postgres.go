@@ -12,6 +12,8 @@ import (
 	"syscall"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/healz/worker/internal/test/posix"
 )
 
 // startPostgres starts a Postgres server, or a standby of the one that the environment names. Its data do not outlive it.
@@ -24,7 +26,7 @@ func startPostgres(ctx context.Context, dir string, durable bool) (*server, erro
 	if err != nil {
 		return nil, err
 	}
-	account.Chroot = root()
+	posix.NewRoot(account, root())
 	home := inRoot(dir) // as the server sees it
 	data := filepath.Join(home, "data")
 
@@ -94,14 +96,15 @@ func startPostgres(ctx context.Context, dir string, durable bool) (*server, erro
 
 // give makes a folder and the files in it the account's.
 func give(dir string, account *syscall.SysProcAttr) error {
-	if account.Credential == nil {
+	uid, gid, set := posix.Account(account)
+	if !set {
 		return nil
 	}
 	return filepath.WalkDir(dir, func(path string, _ os.DirEntry, err error) error {
 		if err != nil {
 			return err
 		}
-		return os.Chown(path, int(account.Credential.Uid), int(account.Credential.Gid))
+		return os.Chown(path, uid, gid)
 	})
 }
 
@@ -129,7 +132,7 @@ func unprivileged(dir string) (*syscall.SysProcAttr, error) {
 	if err := os.Chown(dir, int(uid), int(gid)); err != nil {
 		return nil, fmt.Errorf("give the server's folder to %s: %w", name, err)
 	}
-	return &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}}, nil
+	return posix.As(uint32(uid), uint32(gid)), nil
 }
 
 // environment is what a server gets of this process's environment: nothing that could change its settings.

@@ -9,8 +9,9 @@ import (
 	"os"
 	"os/exec"
 	"sync"
-	"syscall"
 	"testing"
+
+	"github.com/healz/worker/internal/test/posix"
 )
 
 // private holds the servers that this test process had started. It is the process's, since tests of one package share
@@ -84,7 +85,7 @@ func startSupervisor(ctx context.Context, k kind, durable bool, settings ...stri
 		command.Env = append(command.Env, durableVariable+"=1")
 	}
 	command.Stderr = os.Stderr
-	command.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // out of reach of the terminal's Ctrl-C
+	command.SysProcAttr = posix.NewSession() // out of reach of the terminal's Ctrl-C
 	leash, err := command.StdinPipe()
 	if err != nil {
 		return nil, fmt.Errorf("open the pipe to the supervisor: %w", err)

@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"syscall"
 	"time"
+
+	"github.com/healz/worker/internal/test/posix"
 )
 
 const (
@@ -42,7 +44,7 @@ func startProcess(command *exec.Cmd, dir string) (*process, error) {
 	if command.SysProcAttr == nil {
 		command.SysProcAttr = &syscall.SysProcAttr{}
 	}
-	command.SysProcAttr.Setpgid = true
+	posix.NewGroup(command.SysProcAttr)
 	if err := command.Start(); err != nil {
 		return nil, fmt.Errorf("start %s: %w", name, err)
 	}
@@ -106,13 +108,13 @@ func (p *process) stop(signal syscall.Signal) {
 	poll := time.NewTicker(pollInterval)
 	defer poll.Stop()
 	for ; ; signal = 0 {
-		if err := syscall.Kill(-p.group, signal); errors.Is(err, syscall.ESRCH) {
+		if err := posix.Kill(-p.group, signal); errors.Is(err, syscall.ESRCH) {
 			break
 		}
 		select {
 		case <-poll.C:
 		case <-deadline:
-			_ = syscall.Kill(-p.group, syscall.SIGKILL)
+			_ = posix.Kill(-p.group, syscall.SIGKILL)
 			<-p.exited
 			return
 		}

@@ -12,6 +12,8 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+
+	"github.com/healz/worker/internal/test/posix"
 )
 
 // errRefused is an expression that the broker could not evaluate.
@@ -91,7 +93,8 @@ func startRabbitMQ(ctx context.Context, dir string, _ bool) (*server, error) {
 
 	run := func(ctx context.Context, program string, arguments ...string) *exec.Cmd {
 		command := exec.CommandContext(ctx, program, arguments...)
-		command.Dir, command.Env, command.SysProcAttr = home, env, &syscall.SysProcAttr{Chroot: root()}
+		command.Dir, command.Env, command.SysProcAttr = home, env, &syscall.SysProcAttr{}
+		posix.NewRoot(command.SysProcAttr, root())
 		return command
 	}
 	stopMapper := func() {}

@@ -12,6 +12,8 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+
+	"github.com/healz/worker/internal/test/posix"
 )
 
 // superviseVariable, when set, makes a test program (or with-servers) the supervisor of one server of that kind.
@@ -116,9 +118,9 @@ func (s *server) obey(ctx context.Context, o order) (output string, err error) {
 		}
 		return "", err
 	case actionPause:
-		return "", s.process.signalTree(syscall.SIGSTOP)
+		return "", s.process.signalTree(posix.SIGSTOP)
 	case actionResume:
-		return "", s.process.signalTree(syscall.SIGCONT)
+		return "", s.process.signalTree(posix.SIGCONT)
 	case actionControl:
 		if s.control == nil {
 			return "", errors.New("the server has no administration program")
@@ -173,7 +175,7 @@ func serve(ctx context.Context, start starter, durable bool, orders <-chan order
 		return answer.Encode(report{Error: err.Error()})
 	}
 	defer func() {
-		_ = s.process.signalTree(syscall.SIGCONT) // it may be killed, or never have been paused
+		_ = s.process.signalTree(posix.SIGCONT) // it may be killed, or never have been paused
 		s.stop()
 		err = errors.Join(err, os.RemoveAll(s.dir))
 	}()

@@ -9,6 +9,8 @@ import (
 	"strconv"
 	"syscall"
 	"time"
+
+	"github.com/healz/worker/internal/test/posix"
 )
 
 // tree returns the process and all that descend from it, parents first. It knows them from /proc.
@@ -44,7 +46,7 @@ func (p *process) tree() ([]int, error) {
 
 // signalTree signals the process and its descendants, parents first: one that is stopped has no more children.
 func (p *process) signalTree(signal syscall.Signal) error {
-	if err := syscall.Kill(p.group, signal); err != nil {
+	if err := posix.Kill(p.group, signal); err != nil {
 		return fmt.Errorf("signal %s: %w", p.name, err)
 	}
 	all, err := p.tree()
@@ -52,7 +54,7 @@ func (p *process) signalTree(signal syscall.Signal) error {
 		return err
 	}
 	for _, pid := range all[1:] {
-		_ = syscall.Kill(pid, signal) // it may have ended just now
+		_ = posix.Kill(pid, signal) // it may have ended just now
 	}
 	return nil
 }
@@ -64,7 +66,7 @@ func (p *process) kill() error {
 	if err != nil {
 		return err
 	}
-	if err := syscall.Kill(-p.group, syscall.SIGKILL); err != nil {
+	if err := posix.Kill(-p.group, syscall.SIGKILL); err != nil {
 		return fmt.Errorf("kill %s: %w", p.name, err)
 	}
 	<-p.exited
@@ -72,7 +74,7 @@ func (p *process) kill() error {
 	poll := time.NewTicker(pollInterval)
 	defer poll.Stop()
 	for _, pid := range all {
-		for !errors.Is(syscall.Kill(pid, 0), syscall.ESRCH) {
+		for !errors.Is(posix.Kill(pid, 0), syscall.ESRCH) {
 			select {
 			case <-poll.C:
 			case <-deadline:

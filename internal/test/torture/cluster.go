@@ -13,6 +13,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/healz/worker/internal/test/testservers"
+	"github.com/healz/worker/internal/test/wait"
 )
 
 // quorumLimit is how long a worker may take to say that it cannot work without the majority of the brokers or the standby.
@@ -33,14 +34,14 @@ func clusterFaults() []fault {
 			if err := r.standby.Kill(); err != nil {
 				return err
 			}
-			r.fleet.awaitUnready(ctx, quorumLimit, "commits wait for the standby")
+			r.fleet.AwaitUnready(ctx, quorumLimit, "commits wait for the standby")
 			return r.standby.Start()
 		}},
 		{"SIGSTOP of the standby", func(ctx context.Context, r *rig, a *author) error { return pauseServer(ctx, r, a, r.standby, false) }},
 		{"kill -9 of pgbouncer", func(_ context.Context, r *rig, _ *author) error { return r.pooler.do((*server).Kill) }},
 		{"SIGSTOP of pgbouncer", func(ctx context.Context, r *rig, a *author) error {
 			err := r.pooler.do((*server).Pause)
-			sleep(ctx, r.pauseFor(a))
+			wait.Sleep(ctx, r.pauseFor(a))
 			return errors.Join(err, r.pooler.do((*server).Resume))
 		}},
 	}
@@ -85,7 +86,7 @@ func failover(ctx context.Context, r *rig, a *author, stop func(*testservers.Ser
 	if err := stop(old); err != nil {
 		return err
 	}
-	sleep(ctx, a.between(0, 3*time.Second))
+	wait.Sleep(ctx, a.between(0, 3*time.Second))
 	conn, err := pgx.Connect(ctx, r.standby.URL())
 	if err != nil {
 		return err
@@ -116,7 +117,7 @@ func partitionBroker(ctx context.Context, r *rig, a *author) error {
 	if err := onEach("erlang:set_cookie(N, partitioned), erlang:disconnect_node(N)"); err != nil {
 		return err
 	}
-	sleep(ctx, a.between(5*time.Second, 15*time.Second))
+	wait.Sleep(ctx, a.between(5*time.Second, 15*time.Second))
 	return onEach("erlang:set_cookie(N, erlang:get_cookie())")
 }
 
@@ -139,7 +140,7 @@ func pauseConsumersBroker(ctx context.Context, r *rig, a *author) error {
 	if err := r.brokers[i].Pause(); err != nil {
 		return err
 	}
-	sleep(ctx, 20*time.Second)
+	wait.Sleep(ctx, 20*time.Second)
 	return r.brokers[i].Resume()
 }
 
@@ -165,7 +166,7 @@ func killMajority(ctx context.Context, r *rig, a *author) error {
 	if err := each(victims, (*testservers.Server).Kill); err != nil {
 		return err
 	}
-	r.fleet.awaitUnready(ctx, quorumLimit, "the majority of the brokers was killed")
+	r.fleet.AwaitUnready(ctx, quorumLimit, "the majority of the brokers was killed")
 	return each(victims, (*testservers.Server).Start)
 }
 
@@ -193,7 +194,7 @@ func (r *rig) startPooler(ctx context.Context) error {
 	watching, stop := context.WithCancel(context.WithoutCancel(ctx))
 	var watch sync.WaitGroup
 	watch.Go(func() {
-		for sleep(watching, time.Second) {
+		for wait.Sleep(watching, time.Second) {
 			conn, err := (&net.Dialer{Timeout: time.Second}).DialContext(watching, "tcp", mustParse(server.URL()).Host)
 			if err == nil {
 				_ = conn.Close()

@@ -9,13 +9,15 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 	amqp091 "github.com/rabbitmq/amqp091-go"
 
+	"github.com/healz/worker/internal/test/fleet"
+	"github.com/healz/worker/internal/test/posix"
 	"github.com/healz/worker/internal/test/testservers"
+	"github.com/healz/worker/internal/test/wait"
 )
 
 const (
@@ -41,7 +43,7 @@ func faults(c Config) []fault {
 		{"kill -9 of a worker that starts", killStarting},
 		{"kill -9 of a worker that replays", killReplayer},
 		{"SIGSTOP of a worker", func(ctx context.Context, r *rig, a *author) error {
-			return pauseWorker(ctx, r, a, a.IntN(r.fleet.size()))
+			return pauseWorker(ctx, r, a, a.IntN(r.fleet.Size()))
 		}},
 		{"SIGSTOP of the worker that relays", pauseLeader},
 		{"SIGTERM of a worker, with a backlog", stopWorker},
@@ -105,14 +107,14 @@ func killWorker(ctx context.Context, r *rig, a *author) error {
 	if err := r.backlog(ctx, a); err != nil {
 		return err
 	}
-	return r.killAndStart(ctx, a, a.IntN(r.fleet.size()))
+	return r.killAndStart(ctx, a, a.IntN(r.fleet.Size()))
 }
 
 func killLeader(ctx context.Context, r *rig, a *author) error {
 	if err := r.backlog(ctx, a); err != nil {
 		return err
 	}
-	return r.killAndStart(ctx, a, r.fleet.leader(ctx))
+	return r.killAndStart(ctx, a, r.fleet.Leader(ctx))
 }
 
 // backlog lets a thousand events gather behind a foreign transaction, so that what is harmed next is busy with them.
@@ -125,26 +127,26 @@ func (r *rig) backlog(ctx context.Context, a *author) error {
 }
 
 func (r *rig) killAndStart(ctx context.Context, a *author, victim int) error {
-	sleep(ctx, a.between(0, 300*time.Millisecond))
-	r.fleet.kill(victim)
-	sleep(ctx, a.between(0, 2*time.Second))
-	return r.fleet.start(ctx, victim)
+	wait.Sleep(ctx, a.between(0, 300*time.Millisecond))
+	r.fleet.Kill(victim)
+	wait.Sleep(ctx, a.between(0, 2*time.Second))
+	return r.fleet.Start(ctx, victim)
 }
 
 func killAll(ctx context.Context, r *rig, a *author) error {
 	if err := r.backlog(ctx, a); err != nil {
 		return err
 	}
-	sleep(ctx, a.between(0, 300*time.Millisecond))
+	wait.Sleep(ctx, a.between(0, 300*time.Millisecond))
 	return r.killAll(ctx)
 }
 
 func (r *rig) killAll(ctx context.Context) error {
-	for i := range r.fleet.size() {
-		r.fleet.kill(i)
+	for i := range r.fleet.Size() {
+		r.fleet.Kill(i)
 	}
-	for i := range r.fleet.size() {
-		if err := r.fleet.start(ctx, i); err != nil {
+	for i := range r.fleet.Size() {
+		if err := r.fleet.Start(ctx, i); err != nil {
 			return err
 		}
 	}
@@ -152,13 +154,13 @@ func (r *rig) killAll(ctx context.Context) error {
 }
 
 func killStarting(ctx context.Context, r *rig, a *author) error {
-	victim := a.IntN(r.fleet.size())
+	victim := a.IntN(r.fleet.Size())
 	for range a.number(2, 5) {
-		r.fleet.kill(victim)
-		if err := r.fleet.start(ctx, victim); err != nil {
+		r.fleet.Kill(victim)
+		if err := r.fleet.Start(ctx, victim); err != nil {
 			return err
 		}
-		sleep(ctx, a.between(0, 600*time.Millisecond))
+		wait.Sleep(ctx, a.between(0, 600*time.Millisecond))
 	}
 	return nil
 }
@@ -166,13 +168,13 @@ func killStarting(ctx context.Context, r *rig, a *author) error {
 // killReplayer kills the leader while it publishes dead letters for a replay.
 func killReplayer(ctx context.Context, r *rig, a *author) error {
 	r.load.appendOnce(ctx, a.failures(100), true)
-	sleep(ctx, time.Second)
+	wait.Sleep(ctx, time.Second)
 	bounded, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	replayed := make(chan error, 1)
 	go func() { replayed <- r.load.replay(bounded) }()
-	sleep(ctx, a.between(100*time.Millisecond, time.Second))
-	err := r.killAndStart(ctx, a, r.fleet.leader(ctx))
+	wait.Sleep(ctx, a.between(100*time.Millisecond, time.Second))
+	err := r.killAndStart(ctx, a, r.fleet.Leader(ctx))
 	return errors.Join(err, <-replayed)
 }
 
@@ -181,10 +183,10 @@ func stopWorker(ctx context.Context, r *rig, a *author) error {
 	if err := r.backlog(ctx, a); err != nil {
 		return err
 	}
-	sleep(ctx, a.between(0, 300*time.Millisecond))
-	victim := a.IntN(r.fleet.size())
-	r.fleet.stop(victim)
-	return r.fleet.start(ctx, victim)
+	wait.Sleep(ctx, a.between(0, 300*time.Millisecond))
+	victim := a.IntN(r.fleet.Size())
+	r.fleet.Stop(victim)
+	return r.fleet.Start(ctx, victim)
 }
 
 func killServer(ctx context.Context, r *rig, a *author, s *testservers.Server) error {
@@ -192,13 +194,13 @@ func killServer(ctx context.Context, r *rig, a *author, s *testservers.Server) e
 		if err := r.backlog(ctx, a); err != nil {
 			return err
 		}
-		sleep(ctx, a.between(0, 300*time.Millisecond))
+		wait.Sleep(ctx, a.between(0, 300*time.Millisecond))
 	}
 	if err := s.Kill(); err != nil {
 		return err
 	}
 	if a.chance(0.5) && (s == r.postgres || len(r.brokers) == 1) {
-		r.fleet.awaitUnready(ctx, 15*time.Second, "a server was killed")
+		r.fleet.AwaitUnready(ctx, 15*time.Second, "a server was killed")
 	}
 	return s.Start()
 }
@@ -208,7 +210,7 @@ func killServers(ctx context.Context, r *rig, _ *author) error {
 	if err := each(servers, (*testservers.Server).Kill); err != nil {
 		return err
 	}
-	r.fleet.awaitUnready(ctx, 15*time.Second, "both servers were killed")
+	r.fleet.AwaitUnready(ctx, 15*time.Second, "both servers were killed")
 	return each(servers, (*testservers.Server).Start)
 }
 
@@ -249,9 +251,9 @@ func (r *rig) pauseFor(a *author) time.Duration {
 }
 
 func pauseWorker(ctx context.Context, r *rig, a *author, victim int) error {
-	r.fleet.signal(victim, syscall.SIGSTOP)
-	sleep(ctx, r.pauseFor(a))
-	r.fleet.signal(victim, syscall.SIGCONT)
+	r.fleet.Signal(victim, posix.SIGSTOP)
+	wait.Sleep(ctx, r.pauseFor(a))
+	r.fleet.Signal(victim, posix.SIGCONT)
 	return nil
 }
 
@@ -260,7 +262,7 @@ func pauseLeader(ctx context.Context, r *rig, a *author) error {
 	if err := r.backlog(ctx, a); err != nil {
 		return err
 	}
-	return pauseWorker(ctx, r, a, r.fleet.leader(ctx))
+	return pauseWorker(ctx, r, a, r.fleet.Leader(ctx))
 }
 
 // pauseServer stops a server. One that the workers ask again and again they must find missing.
@@ -270,9 +272,9 @@ func pauseServer(ctx context.Context, r *rig, a *author, s *testservers.Server, 
 	}
 	began, pause := time.Now(), r.pauseFor(a)
 	if asked {
-		r.fleet.awaitUnready(ctx, pause, "a server is stopped")
+		r.fleet.AwaitUnready(ctx, pause, "a server is stopped")
 	}
-	sleep(ctx, pause-time.Since(began))
+	wait.Sleep(ctx, pause-time.Since(began))
 	return s.Resume()
 }
 
@@ -280,7 +282,7 @@ func cut(ctx context.Context, a *author, p *proxy) error {
 	p.refuse(true)
 	for range a.number(1, 3) {
 		p.cut()
-		sleep(ctx, a.between(0, time.Second))
+		wait.Sleep(ctx, a.between(0, time.Second))
 		p.refuse(false)
 	}
 	return nil
@@ -290,7 +292,7 @@ func cut(ctx context.Context, a *author, p *proxy) error {
 func tear(ctx context.Context, a *author, p *proxy) error {
 	for range a.number(1, 3) {
 		p.tear()
-		sleep(ctx, a.between(200*time.Millisecond, time.Second))
+		wait.Sleep(ctx, a.between(200*time.Millisecond, time.Second))
 	}
 	return nil
 }
@@ -299,8 +301,8 @@ func tear(ctx context.Context, a *author, p *proxy) error {
 func outage(ctx context.Context, r *rig, a *author, p *proxy) error {
 	p.refuse(true)
 	p.cut()
-	r.fleet.awaitUnready(ctx, r.pauseFor(a), "a server cannot be reached")
-	sleep(ctx, a.between(0, 2*time.Second))
+	r.fleet.AwaitUnready(ctx, r.pauseFor(a), "a server cannot be reached")
+	wait.Sleep(ctx, a.between(0, 2*time.Second))
 	p.refuse(false)
 	return nil
 }
@@ -308,7 +310,7 @@ func outage(ctx context.Context, r *rig, a *author, p *proxy) error {
 func slow(ctx context.Context, r *rig, a *author, p *proxy) error {
 	p.slowDown(true)
 	p.cut() // what connects again is slow
-	sleep(ctx, r.pauseFor(a)/2)
+	wait.Sleep(ctx, r.pauseFor(a)/2)
 	p.slowDown(false)
 	p.cut()
 	return nil
@@ -318,7 +320,7 @@ func slow(ctx context.Context, r *rig, a *author, p *proxy) error {
 // found out by itself.
 func halfOpen(ctx context.Context, r *rig, a *author, p *proxy) error {
 	p.silence(true)
-	sleep(ctx, r.pauseFor(a)/2)
+	wait.Sleep(ctx, r.pauseFor(a)/2)
 	p.silence(false)
 	if !r.config.long() || a.chance(0.7) {
 		p.cut()
@@ -331,7 +333,7 @@ func terminateSessions(ctx context.Context, r *rig, a *author) error {
 		if err := r.terminate(ctx); err != nil {
 			return err
 		}
-		sleep(ctx, a.between(0, time.Second))
+		wait.Sleep(ctx, a.between(0, time.Second))
 	}
 	return nil
 }
@@ -346,7 +348,7 @@ func (r *rig) terminate(ctx context.Context) error {
 
 // cancelStatements cancels what the worker's sessions execute, again and again.
 func cancelStatements(ctx context.Context, r *rig, a *author) error {
-	until(ctx, a.between(time.Second, 4*time.Second), 10*time.Millisecond, func(ctx context.Context) bool {
+	wait.Until(ctx, a.between(time.Second, 4*time.Second), 10*time.Millisecond, func(ctx context.Context) bool {
 		_, _ = r.admin.Exec(ctx, "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE usename = $1 AND state = 'active'", workerRole)
 		return false
 	})
@@ -360,7 +362,7 @@ func lockTable(ctx context.Context, r *rig, a *author) error {
 	return r.waiting(ctx, func(context.Context) error {
 		return pgx.BeginFunc(ctx, r.admin, func(tx pgx.Tx) error {
 			_, err := tx.Exec(ctx, "LOCK TABLE "+table)
-			sleep(ctx, hold)
+			wait.Sleep(ctx, hold)
 			return err
 		})
 	})
@@ -381,9 +383,9 @@ func setting(harm, heal string, unready bool) func(context.Context, *rig, *autho
 			return err
 		}
 		if unready {
-			r.fleet.awaitUnready(ctx, 10*time.Second, harm)
+			r.fleet.AwaitUnready(ctx, 10*time.Second, harm)
 		}
-		sleep(ctx, a.between(time.Second, r.pauseFor(a)))
+		wait.Sleep(ctx, a.between(time.Second, r.pauseFor(a)))
 		return change(heal)
 	}
 }
@@ -391,7 +393,7 @@ func setting(harm, heal string, unready bool) func(context.Context, *rig, *autho
 func holdTransactionID(ctx context.Context, r *rig, a *author) error {
 	pause := r.pauseFor(a)
 	hold := a.between(pause/2, pause*3/2)
-	return r.holdBack(ctx, func() { sleep(ctx, hold) })
+	return r.holdBack(ctx, func() { wait.Sleep(ctx, hold) })
 }
 
 // holdBack does something while a foreign transaction holds back the horizon of all that read in commit order.
@@ -408,13 +410,13 @@ func (r *rig) holdBack(ctx context.Context, do func()) error {
 }
 
 func rollingRestart(ctx context.Context, r *rig, _ *author) error {
-	for i := range r.fleet.size() {
-		r.fleet.stop(i)
-		if err := r.fleet.start(ctx, i); err != nil {
+	for i := range r.fleet.Size() {
+		r.fleet.Stop(i)
+		if err := r.fleet.Start(ctx, i); err != nil {
 			return err
 		}
-		if !r.fleet.awaitReady(ctx, startLimit) {
-			r.blame("P10", "not ready %s after a restart: %s", startLimit, strings.Join(r.fleet.unready(ctx), "; "))
+		if !r.fleet.AwaitReady(ctx, fleet.StartLimit) {
+			r.blame("P10", "not ready %s after a restart: %s", fleet.StartLimit, strings.Join(r.fleet.Unready(ctx), "; "))
 		}
 	}
 	return nil
@@ -428,7 +430,7 @@ func whileQuiet(ctx context.Context, r *rig, do func() error) error {
 	r.load.gate.Lock()
 	defer r.load.gate.Unlock()
 	var last verdict
-	quiet := until(ctx, quietLimit, 500*time.Millisecond, func(ctx context.Context) bool {
+	quiet := wait.Until(ctx, quietLimit, 500*time.Millisecond, func(ctx context.Context) bool {
 		v, err := r.judge(ctx)
 		last = v
 		return err == nil && len(v.lost) == 0 && r.emptied()
@@ -444,8 +446,8 @@ func whileQuiet(ctx context.Context, r *rig, do func() error) error {
 	if err := do(); err != nil {
 		return err
 	}
-	if !until(ctx, startLimit, 50*time.Millisecond, func(context.Context) bool { return r.declared() == nil }) && ctx.Err() == nil {
-		return fmt.Errorf("the workers did not declare the topology again within %s: %w", startLimit, r.declared())
+	if !wait.Until(ctx, fleet.StartLimit, 50*time.Millisecond, func(context.Context) bool { return r.declared() == nil }) && ctx.Err() == nil {
+		return fmt.Errorf("the workers did not declare the topology again within %s: %w", fleet.StartLimit, r.declared())
 	}
 	return r.witness.bind()
 }
@@ -550,7 +552,7 @@ func eval(harm, heal string) func(context.Context, *rig, *author) error {
 		if _, err := broker.Control("eval", harm+"."); err != nil || heal == "" {
 			return err
 		}
-		sleep(ctx, a.between(time.Second, r.pauseFor(a)))
+		wait.Sleep(ctx, a.between(time.Second, r.pauseFor(a)))
 		_, err := broker.Control("eval", heal+".")
 		return err
 	}
@@ -568,7 +570,7 @@ func fillFailedQueue(ctx context.Context, r *rig, a *author) error {
 		}
 	}
 	r.load.appendOnce(ctx, a.failures(40), true)
-	sleep(ctx, a.between(time.Second, r.pauseFor(a)))
+	wait.Sleep(ctx, a.between(time.Second, r.pauseFor(a)))
 	_, err := r.brokers[0].Control("eval", `rabbit_policy:delete(<<$/>>, <<"full">>, <<>>).`)
 	return err
 }
@@ -598,7 +600,7 @@ func exhaustConnections(ctx context.Context, r *rig, a *author) error {
 				return err
 			}
 		}
-		sleep(ctx, 20*time.Millisecond)
+		wait.Sleep(ctx, 20*time.Millisecond)
 	}
 	if !terminated && ctx.Err() == nil {
 		return errors.New("could not take all connections of Postgres in time")
@@ -613,7 +615,7 @@ func deleteDeadLetterExchange(ctx context.Context, r *rig, a *author) error {
 			return err
 		}
 		r.load.appendOnce(ctx, a.failures(3), true)
-		sleep(ctx, a.between(0, time.Second))
+		wait.Sleep(ctx, a.between(0, time.Second))
 	}
 	return nil
 }
@@ -630,7 +632,7 @@ func harmIngestion(ctx context.Context, r *rig, a *author) error {
 			if !gathered {
 				r.load.appendOnce(ctx, a.failures(gatheredLetters), true)
 			}
-			gathered = until(ctx, gatherLimit, 50*time.Millisecond, func(context.Context) bool {
+			gathered = wait.Until(ctx, gatherLimit, 50*time.Millisecond, func(context.Context) bool {
 				return r.queued()[failedQueue] >= gatheredLetters/2
 			})
 			return nil
@@ -642,7 +644,7 @@ func harmIngestion(ctx context.Context, r *rig, a *author) error {
 	if !gathered && ctx.Err() == nil {
 		r.blame("P5", "of %d events that fail, not half were dead letters after %s", gatheredLetters, gatherLimit)
 	}
-	sleep(ctx, a.between(0, 30*time.Millisecond))
+	wait.Sleep(ctx, a.between(0, 30*time.Millisecond))
 	switch a.IntN(3) {
 	case 0:
 		return r.killAll(ctx)
@@ -658,7 +660,7 @@ func killReplay(ctx context.Context, r *rig, a *author) error {
 	for range 4 {
 		r.load.appendOnce(ctx, a.failures(50), true)
 	}
-	sleep(ctx, time.Second)
+	wait.Sleep(ctx, time.Second)
 	for range a.number(5, 10) {
 		bounded, cancel := context.WithTimeout(ctx, a.between(30*time.Millisecond, 600*time.Millisecond))
 		err := r.load.replay(bounded)

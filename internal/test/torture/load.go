@@ -22,6 +22,7 @@ import (
 
 	"github.com/healz/worker/internal/store"
 	"github.com/healz/worker/internal/store/postgres"
+	"github.com/healz/worker/internal/test/wait"
 )
 
 const (
@@ -61,7 +62,7 @@ func (l *load) run(ctx context.Context) {
 	write := func(name string, least, most time.Duration, act func(context.Context, *author, *shelf)) {
 		writers.Go(func() {
 			a, own := newAuthor(l.seed, name), &shelf{}
-			for sleep(ctx, a.between(least, most)) {
+			for wait.Sleep(ctx, a.between(least, most)) {
 				l.gate.RLock()
 				act(context.WithoutCancel(ctx), a, own)
 				l.gate.RUnlock()
@@ -155,7 +156,7 @@ func (l *load) appendOnce(ctx context.Context, batch []entry, findOut bool) outc
 			return unknown // another writer was first, after a first try that failed or before
 		}
 		if try > 0 && o == unknown {
-			sleep(ctx, time.Second)
+			wait.Sleep(ctx, time.Second)
 		}
 	}
 	l.ledger.note(byStore, o, batch...)
@@ -277,7 +278,7 @@ func (l *load) insert(ctx context.Context, a *author, own *shelf) {
 		if err := insertAll(ctx, tx, batch); err != nil {
 			return err
 		}
-		sleep(ctx, hold)
+		wait.Sleep(ctx, hold)
 		if competes {
 			err := tx.QueryRow(ctx, "SELECT coalesce(max(aggregate_version), 0) FROM events WHERE aggregate_id = $1", shared.id).
 				Scan(&shared.version)
@@ -289,7 +290,7 @@ func (l *load) insert(ctx context.Context, a *author, own *shelf) {
 			if err := insertAll(ctx, tx, more); err != nil {
 				return err
 			}
-			sleep(ctx, hold/4)
+			wait.Sleep(ctx, hold/4)
 		}
 		l.ledger.note(bySQL, unknown, batch...)
 		committing = true
@@ -349,7 +350,7 @@ func (l *load) send(ctx context.Context, a *author, p *publisher, one entry, m a
 			l.ledger.note(byPublisher, kept, one)
 			return true
 		}
-		if givesUp || !sleep(ctx, time.Second) {
+		if givesUp || !wait.Sleep(ctx, time.Second) {
 			break
 		}
 	}

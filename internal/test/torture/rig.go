@@ -19,7 +19,16 @@ import (
 	amqp091 "github.com/rabbitmq/amqp091-go"
 
 	"github.com/healz/worker/internal/store/postgres"
+	"github.com/healz/worker/internal/test/fleet"
 	"github.com/healz/worker/internal/test/testservers"
+	"github.com/healz/worker/internal/test/wait"
+)
+
+const (
+	// grace is the workers' grace period.
+	grace = 10 * time.Second
+	// attempts is how often a worker tries a handler.
+	attempts = 12
 )
 
 // The contract's topology.
@@ -59,7 +68,7 @@ type rig struct {
 	toPostgres *proxy // the workers' way, which is harmed; so is toRabbit
 	toRabbit   *proxy
 	admin      *pgxpool.Pool // the superuser's
-	fleet      *fleet
+	fleet      *fleet.Fleet
 	ledger     *ledger
 	witness    *witness
 	load       *load
@@ -86,9 +95,16 @@ func (r *rig) open(ctx context.Context) error {
 		"HOME=" + r.folder,
 		"DATABASE_URL=" + r.databaseURL(workerRole), "RABBITMQ_URL=" + r.brokerURL(), "WORKER_QUEUE_TYPE=" + r.queueType(),
 	}
-	r.fleet = newFleet(r.config.Worker, r.folder, env, r.blame)
-	r.closers = append(r.closers, func() error { r.fleet.end(); return nil })
-	if err := r.fleet.launch(ctx, r.config.Workers); err != nil {
+	args := []string{
+		"run", "--http-addr=127.0.0.1:0", "--wait=10m", "--migrate=false", "--chaos", fmt.Sprintf("--retry-attempts=%d", attempts),
+		"--retry-initial=5ms", "--retry-max=50ms", "--grace-period=" + grace.String(), "--relay-poll=500ms", "--database-conns=8",
+		"--rabbitmq-heartbeat=5s",
+	}
+	r.fleet = fleet.New(fleet.Config{
+		Program: r.config.Worker, Folder: r.folder, Env: env, Args: func(int) []string { return args }, Grace: grace, Blame: r.blame,
+	})
+	r.closers = append(r.closers, func() error { r.fleet.End(); return nil })
+	if err := r.fleet.Launch(ctx, r.config.Workers); err != nil {
 		return err
 	}
 	return r.prepareLoad(ctx, env)
@@ -360,7 +376,7 @@ func (r *rig) blame(promise, format string, args ...any) {
 // waiting asks the database as long as it takes to get an answer: it may just have been harmed.
 func (r *rig) waiting(ctx context.Context, ask func(context.Context) error) error {
 	var last error
-	if !until(ctx, time.Minute, 200*time.Millisecond, func(ctx context.Context) bool {
+	if !wait.Until(ctx, time.Minute, 200*time.Millisecond, func(ctx context.Context) bool {
 		bounded, cancel := context.WithTimeout(ctx, 10*time.Second)
 		defer cancel()
 		err := ask(bounded)

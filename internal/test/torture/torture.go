@@ -21,6 +21,8 @@ import (
 	"regexp"
 	"strings"
 	"time"
+
+	"github.com/healz/worker/internal/test/wait"
 )
 
 const (
@@ -127,7 +129,7 @@ func (r *rig) harm(ctx context.Context, report *report) error {
 	for round := 0; ; round++ {
 		a.Shuffle(len(kinds), func(i, j int) { kinds[i], kinds[j] = kinds[j], kinds[i] })
 		for i, f := range kinds {
-			if !sleep(ctx, a.between(200*time.Millisecond, time.Second)) || time.Now().After(end) {
+			if !wait.Sleep(ctx, a.between(200*time.Millisecond, time.Second)) || time.Now().After(end) {
 				return nil
 			}
 			began := time.Now()
@@ -151,7 +153,7 @@ func (r *rig) recover(ctx context.Context, kind string) {
 		probe.event, probe.fate = a.next(a.newStream(), 0)
 	}
 	stored := false
-	works := until(ctx, recoveryLimit, 50*time.Millisecond, func(ctx context.Context) bool {
+	works := wait.Until(ctx, recoveryLimit, 50*time.Millisecond, func(ctx context.Context) bool {
 		if !stored {
 			stored = r.load.appendOnce(ctx, []entry{probe}, false) == kept
 			if !stored {
@@ -161,30 +163,30 @@ func (r *rig) recover(ctx context.Context, kind string) {
 		}
 		var follows bool
 		const sql = "SELECT EXISTS (SELECT FROM events WHERE causation_id = $1)"
-		return r.admin.QueryRow(ctx, sql, probe.event.ID).Scan(&follows) == nil && follows && len(r.fleet.unready(ctx)) == 0 &&
+		return r.admin.QueryRow(ctx, sql, probe.event.ID).Scan(&follows) == nil && follows && len(r.fleet.Unready(ctx)) == 0 &&
 			each(r.brokers, answers) == nil
 	})
 	if !works && ctx.Err() == nil {
 		r.blame("P10", "%s after the end of %q not all works (probe %s, written: %t): %s", recoveryLimit, kind, probe.event.ID,
-			stored, strings.Join(r.fleet.unready(ctx), "; "))
+			stored, strings.Join(r.fleet.Unready(ctx), "; "))
 	}
 }
 
 // settle waits until all is done, stops the workers, and returns the last verdict.
 func (r *rig) settle(ctx context.Context) (verdict, error) {
-	until(ctx, finalLimit, time.Second, func(ctx context.Context) bool {
+	wait.Until(ctx, finalLimit, time.Second, func(ctx context.Context) bool {
 		v, err := r.judge(ctx)
 		return err == nil && len(v.lost) == 0 && r.emptied()
 	})
-	if unready := r.fleet.unready(ctx); len(unready) > 0 {
+	if unready := r.fleet.Unready(ctx); len(unready) > 0 {
 		r.blame("P10", "not ready in the end: %s", strings.Join(unready, "; "))
 	}
 	if err := r.mend(ctx); err != nil {
 		return verdict{}, err
 	}
-	sleep(ctx, settle)
-	for i := range r.fleet.size() {
-		r.fleet.stop(i)
+	wait.Sleep(ctx, settle)
+	for i := range r.fleet.Size() {
+		r.fleet.Stop(i)
 	}
 	if !r.emptied() {
 		r.blame("P5", "something is left in the queues of the workers")
@@ -212,7 +214,7 @@ func (r *rig) mend(ctx context.Context) error {
 			return err
 		}
 		var v verdict
-		until(ctx, finalLimit, time.Second, func(ctx context.Context) bool {
+		wait.Until(ctx, finalLimit, time.Second, func(ctx context.Context) bool {
 			var err error
 			v, err = r.judge(ctx)
 			return err == nil && len(v.lost) == 0 && r.emptied()

@@ -11,6 +11,8 @@ import (
 
 	"github.com/google/uuid"
 	amqp091 "github.com/rabbitmq/amqp091-go"
+
+	"github.com/healz/worker/internal/test/wait"
 )
 
 const (
@@ -55,7 +57,7 @@ func (w *witness) bind() error {
 func (w *witness) watch(ctx context.Context) {
 	for {
 		_ = withChannel(w.url, func(channel *amqp091.Channel) error { return w.drain(ctx, channel) })
-		if !sleep(ctx, witnessRetry) {
+		if !wait.Sleep(ctx, witnessRetry) {
 			return
 		}
 	}

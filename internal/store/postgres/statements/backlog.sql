@@ -1,8 +1,7 @@
--- Whether there is a position, how many events are between it and the end, counted up to $1, and for how many seconds
--- the first of them has been there, as far as its created_at can tell. Those not committed yet are not seen, those above
--- the horizon are. The conditions "true" become "own" where only own events are wanted.
+-- Where the position is (no row if there is none), how many events are behind it, counted up to $1, and where the last of
+-- all is. Those not committed yet are not seen, those above the horizon are. The conditions "true" become "own" where only own events are wanted.
 WITH waiting AS MATERIALIZED (
-    SELECT created_at
+    SELECT transaction_id, id
     FROM events
     WHERE (transaction_id, id) > (
             (SELECT transaction_id FROM relay_position), (SELECT id FROM relay_position)
@@ -15,8 +14,16 @@ WITH waiting AS MATERIALIZED (
     LIMIT $1
 )
 SELECT
-    EXISTS (SELECT FROM relay_position),
+    p.transaction_id, p.id,
     (SELECT count(*) FROM waiting),
-    least(greatest(extract(
-        epoch FROM now() - (SELECT created_at FROM waiting WHERE isfinite(created_at) LIMIT 1)
-    ), 0), 9e9)::float8
+    coalesce(last.transaction_id, p.transaction_id), coalesce(last.id, p.id)
+FROM relay_position AS p
+LEFT JOIN LATERAL (
+    SELECT transaction_id, id
+    FROM events
+    WHERE (transaction_id, id) > (p.transaction_id, p.id)
+        AND true /* or own */
+        AND NOT coalesce(pg_visible_in_snapshot(transaction_id, p.passed_over), false)
+    ORDER BY transaction_id DESC, id DESC
+    LIMIT 1
+) AS last ON true
