@@ -30,7 +30,7 @@ build: ## Build bin/worker
 .PHONY: test
 test: bin/with-servers ## Run all tests on a real Postgres and a real RabbitMQ, started if none are named
 	$(if $(RACE),,@echo "There is no C compiler: the tests run without the race detector.")
-	bin/with-servers -- $(GO) test $(RACE) -shuffle=on -count=1 -timeout=30m ./...
+	bin/with-servers -- $(GO) test $(RACE) -shuffle=on -count=1 -timeout=20m ./...
 
 # Another system in a folder, for its servers; only root can make and use it. Elsewhere, name servers of the wanted
 # version by DATABASE_URL, RABBITMQ_URL and RABBITMQ_MANAGEMENT_URL, as those of Docker images.
