@@ -116,7 +116,7 @@ func (t *Table) moveTo(ctx context.Context, holder string, w *bufio.Writer, file
 	if err := t.takeExport(ctx, holder); err != nil {
 		return 0, err
 	}
-	letters, err := t.whole(ctx, t.db.DB, page)
+	letters, err := t.whole(ctx, page)
 	if err != nil {
 		return 0, t.db.Fault(ctx, "read dead letters", err)
 	}

@@ -139,7 +139,7 @@ func (t *Table) releases(ctx context.Context) ([]Release, []int64, error) {
 	if err != nil || len(page) == 0 {
 		return nil, nil, t.db.Fault(ctx, doing, err)
 	}
-	whole, err := t.whole(ctx, t.db.DB, page[:withinBytes(page)])
+	whole, err := t.whole(ctx, page[:withinBytes(page)])
 	if err != nil {
 		return nil, nil, t.db.Fault(ctx, doing, err)
 	}

@@ -255,7 +255,7 @@ func (t *Table) Read(ctx context.Context, f Filter) iter.Seq2[Letter, error] {
 			}
 			for len(page) > 0 {
 				n := withinBytes(page)
-				whole, err := t.whole(ctx, t.db.DB, page[:n])
+				whole, err := t.whole(ctx, page[:n])
 				if err != nil {
 					yield(Letter{}, t.db.Fault(ctx, "read dead letters", err))
 					return
@@ -300,7 +300,7 @@ func freeLarge(bytes int) {
 }
 
 // whole reads the messages of letters. Those that are gone meanwhile are left out.
-func (t *Table) whole(ctx context.Context, q queryer, page []row) ([]Letter, error) {
+func (t *Table) whole(ctx context.Context, page []row) ([]Letter, error) {
 	place := make(map[int64]int, len(page))
 	seqs := make([]int64, len(page))
 	for i, r := range page {
@@ -308,7 +308,7 @@ func (t *Table) whole(ctx context.Context, q queryer, page []row) ([]Letter, err
 	}
 	freeLarge(bytesOf(page))
 	found := make([]*Letter, len(page))
-	err := t.query(ctx, q,
+	err := t.query(ctx, t.db.DB,
 		"SELECT "+lightColumns+", headers, raw, body FROM dead_letters WHERE "+t.dialect.in("seq"), []any{list(t.dialect, seqs)},
 		func(rows *sql.Rows) error {
 			var r row
@@ -385,7 +385,7 @@ func (t *Table) Find(ctx context.Context, id string) (Letter, error) {
 	if err != nil {
 		return Letter{}, err
 	}
-	whole, err := t.whole(ctx, t.db.DB, []row{r})
+	whole, err := t.whole(ctx, []row{r})
 	if err != nil {
 		return Letter{}, t.db.Fault(ctx, "read a dead letter", err)
 	}

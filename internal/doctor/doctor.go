@@ -48,11 +48,8 @@ type Check struct {
 	Name string
 	// Needs names an earlier check. If that is [Wrong], this one is skipped. It may be "".
 	Needs string
-	// Causes names earlier checks. What they found wrong is to be fixed before what this one finds, and explains it unless
-	// this one is about a server of its own.
+	// Causes names earlier checks. What they found wrong explains what this one finds.
 	Causes []string
-	// Server marks a check whether a server answers, which has causes of its own.
-	Server bool
 	// Run adds its findings to the report. An error is one more, [Wrong]. Run returns when ctx ends.
 	Run func(ctx context.Context, r *Report) error
 }
@@ -92,7 +89,6 @@ func Checks(s worker.Settings, handlers int) []Check {
 	}
 	// Whether the servers work comes first: that explains what else is found.
 	broker, queues := rabbitMQChecks(s)
-	broker[0].Causes = []string{server.Name}
 	return slices.Concat(checks, broker, store, queues)
 }
 
@@ -160,14 +156,10 @@ func (c Check) advice(f Finding, found map[string]bool) string {
 			first = append(first, cause)
 		}
 	}
-	switch {
-	case len(first) == 0:
+	if len(first) == 0 {
 		return f.Advice
-	case c.Server:
-		return "fix " + strings.Join(first, " and ") + " first; then: " + f.Advice
-	default:
-		return "fix " + strings.Join(first, " and ") + " first, and run doctor again"
 	}
+	return "fix " + strings.Join(first, " and ") + " first, and run doctor again"
 }
 
 // grace is how long a check may take to return after the timeout.

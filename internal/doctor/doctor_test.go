@@ -127,12 +127,11 @@ func TestExamine(t *testing.T) {
 		{Name: "notices", Run: func(ctx context.Context, _ *doctor.Report) error { <-ctx.Done(); return ctx.Err() }},
 		{Name: "goes on", Causes: []string{"broken"}, Run: finds(ok)},
 		{Name: "follows", Causes: []string{"goes on", "broken", "needs it", "fails"}, Run: finds(wrong)},
-		{Name: "other server", Causes: []string{"broken"}, Server: true, Run: finds(wrong)},
 	}
 	var got []string
 	for f := range doctor.Examine(t.Context(), checks, time.Second) {
 		line := f.Check + ": " + string(f.Status) + ": " + f.What
-		if f.Check == "follows" || f.Check == "other server" {
+		if f.Check == "follows" {
 			line += ": " + f.Advice
 		}
 		got = append(got, line)
@@ -141,7 +140,6 @@ func TestExamine(t *testing.T) {
 		"broken: ok: fine", "broken: wrong: broken", "needs it: skipped: broken is wrong", "needs that: skipped: needs it is wrong",
 		"fails: ok: fine", "fails: wrong: no luck", "hangs: wrong: no answer within 1s", "notices: wrong: context deadline exceeded", "goes on: ok: fine",
 		"follows: wrong: broken: fix broken and fails first, and run doctor again",
-		"other server: wrong: broken: fix broken first; then: mend it",
 	}, got)
 
 	ctx, cancel := context.WithCancel(t.Context())

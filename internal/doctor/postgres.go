@@ -71,7 +71,7 @@ func postgresChecks(s worker.Settings) (server Check, others []Check) {
 	}
 	relay := check(relayCheck, schemaCheck, d.relay)
 	relay.Causes = []string{rabbitMQCheck, publishingCheck, horizonCheck}
-	return Check{Name: postgresCheck, Needs: settingsCheck, Server: true, Run: d.reach}, []Check{
+	return Check{Name: postgresCheck, Needs: settingsCheck, Run: d.reach}, []Check{
 		check(schemaCheck, postgresCheck, d.schema),
 		check("clock", postgresCheck, d.clock),
 		check("connections", postgresCheck, d.connections),

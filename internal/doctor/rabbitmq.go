@@ -32,7 +32,7 @@ func rabbitMQChecks(s worker.Settings) (broker, others []Check) {
 		}}
 	}
 	broker = []Check{
-		{Name: rabbitMQCheck, Needs: settingsCheck, Server: true, Run: func(ctx context.Context, r *Report) error {
+		{Name: rabbitMQCheck, Needs: settingsCheck, Run: func(ctx context.Context, r *Report) error {
 			survey, err := amqp.Inspect(ctx, s.AMQP)
 			if err != nil {
 				r.wrong(oneLine(err), adviceOnRabbitMQ(err))

@@ -49,7 +49,7 @@ func sqliteChecks(s worker.Settings) (file Check, others []Check) {
 	}
 	relay := check(relayCheck, schemaCheck, d.relay)
 	relay.Causes = []string{diskCheck, rabbitMQCheck, publishingCheck}
-	return Check{Name: fileCheck, Needs: settingsCheck, Server: true, Run: d.file}, []Check{
+	return Check{Name: fileCheck, Needs: settingsCheck, Run: d.file}, []Check{
 		{Name: diskCheck, Needs: fileCheck, Run: d.disk},
 		check("integrity", fileCheck, d.integrity),
 		check(schemaCheck, fileCheck, d.schema),

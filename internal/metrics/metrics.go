@@ -79,7 +79,7 @@ func New(version string) *Metrics {
 	m.failures = m.counters("handler_failures_total", "Attempts of a handler that failed.", byHandler...)
 	m.retries = m.counters("handler_retries_total", "Attempts of a handler on an event after its first attempt on it.", byHandler...)
 	m.duplicates = m.counters("handler_duplicates_total",
-		"Deliveries that a handler was spared, as it had handled the event before.", byHandler...)
+		"Deliveries on which a handler did not run, as it had handled the event before.", byHandler...)
 	m.deadLettered = m.counters("handler_dead_letters_total",
 		`Events that became dead letters of a handler; of handler "none" if they reached none.`, byHandler...)
 	m.postponed = m.counters("handler_postponed_total", "Events that a handler is to try again later.", byHandler...)

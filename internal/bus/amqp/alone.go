@@ -82,7 +82,7 @@ type turn struct {
 	sharing int
 }
 
-// say changes what [Subscriber.State] says, and tells whether that is another text.
+// say changes what [Subscriber.Consuming] says, and tells whether that is another text.
 func (s *subscription) say(state string) (changed bool) {
 	old := s.state.Swap(&state)
 	return old == nil || *old != state

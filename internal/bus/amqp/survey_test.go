@@ -174,11 +174,5 @@ func TestInspectThatFails(t *testing.T) {
 func manage(t *testing.T, method, path, body string) {
 	t.Helper()
 	ctx := context.WithoutCancel(t.Context())
-	request, err := http.NewRequestWithContext(ctx, method, testservers.RabbitMQManagement(t)+path, strings.NewReader(body))
-	require.NoError(t, err)
-	request.Header.Set("Content-Type", "application/json")
-	response, err := http.DefaultClient.Do(request)
-	require.NoError(t, err)
-	require.NoError(t, response.Body.Close())
-	require.Less(t, response.StatusCode, 300, "%s %s", method, path)
+	require.NoError(t, testservers.Manage(ctx, testservers.RabbitMQManagement(t), method, path, body))
 }

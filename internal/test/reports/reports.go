@@ -13,13 +13,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -189,21 +187,7 @@ func buildWorker(ctx context.Context, folder string) (string, error) {
 
 // manage changes something through the broker's management API.
 func (r *rig) manage(ctx context.Context, method, path, body string) error {
-	request, err := http.NewRequestWithContext(ctx, method, r.broker.ManagementURL()+path, strings.NewReader(body))
-	if err != nil {
-		return err
-	}
-	request.Header.Set("Content-Type", "application/json")
-	response, err := http.DefaultClient.Do(request)
-	if err != nil {
-		return err
-	}
-	defer response.Body.Close()
-	if response.StatusCode >= http.StatusMultipleChoices {
-		reason, _ := io.ReadAll(response.Body)
-		return fmt.Errorf("%s %s: %s: %s", method, path, response.Status, reason)
-	}
-	return nil
+	return testservers.Manage(ctx, r.broker.ManagementURL(), method, path, body)
 }
 
 const (

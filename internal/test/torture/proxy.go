@@ -94,9 +94,6 @@ func (p *proxy) serve(client net.Conn) {
 	if p.slow {
 		l.delay = latency
 	}
-	if p.silent {
-		l.hush()
-	}
 	p.mu.Unlock()
 	if refuses {
 		return

@@ -1,11 +1,9 @@
 package torture
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"net/url"
 	"os"
@@ -332,21 +330,7 @@ func (r *rig) onBroker(do func(*amqp091.Channel) error) error { return withChann
 
 // put changes a setting through the broker's management API.
 func (r *rig) put(ctx context.Context, path, body string) error {
-	request, err := http.NewRequestWithContext(ctx, http.MethodPut, r.brokers[0].ManagementURL()+path, strings.NewReader(body))
-	if err != nil {
-		return err
-	}
-	request.Header.Set("Content-Type", "application/json")
-	response, err := http.DefaultClient.Do(request)
-	if err != nil {
-		return err
-	}
-	defer response.Body.Close()
-	if response.StatusCode >= http.StatusMultipleChoices {
-		reason, _ := io.ReadAll(response.Body)
-		return fmt.Errorf("put %s: %s: %s", path, response.Status, bytes.TrimSpace(reason))
-	}
-	return nil
+	return testservers.Manage(ctx, r.brokers[0].ManagementURL(), http.MethodPut, path, body)
 }
 
 // versions names the servers.
