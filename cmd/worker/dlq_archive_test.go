@@ -92,7 +92,7 @@ func withoutDecisions(whole []string) []string {
 
 func TestArchivedLettersComeBackAsTheyWere(t *testing.T) {
 	t.Parallel()
-	platforms(t, func(p *program) {
+	bothDefaults(t, func(p *program) {
 		t := p.t
 		sent := p.failMendable(4)
 		before := p.wholeLetters()
@@ -145,7 +145,7 @@ func TestArchivedLettersComeBackAsTheyWere(t *testing.T) {
 // A purge by age deletes only old letters in a final state.
 func TestPurgeOlderThan(t *testing.T) {
 	t.Parallel()
-	platforms(t, func(p *program) {
+	bothDefaults(t, func(p *program) {
 		t := p.t
 		sent := p.failMendable(4)
 		before := p.wholeLetters()
@@ -162,7 +162,7 @@ func TestPurgeOlderThan(t *testing.T) {
 
 func TestExportedLettersAreImportedAsTheyWere(t *testing.T) {
 	t.Parallel()
-	platforms(t, func(p *program) {
+	bothDefaults(t, func(p *program) {
 		t := p.t
 		p.failMendable(3)
 		before := p.wholeLetters()
@@ -207,7 +207,7 @@ func TestExportedLettersAreImportedAsTheyWere(t *testing.T) {
 // A filter without matches is an error, other letters are not changed, and a limit of rows does not limit counts.
 func TestChoicesOfDeadLetters(t *testing.T) {
 	t.Parallel()
-	platforms(t, func(p *program) {
+	bothDefaults(t, func(p *program) {
 		t := p.t
 		sent := p.failMendable(3)
 		before := p.wholeLetters()

@@ -14,7 +14,7 @@ import (
 // An edited letter reaches the handler that failed, even if other handlers have handled its original; the original is kept.
 func TestEditedLettersAreReplayed(t *testing.T) {
 	t.Parallel()
-	platforms(t, func(p *program) {
+	bothDefaults(t, func(p *program) {
 		t := p.t
 		mended := newProgram(t, append(p.env, asMended+"=1")...)
 		w := mended.start()
@@ -59,7 +59,7 @@ func TestEditedLettersAreReplayed(t *testing.T) {
 		require.Equal(t, 0, r.code, r.err)
 		require.Contains(t, r.out, "edited: letter "+letter.ID+" is released, and a running worker publishes it; the original is letter ")
 		original := strings.TrimSpace(r.out[strings.LastIndex(r.out, " ")+1:])
-		require.Eventually(t, func() bool { return len(p.causesOf(tenant, "Mended")) == 1 }, patience, tick)
+		require.Eventually(t, func() bool { return len(p.causesOf(tenant, "Mended")) == 1 }, patience, commandTick)
 		require.Equal(t, []string{sent.EventID}, p.causesOf(tenant, "Mended"))
 		require.Empty(t, p.awaitLetters(0))
 		file, err := os.ReadFile(modes)
@@ -71,7 +71,7 @@ func TestEditedLettersAreReplayed(t *testing.T) {
 
 		require.Eventually(t, func() bool {
 			return strings.Contains(p.must("", "dlq", "show", letter.ID, "--format", "json"), `"state":"handled"`)
-		}, patience, tick, "the letter keeps its id")
+		}, patience, commandTick, "the letter keeps its id")
 		require.Contains(t, p.must("", "dlq", "show", letter.ID), "CLINIC-512 (original: "+original+")")
 		r = p.run("", "dlq", "show", sent.EventID)
 		require.Equal(t, 1, r.code, "it is of two letters")

@@ -34,7 +34,7 @@ func TestLettersStayInTheQueueUntilTheyAreIngested(t *testing.T) {
 					require.Equal(t, 0, r.code, r.err)
 					require.Empty(t, r.out)
 					return strings.HasSuffix(r.err, "no dead letters\n"+two)
-				}, patience, tick)
+				}, patience, commandTick)
 			}
 			first := p.append(registration(uuid.NewString(), `{"name":""}`, "") + registration(uuid.NewString(), `{"name":""}`, ""))[0]
 			awaitQueued()

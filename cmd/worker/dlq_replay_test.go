@@ -129,7 +129,7 @@ func TestAReplayOfOneGroupIsKilledAndResumed(t *testing.T) {
 		require.Equal(t, 0, r.code, r.err)
 		return decodeLines[letter](t, r.out)
 	}
-	require.Eventually(t, func() bool { return len(list()) == len(m.letters) }, 10*patience, tick, "the worker takes them in")
+	require.Eventually(t, func() bool { return len(list()) == len(m.letters) }, 10*patience, commandTick, "the worker takes them in")
 	began := time.Now()
 	groups := decodeLines[groupLine](t, long("dlq", "list", "--format", "json").out)
 	t.Logf("%d letters: groups in %s", len(m.letters), time.Since(began))
@@ -185,7 +185,7 @@ func TestAReplayOfOneGroupIsKilledAndResumed(t *testing.T) {
 		versions[e.AggregateID] = e.Version
 	}
 
-	require.Eventually(t, func() bool { return len(list()) == len(before)-len(m.chosen)+1 }, patience, tick)
+	require.Eventually(t, func() bool { return len(list()) == len(before)-len(m.chosen)+1 }, patience, commandTick)
 	want := slices.DeleteFunc(slices.Clone(before), func(l letter) bool { return strings.HasPrefix(l.Reason, "directory") })
 	after := list()
 	require.Equal(t, want, after[:len(want)], "the others are untouched, in order")
@@ -197,7 +197,7 @@ func TestAReplayOfOneGroupIsKilledAndResumed(t *testing.T) {
 // The letter of a renamed handler is replayed to its new name.
 func TestAReplayToAHandlerOfAnotherName(t *testing.T) {
 	t.Parallel()
-	platforms(t, func(p *program) {
+	bothDefaults(t, func(p *program) {
 		t := p.t
 		w := p.start()
 		tenant := uuid.NewString()

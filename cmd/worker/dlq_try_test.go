@@ -89,7 +89,7 @@ func (p *program) try(args ...string) (map[string]string, int) {
 
 func TestTryTellsRightFromWrongAndTouchesNothing(t *testing.T) {
 	t.Parallel()
-	platforms(t, func(p *program) {
+	bothDefaults(t, func(p *program) {
 		t := p.t
 		w := p.start()
 		tenant, aggregate := uuid.NewString(), uuid.NewString()
@@ -139,7 +139,7 @@ func TestTryTellsRightFromWrongAndTouchesNothing(t *testing.T) {
 		require.Eventually(t, func() bool {
 			p.run("", "dlq", "replay", "--all") // it stops at what fails again
 			return len(p.causesOf(tenant, "Mended")) == 5
-		}, patience, tick)
+		}, patience, commandTick)
 		require.Eventually(t, func() bool {
 			var left []string
 			for _, l := range p.letters() {
@@ -149,7 +149,7 @@ func TestTryTellsRightFromWrongAndTouchesNothing(t *testing.T) {
 			}
 			slices.Sort(left)
 			return slices.Equal(left, []string{sent[3].EventID, sent[4].EventID})
-		}, patience, tick)
+		}, patience, commandTick)
 	})
 }
 

@@ -96,7 +96,7 @@ func TestLiveDemo(t *testing.T) {
 	p.must("", "dlq", "replay", "--id", letterID)
 	require.Eventually(t, func() bool {
 		return strings.Contains(p.must("", "trace", correlation), "ReminderScheduled")
-	}, patience, tick)
+	}, patience, commandTick)
 	require.Contains(t, p.must("", "trace", correlation), "0 dead letters")
 
 	require.Greater(t, len(p.letters()), 3, "there are other failures")
@@ -121,7 +121,7 @@ func TestDemoCommandLine(t *testing.T) {
 
 func TestTrace(t *testing.T) {
 	t.Parallel()
-	platforms(t, func(p *program) {
+	bothDefaults(t, func(p *program) {
 		t := p.t
 		p.start("--chaos", "--retry-attempts", "2", "--retry-initial", "1ms")
 		e := p.append(registration(uuid.NewString(), `{"name":"Ana"}`, `,"correlation_id":"import-`+uuid.NewString()+`"`))[0]
@@ -167,7 +167,7 @@ func TestTraceWithoutABroker(t *testing.T) {
 
 func TestTail(t *testing.T) {
 	t.Parallel()
-	platforms(t, func(p *program) {
+	bothDefaults(t, func(p *program) {
 		t := p.t
 		tenant := uuid.NewString()
 		p.must("", "migrate", "up")

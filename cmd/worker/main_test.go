@@ -32,6 +32,8 @@ import (
 const (
 	patience = 90 * time.Second
 	tick     = 100 * time.Millisecond
+	// commandTick is the interval where each look is a command: a process, which costs other tests their share of the processor.
+	commandTick = 500 * time.Millisecond
 )
 
 // asWorker makes the test program a worker, so that the tests run real processes.
@@ -83,23 +85,38 @@ func onServers(t *testing.T) *program {
 	return newProgram(t, "DATABASE_URL="+testservers.Postgres(t), "RABBITMQ_URL="+testservers.RabbitMQ(t))
 }
 
+type platform struct {
+	name string
+	open func(*testing.T) *program
+}
+
 // platforms are the combinations of store and bus.
 func platforms(t *testing.T, test func(*program)) {
 	t.Helper()
-	for name, open := range map[string]func(*testing.T) *program{
-		"embedded":                embedded,
-		"Postgres and RabbitMQ":   onServers,
-		"Postgres and in-process": func(t *testing.T) *program { t.Helper(); return newProgram(t, "DATABASE_URL="+testservers.Postgres(t)) },
-		"SQLite and RabbitMQ": func(t *testing.T) *program {
-			t.Helper()
-			p := embedded(t)
-			p.env = append(p.env, "RABBITMQ_URL="+testservers.RabbitMQ(t))
-			return p
-		},
-	} {
-		t.Run(name, func(t *testing.T) {
+	bothDefaults(t, test)
+	on(t, test, platform{"Postgres and in-process", func(t *testing.T) *program {
+		t.Helper()
+		return newProgram(t, "DATABASE_URL="+testservers.Postgres(t))
+	}}, platform{"SQLite and RabbitMQ", func(t *testing.T) *program {
+		t.Helper()
+		p := embedded(t)
+		p.env = append(p.env, "RABBITMQ_URL="+testservers.RabbitMQ(t))
+		return p
+	}})
+}
+
+// bothDefaults are each store and each bus once, for commands that do not depend on the combination.
+func bothDefaults(t *testing.T, test func(*program)) {
+	t.Helper()
+	on(t, test, platform{"embedded", embedded}, platform{"Postgres and RabbitMQ", onServers})
+}
+
+func on(t *testing.T, test func(*program), platforms ...platform) {
+	t.Helper()
+	for _, p := range platforms {
+		t.Run(p.name, func(t *testing.T) {
 			t.Parallel()
-			test(open(t))
+			test(p.open(t))
 		})
 	}
 }
@@ -307,7 +324,7 @@ func (p *program) awaitFollowUp(e wire, eventType string) wire {
 			}
 		}
 		return false
-	}, patience, tick, "no %s follows", eventType)
+	}, patience, commandTick, "no %s follows", eventType)
 	return found
 }
 
@@ -331,7 +348,7 @@ func (p *program) awaitLetters(n int) []letter {
 	require.Eventually(p.t, func() bool {
 		found = p.letters()
 		return len(found) == n
-	}, patience, tick, "waiting for %d dead letters", n)
+	}, patience, commandTick, "waiting for %d dead letters", n)
 	return found
 }
 
@@ -460,7 +477,7 @@ func TestNothingIsLostOrDoubledByAnEnd(t *testing.T) {
 			}
 			return counts
 		}
-		require.Eventually(t, func() bool { return len(effects()) == len(sent) }, patience, tick)
+		require.Eventually(t, func() bool { return len(effects()) == len(sent) }, patience, commandTick)
 		w.stop()
 		for id, n := range effects() {
 			require.Equal(t, 1, n, "effects of event %s", id)

@@ -50,12 +50,12 @@ func TestWhatFollowsADeadLetterIsParked(t *testing.T) {
 		require.Eventually(t, func() bool {
 			letters := p.letters()
 			return len(letters) == 4 && letters[3].EventID == sent[2]
-		}, patience, tick, "what would overtake is parked again")
+		}, patience, commandTick, "what would overtake is parked again")
 
 		require.Eventually(t, func() bool {
 			p.must("", "dlq", "replay", "--all") // more than once, as the letters are no longer in order
 			return len(p.welcomed(tenant)) == len(sent)
-		}, patience, tick)
+		}, patience, commandTick)
 		p.awaitFollowUp(register("{}"), "WelcomeMessageRequested")
 		require.Equal(t, sent, p.welcomed(tenant))
 		require.Empty(t, p.letters())
@@ -65,7 +65,7 @@ func TestWhatFollowsADeadLetterIsParked(t *testing.T) {
 // After a purge no event is parked.
 func TestPurgeUnparks(t *testing.T) {
 	t.Parallel()
-	platforms(t, func(p *program) {
+	bothDefaults(t, func(p *program) {
 		t := p.t
 		p.start("--after-dead-letter", "park")
 		tenant, patient := uuid.NewString(), uuid.NewString()

@@ -16,12 +16,12 @@ import (
 	"github.com/healz/worker/internal/test/testservers"
 )
 
-// The prefetch would allow 512 or 640 MB of such messages. Decision 0016 names the bound: garbage is collected when the heap
+// The prefetch would allow 256 or 320 MB of such messages. Decision 0016 names the bound: garbage is collected when the heap
 // has doubled. The test runs alone, as it measures the process.
 //
 //nolint:paralleltest // see above
 func TestMemoryUnderLargeMessages(t *testing.T) {
-	const messages = 32
+	const messages = 16
 	size := min(20<<20, testservers.MaxMessageSize(t)-1000)
 	most := 2 * (64<<20 + 2*size)
 	url := testservers.RabbitMQ(t)

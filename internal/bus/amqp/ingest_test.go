@@ -191,7 +191,7 @@ func TestIngestThousands(t *testing.T) {
 	t.Parallel()
 	onBothQueueTypes(t, func(t *testing.T, queueType string) {
 		t.Helper()
-		const n = 12_000
+		const n = 4_000
 		c := dial(t, amqp.Config{URL: testservers.RabbitMQ(t), QueueType: queueType})
 		table := newTable(t)
 		fill(t, c, n)
