@@ -99,15 +99,19 @@ func LoseChannels(s *Subscriber) {
 	}
 }
 
-// AckWithoutChannel acks a message after the broker closed its channel, before another is open.
+// AckWithoutChannel acks a message after its channel was closed, before another is open. Of the closed channel no other
+// message is handed over.
 func AckWithoutChannel(s *Subscriber, m *message.Message) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for sub := range s.subscriptions {
 		sub.do(context.Background(), func() {
 			_ = sub.channel.Close()
+			for range sub.deliveries { // what has arrived before
+			}
 			m.Ack()
 			sub.settle(<-sub.results)
+			sub.clear()
 		})
 	}
 }
