@@ -14,7 +14,7 @@ import (
 // What the commands print is what the table says, also when no worker runs and when two run at once.
 func TestCommandsSayWhatTheTableSays(t *testing.T) {
 	t.Parallel()
-	platforms(t, func(p *program) {
+	bothDefaults(t, func(p *program) {
 		t := p.t
 		p.failMendable(3)
 		n := len(p.wholeLetters())

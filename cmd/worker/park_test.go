@@ -13,7 +13,7 @@ import (
 // Other aggregates continue.
 func TestWhatFollowsADeadLetterIsParked(t *testing.T) {
 	t.Parallel()
-	platforms(t, func(p *program) {
+	bothDefaults(t, func(p *program) {
 		t := p.t
 		args := []string{"--after-dead-letter", "park", "--retry-attempts", "2", "--retry-initial", "1ms"}
 		w := p.start(append(args, "--chaos")...)
