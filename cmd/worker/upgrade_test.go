@@ -41,10 +41,11 @@ func TestVersionsSideBySide(t *testing.T) {
 	for name, test := range map[string]struct {
 		open             func(*testing.T) *program
 		driver, database string
+		options          string // of the connection
 		breaking         string
 	}{
-		"Postgres and RabbitMQ": {onServers, "pgx", "DATABASE_URL", "COMMENT ON TABLE worker_migrations IS 'breaking: 999'"},
-		"embedded":              {embedded, "sqlite", "WORKER_SQLITE_PATH", "PRAGMA user_version = 999"},
+		"Postgres and RabbitMQ": {onServers, "pgx", "DATABASE_URL", "", "COMMENT ON TABLE worker_migrations IS 'breaking: 999'"},
+		"embedded":              {embedded, "sqlite", "WORKER_SQLITE_PATH", "?_busy_timeout=10000", "PRAGMA user_version = 999"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -57,7 +58,7 @@ func TestVersionsSideBySide(t *testing.T) {
 			old.must("", "migrate", "up")
 			before := old.start()
 			present.must("", "migrate", "up")
-			db, err := sql.Open(test.driver, present.setting(test.database))
+			db, err := sql.Open(test.driver, present.setting(test.database)+test.options)
 			require.NoError(t, err)
 			defer func() { require.NoError(t, db.Close()) }()
 			for _, statement := range []string{

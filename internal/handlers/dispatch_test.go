@@ -408,7 +408,7 @@ func TestAHandlersOwnSQLTakesEffectOnce(t *testing.T) {
 			return welcome(ctx, e, p)
 		})
 	})
-	db, err := sql.Open("sqlite", b.path)
+	db, err := sql.Open("sqlite", b.path+"?_busy_timeout=10000")
 	require.NoError(t, err)
 	defer db.Close()
 	_, err = db.ExecContext(t.Context(), "CREATE TABLE names (name TEXT)")

@@ -123,7 +123,7 @@ func parkAtRandom(t *testing.T, random *rand.Rand) {
 			})
 		})
 	})
-	db, err := sql.Open("sqlite", b.path)
+	db, err := sql.Open("sqlite", b.path+"?_busy_timeout=10000")
 	require.NoError(t, err)
 	defer db.Close()
 	_, err = db.ExecContext(t.Context(), "CREATE TABLE effects (place INTEGER PRIMARY KEY AUTOINCREMENT, version INTEGER)")
