@@ -36,37 +36,51 @@ type locker struct {
 }
 
 // SessionLock implements [lock.SessionLocker]. It polls, as a statement that waits would hold a snapshot, for which
-// CREATE INDEX CONCURRENTLY waits. It also prepares the database.
-func (l *locker) SessionLock(ctx context.Context, conn *sql.Conn) (err error) {
-	if l.tx, err = l.db.BeginTx(ctx, nil); err != nil {
-		return err
-	}
-	for attempt := 0; err == nil; attempt++ {
-		var locked bool
-		err = l.tx.QueryRowContext(ctx, "SELECT pg_try_advisory_xact_lock($1)", lock.DefaultLockID).Scan(&locked)
-		if err == nil { // a statement of the simple protocol: it also ends the portal of the query, which holds a snapshot
-			_, err = l.tx.ExecContext(ctx, "SET LOCAL idle_in_transaction_session_timeout = 0")
+// CREATE INDEX CONCURRENTLY waits. Each try is a transaction of its own: that statement waits for the end of a transaction
+// that has a snapshot when it looks, be it for a moment only. It also prepares the database.
+func (l *locker) SessionLock(ctx context.Context, conn *sql.Conn) error {
+	for attempt := 0; ; attempt++ {
+		locked, err := l.try(ctx)
+		if err == nil && locked {
+			err = dropBroken(ctx, conn)
 		}
 		switch {
-		case err == nil && locked:
-			if err = dropBroken(ctx, conn); err == nil {
-				return nil
-			}
-		case err == nil && attempt == lockAttempts:
-			err = errMigrating
-		case err == nil:
-			select {
-			case <-time.After(lockPeriod):
-			case <-ctx.Done():
-				err = ctx.Err()
-			}
+		case err != nil:
+			return errors.Join(err, l.SessionUnlock(ctx, nil))
+		case locked:
+			return nil
+		case attempt == lockAttempts:
+			return errMigrating
+		}
+		select {
+		case <-time.After(lockPeriod):
+		case <-ctx.Done():
+			return ctx.Err()
 		}
 	}
-	return errors.Join(err, l.SessionUnlock(ctx, nil))
+}
+
+// try begins the transaction that holds the lock, or ends it again.
+func (l *locker) try(ctx context.Context) (locked bool, err error) {
+	if l.tx, err = l.db.BeginTx(ctx, nil); err != nil {
+		return false, err
+	}
+	if err := l.tx.QueryRowContext(ctx, "SELECT pg_try_advisory_xact_lock($1)", lock.DefaultLockID).Scan(&locked); err != nil {
+		return false, err
+	}
+	if !locked {
+		return false, l.SessionUnlock(ctx, nil)
+	}
+	// A statement of the simple protocol: it also ends the portal of the query, which holds a snapshot.
+	_, err = l.tx.ExecContext(ctx, "SET LOCAL idle_in_transaction_session_timeout = 0")
+	return locked, err
 }
 
 // SessionUnlock implements [lock.SessionLocker].
 func (l *locker) SessionUnlock(context.Context, *sql.Conn) error {
+	if l.tx == nil {
+		return nil // none was begun
+	}
 	if err := l.tx.Rollback(); !errors.Is(err, sql.ErrTxDone) {
 		return err
 	}

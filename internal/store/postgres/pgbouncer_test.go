@@ -2,7 +2,9 @@ package postgres_test
 
 import (
 	"testing"
+	"time"
 
+	"github.com/pressly/goose/v3/lock"
 	"github.com/stretchr/testify/require"
 
 	"github.com/healz/worker/internal/test/testservers"
@@ -35,4 +37,32 @@ func TestMigrateThroughPGBouncer(t *testing.T) {
 			require.Zero(t, locks)
 		})
 	}
+}
+
+// Who waits for another process that migrates has no transaction meanwhile: to build an index concurrently is to wait for the
+// end of those that have a snapshot at that moment.
+func TestWhoWaitsToMigrateHasNoTransaction(t *testing.T) {
+	t.Parallel()
+	url := testservers.Postgres(t)
+	other, err := connect(t, url).Begin(t.Context())
+	require.NoError(t, err)
+	_, err = other.Exec(t.Context(), "SELECT pg_advisory_xact_lock($1)", lock.DefaultLockID)
+	require.NoError(t, err)
+	s := open(t, url)
+	migrated := make(chan error, 1)
+	go func() { migrated <- s.Migrate(t.Context()) }()
+
+	observer := connect(t, url)
+	waits := func(condition string) func() bool {
+		return func() bool {
+			var found bool
+			require.NoError(t, observer.QueryRow(t.Context(), `SELECT EXISTS (SELECT FROM pg_stat_activity
+				WHERE datname = current_database() AND pid <> pg_backend_pid() AND pid <> $1 AND `+condition+")",
+				other.Conn().PgConn().PID()).Scan(&found))
+			return found
+		}
+	}
+	require.Eventually(t, waits("query = 'rollback' AND state = 'idle'"), 30*time.Second, 5*time.Millisecond, "it has tried, and ended that")
+	require.NoError(t, other.Rollback(t.Context()))
+	require.NoError(t, <-migrated)
 }
