@@ -53,16 +53,12 @@ func TestWhoWaitsToMigrateHasNoTransaction(t *testing.T) {
 	go func() { migrated <- s.Migrate(t.Context()) }()
 
 	observer := connect(t, url)
-	waits := func(condition string) func() bool {
-		return func() bool {
-			var found bool
-			require.NoError(t, observer.QueryRow(t.Context(), `SELECT EXISTS (SELECT FROM pg_stat_activity
-				WHERE datname = current_database() AND pid <> pg_backend_pid() AND pid <> $1 AND `+condition+")",
-				other.Conn().PgConn().PID()).Scan(&found))
-			return found
-		}
-	}
-	require.Eventually(t, waits("query = 'rollback' AND state = 'idle'"), 30*time.Second, 5*time.Millisecond, "it has tried, and ended that")
+	require.Eventually(t, func() (waits bool) {
+		require.NoError(t, observer.QueryRow(t.Context(), `SELECT EXISTS (SELECT FROM pg_stat_activity
+			WHERE datname = current_database() AND pid <> $1 AND query = 'rollback' AND state = 'idle')`,
+			other.Conn().PgConn().PID()).Scan(&waits))
+		return waits
+	}, 30*time.Second, 5*time.Millisecond, "it has tried, and ended that")
 	require.NoError(t, other.Rollback(t.Context()))
 	require.NoError(t, <-migrated)
 }
