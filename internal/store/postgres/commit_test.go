@@ -228,29 +228,40 @@ func TestTimeoutsOfTheDatabase(t *testing.T) {
 				pgx.Identifier{admin.Config().Database}.Sanitize(), setting))
 			require.NoError(t, err)
 			s := open(t, address)
-			tail := storetest.Subscribe(t, s, store.TailConfig{BatchSize: 10})
-			for range 3 {
-				if setting == "idle_session_timeout" {
-					require.Eventually(t, func() bool { return s.Ping(t.Context()) == nil }, 30*time.Second, 10*time.Millisecond)
-					requireSessionsEnd(t, admin)
-				}
-				e := storetest.NewStream().Next()
+			// again does what a worker does when the database has ended a statement or a session.
+			again := func(do func() error) {
 				require.Eventually(t, func() bool {
-					err := s.Append(t.Context(), e)
+					err := do()
 					if err != nil {
 						require.ErrorIs(t, err, store.ErrUnavailable)
 					}
 					return err == nil
 				}, 30*time.Second, 10*time.Millisecond)
-				require.Eventually(t, func() bool {
-					batch, err := tail.Next(t.Context(), nil)
-					if err != nil {
-						require.ErrorIs(t, err, store.ErrUnavailable)
-						return false
+			}
+			tail, err := s.Tail(t.Context(), store.TailConfig{BatchSize: 10})
+			require.NoError(t, err)
+			defer func() { require.NoError(t, tail.Close()) }()
+			var fence store.Fence
+			again(func() error {
+				fence, err = tail.TakeLease(t.Context(), store.RelayTask, "a worker", time.Minute)
+				return err
+			})
+			for range 3 {
+				if setting == "idle_session_timeout" {
+					again(func() error { return s.Ping(t.Context()) })
+					requireSessionsEnd(t, admin)
+				}
+				e := storetest.NewStream().Next()
+				again(func() error { return s.Append(t.Context(), e) })
+				var batch store.Batch
+				again(func() error {
+					if batch, err = tail.Next(t.Context(), nil); err == nil && batch.Events == nil {
+						return fmt.Errorf("%w: no batch yet", store.ErrUnavailable)
 					}
-					return batch.Events != nil
-				}, 30*time.Second, 10*time.Millisecond)
-				tail.Take(t, 1)
+					return err
+				})
+				require.Contains(t, string(batch.Events), e.ID.String())
+				again(func() error { return tail.Move(t.Context(), batch.Position, fence) })
 			}
 
 			// A handler whose work keeps its transaction for too long has failed; others go on.
@@ -284,8 +295,11 @@ func TestTimeoutsOfTheDatabase(t *testing.T) {
 			}
 			var failed *store.WorkError
 			require.ErrorAs(t, err, &failed)
-			handled, err := s.Handled(t.Context(), cause)
-			require.NoError(t, err)
+			var handled []string
+			again(func() error {
+				handled, err = s.Handled(t.Context(), cause)
+				return err
+			})
 			require.Empty(t, handled)
 		})
 	}
