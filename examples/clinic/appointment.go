@@ -8,7 +8,7 @@ import (
 
 	"github.com/google/uuid"
 
-	"github.com/healz/worker/internal/events"
+	"github.com/healz/worker"
 )
 
 // What an appointment refuses.
@@ -33,18 +33,18 @@ type AppointmentCancelled struct {
 	Reason string `json:"reason,omitempty"`
 }
 
-// EventType implements [events.Data].
+// EventType implements [worker.Data].
 func (AppointmentScheduled) EventType() string { return "AppointmentScheduled" }
 
-// EventType implements [events.Data].
+// EventType implements [worker.Data].
 func (AppointmentConfirmed) EventType() string { return "AppointmentConfirmed" }
 
-// EventType implements [events.Data].
+// EventType implements [worker.Data].
 func (AppointmentCancelled) EventType() string { return "AppointmentCancelled" }
 
 // Appointment is scheduled, then confirmed or not, and perhaps cancelled.
 type Appointment struct {
-	events.Root
+	worker.Root
 
 	scheduled, confirmed, cancelled bool
 	startsAt                        time.Time
@@ -53,7 +53,7 @@ type Appointment struct {
 // NewAppointment returns an appointment that has not begun.
 func NewAppointment() *Appointment { return &Appointment{} }
 
-// AggregateType implements [events.Aggregate].
+// AggregateType implements [worker.Aggregate].
 func (a *Appointment) AggregateType() string { return "Appointment" }
 
 // Schedule begins the appointment.
@@ -68,7 +68,7 @@ func (a *Appointment) Schedule(patientID uuid.UUID, startsAt time.Time) error {
 	case startsAt.IsZero():
 		return errors.New("an appointment needs a time")
 	}
-	return events.Raise(a, AppointmentScheduled{PatientID: patientID, StartsAt: startsAt})
+	return worker.Raise(a, AppointmentScheduled{PatientID: patientID, StartsAt: startsAt})
 }
 
 // Confirm says that the patient will come.
@@ -81,7 +81,7 @@ func (a *Appointment) Confirm() error {
 	case a.confirmed:
 		return ErrAlreadyConfirmed
 	}
-	return events.Raise(a, AppointmentConfirmed{})
+	return worker.Raise(a, AppointmentConfirmed{})
 }
 
 // Cancel ends the appointment; cancelling twice is refused.
@@ -92,14 +92,14 @@ func (a *Appointment) Cancel(reason string) error {
 	case a.cancelled:
 		return ErrAlreadyCancelled
 	}
-	return events.Raise(a, AppointmentCancelled{Reason: reason})
+	return worker.Raise(a, AppointmentCancelled{Reason: reason})
 }
 
-// Apply implements [events.Aggregate].
-func (a *Appointment) Apply(e events.Event) error {
+// Apply implements [worker.Aggregate].
+func (a *Appointment) Apply(e worker.Event) error {
 	switch e.Type {
 	case AppointmentScheduled{}.EventType():
-		scheduled, err := events.DataOf[AppointmentScheduled](e)
+		scheduled, err := worker.DataOf[AppointmentScheduled](e)
 		if err != nil {
 			return fmt.Errorf("apply: %w", err)
 		}
@@ -112,7 +112,7 @@ func (a *Appointment) Apply(e events.Event) error {
 	return nil
 }
 
-// State implements [events.Stateful]: the console shows it.
+// State implements [worker.Stateful]: the console shows it.
 func (a *Appointment) State() any {
 	return struct {
 		Scheduled bool      `json:"scheduled"`

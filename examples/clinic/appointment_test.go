@@ -7,8 +7,8 @@ import (
 	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
 
-	"github.com/healz/worker/internal/events"
-	"github.com/healz/worker/internal/events/eventstest"
+	"github.com/healz/worker"
+	"github.com/healz/worker/workertest"
 )
 
 func scheduled() AppointmentScheduled {
@@ -25,23 +25,23 @@ func cancel(a *Appointment) error   { return a.Cancel("ill") }
 func TestAppointment(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
-		given []events.Data
+		given []worker.Data
 		when  func(*Appointment) error
-		then  events.Data
+		then  worker.Data
 	}{
 		"schedule": {nil, schedule, scheduled()},
-		"confirm":  {[]events.Data{scheduled()}, confirm, AppointmentConfirmed{}},
-		"cancel":   {[]events.Data{scheduled()}, cancel, AppointmentCancelled{Reason: "ill"}},
+		"confirm":  {[]worker.Data{scheduled()}, confirm, AppointmentConfirmed{}},
+		"cancel":   {[]worker.Data{scheduled()}, cancel, AppointmentCancelled{Reason: "ill"}},
 		"cancel what is confirmed": {
-			[]events.Data{scheduled(), AppointmentConfirmed{}}, cancel, AppointmentCancelled{Reason: "ill"},
+			[]worker.Data{scheduled(), AppointmentConfirmed{}}, cancel, AppointmentCancelled{Reason: "ill"},
 		},
 		"after an event of a newer worker": {
-			[]events.Data{scheduled(), roomAssigned{}}, confirm, AppointmentConfirmed{},
+			[]worker.Data{scheduled(), roomAssigned{}}, confirm, AppointmentConfirmed{},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			eventstest.Aggregate(t, NewAppointment).Given(test.given...).When(test.when).Then(test.then)
+			workertest.Aggregate(t, NewAppointment).Given(test.given...).When(test.when).Then(test.then)
 		})
 	}
 }
@@ -53,14 +53,14 @@ func (roomAssigned) EventType() string { return "RoomAssigned" }
 
 func TestAppointmentRefuses(t *testing.T) {
 	t.Parallel()
-	confirmed := []events.Data{scheduled(), AppointmentConfirmed{}}
-	cancelled := []events.Data{scheduled(), AppointmentCancelled{Reason: "ill"}}
+	confirmed := []worker.Data{scheduled(), AppointmentConfirmed{}}
+	cancelled := []worker.Data{scheduled(), AppointmentCancelled{Reason: "ill"}}
 	for name, test := range map[string]struct {
-		given []events.Data
+		given []worker.Data
 		when  func(*Appointment) error
 		then  error
 	}{
-		"schedule twice":            {[]events.Data{scheduled()}, schedule, ErrAlreadyScheduled},
+		"schedule twice":            {[]worker.Data{scheduled()}, schedule, ErrAlreadyScheduled},
 		"schedule after cancelling": {cancelled, schedule, ErrAlreadyCancelled},
 		"confirm before scheduling": {nil, confirm, ErrNotScheduled},
 		"confirm twice":             {confirmed, confirm, ErrAlreadyConfirmed},
@@ -73,7 +73,7 @@ func TestAppointmentRefuses(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			eventstest.Aggregate(t, NewAppointment).Given(test.given...).When(test.when).ThenError(test.then)
+			workertest.Aggregate(t, NewAppointment).Given(test.given...).When(test.when).ThenError(test.then)
 		})
 	}
 }
@@ -81,7 +81,7 @@ func TestAppointmentRefuses(t *testing.T) {
 func TestAnAppointmentNeedsAPatientAndATime(t *testing.T) {
 	t.Parallel()
 	a := NewAppointment()
-	require.NoError(t, events.Begin(a, uuid.New(), eventstest.Origin()))
+	require.NoError(t, worker.Begin(a, uuid.New(), workertest.Origin()))
 	require.ErrorContains(t, a.Schedule(uuid.Nil, scheduled().StartsAt), "needs a patient")
 	require.ErrorContains(t, a.Schedule(scheduled().PatientID, time.Time{}), "needs a time")
 	require.Empty(t, a.Uncommitted())
@@ -89,10 +89,10 @@ func TestAnAppointmentNeedsAPatientAndATime(t *testing.T) {
 
 func TestAnAppointmentFromWhatItCannotRead(t *testing.T) {
 	t.Parallel()
-	e := eventstest.Event(t, scheduled())
+	e := workertest.Event(t, scheduled())
 	e.AggregateType = NewAppointment().AggregateType()
 	e.Data = []byte(`{"starts_at": "Ana's birthday"}`)
-	err := events.Load(NewAppointment(), func(yield func(events.Event, error) bool) { yield(e, nil) })
+	err := worker.Load(NewAppointment(), func(yield func(worker.Event, error) bool) { yield(e, nil) })
 	require.ErrorContains(t, err, "decode event_data of AppointmentScheduled")
 	require.NotContains(t, err.Error(), "Ana")
 }

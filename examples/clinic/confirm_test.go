@@ -7,15 +7,15 @@ import (
 	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
 
-	"github.com/healz/worker/internal/events"
-	"github.com/healz/worker/internal/events/eventstest"
+	"github.com/healz/worker"
+	"github.com/healz/worker/workertest"
 )
 
 func TestConfirmAppointment(t *testing.T) {
 	t.Parallel()
-	origin := eventstest.Origin()
-	stream := &eventstest.Streams{}
-	appointments := events.NewRepository(stream, NewAppointment)
+	origin := workertest.Origin()
+	stream := &workertest.Streams{}
+	appointments := worker.NewRepository(stream, NewAppointment)
 	handle := confirmAppointment(appointments)
 	execute := func(id uuid.UUID, command func(*Appointment) error) {
 		_, err := appointments.Execute(t.Context(), origin, id, command)
@@ -29,8 +29,8 @@ func TestConfirmAppointment(t *testing.T) {
 	execute(confirmed, (*Appointment).Confirm)
 	execute(cancelled, func(a *Appointment) error { return a.Cancel("ill") })
 
-	eventstest.Handler(t, handle).When(ConfirmationReceived{AppointmentID: scheduled}).Then(AppointmentConfirmed{})
-	eventstest.Handler(t, handle).When(ConfirmationReceived{AppointmentID: confirmed}).Then()
-	eventstest.Handler(t, handle).When(ConfirmationReceived{AppointmentID: cancelled}).ThenPermanent()
-	eventstest.Handler(t, handle).When(ConfirmationReceived{AppointmentID: uuid.New()}).ThenPermanent()
+	workertest.Handler(t, handle).When(ConfirmationReceived{AppointmentID: scheduled}).Then(AppointmentConfirmed{})
+	workertest.Handler(t, handle).When(ConfirmationReceived{AppointmentID: confirmed}).Then()
+	workertest.Handler(t, handle).When(ConfirmationReceived{AppointmentID: cancelled}).ThenPermanent()
+	workertest.Handler(t, handle).When(ConfirmationReceived{AppointmentID: uuid.New()}).ThenPermanent()
 }

@@ -1,19 +1,12 @@
 package clinic
 
-import (
-	"github.com/healz/worker/internal/events"
-	"github.com/healz/worker/internal/handlers"
-)
+import "github.com/healz/worker"
 
-// Register registers the handlers of the clinic; streams is where they load aggregates from. With failOnDemand, events
-// may ask for failures: "fail_times" in their metadata says how many.
-func Register(reg *handlers.Registry, streams events.Streams, failOnDemand bool) {
-	welcome := welcomePatient
-	if failOnDemand {
-		welcome = chaos(welcome)
-	}
-	handlers.On(reg, "PatientRegistered", "welcome-patient", welcome)
-	handlers.On(reg, "AppointmentScheduled", "schedule-reminder", scheduleReminder)
-	handlers.On(reg, "ConfirmationReceived", "confirm-appointment",
-		confirmAppointment(events.NewRepository(streams, NewAppointment)))
+// Register registers the handlers of the clinic.
+func Register(app *worker.App) {
+	worker.On(app, "PatientRegistered", "welcome-patient", welcomePatient)
+	worker.On(app, "AppointmentScheduled", "schedule-reminder", scheduleReminder)
+	worker.On(app, "ConfirmationReceived", "confirm-appointment",
+		confirmAppointment(worker.NewRepository(app, NewAppointment)))
+	worker.ShowState(app, NewAppointment)
 }

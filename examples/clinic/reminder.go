@@ -7,8 +7,7 @@ import (
 
 	"github.com/google/uuid"
 
-	"github.com/healz/worker/internal/events"
-	"github.com/healz/worker/internal/handlers"
+	"github.com/healz/worker"
 )
 
 // reminderLead is how long before an appointment its patient is reminded.
@@ -21,21 +20,21 @@ type ReminderScheduled struct {
 	RemindAt      time.Time `json:"remind_at"`
 }
 
-// EventType implements [events.Data].
+// EventType implements [worker.Data].
 func (ReminderScheduled) EventType() string { return "ReminderScheduled" }
 
-// AggregateType implements [events.Opening].
+// AggregateType implements [worker.Opening].
 func (ReminderScheduled) AggregateType() string { return "Reminder" }
 
 // scheduleReminder lets a reminder follow from an appointment.
-func scheduleReminder(_ context.Context, e events.Event, a AppointmentScheduled) ([]events.Event, error) {
+func scheduleReminder(_ context.Context, e worker.Event, a AppointmentScheduled) ([]worker.Event, error) {
 	switch {
 	case a.PatientID == uuid.Nil:
-		return nil, handlers.Permanent(errors.New("appointment has no patient_id"))
+		return nil, worker.Permanent(errors.New("appointment has no patient_id"))
 	case a.StartsAt.IsZero():
-		return nil, handlers.Permanent(errors.New("appointment has no starts_at"))
+		return nil, worker.Permanent(errors.New("appointment has no starts_at"))
 	}
-	return events.Follow(e, ReminderScheduled{
+	return worker.Follow(e, ReminderScheduled{
 		AppointmentID: e.AggregateID, PatientID: a.PatientID, RemindAt: a.StartsAt.Add(-reminderLead),
 	})
 }

@@ -7,8 +7,7 @@ import (
 
 	"github.com/google/uuid"
 
-	"github.com/healz/worker/internal/events"
-	"github.com/healz/worker/internal/handlers"
+	"github.com/healz/worker"
 )
 
 // PatientRegistered says that a clinic has a new patient.
@@ -16,7 +15,7 @@ type PatientRegistered struct {
 	Name string `json:"name"`
 }
 
-// EventType implements [events.Data].
+// EventType implements [worker.Data].
 func (PatientRegistered) EventType() string { return "PatientRegistered" }
 
 // WelcomeMessageRequested asks for a message to a new patient.
@@ -25,16 +24,16 @@ type WelcomeMessageRequested struct {
 	Name      string    `json:"name"`
 }
 
-// EventType implements [events.Data].
+// EventType implements [worker.Data].
 func (WelcomeMessageRequested) EventType() string { return "WelcomeMessageRequested" }
 
-// AggregateType implements [events.Opening].
+// AggregateType implements [worker.Opening].
 func (WelcomeMessageRequested) AggregateType() string { return "Message" }
 
 // welcomePatient lets a welcome message follow from a registration.
-func welcomePatient(_ context.Context, e events.Event, p PatientRegistered) ([]events.Event, error) {
+func welcomePatient(_ context.Context, e worker.Event, p PatientRegistered) ([]worker.Event, error) {
 	if strings.TrimSpace(p.Name) == "" {
-		return nil, handlers.Permanent(errors.New("patient has no name"))
+		return nil, worker.Permanent(errors.New("patient has no name"))
 	}
-	return events.Follow(e, WelcomeMessageRequested{PatientID: e.AggregateID, Name: p.Name})
+	return worker.Follow(e, WelcomeMessageRequested{PatientID: e.AggregateID, Name: p.Name})
 }

@@ -26,6 +26,8 @@ type Access struct {
 	Token, WriteToken string
 	// Write gives all readers the role writer.
 	Write bool
+	// Open serves it without a login on any address.
+	Open bool
 }
 
 // Check validates the tokens. Its error does not contain them.
@@ -42,15 +44,18 @@ func (a Access) Check() error {
 	return errors.Join(problems...)
 }
 
-// CheckAddress returns [ErrNotServed] if the console must not be served on the address.
+// CheckAddress returns [ErrNotServed] if the console must not be served on the address, which may be unknown (nil).
 func (a Access) CheckAddress(listening net.Addr) error {
-	if a.needsLogin() || isLoopback(listening) {
+	if a.Open || a.needsLogin() || isLoopback(listening) {
 		return nil
 	}
 	return ErrNotServed
 }
 
 func isLoopback(address net.Addr) bool {
+	if address == nil {
+		return false
+	}
 	parsed, err := netip.ParseAddrPort(address.String())
 	return err == nil && parsed.Addr().Unmap().IsLoopback()
 }

@@ -11,16 +11,15 @@ import (
 	"github.com/healz/worker/examples/clinic"
 	"github.com/healz/worker/internal/events"
 	"github.com/healz/worker/internal/handlers"
-	"github.com/healz/worker/internal/handlers/register"
 )
 
 // Register registers the handlers of the live demo: those of every worker, and some that make longer traces.
-func Register(reg *handlers.Registry, o register.Options) {
-	register.All(reg, o)
+func Register(reg *handlers.Registry) {
+	clinic.Register(reg)
 	handlers.On(reg, clinicOpened{}.EventType(), "transfer-waiting-list", transferWaitingList)
 	handlers.On(reg, waitingListTransferred{}.EventType(), "request-appointments", requestAppointments)
 	handlers.On(reg, appointmentRequested{}.EventType(), "book-appointment",
-		bookAppointment(events.NewRepository(o.Streams, newClinic)))
+		bookAppointment(events.NewRepository(reg, newClinic)))
 }
 
 // openingHours are times of the day, as "08:00".

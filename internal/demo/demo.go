@@ -20,7 +20,6 @@ import (
 	"github.com/healz/worker/internal/deadletter"
 	"github.com/healz/worker/internal/events"
 	"github.com/healz/worker/internal/handlers"
-	"github.com/healz/worker/internal/handlers/register"
 	"github.com/healz/worker/internal/store"
 	"github.com/healz/worker/internal/worker"
 )
@@ -44,8 +43,9 @@ func Run(ctx context.Context, out io.Writer) (err error) {
 
 	printer := log.New(out, "", 0) // the worker logs to it, too
 	logger := slog.New(slog.NewTextHandler(indented{printer}, &slog.HandlerOptions{Level: slog.LevelWarn, ReplaceAttr: withoutTime}))
-	registerAll := func(reg *handlers.Registry, streams events.Streams) {
-		register.All(reg, register.Options{Streams: streams, Chaos: true})
+	registerAll := func(reg *handlers.Registry) {
+		clinic.Register(reg)
+		reg.FailOnDemand()
 	}
 	w, closeParts, err := worker.Open(ctx, settings, worker.OpenOptions{Register: registerAll, Migrate: true, Logger: logger})
 	if err != nil {

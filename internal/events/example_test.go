@@ -8,7 +8,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/healz/worker/internal/events"
-	"github.com/healz/worker/internal/events/eventstest"
+	"github.com/healz/worker/workertest"
 )
 
 // Bed is an aggregate: it embeds the root, refuses what must not happen, and says how events change its state.
@@ -56,7 +56,7 @@ func (MealOrdered) AggregateType() string { return "Meal" }
 // An aggregate raises events, a repository keeps it, and a handler lets other events follow.
 func Example() {
 	ctx := context.Background()
-	var store eventstest.Streams
+	var store workertest.Streams
 	beds := events.NewRepository(&store, func() *Bed { return &Bed{} })
 	id, origin := uuid.New(), events.Origin{TenantID: uuid.New()}
 

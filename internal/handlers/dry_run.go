@@ -65,14 +65,12 @@ type DryRun struct {
 	config   DryRunConfig
 }
 
-// NewDryRun returns a dry run with the handlers that register registers; streams is for those that load aggregates. The
-// error names all that is wrong with the registrations.
-func NewDryRun(
-	s DryStore, register func(reg *Registry, streams events.Streams), c DryRunConfig, logger *slog.Logger,
-) (*DryRun, error) {
+// NewDryRun returns a dry run with the handlers that register registers, which load aggregates from the registry. The error
+// names all that is wrong with the registrations.
+func NewDryRun(s DryStore, register func(*Registry), c DryRunConfig, logger *slog.Logger) (*DryRun, error) {
 	d := &DryRun{store: s, stage: &stage{}, config: c}
-	reg := &Registry{}
-	register(reg, d.stage)
+	reg := NewRegistry(d.stage)
+	register(reg)
 	var err error
 	d.handlers, err = reg.checked(logger)
 	return d, err

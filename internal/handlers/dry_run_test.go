@@ -30,7 +30,7 @@ type dryRun struct {
 	*handlers.DryRun
 }
 
-func newDryRun(t *testing.T, c handlers.DryRunConfig, register func(*handlers.Registry, events.Streams)) *dryRun {
+func newDryRun(t *testing.T, c handlers.DryRunConfig, register func(*handlers.Registry)) *dryRun {
 	t.Helper()
 	b := &dryRun{t: t, path: filepath.Join(t.TempDir(), "test.db")}
 	var err error
@@ -65,7 +65,7 @@ func (b *dryRun) try(letters ...deadletter.Letter) []handlers.Outcome {
 
 func TestDryRunTellsRightFromWrong(t *testing.T) {
 	t.Parallel()
-	register := func(reg *handlers.Registry, _ events.Streams) {
+	register := func(reg *handlers.Registry) {
 		on := func(name string, handle func(context.Context, events.Event, registered) ([]events.Event, error), o ...handlers.Option) {
 			handlers.On(reg, "Registered", name, handle, o...)
 		}
@@ -161,8 +161,8 @@ func (c *counter) Apply(events.Event) error {
 func TestDryRunOfOneAggregate(t *testing.T) {
 	t.Parallel()
 	var counted []int
-	b := newDryRun(t, handlers.DryRunConfig{}, func(reg *handlers.Registry, streams events.Streams) {
-		counters := events.NewRepository(streams, func() *counter { return &counter{} })
+	b := newDryRun(t, handlers.DryRunConfig{}, func(reg *handlers.Registry) {
+		counters := events.NewRepository(reg, func() *counter { return &counter{} })
 		handlers.On(reg, "Registered", "count", func(ctx context.Context, e events.Event, p registered) ([]events.Event, error) {
 			raised, err := counters.Decide(ctx, events.CausedBy(e), events.DerivedID(e.AggregateID, "counter"), func(c *counter) error {
 				counted = append(counted, c.count)
@@ -203,7 +203,7 @@ func TestDryRunOfOneAggregate(t *testing.T) {
 func TestDryRunIsShort(t *testing.T) {
 	t.Parallel()
 	ran := 0
-	b := newDryRun(t, handlers.DryRunConfig{HandlerTimeout: time.Hour}, func(reg *handlers.Registry, _ events.Streams) {
+	b := newDryRun(t, handlers.DryRunConfig{HandlerTimeout: time.Hour}, func(reg *handlers.Registry) {
 		handlers.On(reg, "Registered", "slow", func(ctx context.Context, e events.Event, _ registered) ([]events.Event, error) {
 			ran++
 			if e.AggregateVersion == 2 {
@@ -226,9 +226,9 @@ func TestDryRunIsShort(t *testing.T) {
 func TestDryRunLeavesHandlersNoWayOut(t *testing.T) {
 	t.Parallel()
 	var kept events.Streams
-	b := newDryRun(t, handlers.DryRunConfig{}, func(reg *handlers.Registry, streams events.Streams) {
-		kept = streams
-		require.ErrorIs(t, streams.AppendMany(t.Context(), stream(t, 1)), store.ErrDryRunOver)
+	b := newDryRun(t, handlers.DryRunConfig{}, func(reg *handlers.Registry) {
+		kept = reg
+		require.ErrorIs(t, reg.AppendMany(t.Context(), stream(t, 1)), store.ErrDryRunOver)
 		handlers.On(reg, "Registered", "welcome", welcome)
 	})
 	b.try(letterOf(t, stream(t, 1)[0], "welcome"))
@@ -237,7 +237,7 @@ func TestDryRunLeavesHandlersNoWayOut(t *testing.T) {
 
 func TestDryRunEndsWithTheContextAndWithTheStore(t *testing.T) {
 	t.Parallel()
-	register := func(reg *handlers.Registry, _ events.Streams) { handlers.On(reg, "Registered", "welcome", welcome) }
+	register := func(reg *handlers.Registry) { handlers.On(reg, "Registered", "welcome", welcome) }
 	l := letterOf(t, stream(t, 1)[0], "welcome")
 	b := newDryRun(t, handlers.DryRunConfig{}, register)
 	ctx, cancel := context.WithCancel(t.Context())
@@ -253,7 +253,7 @@ func TestDryRunEndsWithTheContextAndWithTheStore(t *testing.T) {
 	for _, err := range dryRun.Run(t.Context(), []deadletter.Letter{l}) {
 		require.ErrorIs(t, err, store.ErrNoSchema)
 	}
-	_, err = handlers.NewDryRun(bare, func(reg *handlers.Registry, _ events.Streams) {
+	_, err = handlers.NewDryRun(bare, func(reg *handlers.Registry) {
 		handlers.On(reg, "Registered", "", welcome, "by night")
 	}, handlers.DryRunConfig{}, slog.New(slog.DiscardHandler))
 	require.ErrorContains(t, err, "no name")

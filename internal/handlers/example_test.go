@@ -131,7 +131,7 @@ func ExampleDryRun() {
 		return
 	}
 	defer closeStore()
-	dryRun, err := handlers.NewDryRun(s, func(reg *handlers.Registry, _ events.Streams) {
+	dryRun, err := handlers.NewDryRun(s, func(reg *handlers.Registry) {
 		handlers.On(reg, "RoomBooked", "order-cleaning",
 			func(_ context.Context, e events.Event, booked RoomBooked) ([]events.Event, error) {
 				if booked.Patient == "" {

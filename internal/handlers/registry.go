@@ -28,11 +28,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"iter"
 	"log/slog"
 	"maps"
 	"slices"
 
 	"github.com/cenkalti/backoff/v5"
+	"github.com/google/uuid"
 
 	"github.com/healz/worker/internal/events"
 	"github.com/healz/worker/internal/middleware"
@@ -40,9 +42,36 @@ import (
 
 // Registry holds the handlers of a worker, in the order of their registration. It is filled before the worker starts and
 // not safe for concurrent use until then. What is wrong with a registration is reported by [NewDispatcher].
+//
+// It is also the [events.Streams] of the handlers' repositories. In its zero value these can be made and not used.
 type Registry struct {
 	handlers []handler
+	shown    []func() events.Stateful
 	problems []error
+	streams  events.Streams
+}
+
+// NewRegistry returns an empty registry of handlers that load aggregates from streams.
+func NewRegistry(streams events.Streams) *Registry { return &Registry{streams: streams} }
+
+var errNoStreams = errors.New("handlers are registered here without a store")
+
+// AppendMany implements [events.Streams].
+func (reg *Registry) AppendMany(ctx context.Context, batch []events.Event) error {
+	if reg.streams == nil {
+		return errNoStreams
+	}
+	return reg.streams.AppendMany(ctx, batch)
+}
+
+// Stream implements [events.Streams].
+func (reg *Registry) Stream(
+	ctx context.Context, aggregateType string, aggregateID uuid.UUID, afterVersion int,
+) iter.Seq2[events.Event, error] {
+	if reg.streams == nil {
+		return func(yield func(events.Event, error) bool) { yield(events.Event{}, errNoStreams) }
+	}
+	return reg.streams.Stream(ctx, aggregateType, aggregateID, afterVersion)
 }
 
 // Names are those of the handlers, in the order of their registration.
@@ -77,10 +106,18 @@ func (reg *Registry) Most() int {
 	return ofAll + slices.Max(append(slices.Collect(maps.Values(counts)), 0))
 }
 
-// checked returns the handlers, each with its logger. The error names all that is wrong with the registrations.
-func (reg *Registry) checked(logger *slog.Logger) ([]handler, error) {
+// Check names all that is wrong with the registrations.
+func (reg *Registry) Check() error {
 	if len(reg.problems) > 0 {
-		return nil, fmt.Errorf("register handlers: %w", errors.Join(reg.problems...))
+		return fmt.Errorf("register handlers: %w", errors.Join(reg.problems...))
+	}
+	return nil
+}
+
+// checked returns the handlers, each with its logger, or [Registry.Check].
+func (reg *Registry) checked(logger *slog.Logger) ([]handler, error) {
+	if err := reg.Check(); err != nil {
+		return nil, err
 	}
 	all := slices.Clone(reg.handlers)
 	for i := range all {
@@ -103,6 +140,15 @@ type handler struct {
 func (h handler) isFor(eventType, wanted string) bool {
 	return (h.types == nil || slices.Contains(h.types, eventType)) && (wanted == "" || wanted == h.name)
 }
+
+// ShowState lets the console show the state of an aggregate after each of its events. Without it the console shows the events
+// alone. Each call of empty returns a new aggregate.
+func ShowState[A events.Stateful](reg *Registry, empty func() A) {
+	reg.shown = append(reg.shown, func() events.Stateful { return empty() })
+}
+
+// Aggregates make the aggregates whose state is shown.
+func (reg *Registry) Aggregates() []func() events.Stateful { return reg.shown }
 
 // Option says something more of a handler.
 type Option string

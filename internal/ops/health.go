@@ -1,4 +1,4 @@
-// Package ops serves the health of a worker over HTTP.
+// Package ops operates a worker, and serves its console, health and metrics over HTTP.
 package ops
 
 import (
@@ -29,9 +29,9 @@ func (h *Health) of(ctx context.Context) worker.Health {
 	return worker.Health{Parts: map[string]string{"worker": "starting"}}
 }
 
-// Handler serves /healthz (liveness), /readyz and /metrics. /readyz answers 200 if the worker is ready and 503 if not; its
+// handler serves /healthz (liveness), /readyz and /metrics. /readyz answers 200 if the worker is ready and 503 if not; its
 // body is a [worker.Health] as JSON, with the state of consumer, store, bus, relay and dead letters.
-func Handler(h *Health, metrics http.Handler) *http.ServeMux {
+func handler(h *Health, metrics http.Handler) *http.ServeMux {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", metrics)
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {

@@ -20,7 +20,7 @@ func TestASlowHandlerHoldsUpNoOtherAggregate(t *testing.T) {
 	settings := worker.DefaultSettings()
 	settings.SQLitePath, settings.Tuning.Concurrency = filepath.Join(t.TempDir(), "test.db"), 2
 	entered, release, handled := make(chan struct{}), make(chan struct{}), make(chan uuid.UUID)
-	run(t, settings, func(reg *handlers.Registry, _ events.Streams) {
+	run(t, settings, func(reg *handlers.Registry) {
 		handlers.On(reg, "ReportRequested", "slow", func(ctx context.Context, _ events.Event, _ registered) ([]events.Event, error) {
 			close(entered)
 			select {

@@ -57,7 +57,7 @@ func TestAHandlersOwnSQLTakesEffectOnce(t *testing.T) {
 		}
 		return nil, err
 	}
-	run(t, settings, func(reg *handlers.Registry, _ events.Streams) { handlers.OnAll(reg, "effect", effect) })
+	run(t, settings, func(reg *handlers.Registry) { handlers.OnAll(reg, "effect", effect) })
 
 	s := publisher(t, settings)
 	for range count {
@@ -82,13 +82,13 @@ func TestAHandlersOwnSQLTakesEffectOnce(t *testing.T) {
 }
 
 // run runs a worker until the test ends.
-func run(t *testing.T, settings worker.Settings, register func(*handlers.Registry, events.Streams)) {
+func run(t *testing.T, settings worker.Settings, register func(*handlers.Registry)) {
 	t.Helper()
 	runHealth(t, settings, register)
 }
 
 // runHealth is run, and returns the worker's health.
-func runHealth(t *testing.T, settings worker.Settings, register func(*handlers.Registry, events.Streams)) func() worker.Health {
+func runHealth(t *testing.T, settings worker.Settings, register func(*handlers.Registry)) func() worker.Health {
 	t.Helper()
 	w, closeParts, err := worker.Open(t.Context(), settings,
 		worker.OpenOptions{Register: register, Migrate: true, Logger: slog.New(slog.DiscardHandler)})

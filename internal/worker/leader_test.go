@@ -37,7 +37,7 @@ func TestOneOfTwoWorkersLeads(t *testing.T) {
 			const letters = 20
 			var mu sync.Mutex
 			runs, broken := map[uuid.UUID]int{}, true
-			register := func(reg *handlers.Registry, _ events.Streams) {
+			register := func(reg *handlers.Registry) {
 				handlers.On(reg, "PatientRegistered", "welcome-patient",
 					func(_ context.Context, e events.Event, _ registered) ([]events.Event, error) {
 						mu.Lock()
@@ -106,7 +106,7 @@ func TestStopFinishesTheReplayInFlight(t *testing.T) {
 	settings.Tuning.RetryAttempts = 1
 	broken := true
 	runs, begun, finish := 0, make(chan struct{}), make(chan struct{})
-	register := func(reg *handlers.Registry, _ events.Streams) {
+	register := func(reg *handlers.Registry) {
 		handlers.On(reg, "PatientRegistered", "welcome-patient",
 			func(context.Context, events.Event, registered) ([]events.Event, error) {
 				if broken {
@@ -189,7 +189,7 @@ func TestReplaysGoOnAfterTheLeaseWasLost(t *testing.T) {
 	var broken atomic.Bool
 	broken.Store(true)
 	m := metrics.New("v1")
-	runObserved(t, settings, func(reg *handlers.Registry, _ events.Streams) {
+	runObserved(t, settings, func(reg *handlers.Registry) {
 		handlers.On(reg, "PatientRegistered", "welcome-patient",
 			func(context.Context, events.Event, registered) ([]events.Event, error) {
 				if broken.Load() {

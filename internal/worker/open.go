@@ -14,7 +14,6 @@ import (
 	"github.com/healz/worker/internal/bus/amqp"
 	"github.com/healz/worker/internal/bus/inprocess"
 	"github.com/healz/worker/internal/deadletter"
-	"github.com/healz/worker/internal/events"
 	"github.com/healz/worker/internal/handlers"
 	"github.com/healz/worker/internal/metrics"
 	"github.com/healz/worker/internal/observe"
@@ -29,8 +28,8 @@ const lastTry = 200 * time.Millisecond
 
 // OpenOptions are what [Open] needs besides the settings.
 type OpenOptions struct {
-	// Register registers the handlers; streams is the store, for those that load aggregates.
-	Register func(reg *handlers.Registry, streams events.Streams)
+	// Register registers the handlers.
+	Register func(*handlers.Registry)
 	// Migrate brings the schema up to date first.
 	Migrate bool
 	// Wait is how long to wait for servers that are not up yet.
@@ -71,11 +70,11 @@ func open(ctx context.Context, s Settings, o OpenOptions, closers *closers) (*Wo
 	closers.add(tail.Close)
 
 	parts := Parts{
-		Inbox: backend, Tail: tail, Letters: deadletter.NewTable(backend.SQL()), Handlers: &handlers.Registry{},
+		Inbox: backend, Tail: tail, Letters: deadletter.NewTable(backend.SQL()), Handlers: handlers.NewRegistry(backend),
 		InboxRetention: s.InboxRetention, LetterRetention: s.DeadLetterRetention,
 		Metrics: o.Metrics, Observers: o.Observers,
 	}
-	o.Register(parts.Handlers, backend)
+	o.Register(parts.Handlers)
 	var conn *amqp.Connection
 	if s.AMQP.URL == "" {
 		b := inprocess.New(s.Tuning.Concurrency)
@@ -98,6 +97,7 @@ func open(ctx context.Context, s Settings, o OpenOptions, closers *closers) (*Wo
 	}
 	w, err := New(ctx, parts, s.Tuning, o.Logger)
 	if err == nil {
+		w.streams = backend
 		w.sources = sources(w, backend, parts.Letters, conn)
 	}
 	return w, err

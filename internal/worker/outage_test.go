@@ -10,7 +10,6 @@ import (
 	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
 
-	"github.com/healz/worker/internal/events"
 	"github.com/healz/worker/internal/handlers"
 	"github.com/healz/worker/internal/test/testservers"
 	"github.com/healz/worker/internal/worker"
@@ -107,7 +106,7 @@ func TestHealthWithoutTheDatabaseFile(t *testing.T) {
 	t.Parallel()
 	settings := worker.DefaultSettings()
 	settings.SQLitePath = filepath.Join(t.TempDir(), "test.db")
-	health := runHealth(t, settings, func(*handlers.Registry, events.Streams) {})
+	health := runHealth(t, settings, func(*handlers.Registry) {})
 	require.Eventually(t, func() bool { return health().Ready }, patience, tick)
 	require.NoError(t, os.Rename(settings.SQLitePath, settings.SQLitePath+".moved"))
 	h := health()

@@ -9,7 +9,6 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/healz/worker/internal/deadletter"
-	"github.com/healz/worker/internal/events"
 	"github.com/healz/worker/internal/handlers"
 	"github.com/healz/worker/internal/store/postgres"
 	"github.com/healz/worker/internal/test/testservers"
@@ -33,7 +32,7 @@ func TestInboxRetention(t *testing.T) {
 		FROM generate_series(1, 3000) AS n`)
 	require.NoError(t, err)
 
-	run(t, settings, func(*handlers.Registry, events.Streams) {})
+	run(t, settings, func(*handlers.Registry) {})
 
 	require.Eventually(t, func() bool {
 		var old, left int
@@ -67,7 +66,7 @@ func TestLetterRetention(t *testing.T) {
 		decided_at = now() - CASE WHEN id::int BETWEEN 1100 AND 1199 THEN interval '50 minutes' ELSE interval '2 hours' END`)
 	require.NoError(t, err)
 
-	run(t, settings, func(*handlers.Registry, events.Streams) {})
+	run(t, settings, func(*handlers.Registry) {})
 
 	require.Eventually(t, func() bool {
 		var old, recent, waiting int

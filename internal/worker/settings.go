@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
 	amqp091 "github.com/rabbitmq/amqp091-go"
 
 	"github.com/healz/worker/internal/bus"
@@ -34,8 +35,10 @@ var ErrNoBroker = errors.New("this needs RabbitMQ: set RABBITMQ_URL or --rabbitm
 
 // Settings say which store and which bus to use, and how. Either store goes with either bus.
 type Settings struct {
-	// DatabaseURL is the Postgres database; "" means the SQLite file.
+	// DatabaseURL is the Postgres database; "" means the SQLite file, unless there is a Pool.
 	DatabaseURL string
+	// Pool is a pool of others in place of a DatabaseURL. It is not closed.
+	Pool *pgxpool.Pool
 	// MaxConns is the most connections to Postgres.
 	MaxConns int
 	// InboxRetention is how long the store remembers who has handled what, more than [relay.MaxAhead]; 0 is for ever. An event
@@ -89,6 +92,7 @@ func (s Settings) Check() error {
 		problem(err != nil, "rabbitmq-management-url is not http[s]://host:port (it is not shown, as it may hold a password)")
 	}
 	problem(s.Embedded() && s.SQLitePath == "", "sqlite-path must not be empty")
+	problem(s.DatabaseURL != "" && s.Pool != nil, "database-url and a pool contradict each other, as a worker has one store")
 	problem(!s.Embedded() && s.SQLitePath != "", "database-url and sqlite-path contradict each other, as a worker has one store: "+
 		"set one of DATABASE_URL or --database-url, and WORKER_SQLITE_PATH or --sqlite-path; pass --sqlite-path= or --database-url= to ignore a variable")
 	problem(s.MaxConns < 2, "database-conns must be at least 2, but is %d", s.MaxConns)
@@ -153,7 +157,7 @@ func (s Settings) StoreName() string {
 		}
 		return "SQLite " + path
 	}
-	c, err := pgconn.ParseConfig(s.DatabaseURL)
+	c, err := s.connConfig()
 	if err != nil {
 		return "Postgres"
 	}
@@ -183,7 +187,7 @@ func (s Settings) Places() tracing.Places {
 	}
 	if !s.Embedded() {
 		p.Store.System = "postgresql"
-		if c, err := pgconn.ParseConfig(s.DatabaseURL); err == nil {
+		if c, err := s.connConfig(); err == nil {
 			p.Store.Name, p.Store.Host, p.Store.Port = cmp.Or(c.Database, c.User), c.Host, int(c.Port)
 		}
 	}
@@ -191,12 +195,20 @@ func (s Settings) Places() tracing.Places {
 }
 
 // Embedded tells whether the store is the SQLite file.
-func (s Settings) Embedded() bool { return s.DatabaseURL == "" }
+func (s Settings) Embedded() bool { return s.DatabaseURL == "" && s.Pool == nil }
+
+// connConfig is how to connect to the Postgres database.
+func (s Settings) connConfig() (*pgconn.Config, error) {
+	if s.Pool != nil {
+		return &s.Pool.Config().ConnConfig.Config, nil
+	}
+	return pgconn.ParseConfig(s.DatabaseURL)
+}
 
 // OpenStore opens the store that the settings name. Its schema is [Backend.Migrate]'s.
 func (s Settings) OpenStore(ctx context.Context) (Backend, error) {
 	if !s.Embedded() {
-		return postgres.Open(ctx, s.DatabaseURL, postgres.Options{MaxConns: s.MaxConns})
+		return postgres.Open(ctx, s.DatabaseURL, postgres.Options{MaxConns: s.MaxConns, Pool: s.Pool})
 	}
 	return sqlite.Open(ctx, s.SQLitePath)
 }

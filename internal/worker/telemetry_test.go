@@ -51,7 +51,7 @@ func (requested) EventType() string     { return "WelcomeMessageRequested" }
 func (requested) AggregateType() string { return "Message" }
 
 // chain is a handler, what follows from it, and the follow-up's handler.
-func chain(reg *handlers.Registry, _ events.Streams) {
+func chain(reg *handlers.Registry) {
 	handlers.On(reg, "PatientRegistered", "welcome-patient",
 		func(_ context.Context, e events.Event, p registered) ([]events.Event, error) {
 			return events.Follow(e, requested(p))
@@ -62,7 +62,7 @@ func chain(reg *handlers.Registry, _ events.Streams) {
 
 // runObserved runs a worker until the test ends.
 func runObserved(
-	t *testing.T, settings worker.Settings, register func(*handlers.Registry, events.Streams), m *metrics.Metrics, tr *tracing.Tracer,
+	t *testing.T, settings worker.Settings, register func(*handlers.Registry), m *metrics.Metrics, tr *tracing.Tracer,
 ) *syncBuffer {
 	t.Helper()
 	log := &syncBuffer{}
@@ -172,7 +172,7 @@ func TestAForeignTraceparentIsHonoured(t *testing.T) {
 	traceparent := func(span string) string { return "00-" + traceID + "-" + span + "-01" }
 	s := sites(t)["on servers"]()
 	workers, spans := tracer()
-	runObserved(t, s, func(reg *handlers.Registry, _ events.Streams) {
+	runObserved(t, s, func(reg *handlers.Registry) {
 		handlers.OnAll(reg, "witness", func(context.Context, events.Event, json.RawMessage) ([]events.Event, error) { return nil, nil })
 	}, nil, workers)
 	client := publisher(t, s)
@@ -202,7 +202,7 @@ func TestAttemptsContinueOverTheRoundsOfRetryLater(t *testing.T) {
 	s.AMQP.RetryLater = []time.Duration{10 * time.Millisecond, 20 * time.Millisecond}
 	workers, spans := tracer()
 	var attempts atomic.Int64
-	log := runObserved(t, s, func(reg *handlers.Registry, _ events.Streams) {
+	log := runObserved(t, s, func(reg *handlers.Registry) {
 		handlers.OnAll(reg, "late", func(context.Context, events.Event, json.RawMessage) ([]events.Event, error) {
 			if attempts.Add(1) < 6 {
 				return nil, errors.New("not yet")
@@ -245,8 +245,8 @@ func TestMetrics(t *testing.T) {
 			s := settings()
 			s.Tuning.RetryInitial, s.Tuning.RetryAttempts = 1, 2
 			m := metrics.New("v1")
-			log := runObserved(t, s, func(reg *handlers.Registry, streams events.Streams) {
-				chain(reg, streams)
+			log := runObserved(t, s, func(reg *handlers.Registry) {
+				chain(reg)
 				handlers.On(reg, "PatientRegistered", "fail",
 					func(context.Context, events.Event, registered) ([]events.Event, error) { return nil, errors.New("no") })
 			}, m, nil)

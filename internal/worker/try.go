@@ -8,7 +8,6 @@ import (
 	"log/slog"
 
 	"github.com/healz/worker/internal/deadletter"
-	"github.com/healz/worker/internal/events"
 	"github.com/healz/worker/internal/handlers"
 )
 
@@ -18,8 +17,8 @@ const maxTried = 256 << 20
 
 // TryOptions are what [Settings.TryDeadLetters] needs besides the settings.
 type TryOptions struct {
-	// Register registers the handlers; streams is what those load aggregates from that do so.
-	Register func(reg *handlers.Registry, streams events.Streams)
+	// Register registers the handlers.
+	Register func(*handlers.Registry)
 	// AllHandlers tries each letter with all handlers of its event, and not only with the one that failed.
 	AllHandlers bool
 	Logger      *slog.Logger

@@ -17,6 +17,7 @@ import (
 
 	"github.com/healz/worker/internal/bus"
 	"github.com/healz/worker/internal/deadletter"
+	"github.com/healz/worker/internal/events"
 	"github.com/healz/worker/internal/handlers"
 	"github.com/healz/worker/internal/lease"
 	"github.com/healz/worker/internal/metrics"
@@ -94,6 +95,7 @@ type Worker struct {
 	counts    observe.Counts
 	outages   middleware.Outages
 	sources   metrics.Sources
+	streams   events.Streams
 
 	stopping chan struct{}
 	replayed chan struct{}   // closed when the replayer has ended
@@ -139,6 +141,9 @@ func New(ctx context.Context, parts Parts, tuning Tuning, logger *slog.Logger) (
 	})
 	return w, err
 }
+
+// Streams is the store of an opened worker.
+func (w *Worker) Streams() events.Streams { return w.streams }
 
 func (w *Worker) retry() middleware.Retry {
 	return middleware.Retry{

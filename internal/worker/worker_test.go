@@ -104,7 +104,7 @@ func newSite(t *testing.T, changes ...func(*worker.Settings, *handlers.Registry)
 		change(&settings, added)
 	}
 	require.NoError(t, settings.Check())
-	register := func(reg *handlers.Registry, _ events.Streams) { *reg = *added }
+	register := func(reg *handlers.Registry) { *reg = *added }
 	logger := slog.New(slog.NewTextHandler(s.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	w, closeParts, err := worker.Open(t.Context(), settings, worker.OpenOptions{Register: register, Migrate: true, Logger: logger})
 	require.NoError(t, err)

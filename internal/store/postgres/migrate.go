@@ -89,7 +89,7 @@ func (s *Store) blockers(ctx context.Context) (last string) {
 
 // checkAdoption is [CheckAdoption] on a connection of its own, on which it may take long.
 func (s *Store) checkAdoption(ctx context.Context) error {
-	conn, err := pgx.ConnectConfig(ctx, s.config)
+	conn, err := s.connect(ctx)
 	if err != nil {
 		return err
 	}

@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	_ "embed"
 	"errors"
+	"fmt"
 	"net"
 	"strings"
 	"time"
@@ -33,16 +34,19 @@ type Options struct {
 	// MaxConns is the most connections that the store's calls share; 0 is what the URL says in pool_max_conns, or else
 	// pgxpool's default. A tail has up to four more of its own.
 	MaxConns int
+	// Pool, if it is not nil, is used in place of the URL, and not closed. A tail has connections of its own nonetheless.
+	Pool *pgxpool.Pool
 }
 
 // Store is an event store in one schema of a Postgres database.
 type Store struct {
 	store.Reads
 	queries
-	pool *pgxpool.Pool
-	db   *sql.DB // over the pool
-	// config is what connections outside the pool begin from.
-	config *pgx.ConnConfig
+	pool      *pgxpool.Pool
+	ownedPool bool
+	db        *sql.DB // over the pool
+	// config is what connections outside the pool begin from; see connect.
+	config *pgxpool.Config
 	// pooler says that a pooler stands before the server; see behindPooler.
 	pooler      bool
 	migrationDB *sql.DB
@@ -59,34 +63,35 @@ var _ store.Store = (*Store)(nil)
 // [Store.Migrate]. The error wraps [store.ErrUnavailable] when the server cannot be reached, and never contains the
 // password.
 func Open(ctx context.Context, url string, o Options) (*Store, error) {
-	config, err := pgxpool.ParseConfig(url)
+	const doing = "open Postgres"
+	config, err := configOf(url, o)
 	if err != nil {
-		return nil, errors.New("open Postgres: the database URL cannot be read (it is not shown, as it may hold a password)")
-	}
-	if o.MaxConns > 0 {
-		config.MaxConns = int32(min(o.MaxConns, maxConns))
+		return nil, fmt.Errorf("%s: %w", doing, err)
 	}
 	configure(config.ConnConfig)
-	s := &Store{}
-	if s.pooler, err = behindPooler(ctx, config.ConnConfig); err != nil {
-		return nil, fault(ctx, "open Postgres", err)
+	s := &Store{config: config}
+	if s.pooler, err = s.behindPooler(ctx); err != nil {
+		return nil, fault(ctx, doing, err)
 	}
-	if s.pooler && !strings.Contains(url, "default_query_exec_mode") {
+	if s.pooler && o.Pool == nil && !strings.Contains(url, "default_query_exec_mode") {
 		config.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeCacheDescribe
 	}
-	s.config = config.ConnConfig.Copy()
-	migrating := s.config.Copy()
+	migrating := config.ConnConfig.Copy()
 	if !s.pooler { // which refuses it
 		migrating.RuntimeParams["lock_timeout"] = "1min" // for the locks that nobody waits behind
 	}
-	s.migrationDB = stdlib.OpenDB(*migrating)
+	s.migrationDB = stdlib.OpenDB(*migrating, stdlib.OptionBeforeConnect(s.beforeConnect))
 	s.migrationDB.SetMaxIdleConns(0)
 	if s.migrator, err = migrations.Postgres(s.migrationDB); err != nil {
 		return nil, err
 	}
-	setTimeouts(config.ConnConfig)
-	if s.pool, err = pgxpool.NewWithConfig(ctx, config); err != nil {
-		return nil, fault(ctx, "open Postgres", err)
+	if s.pool = o.Pool; s.pool == nil {
+		config := config.Copy()
+		setTimeouts(config.ConnConfig)
+		if s.pool, err = pgxpool.NewWithConfig(ctx, config); err != nil {
+			return nil, fault(ctx, doing, err)
+		}
+		s.ownedPool = true
 	}
 	s.db, s.queries = stdlib.OpenDBFromPool(s.pool), queries{s.pool}
 	s.Reads = store.NewReads(s.queries)
@@ -95,11 +100,54 @@ func Open(ctx context.Context, url string, o Options) (*Store, error) {
 	return s, nil
 }
 
+// configOf is the configuration of a pool. The error does not show the URL, as it may hold a password.
+func configOf(url string, o Options) (*pgxpool.Config, error) {
+	if o.Pool != nil {
+		config := o.Pool.Config()
+		return config, checkMode(config.ConnConfig)
+	}
+	config, err := pgxpool.ParseConfig(url)
+	if err != nil {
+		return nil, errors.New("the database URL cannot be read (it is not shown, as it may hold a password)")
+	}
+	if o.MaxConns > 0 {
+		config.MaxConns = int32(min(o.MaxConns, maxConns))
+	}
+	return config, nil
+}
+
+// checkMode refuses the modes in which the server is not asked for the types of a statement's parameters.
+func checkMode(c *pgx.ConnConfig) error {
+	switch mode := c.DefaultQueryExecMode; mode {
+	case pgx.QueryExecModeCacheStatement, pgx.QueryExecModeCacheDescribe, pgx.QueryExecModeDescribeExec:
+		return nil
+	default:
+		return fmt.Errorf("its default_query_exec_mode must be cache_statement, cache_describe or describe_exec, not %q", mode)
+	}
+}
+
+// beforeConnect is the hook of the pool, which may set a password that is valid for minutes only.
+func (s *Store) beforeConnect(ctx context.Context, c *pgx.ConnConfig) error {
+	if s.config.BeforeConnect == nil {
+		return nil
+	}
+	return s.config.BeforeConnect(ctx, c)
+}
+
+// connect opens a connection outside the pool.
+func (s *Store) connect(ctx context.Context) (*pgx.Conn, error) {
+	config := s.config.ConnConfig.Copy()
+	if err := s.beforeConnect(ctx, config); err != nil {
+		return nil, fmt.Errorf("BeforeConnect of the pool: %w", err)
+	}
+	return pgx.ConnectConfig(ctx, config)
+}
+
 // behindPooler reports whether a connection leads to a pooler such as pgbouncer: the process id that it told is not that of
 // the session. A pooler may give each transaction another session, so nothing may outlive one: no prepared statement,
 // LISTEN, SET or lock of a session.
-func behindPooler(ctx context.Context, config *pgx.ConnConfig) (bool, error) {
-	conn, err := pgx.ConnectConfig(ctx, config)
+func (s *Store) behindPooler(ctx context.Context) (bool, error) {
+	conn, err := s.connect(ctx)
 	if err != nil {
 		return false, err
 	}
@@ -154,10 +202,12 @@ func (c timeoutConn) Write(b []byte) (int, error) {
 	return c.Conn.Write(b)
 }
 
-// Close waits for the calls that run and closes the connections.
+// Close waits for the calls that run and closes the connections, but for those of a pool that it was given.
 func (s *Store) Close() error {
 	err := s.db.Close()
-	s.pool.Close()
+	if s.ownedPool {
+		s.pool.Close()
+	}
 	return errors.Join(err, s.migrationDB.Close())
 }
 

@@ -52,7 +52,7 @@ func (c orderCheck) isComplete() bool {
 	return true
 }
 
-// Transactions of other programs take their ids, insert and commit at random times, and the relay reads meanwhile, in
+// Transactions of other programs take their ids, insert, append and commit at random times, and the relay reads meanwhile, in
 // batches of any size. It is killed now and then before it has moved its position.
 func TestVersionsStayInOrderAtRandom(t *testing.T) {
 	t.Parallel()
@@ -134,7 +134,11 @@ func (r *interleaving) step(t *testing.T) {
 			o.writer = s
 			o.ahead++
 			e := o.stream.At(o.version + o.ahead)
-			insert(t, s.tx, e)
+			if r.IntN(2) == 0 {
+				insert(t, s.tx, e)
+			} else {
+				require.NoError(t, r.store.AppendTx(t.Context(), s.tx, []events.Event{e}))
+			}
 			s.inserted = append(s.inserted, e)
 		}
 	case 6: // rows between, of other aggregates, by a transaction of any age

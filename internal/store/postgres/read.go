@@ -41,6 +41,8 @@ type querier interface {
 	Query(ctx context.Context, statement string, args ...any) (pgx.Rows, error)
 	QueryRow(ctx context.Context, statement string, args ...any) pgx.Row
 	Exec(ctx context.Context, statement string, args ...any) (pgconn.CommandTag, error)
+	// Begin begins a transaction, or a savepoint of the one that it is.
+	Begin(ctx context.Context) (pgx.Tx, error)
 }
 
 // queries are the store's reads, on the pool or in a transaction.

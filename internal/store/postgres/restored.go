@@ -47,7 +47,7 @@ func (s *Store) MigrateRestored(ctx context.Context) (done store.Renumbered, err
 }
 
 func (s *Store) renumber(ctx context.Context) (done store.Renumbered, err error) {
-	conn, err := pgx.ConnectConfig(ctx, s.config) // the pool's connections have timeouts
+	conn, err := s.connect(ctx) // the pool's connections have timeouts
 	if err != nil {
 		return done, err
 	}

@@ -189,7 +189,7 @@ func (s *Store) listen(ctx context.Context, wake chan<- struct{}) {
 
 // listenOnce wakes the tail until its connection breaks, and tells whether it had one.
 func (s *Store) listenOnce(ctx context.Context, wake chan<- struct{}) (connected bool) {
-	conn, err := pgx.ConnectConfig(ctx, s.config)
+	conn, err := s.connect(ctx)
 	if err != nil {
 		return false
 	}

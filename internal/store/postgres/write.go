@@ -77,7 +77,7 @@ func (s *Store) write(ctx context.Context, doing string, u *unit, q querier, sta
 				return reason
 			}
 		case answered && isUnfitJSON(pgErr.Code):
-			if reason := s.findUnfitJSON(ctx, u.batch); reason != nil {
+			if reason := findUnfitJSON(ctx, q, u.batch); reason != nil {
 				return reason
 			}
 			return err

@@ -258,7 +258,7 @@ func (s *stage) ownLine(
 	}
 	s.onEnd(b.Close)
 	w, closeParts, err := worker.Open(ctx, settings, worker.OpenOptions{
-		Register: func(reg *handlers.Registry, _ events.Streams) { handlers.On(reg, eventType, handlerName, handle) },
+		Register: func(reg *handlers.Registry) { handlers.On(reg, eventType, handlerName, handle) },
 		Logger:   logger(),
 	})
 	if err != nil {

@@ -3,8 +3,7 @@
 // are killed. In each it compares metrics, traces, readiness and doctor with the database and the broker, and the alerts
 // that fire with those that must.
 //
-// The alerts are those of deploy/prometheus at a tenth of their durations; see faster. The program under test is the
-// worker's, built with the handlers of package register.
+// The alerts are those of deploy/prometheus at a tenth of their durations; see faster.
 package reports
 
 import (
@@ -24,11 +23,9 @@ import (
 	"github.com/healz/worker/internal/test/testservers"
 )
 
-// alertsFile and listFile are in the root of the repository, where this runs.
 const (
-	alertsFile   = "deploy/prometheus/alerts.yaml"
-	listFile     = "internal/handlers/register/register.go"
-	handlersFile = "internal/test/reports/register/register.go"
+	// alertsFile is in the root of the repository, where this runs.
+	alertsFile = "deploy/prometheus/alerts.yaml"
 	// rolesFile grants the worker its rights; a psql script, with one variable.
 	rolesFile = "migrations/postgres/roles.sql"
 	// workerRole is the workers' account in Postgres.
@@ -167,18 +164,10 @@ func (r *rig) unjudged() (names []string) {
 	return names
 }
 
-// buildWorker builds the worker's program with the rig's handlers in the place of the list of handlers.
+// buildWorker builds the worker's program.
 func buildWorker(ctx context.Context, folder string) (string, error) {
-	root, err := os.Getwd()
-	if err != nil {
-		return "", fmt.Errorf("find the repository: %w", err)
-	}
-	overlay, program := filepath.Join(folder, "overlay.json"), filepath.Join(folder, "worker")
-	replace := fmt.Sprintf(`{"Replace":{%q:%q}}`, filepath.Join(root, listFile), filepath.Join(root, handlersFile))
-	if err := os.WriteFile(overlay, []byte(replace), 0o600); err != nil {
-		return "", fmt.Errorf("write the list of replaced files: %w", err)
-	}
-	output, err := exec.CommandContext(ctx, "go", "build", "-overlay", overlay, "-o", program, "./cmd/worker").CombinedOutput()
+	program := filepath.Join(folder, "worker")
+	output, err := exec.CommandContext(ctx, "go", "build", "-o", program, "./internal/test/reports/cmd/worker").CombinedOutput()
 	if err != nil {
 		return "", fmt.Errorf("build the worker: %w\n%s", err, output)
 	}

@@ -15,7 +15,7 @@ sized AS (
         row_number() OVER in_order AS place,
         sum(pg_column_size(event_data)) OVER in_order - pg_column_size(event_data) AS stored_before
     FROM (
-        SELECT *
+        SELECT *, xmin AS inserted_by
         FROM events
         WHERE (transaction_id, id) > ((SELECT transaction_id FROM position), (SELECT id FROM position))
             AND transaction_id < pg_snapshot_xmin(pg_current_snapshot())
@@ -34,7 +34,8 @@ last AS MATERIALIZED (
 ),
 -- A transaction of another program may be older than versions that it has seen, and so its own stand before them. The
 -- versions below such a late row that follow behind the page, however far, are read early. A row that the worker has
--- appended is never late (see write.sql), unless its transaction_id was replaced by 1 (see renumber.sql).
+-- appended is never late (see write.sql), unless it did so in a transaction of another program, which is a nested one with
+-- an id of its own, or its transaction_id was replaced by 1 (see renumber.sql).
 early AS (
     SELECT lower.*
     FROM page AS late
@@ -45,7 +46,7 @@ early AS (
         ORDER BY aggregate_version DESC
         LIMIT 1
     ) AS lower
-    WHERE (NOT late.own OR late.transaction_id < '3')
+    WHERE (NOT late.own OR late.inserted_by <> late.transaction_id::xid OR late.transaction_id < '3')
         AND (lower.transaction_id, lower.id) > ((SELECT transaction_id FROM last), (SELECT id FROM last))
     UNION ALL
     SELECT lower.*

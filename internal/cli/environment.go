@@ -1,0 +1,62 @@
+package cli
+
+import (
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+)
+
+// variable returns the environment variable of a flag of c. Three variables have names that all services share. The
+// variable of a command's own flag contains the name of the command, so that it does not change other commands; doctor
+// shares the variables of run.
+func variable(c *cobra.Command, f *pflag.Flag) string {
+	name := upper(f.Name)
+	switch {
+	case name == "DATABASE_URL" || name == "RABBITMQ_URL" || name == "HTTP_ADDR":
+		return name
+	case c.LocalNonPersistentFlags().Lookup(f.Name) != nil && c.Name() != "run" && c.Name() != "doctor" && f.Name != "format":
+		_, path, _ := strings.Cut(c.CommandPath(), " ")
+		return "WORKER_" + upper(path) + "_" + name
+	default:
+		return "WORKER_" + name
+	}
+}
+
+func upper(s string) string {
+	return strings.ToUpper(strings.NewReplacer("-", "_", " ", "_").Replace(s))
+}
+
+// fromEnvironment sets the flags that the command line does not set from their variables. A blank variable counts as unset.
+func fromEnvironment(c *cobra.Command) error {
+	var failed error
+	c.Flags().VisitAll(func(f *pflag.Flag) {
+		value := os.Getenv(variable(c, f))
+		if f.Changed || strings.TrimSpace(value) == "" || f.Name == "help" || f.Name == "version" || failed != nil {
+			return
+		}
+		if err := c.Flags().Set(f.Name, value); err != nil {
+			failed = usageError{fmt.Errorf("environment variable %s: %w", variable(c, f), err)}
+		}
+	})
+	return failed
+}
+
+// finish adds the variable of each flag to its help, and turns off completion by file names where no FILE is taken.
+func finish(c *cobra.Command) {
+	if !strings.Contains(c.Use, "FILE") {
+		c.ValidArgsFunction = cobra.NoFileCompletions
+	}
+	describe := func(f *pflag.Flag) {
+		if mark := " [$" + variable(c, f) + "]"; f.Name != "help" && f.Name != "version" && !strings.HasSuffix(f.Usage, mark) {
+			f.Usage += mark
+		}
+	}
+	c.PersistentFlags().VisitAll(describe)
+	c.LocalFlags().VisitAll(describe)
+	for _, sub := range c.Commands() {
+		finish(sub)
+	}
+}

@@ -1,0 +1,212 @@
+// Package cli is the command line of a worker: it relays the events of a store to a bus and runs their handlers, and has
+// commands to operate both.
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"github.com/healz/worker/internal/bus/amqp"
+	"github.com/healz/worker/internal/handlers"
+	"github.com/healz/worker/internal/worker"
+)
+
+// The exit codes.
+const (
+	exitOK     = 0
+	exitFailed = 1
+	exitUsage  = 2
+	// exitUnknown: `worker dlq try` cannot tell the outcome of some letters, and no other would fail.
+	exitUnknown = 3
+)
+
+// registrations registers the handlers that the worker runs.
+type registrations func(*handlers.Registry)
+
+// registry is what is registered, for questions about the handlers.
+func (all registrations) registry() *handlers.Registry {
+	reg := &handlers.Registry{}
+	all(reg)
+	return reg
+}
+
+func (all registrations) failingOnDemand() registrations {
+	return func(reg *handlers.Registry) {
+		all(reg)
+		reg.FailOnDemand()
+	}
+}
+
+// Main runs the program of a worker with the handlers that register registers, and with further commands, and returns its
+// exit code. The first SIGINT or SIGTERM stops it gracefully, the second at once.
+func Main(register func(*handlers.Registry), more ...*cobra.Command) int {
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	go func() {
+		<-signals
+		signal.Stop(signals) // before the stop can be seen, so that the next signal ends the program
+		cancel()
+	}()
+	return execute(ctx, newRoot(register, more...), os.Args[1:], os.Stdin, os.Stdout, os.Stderr)
+}
+
+func execute(ctx context.Context, root *cobra.Command, args []string, in io.Reader, out, errOut io.Writer) int {
+	root.SetArgs(args)
+	root.SetIn(in)
+	root.SetOut(out)
+	root.SetErr(errOut)
+	command, err := root.ExecuteContextC(ctx)
+	if err == nil {
+		return exitOK
+	}
+	if exit, ok := errors.AsType[exitError](err); ok {
+		return exit.code
+	}
+	advice := ""
+	_, usage := errors.AsType[usageError](err)
+	if usage {
+		advice = fmt.Sprintf("Try `%s --help`.", command.CommandPath())
+	}
+	printError(errOut, command, err, advice)
+	if usage {
+		return exitUsage
+	}
+	if errors.Is(err, errCannotTell) {
+		return exitUnknown
+	}
+	return exitFailed
+}
+
+// printError prints the error of a command, as JSON if its log is JSON.
+func printError(w io.Writer, c *cobra.Command, err error, advice string) {
+	if f := c.Flags().Lookup("log-format"); f != nil && (f.Value.String() == jsonLogFormat || !f.Changed && os.Getenv(variable(c, f)) == jsonLogFormat) {
+		attrs := []any{"error", err}
+		if advice != "" {
+			attrs = append(attrs, "advice", advice)
+		}
+		slog.New(slog.NewJSONHandler(w, nil)).ErrorContext(c.Context(), "worker failed", attrs...)
+		return
+	}
+	fmt.Fprintf(w, "worker: %s\n", err)
+	if advice != "" {
+		fmt.Fprintln(w, advice)
+	}
+}
+
+func newRoot(all registrations, more ...*cobra.Command) *cobra.Command {
+	settings := worker.DefaultSettings()
+	root := group(&cobra.Command{
+		Use:     "worker",
+		Short:   "Event store, relay and handlers of a clinic platform",
+		Version: Version(),
+		Long: `worker keeps events in a store, relays them to a bus and runs their handlers.
+
+By default it uses a SQLite file and an in-process bus. Set DATABASE_URL to use Postgres and RABBITMQ_URL to use RabbitMQ;
+each store works with each bus.`,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		PersistentPreRunE: func(c *cobra.Command, _ []string) error {
+			err := fromEnvironment(c)
+			complement(&settings)
+			return err
+		},
+	})
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	flags := root.PersistentFlags()
+	flags.StringVar(&settings.DatabaseURL, "database-url", "", "Postgres database (postgres://…); empty: the SQLite file")
+	flags.StringVar(&settings.SQLitePath, "sqlite-path", "",
+		"SQLite file, not together with a Postgres database; empty: "+defaultSQLitePath+", if there is no Postgres database")
+	flags.StringVar(&settings.AMQP.URL, "rabbitmq-url", "", "RabbitMQ broker (amqp://… or amqps://…); empty: an in-process bus")
+	flags.StringVar(&settings.AMQP.ManagementURL, "rabbitmq-management-url", "",
+		"RabbitMQ's management API (http://… or https://…), which tells of policies; empty: the default port of the broker's host")
+	flags.StringVar(&settings.AMQP.Prefix, "rabbitmq-prefix", settings.AMQP.Prefix, "prefix of the names of exchanges and queues")
+	flags.DurationVar(&settings.AMQP.Heartbeat, "rabbitmq-heartbeat", settings.AMQP.Heartbeat, "heartbeat interval of the RabbitMQ connection")
+	flags.StringVar(&settings.AMQP.QueueType, "queue-type", settings.AMQP.QueueType, "type of the RabbitMQ queues: classic or quorum")
+	flags.IntVar(&settings.AMQP.Partitions, "partitions", 0,
+		"number of partition queues by aggregate; the same for all workers and commands; 0: one queue")
+	complete(root, "queue-type", amqp.ClassicQueues, amqp.QuorumQueues)
+	root.AddCommand(
+		runCommand(&settings, all), migrateCommand(&settings), appendCommand(&settings), publishCommand(&settings),
+		eventsCommand(&settings), traceCommand(&settings), tailCommand(&settings), doctorCommand(&settings, all),
+		dlqCommand(&settings, all),
+	)
+	root.AddCommand(more...)
+	finish(root)
+	return root
+}
+
+// defaultSQLitePath is the SQLite file, if neither a file nor a Postgres database is set.
+const defaultSQLitePath = "healz.db"
+
+// complement clears the blank settings of servers and files, and sets the SQLite file if there is no store.
+func complement(s *worker.Settings) {
+	for _, setting := range []*string{&s.DatabaseURL, &s.SQLitePath, &s.AMQP.URL, &s.AMQP.ManagementURL} {
+		if strings.TrimSpace(*setting) == "" {
+			*setting = ""
+		}
+	}
+	if s.DatabaseURL == "" && s.SQLitePath == "" {
+		s.SQLitePath = defaultSQLitePath
+	}
+}
+
+// Version is the version of the main module.
+func Version() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return "unknown"
+	}
+	return info.Main.Version
+}
+
+// group makes c a command with subcommands only. Alone it prints its help; an unknown subcommand is a usage error.
+func group(c *cobra.Command) *cobra.Command {
+	c.Args = cobra.ArbitraryArgs
+	c.RunE = func(c *cobra.Command, args []string) error {
+		if len(args) > 0 {
+			return usageError{fmt.Errorf("unknown command %q", strings.TrimPrefix(c.CommandPath()+" "+args[0], "worker "))}
+		}
+		return c.Help()
+	}
+	return c
+}
+
+// usageError is an error in the command line or the settings.
+type usageError struct{ err error }
+
+func (e usageError) Error() string { return e.err.Error() }
+func (e usageError) Unwrap() error { return e.err }
+
+// exitError is the exit code of a command that has printed everything already.
+type exitError struct{ code int }
+
+func (e exitError) Error() string { return fmt.Sprintf("exit code %d", e.code) }
+
+func arguments(least, most int, want string) cobra.PositionalArgs {
+	return func(_ *cobra.Command, args []string) error {
+		if n := len(args); n < least || n > most {
+			return usageError{fmt.Errorf("takes %s, but got %d", want, n)}
+		}
+		return nil
+	}
+}
+
+func noArguments(_ *cobra.Command, args []string) error {
+	return arguments(0, 0, "no arguments")(nil, args)
+}
+
+func oneID(_ *cobra.Command, args []string) error { return arguments(1, 1, "one ID")(nil, args) }
+
+func oneFile(_ *cobra.Command, args []string) error { return arguments(1, 1, "one FILE")(nil, args) }

@@ -1,0 +1,144 @@
+package ops
+
+import (
+	"context"
+	"errors"
+	"iter"
+	"log/slog"
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/healz/worker/internal/console"
+	"github.com/healz/worker/internal/deadletter"
+	"github.com/healz/worker/internal/events"
+	"github.com/healz/worker/internal/handlers"
+	"github.com/healz/worker/internal/metrics"
+	"github.com/healz/worker/internal/observe"
+	"github.com/healz/worker/internal/worker"
+)
+
+// consoleConns is the size of the console's own connection pool: its queries must not use up the worker's connections.
+const consoleConns = 4
+
+// Config is what a [Service] is made of.
+type Config struct {
+	Settings worker.Settings
+	// Register registers the handlers.
+	Register func(*handlers.Registry)
+	// Migrate brings the schema up to date first.
+	Migrate bool
+	// Wait is how long to wait for servers that are not up yet.
+	Wait   time.Duration
+	Access console.Access
+	// Listening is the address on which the handler is served; nil is that of a server of others.
+	Listening net.Addr
+	Metrics   *metrics.Metrics
+	Observers observe.All
+	Logger    *slog.Logger
+}
+
+// Service is a worker with its console, health and metrics, which one handler serves.
+type Service struct {
+	config Config
+	health Health
+	front  console.Front
+	pages  *http.ServeMux
+
+	worker  *worker.Worker
+	closers []func() error
+}
+
+// New returns a service that is not open yet. Its handler says so meanwhile.
+func New(c Config) *Service {
+	s := &Service{config: c}
+	s.pages = handler(&s.health, c.Metrics.Handler())
+	s.pages.Handle("/", &s.front)
+	return s
+}
+
+// ServeHTTP serves /healthz, /readyz, /metrics and the console.
+func (s *Service) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.pages.ServeHTTP(w, r) }
+
+// Open opens the worker and the console. If the console cannot be opened, the worker runs without it, and logs the reason.
+func (s *Service) Open(ctx context.Context) error {
+	c := s.config
+	w, closeParts, err := worker.Open(ctx, c.Settings, worker.OpenOptions{
+		Register: c.Register, Migrate: c.Migrate, Wait: c.Wait, Logger: c.Logger, Metrics: c.Metrics, Observers: c.Observers,
+	})
+	if err != nil {
+		return err
+	}
+	s.worker, s.closers = w, append(s.closers, closeParts)
+	s.health.Report(w)
+	if err := c.Access.CheckAddress(c.Listening); err != nil {
+		s.front.Refuse(err)
+		c.Logger.WarnContext(ctx, "the console is not served", "reason", err)
+	} else if err := s.openConsole(ctx); err != nil {
+		s.front.Refuse(errors.New("the console could not be opened: see the log"))
+		c.Logger.ErrorContext(ctx, "the console could not be opened", "error", err)
+	}
+	c.Logger.InfoContext(ctx, "opened", "store", c.Settings.StoreName(), "bus", c.Settings.BusName())
+	return nil
+}
+
+// Streams is the store of an open service.
+func (s *Service) Streams() events.Streams { return s.worker.Streams() }
+
+// Run works until ctx is done; see [worker.Worker.Run].
+func (s *Service) Run(ctx context.Context) error { return s.worker.Run(ctx) }
+
+// Close closes what [Service.Open] has opened, after [Service.Run].
+func (s *Service) Close() error {
+	var errs []error
+	for len(s.closers) > 0 {
+		last := len(s.closers) - 1
+		errs = append(errs, s.closers[last]())
+		s.closers = s.closers[:last]
+	}
+	return errors.Join(errs...)
+}
+
+func (s *Service) openConsole(ctx context.Context) error {
+	settings := s.config.Settings
+	settings.MaxConns = consoleConns
+	if settings.Pool != nil {
+		config := settings.Pool.Config()
+		config.MaxConns, config.MinConns, config.MinIdleConns = consoleConns, 0, 0
+		pool, err := pgxpool.NewWithConfig(ctx, config)
+		if err != nil {
+			return err
+		}
+		settings.Pool = pool
+		s.closers = append(s.closers, func() error { pool.Close(); return nil })
+	}
+	backend, err := settings.OpenStore(ctx)
+	if err != nil {
+		return err
+	}
+	s.closers = append(s.closers, backend.Close)
+	registered := &handlers.Registry{}
+	s.config.Register(registered)
+	c, err := console.New(ctx, console.Config{
+		Store: backend, Letters: deadletter.NewTable(backend.SQL()), Queued: settings.QueuedDeadLetters,
+		Aggregates: registered.Aggregates(), Access: s.config.Access, Logger: s.config.Logger,
+		Status: func(ctx context.Context) console.Status {
+			return console.StatusOf(s.worker.Health(ctx), s.config.Metrics.Values())
+		},
+		Try: func(ctx context.Context, chosen deadletter.Filter) iter.Seq2[handlers.Outcome, error] {
+			return settings.TryDeadLetters(ctx, chosen, worker.TryOptions{Register: s.config.Register, Logger: s.config.Logger})
+		},
+	})
+	if err != nil {
+		return err
+	}
+	s.front.Serve(c)
+	s.closers = append(s.closers, func() error {
+		s.front.Refuse(errors.New("the worker is stopping"))
+		c.Close()
+		return nil
+	})
+	return nil
+}
