@@ -3,7 +3,9 @@ WORKDIR /src
 COPY go.mod go.sum ./
 RUN go mod download
 COPY . .
-RUN CGO_ENABLED=0 go build -trimpath -ldflags="-s -w" -o /worker ./cmd/worker
+# What `worker version` says: --build-arg VERSION=$(git describe --tags --always --dirty)
+ARG VERSION=
+RUN CGO_ENABLED=0 go build -trimpath -ldflags="-s -w -X github.com/healz/worker/internal/cli.version=$VERSION" -o /worker ./cmd/worker
 
 FROM alpine:3.22
 COPY --from=build /worker /usr/local/bin/worker

@@ -65,6 +65,10 @@ cross: ## Build the worker for other systems, check all code for Windows and for
 		echo "$$message"; exit 1; \
 	fi
 
+.PHONY: api
+api: ## Write the listing of the public API, docs/api.txt
+	$(GO) test -count=1 -run='^TestAPI$$' ./internal/test/module -update
+
 .PHONY: lint
 lint: $(GOLANGCI_LINT) ## Check style and the mistakes that can be seen in the source
 	$(GOLANGCI_LINT) run

@@ -84,6 +84,32 @@ func (m *Migrator) Latest() int64 {
 	return sources[len(sources)-1].Version
 }
 
+// Latest returns the newest versions that this program knows, of Postgres and of SQLite.
+func Latest() (onPostgres, onSQLite int64, err error) {
+	onPostgres, err = latest(postgres, "postgres", postgresLettersVersion)
+	if err != nil {
+		return 0, 0, err
+	}
+	onSQLite, err = latest(sqlite, "sqlite", sqliteLettersVersion)
+	return onPostgres, onSQLite, err
+}
+
+func latest(files fs.FS, folder string, inGo int64) (int64, error) {
+	names, err := fs.Glob(files, folder+"/0*.sql")
+	if err != nil {
+		return 0, err
+	}
+	newest := inGo
+	for _, name := range names {
+		n, err := goose.NumericComponent(name)
+		if err != nil {
+			return 0, fmt.Errorf("%s: %w", name, err)
+		}
+		newest = max(newest, n)
+	}
+	return newest, nil
+}
+
 // Check is [store.ErrNoSchema] if the schema lacks a version that this worker needs, and [store.ErrNewerSchema] if it is
 // one of a newer worker with which this one cannot work.
 func (m *Migrator) Check(s Schema) error {

@@ -7,6 +7,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/healz/worker/internal/doctor"
+	"github.com/healz/worker/internal/handlers"
 	"github.com/healz/worker/internal/worker"
 )
 
@@ -36,7 +37,7 @@ It exits with 0 if everything is ok or unknown, with 1 if there are warnings, an
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		out := c.OutOrStdout()
 		worst := doctor.OK
-		checks := append(doctor.Checks(*s, all.registry().Most()), doctor.WorkerCheck(httpAddr))
+		checks := append(doctor.Checks(*s, handlers.Most(all.registry())), doctor.WorkerCheck(httpAddr))
 		for finding := range doctor.Examine(c.Context(), checks, doctor.Timeout) {
 			worst = doctor.Worst(worst, finding.Status)
 			if err := printFinding(out, *f, finding); err != nil {

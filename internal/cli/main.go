@@ -10,7 +10,6 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
-	"runtime/debug"
 	"strings"
 	"syscall"
 
@@ -43,7 +42,7 @@ func (all registrations) registry() *handlers.Registry {
 func (all registrations) failingOnDemand() registrations {
 	return func(reg *handlers.Registry) {
 		all(reg)
-		reg.FailOnDemand()
+		handlers.FailOnDemand(reg)
 	}
 }
 
@@ -110,7 +109,7 @@ func newRoot(all registrations, more ...*cobra.Command) *cobra.Command {
 	root := group(&cobra.Command{
 		Use:     "worker",
 		Short:   "Event store, relay and handlers of a clinic platform",
-		Version: Version(),
+		Version: buildOf().String(),
 		Long: `worker keeps events in a store, relays them to a bus and runs their handlers.
 
 By default it uses a SQLite file and an in-process bus. Set DATABASE_URL to use Postgres and RABBITMQ_URL to use RabbitMQ;
@@ -123,6 +122,7 @@ each store works with each bus.`,
 			return err
 		},
 	})
+	root.SetVersionTemplate("{{.Version}}")
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	flags := root.PersistentFlags()
 	flags.StringVar(&settings.DatabaseURL, "database-url", "", "Postgres database (postgres://…); empty: the SQLite file")
@@ -140,7 +140,7 @@ each store works with each bus.`,
 	root.AddCommand(
 		runCommand(&settings, all), migrateCommand(&settings), appendCommand(&settings), publishCommand(&settings),
 		eventsCommand(&settings), traceCommand(&settings), tailCommand(&settings), doctorCommand(&settings, all),
-		dlqCommand(&settings, all),
+		dlqCommand(&settings, all), versionCommand(),
 	)
 	root.AddCommand(more...)
 	finish(root)
@@ -160,15 +160,6 @@ func complement(s *worker.Settings) {
 	if s.DatabaseURL == "" && s.SQLitePath == "" {
 		s.SQLitePath = defaultSQLitePath
 	}
-}
-
-// Version is the version of the main module.
-func Version() string {
-	info, ok := debug.ReadBuildInfo()
-	if !ok {
-		return "unknown"
-	}
-	return info.Main.Version
 }
 
 // group makes c a command with subcommands only. Alone it prints its help; an unknown subcommand is a usage error.

@@ -586,7 +586,7 @@ func TestCommandLine(t *testing.T) {
 		"no dead letters to read":  {args: []string{"dlq", "list"}, env: []string{"WORKER_SQLITE_PATH=" + nowhere}, code: 1, want: "there is no database"},
 		"another's variable":       {args: []string{"events", "--tenant", id}, env: []string{"WORKER_TYPE=T"}, want: "no events"},
 		"a command's variable":     {args: []string{"events"}, env: []string{"WORKER_EVENTS_TYPE=T"}, want: "no events"},
-		"version":                  {args: []string{"--version"}, want: "worker version"},
+		"version":                  {args: []string{"--version"}, want: "schema   Postgres "},
 		"no address":               {args: []string{"run", "--http-addr", "nowhere:-1"}, code: 2, want: "nowhere:-1"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -744,7 +744,13 @@ func TestMigrations(t *testing.T) {
 			p := open(t)
 			p.must("", "migrate", "up")
 			p.must("", "migrate", "up")
-			require.Contains(t, p.must("", "migrate", "status", "--format", "json"), `"version":1`)
+			statuses := decodeLines[struct {
+				Version int64 `json:"version"`
+			}](t, p.must("", "migrate", "status", "--format", "json"))
+			require.Equal(t, int64(1), statuses[0].Version)
+			known := decodeLines[map[string]any](t, p.must("", "version", "--format", "json"))[0]
+			require.EqualValues(t, statuses[len(statuses)-1].Version,
+				known[map[string]string{"embedded": "schema_sqlite", "servers": "schema_postgres"}[name]])
 			p.must("", "migrate", "down")
 			p.must("", "migrate", "up")
 			p.append(registration(uuid.NewString(), `{"name":"Ana"}`, ""))

@@ -45,7 +45,7 @@ func Run(ctx context.Context, out io.Writer) (err error) {
 	logger := slog.New(slog.NewTextHandler(indented{printer}, &slog.HandlerOptions{Level: slog.LevelWarn, ReplaceAttr: withoutTime}))
 	registerAll := func(reg *handlers.Registry) {
 		clinic.Register(reg)
-		reg.FailOnDemand()
+		handlers.FailOnDemand(reg)
 	}
 	w, closeParts, err := worker.Open(ctx, settings, worker.OpenOptions{Register: registerAll, Migrate: true, Logger: logger})
 	if err != nil {

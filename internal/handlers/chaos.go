@@ -13,7 +13,7 @@ import (
 // FailOnDemand makes the handlers registered so far fail on demand, for demonstrations and tests: each fails as often as
 // "fail_times" in an event's metadata says, before it is let through. The counts are in memory, so that a restart begins
 // anew.
-func (reg *Registry) FailOnDemand() {
+func FailOnDemand(reg *Registry) {
 	for i, h := range reg.handlers {
 		reg.handlers[i].call = failOnDemand(h.call)
 	}

@@ -25,7 +25,7 @@ func TestFailOnDemand(t *testing.T) {
 	})
 	refused := Permanent(errors.New("refused"))
 	OnAll(&reg, "refuse", func(context.Context, events.Event, json.RawMessage) ([]events.Event, error) { return nil, refused })
-	reg.FailOnDemand()
+	FailOnDemand(&reg)
 	handle := func(i int, e events.Event) error {
 		_, err := reg.handlers[i].call(t.Context(), e)
 		return err

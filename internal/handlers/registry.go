@@ -93,7 +93,7 @@ func (reg *Registry) EventTypes() map[string][]string {
 }
 
 // Most is the largest number of handlers that one event has.
-func (reg *Registry) Most() int {
+func Most(reg *Registry) int {
 	counts, ofAll := map[string]int{}, 0
 	for _, h := range reg.handlers {
 		if h.types == nil {
@@ -147,8 +147,8 @@ func ShowState[A events.Stateful](reg *Registry, empty func() A) {
 	reg.shown = append(reg.shown, func() events.Stateful { return empty() })
 }
 
-// Aggregates make the aggregates whose state is shown.
-func (reg *Registry) Aggregates() []func() events.Stateful { return reg.shown }
+// Shown make the aggregates whose state is shown.
+func Shown(reg *Registry) []func() events.Stateful { return reg.shown }
 
 // Option says something more of a handler.
 type Option string

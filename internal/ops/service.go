@@ -123,7 +123,7 @@ func (s *Service) openConsole(ctx context.Context) error {
 	s.config.Register(registered)
 	c, err := console.New(ctx, console.Config{
 		Store: backend, Letters: deadletter.NewTable(backend.SQL()), Queued: settings.QueuedDeadLetters,
-		Aggregates: registered.Aggregates(), Access: s.config.Access, Logger: s.config.Logger,
+		Aggregates: handlers.Shown(registered), Access: s.config.Access, Logger: s.config.Logger,
 		Status: func(ctx context.Context) console.Status {
 			return console.StatusOf(s.worker.Health(ctx), s.config.Metrics.Values())
 		},

@@ -200,7 +200,7 @@ func (w *Worker) Run(ctx context.Context) error {
 	if w.parts.Metrics != nil {
 		background.Go(func() { w.parts.Metrics.Poll(side, w.sources) })
 	}
-	if problem := w.tuning.OutlastsConsumerTimeout(w.parts.Handlers.Most()); problem != "" && !w.parts.Embedded {
+	if problem := w.tuning.OutlastsConsumerTimeout(handlers.Most(w.parts.Handlers)); problem != "" && !w.parts.Embedded {
 		w.logger.WarnContext(ctx, "attempts may outlast the broker's consumer_timeout", "problem", problem,
 			"advice", AdviceOnConsumerTimeout)
 	}

@@ -57,6 +57,7 @@ func TestTheProgramOfTheReadme(t *testing.T) {
 			t.Parallel()
 			m := module{t: t, folder: t.TempDir(), program: filepath.Join(folder, "program"), settings: settings(t)}
 			m.start("run", "--http-addr", "127.0.0.1:0")
+			require.Regexp(t, `(?s)^worker   replaced by [^\n]+\nprogram  example\.org/billing \(devel\)\ngo .*\nschema   Postgres \d+, SQLite \d+\n$`, m.run("", "version"))
 			m.run(registered, "append")
 			chain := []string{"events", "--correlation", correlation, "--format", "json"}
 			require.Eventually(t, func() bool {
@@ -136,6 +137,39 @@ func TestWhatAnAppenderLinks(t *testing.T) {
 	} {
 		require.False(t, slices.ContainsFunc(packages, func(p string) bool { return strings.HasPrefix(p+"/", heavy) }), heavy)
 	}
+}
+
+// What the image's build gets is enough to build it, and the version that it gets is told.
+func TestTheImageBuilds(t *testing.T) {
+	t.Parallel()
+	root, folder := filepath.Join("..", "..", ".."), t.TempDir()
+	ignore, err := os.ReadFile(filepath.Join(root, ".dockerignore"))
+	require.NoError(t, err)
+	for _, line := range strings.Split(string(ignore), "\n") {
+		pattern, kept := strings.CutPrefix(line, "!")
+		if !kept {
+			continue
+		}
+		paths, err := filepath.Glob(filepath.Join(root, pattern))
+		require.NoError(t, err)
+		require.NotEmpty(t, paths, line)
+		for _, path := range paths {
+			if strings.HasSuffix(pattern, "/") {
+				require.NoError(t, os.CopyFS(filepath.Join(folder, pattern), os.DirFS(path)))
+				continue
+			}
+			content, err := os.ReadFile(path)
+			require.NoError(t, err)
+			require.NoError(t, os.WriteFile(filepath.Join(folder, filepath.Base(path)), content, 0o600))
+		}
+	}
+	dockerfile, err := os.ReadFile(filepath.Join(root, "Dockerfile"))
+	require.NoError(t, err)
+	command := regexp.MustCompile(`(?m)^RUN CGO_ENABLED=0 (go build .*)$`).FindSubmatch(dockerfile)
+	require.NotNil(t, command)
+	program := filepath.Join(folder, "program")
+	output(t, folder, []string{"VERSION=v1.2.3"}, "", "sh", "-c", strings.Replace(string(command[1]), "/worker ", program+" ", 1))
+	require.Contains(t, output(t, folder, nil, "", program, "version"), "worker   v1.2.3\n")
 }
 
 // newModule makes an empty module that requires the one under test.

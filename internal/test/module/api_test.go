@@ -1,0 +1,103 @@
+package module_test
+
+import (
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"go/importer"
+	"go/token"
+	"go/types"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+var update = flag.Bool("update", false, "write the listing of the API anew") //nolint:gochecknoglobals // a flag of the test
+
+// The listing of what is public is committed, so that each change to it is seen: also one of an internal type that a public name
+// stands for.
+func TestAPI(t *testing.T) {
+	t.Parallel()
+	listing := filepath.Join("..", "..", "..", "docs", "api.txt")
+	var got strings.Builder
+	got.WriteString("The exported names of the public packages. `make api` writes this file.\n")
+	load := packages(t)
+	for _, path := range []string{"github.com/healz/worker", "github.com/healz/worker/service", "github.com/healz/worker/workertest"} {
+		p, err := load.Import(path)
+		require.NoError(t, err)
+		fmt.Fprintf(&got, "\npackage %s // %s\n", p.Name(), path)
+		for _, name := range p.Scope().Names() {
+			if token.IsExported(name) {
+				list(&got, p.Scope().Lookup(name))
+			}
+		}
+	}
+	if *update {
+		require.NoError(t, os.WriteFile(listing, []byte(got.String()), 0o600))
+	}
+	want, err := os.ReadFile(listing)
+	require.NoError(t, err)
+	require.Equal(t, string(want), got.String(), "the API has changed: see CHANGELOG.md, and run `make api`")
+}
+
+// packages imports packages by what the compiler has written of them.
+func packages(t *testing.T) types.Importer {
+	t.Helper()
+	exports := map[string]string{}
+	list := json.NewDecoder(strings.NewReader(output(t, filepath.Join("..", "..", ".."), nil, "",
+		"go", "list", "-export", "-deps", "-json=ImportPath,Export", ".", "./service", "./workertest")))
+	for {
+		var p struct{ ImportPath, Export string }
+		err := list.Decode(&p)
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		require.NoError(t, err)
+		exports[p.ImportPath] = p.Export
+	}
+	return importer.ForCompiler(token.NewFileSet(), "gc", func(path string) (io.ReadCloser, error) { return os.Open(exports[path]) })
+}
+
+// list writes a line for a name, and one for each exported field and method of a type.
+func list(w io.Writer, o types.Object) {
+	short := func(p *types.Package) string { return p.Name() }
+	if _, isType := o.(*types.TypeName); !isType {
+		line := types.ObjectString(o, short)
+		if c, isConst := o.(*types.Const); isConst {
+			line += " = " + c.Val().String()
+		}
+		fmt.Fprintln(w, line)
+		return
+	}
+	of := types.Unalias(o.Type())
+	switch u := of.Underlying().(type) {
+	case *types.Struct:
+		fmt.Fprintf(w, "type %s struct\n", o.Name())
+		for field := range u.Fields() {
+			if field.Exported() {
+				fmt.Fprintf(w, "  %s.%s %s\n", o.Name(), field.Name(), types.TypeString(field.Type(), short))
+			}
+		}
+	case *types.Interface:
+		fmt.Fprintf(w, "type %s interface\n", o.Name())
+	default:
+		fmt.Fprintf(w, "type %s %s\n", o.Name(), types.TypeString(u, short))
+	}
+	if !types.IsInterface(of) {
+		of = types.NewPointer(of)
+	}
+	var methods []string
+	for method := range types.NewMethodSet(of).Methods() {
+		if m := method.Obj(); m.Exported() {
+			methods = append(methods, fmt.Sprintf("  %s.%s%s\n", o.Name(), m.Name(), strings.TrimPrefix(types.TypeString(m.Type(), short), "func")))
+		}
+	}
+	slices.Sort(methods)
+	fmt.Fprint(w, strings.Join(methods, ""))
+}
