@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"encoding/json"
+	"io/fs"
 
 	"github.com/jackc/pgx/v5"
 
@@ -67,6 +68,15 @@ func Permanent(err error) error { return handlers.Permanent(err) }
 // ShowState lets the console show the state of an aggregate after each of its events. Without it the console shows the events
 // alone. Each call of empty returns a new aggregate.
 func ShowState[A Stateful](app *App, empty func() A) { handlers.ShowState(app, empty) }
+
+// Migrations registers the SQL files of the program's own tables, in the format of goose, as 00001_patients.sql: the statements
+// behind "-- +goose Up" bring a version, and those behind "-- +goose Down" take it back. `run` and `migrate up` apply those that
+// the database lacks, after the worker's own, one process at a time, and wait a minute for a lock. Their versions are in the
+// table NAME_migrations. A file that was released stays as it is.
+//
+// files is an embed.FS of a folder, say. A program for both databases has folders postgres and sqlite in it. name is of a-z, 0-9
+// and _, and the program's own on the database.
+func Migrations(app *App, name string, files fs.FS) { handlers.Migrations(app, name, files) }
 
 // InTx registers SQL of a handler's own for the transaction in which the worker records that the handler has handled its event
 // and appends what follows. A handler calls it with its context, as often as it likes, on a worker whose store is Postgres;

@@ -17,6 +17,7 @@ package migrations
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
 	"io/fs"
 	"path"
@@ -31,9 +32,19 @@ import (
 // Table is the table of the versions that a database has: a row for each, its number in version_id.
 const Table = "worker_migrations"
 
+// Set is the migrations of a program that builds on the worker: SQL files for tables of its own.
+type Set struct {
+	// Name names the table of their versions, NAME_migrations.
+	Name string
+	// Files are NNNNN_what.sql, in the folders postgres and sqlite where there are such. All may be in one folder.
+	Files fs.FS
+}
+
 // Status says whether a database has a version of the schema.
 type Status struct {
-	Version int64 `json:"version"`
+	// Of is the name of the [Set]; "" is the worker's own schema.
+	Of      string `json:"of,omitempty"`
+	Version int64  `json:"version"`
 	// Name says what the version brings.
 	Name string `json:"name"`
 	// AppliedAt is when the database got it; zero if it has not.
@@ -61,6 +72,7 @@ type Migrator struct {
 	provider *goose.Provider
 	db       *sql.DB
 	dialect  goose.Dialect
+	of       string // the name of a set; "" is the worker's own schema
 }
 
 func newMigrator(
@@ -75,7 +87,47 @@ func newMigrator(
 	if err != nil {
 		return nil, fmt.Errorf("load the migrations: %w", err)
 	}
-	return &Migrator{provider, db, dialect}, nil
+	return &Migrator{provider: provider, db: db, dialect: dialect}, nil
+}
+
+// Of returns the migrator of a set on the same database.
+func (m *Migrator) Of(s Set) (*Migrator, error) {
+	folder := map[goose.Dialect]string{goose.DialectPostgres: "postgres", goose.DialectSQLite3: "sqlite"}[m.dialect]
+	options := []goose.ProviderOption{goose.WithTableName(s.Name + "_migrations"), goose.WithDisableGlobalRegistry(true)}
+	if m.dialect == goose.DialectPostgres {
+		options = append(options, goose.WithSessionLocker(&locker{db: m.db}))
+	}
+	files, err := under(s.Files, folder)
+	if err != nil {
+		return nil, fmt.Errorf("load the migrations of %s: %w", s.Name, err)
+	}
+	provider, err := goose.NewProvider(m.dialect, m.db, files, options...)
+	if err != nil {
+		return nil, fmt.Errorf("load the migrations of %s: %w", s.Name, err)
+	}
+	return &Migrator{provider, m.db, m.dialect, s.Name}, nil
+}
+
+// under returns the files of a database: those in the folder of its name, if there are folders of databases. A single other folder
+// is gone into, as files that are embedded are in one.
+func under(files fs.FS, database string) (fs.FS, error) {
+	entries, err := fs.ReadDir(files, ".")
+	if err != nil {
+		return nil, err
+	}
+	for _, e := range entries {
+		switch {
+		case e.IsDir() && (e.Name() == "postgres" || e.Name() == "sqlite"):
+			return fs.Sub(files, database)
+		case e.IsDir() && len(entries) == 1:
+			sub, err := fs.Sub(files, e.Name())
+			if err != nil {
+				return nil, err
+			}
+			return under(sub, database)
+		}
+	}
+	return files, nil
 }
 
 // Latest is the version that this worker needs, and the newest that it knows.
@@ -131,7 +183,13 @@ func (m *Migrator) Up(ctx context.Context) error {
 	}
 	if version <= m.Latest() {
 		_, err = m.provider.Up(ctx)
+		if failed, isPartial := errors.AsType[*goose.PartialError](err); isPartial {
+			return fmt.Errorf("version %d: %w", failed.Failed.Source.Version, failed.Err)
+		}
 		return err
+	}
+	if m.of != "" { // which a newer version of the program has brought further
+		return nil
 	}
 	statement := SelectPostgres
 	if m.dialect == goose.DialectSQLite3 {
@@ -172,7 +230,7 @@ func (m *Migrator) Status(ctx context.Context) ([]Status, error) {
 		if k.Source.Type == goose.TypeGo {
 			name = lettersName
 		}
-		list[i] = Status{Version: k.Source.Version, Name: name, AppliedAt: k.AppliedAt}
+		list[i] = Status{Of: m.of, Version: k.Source.Version, Name: name, AppliedAt: k.AppliedAt}
 	}
 	return list, nil
 }

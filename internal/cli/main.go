@@ -138,9 +138,9 @@ each store works with each bus.`,
 		"number of partition queues by aggregate; the same for all workers and commands; 0: one queue")
 	complete(root, "queue-type", amqp.ClassicQueues, amqp.QuorumQueues)
 	root.AddCommand(
-		runCommand(&settings, all), migrateCommand(&settings), appendCommand(&settings), publishCommand(&settings),
+		runCommand(&settings, all), migrateCommand(&settings, all), appendCommand(&settings), publishCommand(&settings),
 		eventsCommand(&settings), traceCommand(&settings), tailCommand(&settings), doctorCommand(&settings, all),
-		dlqCommand(&settings, all), versionCommand(),
+		dlqCommand(&settings, all), versionCommand(), newCommand(),
 	)
 	root.AddCommand(more...)
 	finish(root)

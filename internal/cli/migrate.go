@@ -1,64 +1,101 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/spf13/cobra"
 
+	"github.com/healz/worker/internal/handlers"
 	"github.com/healz/worker/internal/store"
 	"github.com/healz/worker/internal/worker"
+	"github.com/healz/worker/migrations"
 )
 
-func migrateCommand(s *worker.Settings) *cobra.Command {
+func migrateCommand(s *worker.Settings, all registrations) *cobra.Command {
 	c := group(&cobra.Command{
 		Use:   "migrate",
 		Short: "Migrate the database schema up or down, or show its versions",
 	})
-	up := migrateStep(s, "up", "Apply missing migrations; an existing events table of another service is adopted with its rows",
-		"the schema is up to date", worker.Settings.OpenStore, worker.Backend.Migrate)
-	down := migrateStep(s, "down", "Roll back the newest migration; refused if data would be lost",
-		"rolled back by one version", worker.Settings.OpenExisting, worker.Backend.MigrateDown)
-	c.AddCommand(up, migrateStatus(s), down, migrateRestored(s))
+	c.AddCommand(migrateUp(s, all), migrateStatus(s, all), migrateDown(s, all), migrateRestored(s))
 	return c
 }
 
-func migrateStep(
-	s *worker.Settings, use, short, done string,
-	open func(worker.Settings, context.Context) (worker.Backend, error), migrate func(worker.Backend, context.Context) error,
-) *cobra.Command {
+func migrateUp(s *worker.Settings, all registrations) *cobra.Command {
 	return &cobra.Command{
-		Use: use, Short: short, Args: noArguments,
+		Use: "up",
+		Short: "Apply missing migrations, the program's own (worker.Migrations) last; an existing events table of another service is " +
+			"adopted with its rows",
+		Args: noArguments,
 		RunE: func(c *cobra.Command, _ []string) error {
-			open := func(ctx context.Context) (worker.Backend, error) { return open(*s, ctx) }
-			return withStore(c, s, open, func(b worker.Backend) error {
-				if err := migrate(b, c.Context()); err != nil {
+			return withStore(c, s, s.OpenStore, func(b worker.Backend) error {
+				if err := worker.MigrateAll(c.Context(), b, all); err != nil {
 					return err
 				}
-				fmt.Fprintln(c.OutOrStdout(), done)
+				fmt.Fprintln(c.OutOrStdout(), "the schema is up to date")
 				return nil
 			})
 		},
 	}
 }
 
-func migrateStatus(s *worker.Settings) *cobra.Command {
+func migrateDown(s *worker.Settings, all registrations) *cobra.Command {
+	var of string
+	c := &cobra.Command{
+		Use:   "down",
+		Short: "Roll back the newest migration; refused if data of the worker would be lost",
+		Args:  noArguments,
+	}
+	c.Flags().StringVar(&of, "of", "", "the NAME of the program's own migrations (worker.Migrations); empty: the worker's schema")
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		down := worker.Backend.MigrateDown
+		if of != "" {
+			sets := handlers.MigrationsOf(all.registry())
+			i := slices.IndexFunc(sets, func(set migrations.Set) bool { return set.Name == of })
+			if i < 0 {
+				return usageError{fmt.Errorf("--of: the program has no migrations of the name %q", of)}
+			}
+			down = func(b worker.Backend, ctx context.Context) error {
+				return b.WithMigrations(ctx, sets[i], func(ctx context.Context, m *migrations.Migrator) error { return m.Down(ctx) })
+			}
+		}
+		return withStore(c, s, s.OpenExisting, func(b worker.Backend) error {
+			if err := down(b, c.Context()); err != nil {
+				return err
+			}
+			fmt.Fprintln(c.OutOrStdout(), "rolled back by one version")
+			return nil
+		})
+	}
+	return c
+}
+
+func migrateStatus(s *worker.Settings, all registrations) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "status",
-		Short: "List the migrations and when they were applied",
+		Short: "List the migrations and when they were applied, the program's own (worker.Migrations) last",
 		Args:  noArguments,
 	}
 	f := addFormat(c)
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		return withStore(c, s, s.OpenExisting, func(b worker.Backend) error {
 			list, err := b.MigrationStatus(c.Context())
+			for _, set := range handlers.MigrationsOf(all.registry()) {
+				err = errors.Join(err, b.WithMigrations(c.Context(), set, func(ctx context.Context, m *migrations.Migrator) error {
+					own, err := m.Status(ctx)
+					list = append(list, own...)
+					return err
+				}))
+			}
 			if err != nil {
 				return err
 			}
-			p := newPrinter(c.OutOrStdout(), *f, "VERSION", "NAME", "APPLIED")
+			p := newPrinter(c.OutOrStdout(), *f, "OF", "VERSION", "NAME", "APPLIED")
 			for _, m := range list {
-				if err := p.print(m, fmt.Sprint(m.Version), m.Name, localTime(m.AppliedAt)); err != nil {
+				if err := p.print(m, cmp.Or(m.Of, "worker"), fmt.Sprint(m.Version), m.Name, localTime(m.AppliedAt)); err != nil {
 					return err
 				}
 			}

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"testing"
+	"testing/fstest"
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
@@ -459,8 +460,15 @@ func TestRegistrationsAreChecked(t *testing.T) {
 	handlers.OnAll(reg, "nil-for-all", nil)
 	handlers.On(reg, "Registered", "twice", welcome)
 	handlers.On(reg, "Other", "twice", welcome)
+	handlers.Migrations(reg, "Billing", fstest.MapFS{})
+	handlers.Migrations(reg, "worker", fstest.MapFS{})
+	handlers.Migrations(reg, "same", fstest.MapFS{})
+	handlers.Migrations(reg, "same", fstest.MapFS{})
+	handlers.Migrations(reg, "none", nil)
 	_, err := handlers.NewDispatcher(reg, handlers.Config{Logger: slog.New(slog.DiscardHandler)})
 	for _, want := range []string{
+		`migrations "Billing": the name must be`, `migrations "worker": the name must be`,
+		`migrations "same": the name is registered twice`, `migrations "none": the files are nil`,
 		`"\u202ebidi": its name contains the invisible character U+202E`, `"  ": its name is blank`,
 		`"odd-type": event type "a\u200b" contains the invisible character U+200B`, `"odd-type": event type " " is blank`,
 		`"odd-type": event type "#" contains # or *`,

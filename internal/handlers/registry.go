@@ -28,9 +28,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"iter"
 	"log/slog"
 	"maps"
+	"regexp"
 	"slices"
 
 	"github.com/cenkalti/backoff/v5"
@@ -38,6 +40,7 @@ import (
 
 	"github.com/healz/worker/internal/events"
 	"github.com/healz/worker/internal/middleware"
+	"github.com/healz/worker/migrations"
 )
 
 // Registry holds the handlers of a worker, in the order of their registration. It is filled before the worker starts and
@@ -47,6 +50,7 @@ import (
 type Registry struct {
 	handlers []handler
 	shown    []func() events.Stateful
+	sets     []migrations.Set
 	problems []error
 	streams  events.Streams
 }
@@ -149,6 +153,25 @@ func ShowState[A events.Stateful](reg *Registry, empty func() A) {
 
 // Shown make the aggregates whose state is shown.
 func Shown(reg *Registry) []func() events.Stateful { return reg.shown }
+
+// Migrations registers the SQL files of a program's own tables; see [migrations.Set].
+func Migrations(reg *Registry, name string, files fs.FS) {
+	switch {
+	case !setName.MatchString(name) || name == "worker":
+		reg.problems = append(reg.problems, fmt.Errorf(
+			"migrations %q: the name must be of 1 to 40 of a-z, 0-9 and _, begin with a letter, and not be worker", name))
+	case files == nil:
+		reg.problems = append(reg.problems, fmt.Errorf("migrations %q: the files are nil", name))
+	case slices.ContainsFunc(reg.sets, func(other migrations.Set) bool { return other.Name == name }):
+		reg.problems = append(reg.problems, fmt.Errorf("migrations %q: the name is registered twice", name))
+	}
+	reg.sets = append(reg.sets, migrations.Set{Name: name, Files: files})
+}
+
+var setName = regexp.MustCompile(`^[a-z][a-z0-9_]{0,39}$`)
+
+// MigrationsOf are those that are registered, in their order.
+func MigrationsOf(reg *Registry) []migrations.Set { return reg.sets }
 
 // Option says something more of a handler.
 type Option string

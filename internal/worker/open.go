@@ -18,6 +18,7 @@ import (
 	"github.com/healz/worker/internal/metrics"
 	"github.com/healz/worker/internal/observe"
 	"github.com/healz/worker/internal/store"
+	"github.com/healz/worker/migrations"
 )
 
 // maxWaitInterval is the longest backoff while a server is not up.
@@ -111,7 +112,7 @@ func openBackend(ctx context.Context, s Settings, o OpenOptions, wait wait) (Bac
 			return err
 		}
 		if o.Migrate { // which the end of the wait must not interrupt
-			err = b.Migrate(ctx)
+			err = MigrateAll(ctx, b, o.Register)
 		}
 		if err == nil {
 			err = b.Ping(ctx)
@@ -123,6 +124,22 @@ func openBackend(ctx context.Context, s Settings, o OpenOptions, wait wait) (Bac
 		return nil
 	})
 	return backend, err
+}
+
+// MigrateAll brings the schema up to date, and then the tables of the program's own.
+func MigrateAll(ctx context.Context, b Backend, register func(*handlers.Registry)) error {
+	if err := b.Migrate(ctx); err != nil {
+		return err
+	}
+	registered := &handlers.Registry{}
+	register(registered)
+	for _, set := range handlers.MigrationsOf(registered) {
+		err := b.WithMigrations(ctx, set, func(ctx context.Context, m *migrations.Migrator) error { return m.Up(ctx) })
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func dial(ctx context.Context, s Settings, o OpenOptions, wait wait, watcher amqp.Watcher) (*amqp.Connection, error) {

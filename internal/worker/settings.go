@@ -140,6 +140,8 @@ type Backend interface {
 	MigrateRestored(ctx context.Context) (store.Renumbered, error)
 	// MigrationStatus lists the versions of the schema.
 	MigrationStatus(ctx context.Context) ([]migrations.Status, error)
+	// WithMigrations calls do with the migrator of a set of others.
+	WithMigrations(ctx context.Context, set migrations.Set, do func(context.Context, *migrations.Migrator) error) error
 	// Tail opens the relay's side of the store.
 	Tail(ctx context.Context, c store.TailConfig) (*store.Tail, error)
 	// SQL is the database, for tables of others, as that of the dead letters.

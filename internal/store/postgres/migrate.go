@@ -30,6 +30,15 @@ func (s *Store) Migrate(ctx context.Context) error {
 	return migrationFault(ctx, doing, err)
 }
 
+// WithMigrations calls do with the migrator of a set.
+func (s *Store) WithMigrations(ctx context.Context, set migrations.Set, do func(context.Context, *migrations.Migrator) error) error {
+	m, err := s.migrator.Of(set)
+	if err == nil {
+		err = do(ctx, m)
+	}
+	return fault(ctx, "migrations of "+set.Name, err)
+}
+
 // How long locks of others are waited for, in short attempts, and how long writers have between two of them.
 const (
 	lockPatience = 10 * time.Second

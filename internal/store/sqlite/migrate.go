@@ -64,6 +64,17 @@ func (s *Store) MigrationStatus(ctx context.Context) (list []migrations.Status, 
 	return list, err
 }
 
+// WithMigrations calls do with the migrator of a set.
+func (s *Store) WithMigrations(ctx context.Context, set migrations.Set, do func(context.Context, *migrations.Migrator) error) error {
+	return s.migrate(ctx, "migrations of "+set.Name, func(m *migrations.Migrator, ctx context.Context) error {
+		m, err := m.Of(set)
+		if err != nil {
+			return err
+		}
+		return do(ctx, m)
+	})
+}
+
 func (s *Store) migrate(
 	ctx context.Context, doing string, work func(*migrations.Migrator, context.Context) error,
 ) error {

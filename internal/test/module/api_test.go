@@ -43,7 +43,20 @@ func TestAPI(t *testing.T) {
 	}
 	want, err := os.ReadFile(listing)
 	require.NoError(t, err)
-	require.Equal(t, string(want), got.String(), "the API has changed: see CHANGELOG.md, and run `make api`")
+	before, now := strings.Split(string(want), "\n"), strings.Split(got.String(), "\n")
+	var changes []string
+	for _, line := range before {
+		if !slices.Contains(now, line) {
+			changes = append(changes, "- "+line)
+		}
+	}
+	for _, line := range now {
+		if !slices.Contains(before, line) {
+			changes = append(changes, "+ "+line)
+		}
+	}
+	require.Empty(t, strings.Join(changes, "\n"), "the API has changed: see CHANGELOG.md, and run `make api`")
+	require.Equal(t, len(before), len(now), "the listing is out of date: run `make api`")
 }
 
 // packages imports packages by what the compiler has written of them.

@@ -75,6 +75,35 @@ func TestTheProgramOfTheReadme(t *testing.T) {
 	}
 }
 
+// What `worker new` writes builds, passes its tests, and handles events.
+func TestANewProgram(t *testing.T) {
+	t.Parallel()
+	root, err := filepath.Abs(filepath.Join("..", "..", ".."))
+	require.NoError(t, err)
+	parent := t.TempDir()
+	worker := filepath.Join(parent, "worker")
+	output(t, root, nil, "", "go", "build", "-o", worker, "./cmd/worker")
+	printed := output(t, parent, nil, "", worker, "new", "example.org/health/billing")
+	require.Contains(t, printed, "billing/main.go\n")
+	folder := filepath.Join(parent, "billing")
+	require.Empty(t, output(t, folder, nil, "", "gofmt", "-l", "."))
+	requireWorker(t, folder)
+	output(t, folder, nil, "", "go", "vet", "-mod=mod", "./...")
+	output(t, folder, nil, "", "make", "test", "build")
+	m := module{t: t, folder: t.TempDir(), program: filepath.Join(folder, "bin", "billing")}
+	m.start("run", "--http-addr", "127.0.0.1:0")
+	m.run(registered, "append")
+	require.Eventually(t, func() bool {
+		return strings.Contains(m.run("", "trace", correlation), "WelcomeRequested")
+	}, patience, 500*time.Millisecond)
+
+	again := exec.CommandContext(t.Context(), worker, "new", "billing")
+	again.Dir = parent
+	complaint, err := again.CombinedOutput()
+	require.Error(t, err)
+	require.Contains(t, string(complaint), "billing exists already: nothing was written")
+}
+
 // A worker inside an HTTP service shares its pool, its server and its transactions.
 func TestAWorkerInAService(t *testing.T) {
 	t.Parallel()
@@ -175,15 +204,21 @@ func TestTheImageBuilds(t *testing.T) {
 // newModule makes an empty module that requires the one under test.
 func newModule(t *testing.T) string {
 	t.Helper()
-	root, err := filepath.Abs(filepath.Join("..", "..", ".."))
-	require.NoError(t, err)
 	folder := t.TempDir()
 	output(t, folder, nil, "", "go", "mod", "init", "example.org/billing")
+	requireWorker(t, folder)
+	return folder
+}
+
+// requireWorker lets a module require the one under test.
+func requireWorker(t *testing.T, folder string) {
+	t.Helper()
+	root, err := filepath.Abs(filepath.Join("..", "..", ".."))
+	require.NoError(t, err)
 	output(t, folder, nil, "", "go", "mod", "edit", "-require=github.com/healz/worker@v0.0.0", "-replace=github.com/healz/worker="+root)
 	sums, err := os.ReadFile(filepath.Join(root, "go.sum"))
 	require.NoError(t, err)
 	require.NoError(t, os.WriteFile(filepath.Join(folder, "go.sum"), sums, 0o600))
-	return folder
 }
 
 func build(t *testing.T, folder string) {

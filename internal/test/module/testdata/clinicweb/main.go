@@ -3,6 +3,7 @@ package main
 
 import (
 	"context"
+	"embed"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -45,6 +46,9 @@ func welcome(ctx context.Context, e worker.Event, p PatientRegistered) ([]worker
 	})
 }
 
+//go:embed migrations
+var migrations embed.FS
+
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -60,14 +64,12 @@ func run(ctx context.Context) (err error) {
 		return err
 	}
 	defer pool.Close()
-	if _, err := pool.Exec(ctx, "CREATE TABLE IF NOT EXISTS patients (id uuid PRIMARY KEY, name text UNIQUE, welcomed bool)"); err != nil {
-		return err
-	}
 	config := service.Config{
 		Pool: pool, RabbitMQURL: os.Getenv("RABBITMQ_URL"), Logger: slog.New(slog.NewTextHandler(os.Stderr, nil)),
 	}
 	w, err := service.New(ctx, config, func(app *worker.App) {
 		worker.On(app, "PatientRegistered", "welcome-patient", welcome)
+		worker.Migrations(app, "clinicweb", migrations)
 	})
 	if err != nil {
 		return err
