@@ -517,6 +517,7 @@ func TestCommandLine(t *testing.T) {
 		"help":                     {args: []string{"--help"}, want: "worker [command]"},
 		"run's help":               {args: []string{"run", "--help"}, want: "[$WORKER_GRACE_PERIOD]"},
 		"no command":               {args: nil, want: "Available Commands"},
+		"module of no name":        {args: []string{"new", "../Billing"}, code: 2, want: "like example.org/billing"},
 		"completion":               {args: []string{"completion", "bash"}, want: "worker"},
 		"unknown command":          {args: []string{"walk"}, code: 2, want: `unknown command "walk"`},
 		"unknown command of group": {args: []string{"dlq", "walk"}, code: 2, want: `unknown command "dlq walk"`},

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/spf13/cobra"
@@ -18,6 +19,9 @@ files for Docker. NAME is the path of the module, whose last part names the fold
 		Args:    arguments(1, 1, "one NAME"),
 		RunE: func(c *cobra.Command, args []string) error {
 			folder, names, err := scaffold.Write(".", args[0], Version())
+			if errors.Is(err, scaffold.ErrName) {
+				return usageError{err}
+			}
 			if err != nil {
 				return err
 			}

@@ -28,16 +28,19 @@ type program struct {
 }
 
 var (
-	modulePaths = regexp.MustCompile(`^[a-z0-9][a-z0-9._~-]*(/[A-Za-z0-9_][A-Za-z0-9._~-]*)*$`)
+	modulePaths = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]*(/[a-z0-9][a-z0-9._-]*)*$`)
 	major       = regexp.MustCompile(`^v[0-9]+$`)
 	released    = regexp.MustCompile(`^v[0-9]+\.[0-9]+\.[0-9]+(-[0-9A-Za-z.-]+)?$`)
 )
+
+// ErrName says what the name of a module must be.
+var ErrName = errors.New("the name must be the path of a module in lower case, like example.org/billing, or billing")
 
 // Write writes the module into a new folder of its name, and returns the folder and the names of the files. version is that of the
 // worker which the module is to require; if it is none that is released, the module requires the newest.
 func Write(parent, modulePath, version string) (folder string, names []string, err error) {
 	if !modulePaths.MatchString(modulePath) {
-		return "", nil, fmt.Errorf("%q is not the path of a module, which is like example.org/billing, or billing", modulePath)
+		return "", nil, fmt.Errorf("%w, not %q", ErrName, modulePath)
 	}
 	p := program{Module: modulePath, Name: path.Base(modulePath)}
 	if major.MatchString(p.Name) && path.Dir(modulePath) != "." {
