@@ -19,7 +19,8 @@ import (
 type Aggregate = events.Aggregate
 
 // Root is the base to embed in an aggregate. It gives it ID, Version (of the last event, 0 if there is none), TenantID, and
-// Uncommitted, the events that were raised since it was loaded. It is not safe for concurrent use.
+// Uncommitted, the events that were raised since it was loaded, which ClearUncommitted forgets once they are in the store. It is
+// not safe for concurrent use.
 type Root = events.Root
 
 // Stateful is an [Aggregate] that shows its state to people: State is what the events so far have made of it, as something that

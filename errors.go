@@ -31,23 +31,28 @@ var (
 	ErrNoTransaction = store.ErrNoTransaction
 )
 
-// InvalidError says all that is wrong with an event. Its Fields have the JSON name of each bad field and its problem. It quotes
-// no values of the event's data or metadata.
+// InvalidError says all that is wrong with an event: its Fields are the bad ones. It quotes no values of the event's data or
+// metadata.
 type InvalidError = events.InvalidError
 
-// ConflictError says that a version of an aggregate was taken: Wanted is the version that the append asked for, Found the one
-// that the aggregate has. It is an [ErrConflict].
+// FieldError says what is wrong with one field: Field is its JSON name, or "" when the whole is at fault, and Problem completes the
+// sentence "the field …".
+type FieldError = events.FieldError
+
+// ConflictError says that a version of an aggregate (AggregateType, AggregateID) was taken: Wanted is the version that the append
+// asked for, Found the one that the aggregate has. It is an [ErrConflict].
 type ConflictError = store.ConflictError
 
-// GapError says that a version does not follow the aggregate's last one; Wanted and Found are as in [ConflictError].
+// GapError says that a version does not follow the last one of the aggregate (AggregateType, AggregateID); Wanted and Found are as in
+// [ConflictError].
 type GapError = store.GapError
 
 // DuplicateError says that an event of the same id (EventID) is in the store, or twice in the batch.
 type DuplicateError = store.DuplicateError
 
-// EventError says which event of a batch (Index, from 0, of Of) an error is about, and wraps that.
+// EventError says which event of a batch (Index, from 0, of Of) an error is about, and wraps that: Err.
 type EventError = store.EventError
 
 // RefusedError says that the database refused rows, by a constraint, an index or a trigger of others, which By names. Its text
-// quotes nothing of the rows; the error that it wraps may.
+// quotes nothing of the rows; the error that it wraps, Err, may.
 type RefusedError = store.RefusedError

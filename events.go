@@ -10,17 +10,25 @@ import (
 // which tenant, why and when. Its JSON form is the one that all services on the bus share.
 //
 // An event is made by [Raise], [Follow] or [NewEvent], which fill the envelope, so that no tenant and no correlation can be
-// forgotten. It may be copied and shared, but its Data and Metadata must not be changed.
+// forgotten. It may be copied and shared, but its Data and Metadata must not be changed. Its fields are
 //
-// Validate checks the envelope, with an *[InvalidError] that names every bad field. DecodeMetadata decodes the metadata, which
-// may be absent. See also [DataOf].
+//   - ID (unique over all events), Type (what happened, at most 100 characters) and CreatedAt (to the microsecond);
+//   - AggregateType, AggregateID and AggregateVersion: the stream that it belongs to and its place there, from 1 on;
+//   - TenantID, which never changes along a chain of causes, ClinicID and UserID, which may be null;
+//   - CorrelationID, the same along a whole chain, and CausationID, the event or command that is the direct cause;
+//   - Data, any JSON value, and Metadata, a JSON object or nil, kept as they were written.
+//
+// Validate checks them, with an *[InvalidError] that names every bad field. DecodeMetadata decodes the metadata into a value, which
+// absent metadata leaves as it is; [DataOf] decodes the data. Fingerprint is a hash of what the event says, equal for the copy that
+// comes from the store or the bus.
 type Event = events.Event
 
 // Data is implemented by the types that users write for the data of their events: EventType is the [Event]'s Type, at most 100
 // characters, and the routing key on the bus. It goes through encoding/json.
 type Data = events.Data
 
-// Opening is the data of an event that is the first of a new aggregate, whose type it names, at most 50 characters; see [Follow].
+// Opening is [Data] (EventType) of an event that is the first of a new aggregate. AggregateType is the type of that, at most 50
+// characters. See [Follow].
 type Opening = events.Opening
 
 // Origin is what an event inherits from whatever brought it about: for whom (TenantID, which is required, and ClinicID), by

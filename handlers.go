@@ -13,12 +13,13 @@ import (
 	"github.com/healz/worker/internal/store/sqlite"
 )
 
-// App is what handlers are registered with: a program has a function of it, which it gives to package service. All that is
-// wrong with the registrations is reported together when the worker starts.
+// App is what handlers are registered with: a program has a function of it, which it gives to package service. The function may be
+// called more than once, also where there is no store: it only registers. All that is wrong with the registrations is reported
+// together when the worker starts; in a test, Check reports it. Names are those of the handlers, and EventTypes the types that each
+// of them is for (nil is all).
 //
-// It is also the [Streams] of the repositories of handlers. In a dry run (`worker dlq try`) these read and write in the
-// transaction that is rolled back. Do not read from it while handlers are registered: that is also done where there is no
-// store.
+// It is also the [Streams] of the repositories of handlers: its AppendMany and Stream work in a handler, with the context of the
+// handler, and nowhere else. In a dry run (`worker dlq try`) they work in the transaction that is rolled back.
 type App = handlers.Registry
 
 // Option says something more of a handler; [OutsideEffects] is the only one.

@@ -21,7 +21,9 @@ type StoreConfig struct {
 	// DatabaseURL is the Postgres database (postgres://…, or libpq's keywords and values).
 	DatabaseURL string
 	// Pool is a pool of the caller's own, whose connections the store shares. It is the caller's to close, after the store. Its
-	// default_query_exec_mode must be cache_statement (pgx's default), cache_describe or describe_exec.
+	// default_query_exec_mode must be cache_statement (pgx's default), cache_describe or describe_exec; behind a pooler such as
+	// pgbouncer, cache_describe is the one that works with every version. Migrate has connections of its own, with the pool's settings
+	// and its hooks BeforeConnect and AfterConnect.
 	//
 	// A call of the store needs a connection: who makes it while holding one, as in a transaction, may wait for ever in a pool
 	// that is used up. In a transaction of one's own, AppendTx is the way.
@@ -35,7 +37,7 @@ type StoreConfig struct {
 // Store is an event store: events are kept there for good, in order, and are never changed. What was appended reaches the bus,
 // by the relay of a worker that runs on the same database. All methods are safe for concurrent use.
 //
-// A program that appends needs no connection to a broker, and links no more than the databases' drivers.
+// A program that appends needs no connection to a broker, and links neither its client nor the console, metrics or traces.
 type Store struct {
 	backend interface {
 		store.Store
@@ -91,11 +93,13 @@ func (s *Store) AppendMany(ctx context.Context, batch []Event) error {
 }
 
 // AppendTx appends events in a transaction of the caller's own, on the database of the store: they are committed with the
-// caller's rows, or not at all. Its errors are those of [Store.Append], and leave the transaction usable: nothing of the call
-// was written. They are events of the worker as any others.
+// caller's rows, or not at all. Its errors are those of [Store.Append], but for [ErrUnknownOutcome]. After an error nothing of the
+// call is in the transaction, which can go on, unless ctx has ended: that may cost the connection.
 //
-// From the call on, the transaction holds back the relay, for the whole database: commit soon. On a conflict, read committed is
-// the level at which the caller can load the aggregate again and decide anew in the same transaction. On SQLite it is an error.
+// An [ErrConflict] that is no *[ConflictError] says that the transaction has to be begun again: it was chosen to end a deadlock, or
+// its snapshot (repeatable read, serializable) is older than a version that another one has taken.
+//
+// From the call on, the transaction holds back the relay, for the whole database: commit soon. On SQLite it is an error.
 func (s *Store) AppendTx(ctx context.Context, tx pgx.Tx, batch ...Event) error {
 	if s.postgres == nil {
 		return errors.New("append in a transaction: the store is SQLite, and the transaction Postgres's")
@@ -112,7 +116,9 @@ func (s *Store) Stream(
 }
 
 // Query says which part of a result to read. Limit is the most events, 100 if it is 0, at most 10 000. After is the Next of an
-// earlier page, and continues behind it.
+// earlier [Page], and continues behind it at the same cost however far in; Offset skips events at the cost of reading them. MaxBytes
+// ends the page before the event with which Data and Metadata exceed so many bytes, but not before the first; 0 is no bound.
+// WithoutData leaves these two empty, and unread. Check returns the query with its defaults, or what is out of range.
 type Query = store.Query
 
 // Page is a part of a result: Events, and Next, the cursor to the page after this one, "" when there was no further event.
@@ -153,7 +159,7 @@ func (s *Store) Migrate(ctx context.Context) error { return s.backend.Migrate(ct
 // [ErrNoSchema] or [ErrNewerSchema].
 func (s *Store) Ping(ctx context.Context) error { return s.backend.Ping(ctx) }
 
-// Close waits for the calls that run and closes the connections, but for those of a Pool of the caller's.
+// Close waits for the calls that run and closes the connections. A Pool of the caller's is left open, and its calls not waited for.
 func (s *Store) Close() error { return s.backend.Close() }
 
 // Inbox is the side of the store that records what handlers have handled. It is for package workertest.

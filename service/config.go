@@ -22,11 +22,11 @@ const Forever time.Duration = -1
 type Config struct {
 	// DatabaseURL is the Postgres database, postgres://…
 	DatabaseURL string
-	// Pool is a pool of the program's own in place of DatabaseURL, which the worker shares: it needs 2 connections and works
-	// faster with up to 20. It is not closed. Besides, the worker has about 10 connections of its own, with the same settings
-	// and hooks: for the relay, the console and migrations. See also [worker.StoreConfig].
+	// Pool is a pool of the program's own in place of DatabaseURL, whose connections handlers and appends share; 20 are enough. It is
+	// not closed. Besides, the worker has up to 10 connections of its own, for the relay, the console and migrations, which are made
+	// with the settings of the pool and its hooks BeforeConnect and AfterConnect. See also [worker.StoreConfig].
 	Pool *pgxpool.Pool
-	// DatabaseConns is the most connections to DatabaseURL, for handlers and appends: 20.
+	// DatabaseConns is the most connections to DatabaseURL (not with a Pool), for handlers and appends: 20.
 	DatabaseConns int
 	// SQLitePath is the file of the embedded default, where there is no Postgres: healz.db.
 	SQLitePath string
@@ -95,7 +95,8 @@ type Config struct {
 	// ConsoleOpen serves the console without a token: the program itself has to decide who reaches [Service.Handler].
 	ConsoleOpen bool
 
-	// OTLP exports traces, as the environment variables of OpenTelemetry say.
+	// OTLP exports traces, as the environment variables of OpenTelemetry say. Failures to export are logged and counted; what
+	// OpenTelemetry reports besides goes to the error handler that the program has set.
 	OTLP bool
 	// Logger is for the log, which contains no data of events: it is discarded.
 	Logger *slog.Logger
@@ -110,7 +111,9 @@ func (c Config) settings() worker.Settings {
 	if s.Embedded() {
 		s.SQLitePath = cmp.Or(c.SQLitePath, defaultSQLitePath)
 	}
-	s.MaxConns = cmp.Or(c.DatabaseConns, s.MaxConns)
+	if s.MaxConns = cmp.Or(c.DatabaseConns, s.MaxConns); c.Pool != nil {
+		s.MaxConns = c.DatabaseConns
+	}
 	s.DeadLetterRetention, s.IngestDeadLetters = c.DeadLetterRetention, !c.NoIngest
 	if s.InboxRetention = cmp.Or(c.InboxRetention, s.InboxRetention); c.InboxRetention == Forever {
 		s.InboxRetention = 0

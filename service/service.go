@@ -19,8 +19,10 @@ import (
 	"os"
 
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
 
 	"github.com/healz/worker"
+	"github.com/healz/worker/internal/bus/amqp"
 	"github.com/healz/worker/internal/cli"
 	"github.com/healz/worker/internal/metrics"
 	"github.com/healz/worker/internal/observe"
@@ -41,12 +43,16 @@ type Service struct {
 	traces func(context.Context)
 }
 
+// ErrBrokerUnavailable says that RabbitMQ could not be reached now; [worker.ErrUnavailable] says so of the store.
+var ErrBrokerUnavailable = amqp.ErrUnavailable
+
 // New opens the store and the bus, migrates the schema, and assembles a worker, which does nothing before [Service.Run]. The
-// error names all that is wrong with the settings and the registrations; it wraps [worker.ErrUnavailable] if the store cannot
-// be reached now. ctx bounds New alone.
+// error names all that is wrong with the settings and the registrations, by the names of the flags of `run`; it wraps
+// [worker.ErrUnavailable] or [ErrBrokerUnavailable] if a server cannot be reached now. ctx bounds New alone. register may be called
+// more than once: it only registers.
 //
-// There may be several services in one program. New reads no environment variables, but for those of OpenTelemetry where
-// [Config.OTLP] asks for it.
+// There may be several services in one program. New reads no environment variables but those of libpq (PGUSER, …), as pgx does, and
+// those of OpenTelemetry where [Config.OTLP] asks for it.
 func New(ctx context.Context, c Config, register func(*worker.App)) (*Service, error) {
 	settings, access := c.settings(), c.access()
 	var registered worker.App
@@ -54,6 +60,9 @@ func New(ctx context.Context, c Config, register func(*worker.App)) (*Service, e
 	if register != nil {
 		register(&registered)
 		problem = registered.Check()
+	}
+	if c.Wait < 0 {
+		problem = errors.Join(problem, fmt.Errorf("wait must not be negative, but is %s", c.Wait))
 	}
 	if err := errors.Join(settings.Check(), access.Check(), problem); err != nil {
 		return nil, fmt.Errorf("open a service: %w", err)
@@ -100,6 +109,11 @@ func (s *Service) Append(ctx context.Context, batch ...worker.Event) error {
 // AppendMany is [Service.Append] of a slice. With it a service is the [worker.Streams] of a [worker.Repository].
 func (s *Service) AppendMany(ctx context.Context, batch []worker.Event) error {
 	return s.ops.Streams().AppendMany(ctx, batch)
+}
+
+// AppendTx appends events in a transaction of the caller's own, on the database of the service; see [worker.Store.AppendTx].
+func (s *Service) AppendTx(ctx context.Context, tx pgx.Tx, batch ...worker.Event) error {
+	return s.ops.Streams().AppendTx(ctx, tx, batch)
 }
 
 // Stream yields the events of an aggregate, as [worker.Store.Stream] does.

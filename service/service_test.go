@@ -88,8 +88,9 @@ func TestEachFieldCounts(t *testing.T) {
 	t.Parallel()
 	outcome := func(c Config) string {
 		s := c.settings()
-		s.Pool = nil // it differs by what is connected
-		return fmt.Sprintf("%+v %+v %t", s, c.access(), c.Pool != nil)
+		shared := s.Pool != nil
+		s.Pool = nil
+		return fmt.Sprintf("%+v %+v %t", s, c.access(), shared)
 	}
 	config := reflect.TypeFor[Config]()
 	for i := range config.NumField() {
@@ -199,12 +200,59 @@ func TestTwoServicesInOneProcess(t *testing.T) {
 		_, metrics := get(t, s, "/metrics")
 		require.Contains(t, metrics, `worker_handler_handled_total{event_type="PatientRegistered",handler="welcome"} 1`)
 	}
+	require.Contains(t, log.String(), "service=billing")
+	require.NotContains(t, log.String(), "the console is not served", "nobody asked for it")
 	status, page := get(t, services["billing"], "/")
 	require.Equal(t, http.StatusOK, status)
 	require.Contains(t, page, "<html")
 	status, page = get(t, services["messaging"], "/")
 	require.Equal(t, http.StatusNotFound, status)
-	require.Contains(t, page, "without a token")
+	require.Contains(t, page, "it needs a ConsoleToken")
+}
+
+// patients keeps its repository in a field, which each registration sets.
+type patients struct {
+	repository *worker.Repository[*patient]
+}
+
+type patient struct{ worker.Root }
+
+func (*patient) AggregateType() string    { return "Patient" }
+func (*patient) Apply(worker.Event) error { return nil }
+
+func (p *patients) register(app *worker.App) {
+	p.repository = worker.NewRepository(app, func() *patient { return &patient{} })
+	worker.On(app, "PatientRegistered", "see", func(ctx context.Context, e worker.Event, _ patientRegistered) ([]worker.Event, error) {
+		return p.repository.Decide(ctx, worker.CausedBy(e), e.AggregateID, func(a *patient) error {
+			return worker.Raise(a, patientSeen{})
+		})
+	})
+}
+
+type patientSeen struct{}
+
+func (patientSeen) EventType() string { return "PatientSeen" }
+
+// Registering again, as for the console, and a second service take nothing from the handlers of the first.
+func TestHandlersThatAreRegisteredAgain(t *testing.T) {
+	t.Parallel()
+	var p patients
+	s := runNew(t, Config{SQLitePath: filepath.Join(t.TempDir(), "a.db"), ConsoleOpen: true}, p.register)
+	runNew(t, Config{SQLitePath: filepath.Join(t.TempDir(), "b.db"), ConsoleOpen: true}, p.register)
+	e, err := worker.NewEvent(worker.Origin{TenantID: uuid.New()}, "Patient", uuid.New(), 1, patientRegistered{Name: "Ana"})
+	require.NoError(t, err)
+	require.NoError(t, s.Append(t.Context(), e))
+	require.Eventually(t, func() bool {
+		n := 0
+		for f, err := range s.Stream(t.Context(), "Patient", e.AggregateID, 1) {
+			require.NoError(t, err)
+			require.Equal(t, "PatientSeen", f.Type)
+			n++
+		}
+		return n == 1
+	}, 30*time.Second, 20*time.Millisecond)
+	require.ErrorContains(t, s.Run(t.Context()), "has run already")
+	require.ErrorContains(t, s.AppendTx(t.Context(), nil, e), "the store is SQLite")
 }
 
 // All mistakes are reported together, and before anything is opened.
@@ -223,6 +271,11 @@ func TestNewReportsAllMistakes(t *testing.T) {
 	}
 	require.NotContains(t, err.Error(), "secret")
 	require.NoFileExists(t, path)
+	_, err = New(t.Context(), Config{Pool: &pgxpool.Pool{}, DatabaseConns: 3, Wait: -1}, welcoming(""))
+	require.ErrorContains(t, err, "database-conns and a pool contradict each other")
+	require.ErrorContains(t, err, "wait must not be negative")
+	_, err = New(t.Context(), Config{SQLitePath: path, RabbitMQURL: "amqp://127.0.0.1:1/"}, welcoming(""))
+	require.ErrorIs(t, err, ErrBrokerUnavailable)
 	_, err = New(t.Context(), Config{SQLitePath: path}, nil)
 	require.ErrorContains(t, err, "register is nil")
 	_, err = New(t.Context(), Config{DatabaseURL: "postgres://127.0.0.1:1/none"}, welcoming(""))

@@ -33,9 +33,9 @@ import (
 )
 
 // Origin is the origin of all events that this package makes: one tenant, clinic, user and correlation.
-func Origin() events.Origin {
+func Origin() worker.Origin {
 	id := func(name string) uuid.UUID { return uuid.NewSHA1(uuid.NameSpaceOID, []byte(name)) }
-	return events.Origin{
+	return worker.Origin{
 		TenantID:      id("tenant"),
 		ClinicID:      uuid.NullUUID{UUID: id("clinic"), Valid: true},
 		UserID:        uuid.NullUUID{UUID: id("user"), Valid: true},
@@ -45,16 +45,16 @@ func Origin() events.Origin {
 
 // Event returns a valid event that carries data: the first of a new aggregate, with the [Origin]. The caller may change
 // what else it should be.
-func Event(t testing.TB, data events.Data) events.Event {
+func Event(t testing.TB, data worker.Data) worker.Event {
 	t.Helper()
 	aggregateType := "Test"
-	if opening, opens := data.(events.Opening); opens {
+	if opening, opens := data.(worker.Opening); opens {
 		aggregateType = opening.AggregateType()
 	}
 	return event(t, aggregateType, uuid.Must(uuid.NewV7()), 1, data)
 }
 
-func event(t testing.TB, aggregateType string, id uuid.UUID, version int, data events.Data) events.Event {
+func event(t testing.TB, aggregateType string, id uuid.UUID, version int, data worker.Data) worker.Event {
 	t.Helper()
 	e, err := events.New(Origin(), aggregateType, id, version, data)
 	require.NoError(t, err, "given")
@@ -62,18 +62,18 @@ func event(t testing.TB, aggregateType string, id uuid.UUID, version int, data e
 }
 
 // AggregateTest is the test of an aggregate, begun by [Aggregate].
-type AggregateTest[A events.Aggregate] struct {
+type AggregateTest[A worker.Aggregate] struct {
 	t          testing.TB
 	asked      *bool
 	streams    *Streams
-	repository *events.Repository[A]
+	repository *worker.Repository[A]
 	// aggregateType and id are those of the aggregate.
 	aggregateType string
 	id            uuid.UUID
 }
 
 // Aggregate begins the test of an aggregate. As for [worker.NewRepository], each call of empty must return a new one.
-func Aggregate[A events.Aggregate](t testing.TB, empty func() A) *AggregateTest[A] {
+func Aggregate[A worker.Aggregate](t testing.TB, empty func() A) *AggregateTest[A] {
 	t.Helper()
 	streams := &Streams{}
 	return &AggregateTest[A]{
@@ -87,7 +87,7 @@ func Aggregate[A events.Aggregate](t testing.TB, empty func() A) *AggregateTest[
 }
 
 // Given says what has happened before, oldest first.
-func (a *AggregateTest[A]) Given(history ...events.Data) *AggregateTest[A] {
+func (a *AggregateTest[A]) Given(history ...worker.Data) *AggregateTest[A] {
 	a.t.Helper()
 	a.streams.Given(a.t, a.aggregateType, a.id, history...)
 	return a
@@ -104,17 +104,17 @@ func (a *AggregateTest[A]) When(command func(A) error) *Outcome {
 type HandlerTest[T any] struct {
 	t      testing.TB
 	asked  *bool
-	handle func(context.Context, events.Event, T) ([]events.Event, error)
+	handle func(context.Context, worker.Event, T) ([]worker.Event, error)
 	inbox  handlers.Inbox
 }
 
 // Handler begins the test of a handler: the function that is registered with [worker.On].
-func Handler[T any](t testing.TB, handle func(context.Context, events.Event, T) ([]events.Event, error)) *HandlerTest[T] {
+func Handler[T any](t testing.TB, handle func(context.Context, worker.Event, T) ([]worker.Event, error)) *HandlerTest[T] {
 	t.Helper()
 	return &HandlerTest[T]{t: t, asked: mustAsk(t), handle: handle}
 }
 
-// On lets the handler work on a real store, as it does in the worker: what it registers with the store's InTx is done,
+// On lets the handler work on a real store, as it does in the worker: what it registers with [worker.InTx] is done,
 // and what follows is appended.
 func (h *HandlerTest[T]) On(s *worker.Store) *HandlerTest[T] {
 	h.inbox = s.Inbox()
@@ -122,14 +122,14 @@ func (h *HandlerTest[T]) On(s *worker.Store) *HandlerTest[T] {
 }
 
 // When lets the handler handle an [Event] that carries data.
-func (h *HandlerTest[T]) When(data events.Data) *Outcome {
+func (h *HandlerTest[T]) When(data worker.Data) *Outcome {
 	h.t.Helper()
 	return h.WhenEvent(Event(h.t, data))
 }
 
 // WhenEvent lets the handler handle e. What follows must be valid, have e as its cause, and carry on its tenant and its
 // correlation.
-func (h *HandlerTest[T]) WhenEvent(e events.Event) *Outcome {
+func (h *HandlerTest[T]) WhenEvent(e worker.Event) *Outcome {
 	h.t.Helper()
 	require.NoError(h.t, e.Validate(), "when")
 	data, err := events.DataOf[T](e)
@@ -171,11 +171,11 @@ type Outcome struct {
 	t      testing.TB
 	asked  *bool
 	err    error
-	events []events.Event
+	events []worker.Event
 }
 
 // Then requires success and exactly these events, in this order; none means that nothing happens.
-func (o *Outcome) Then(want ...events.Data) {
+func (o *Outcome) Then(want ...worker.Data) {
 	o.t.Helper()
 	*o.asked = true
 	require.NoError(o.t, o.err)

@@ -49,6 +49,10 @@ func (all registrations) failingOnDemand() registrations {
 // Main runs the program of a worker with the handlers that register registers, and with further commands, and returns its
 // exit code. The first SIGINT or SIGTERM stops it gracefully, the second at once.
 func Main(register func(*handlers.Registry), more ...*cobra.Command) int {
+	if register == nil {
+		fmt.Fprintln(os.Stderr, "worker: the function that registers the handlers is nil")
+		return exitFailed
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	signals := make(chan os.Signal, 1)

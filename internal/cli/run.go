@@ -178,6 +178,9 @@ func runWorker(
 	if err != nil {
 		return usageError{err}
 	}
+	if err := all.registry().Check(); err != nil {
+		return err
+	}
 	var listen net.ListenConfig
 	listener, err := listen.Listen(ctx, "tcp", f.httpAddr)
 	if err != nil {

@@ -27,6 +27,7 @@ const (
 func withTracer(
 	ctx context.Context, s worker.Settings, flush time.Duration, logger *slog.Logger, do func(*tracing.Tracer) error,
 ) error {
+	tracing.LogErrors(ctx, logger)
 	t, stop, err := tracing.Start(ctx, Version(), s.Places(), os.Getenv, logger)
 	if errors.Is(err, tracing.ErrSetting) {
 		return usageError{err}

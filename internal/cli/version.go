@@ -69,11 +69,11 @@ func buildOf() build {
 func (b build) String() string {
 	var text strings.Builder
 	fmt.Fprintf(&text, "worker   %s\n", b.Worker)
-	if b.Commit != "" {
-		fmt.Fprintf(&text, "commit   %s\n", b.Commit)
-	}
 	if b.Program != "" {
 		fmt.Fprintf(&text, "program  %s\n", b.Program)
+	}
+	if b.Commit != "" {
+		fmt.Fprintf(&text, "commit   %s\n", b.Commit)
 	}
 	fmt.Fprintf(&text, "go       %s %s/%s\nschema   Postgres %d, SQLite %d\n", b.Go, runtime.GOOS, runtime.GOARCH, b.Postgres, b.SQLite)
 	return text.String()

@@ -26,7 +26,7 @@ type Access struct {
 	Token, WriteToken string
 	// Write gives all readers the role writer.
 	Write bool
-	// Open serves it without a login on any address.
+	// Open serves it on any address, also without a token.
 	Open bool
 }
 

@@ -58,7 +58,9 @@ const (
 
 // Config is how a [Dispatcher] works.
 type Config struct {
-	Inbox   Inbox
+	Inbox Inbox
+	// Streams is what the repositories of handlers use.
+	Streams events.Streams
 	Letters Replayed
 	After   AfterDeadLetter
 	// Retry holds for each handler, and Timeout for each of its attempts.
@@ -172,7 +174,7 @@ func (d *Dispatcher) try(ctx context.Context, h handler, e events.Event, earlier
 	err = retry.Do(ctx, func(attempt int) error {
 		ctx, end := d.Observer.Attempt(ctx, h.name, e, attempt)
 		began, duplicate := time.Now(), false
-		err := h.attempt(d.Inbox.Attempt(ctx), e, d.Timeout, func(ctx context.Context, followUps []events.Event) error {
+		err := h.attempt(withStreams(d.Inbox.Attempt(ctx), d.Streams), e, d.Timeout, func(ctx context.Context, followUps []events.Event) error {
 			return d.persist(ctx, func(ctx context.Context) error {
 				err := d.Inbox.Record(ctx, h.name, e, followUps)
 				duplicate = errors.Is(err, store.ErrHandled)

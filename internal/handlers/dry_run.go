@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/google/uuid"
@@ -60,16 +59,15 @@ type DryRunConfig struct {
 // effects are not, so handlers that have them must say so: see [OutsideEffects].
 type DryRun struct {
 	store    DryStore
-	stage    *stage
 	handlers []handler
 	config   DryRunConfig
 }
 
-// NewDryRun returns a dry run with the handlers that register registers, which load aggregates from the registry. The error
-// names all that is wrong with the registrations.
+// NewDryRun returns a dry run with the handlers that register registers. The error names all that is wrong with the
+// registrations.
 func NewDryRun(s DryStore, register func(*Registry), c DryRunConfig, logger *slog.Logger) (*DryRun, error) {
-	d := &DryRun{store: s, stage: &stage{}, config: c}
-	reg := NewRegistry(d.stage)
+	d := &DryRun{store: s, config: c}
+	reg := &Registry{}
 	register(reg)
 	var err error
 	d.handlers, err = reg.checked(logger)
@@ -119,7 +117,6 @@ func byAggregate(letters []deadletter.Letter) [][]deadletter.Letter {
 // ones may come from the transaction.
 func (d *DryRun) runGroup(ctx context.Context, group []deadletter.Letter) (outcomes []Outcome, err error) {
 	err = d.store.Try(ctx, func(ctx context.Context, opened *store.DryRun) error {
-		d.stage.set(opened)
 		running := &aggregateRun{DryRun: opened, of: d}
 		for i, l := range group {
 			o, err := running.letter(ctx, l)
@@ -230,7 +227,7 @@ func (r *aggregateRun) handler(ctx context.Context, h handler, e events.Event) (
 
 // attempt is an attempt as that of a [Dispatcher], but that no outage is waited out.
 func (r *aggregateRun) attempt(ctx context.Context, h handler, e events.Event) error {
-	ctx, cancel := r.bound(r.Attempt(events.NewContext(ctx, e)))
+	ctx, cancel := r.bound(withStreams(r.Attempt(events.NewContext(ctx, e)), r))
 	defer cancel()
 	return h.attempt(ctx, e, r.of.config.HandlerTimeout, func(ctx context.Context, followUps []events.Event) error {
 		if r.deadline.IsZero() {
@@ -252,45 +249,4 @@ func (r *aggregateRun) bound(ctx context.Context) (context.Context, context.Canc
 		return context.WithCancel(ctx)
 	}
 	return context.WithDeadline(ctx, r.deadline)
-}
-
-// stage is what handlers load aggregates from: the current dry run, and after it one that is over.
-type stage struct {
-	mu  sync.Mutex
-	run *store.DryRun
-}
-
-func (s *stage) set(run *store.DryRun) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.run = run
-}
-
-func (s *stage) get() (*store.DryRun, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.run == nil {
-		return nil, store.ErrDryRunOver
-	}
-	return s.run, nil
-}
-
-// AppendMany implements [events.Streams].
-func (s *stage) AppendMany(ctx context.Context, batch []events.Event) error {
-	run, err := s.get()
-	if err != nil {
-		return err
-	}
-	return run.AppendMany(ctx, batch)
-}
-
-// Stream implements [events.Streams].
-func (s *stage) Stream(
-	ctx context.Context, aggregateType string, aggregateID uuid.UUID, afterVersion int,
-) iter.Seq2[events.Event, error] {
-	run, err := s.get()
-	if err != nil {
-		return func(yield func(events.Event, error) bool) { yield(events.Event{}, err) }
-	}
-	return run.Stream(ctx, aggregateType, aggregateID, afterVersion)
 }

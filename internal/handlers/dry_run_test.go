@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
 
 	"github.com/healz/worker/internal/deadletter"
@@ -225,14 +226,24 @@ func TestDryRunIsShort(t *testing.T) {
 // What a handler does with its aggregates when it should be done comes too late.
 func TestDryRunLeavesHandlersNoWayOut(t *testing.T) {
 	t.Parallel()
-	var kept events.Streams
+	late := func() error { return nil }
 	b := newDryRun(t, handlers.DryRunConfig{}, func(reg *handlers.Registry) {
-		kept = reg
-		require.ErrorIs(t, reg.AppendMany(t.Context(), stream(t, 1)), store.ErrDryRunOver)
-		handlers.On(reg, "Registered", "welcome", welcome)
+		handlers.On(reg, "Registered", "welcome", func(ctx context.Context, e events.Event, p registered) ([]events.Event, error) {
+			late = func() error { return reg.AppendMany(context.WithoutCancel(ctx), stream(t, 1)) }
+			return welcome(ctx, e, p)
+		})
 	})
 	b.try(letterOf(t, stream(t, 1)[0], "welcome"))
-	require.ErrorIs(t, kept.AppendMany(t.Context(), stream(t, 1)), store.ErrDryRunOver)
+	require.ErrorIs(t, late(), store.ErrDryRunOver)
+}
+
+func TestARepositoryOnTheRegistryWorksInHandlersAlone(t *testing.T) {
+	t.Parallel()
+	var reg handlers.Registry
+	require.ErrorContains(t, reg.AppendMany(t.Context(), stream(t, 1)), "works in handlers alone")
+	for _, err := range reg.Stream(t.Context(), "Patient", uuid.New(), 0) {
+		require.ErrorContains(t, err, "works in handlers alone")
+	}
 }
 
 func TestDryRunEndsWithTheContextAndWithTheStore(t *testing.T) {

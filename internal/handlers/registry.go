@@ -46,36 +46,42 @@ import (
 // Registry holds the handlers of a worker, in the order of their registration. It is filled before the worker starts and
 // not safe for concurrent use until then. What is wrong with a registration is reported by [NewDispatcher].
 //
-// It is also the [events.Streams] of the handlers' repositories. In its zero value these can be made and not used.
+// It is also the [events.Streams] of the handlers' repositories: within a handler, with its context, those of the store or of
+// the dry run that it runs for. So handlers may be registered several times, and run at once.
 type Registry struct {
 	handlers []handler
 	shown    []func() events.Stateful
 	sets     []migrations.Set
 	problems []error
-	streams  events.Streams
 }
 
-// NewRegistry returns an empty registry of handlers that load aggregates from streams.
-func NewRegistry(streams events.Streams) *Registry { return &Registry{streams: streams} }
+type streamsKey struct{}
 
-var errNoStreams = errors.New("handlers are registered here without a store")
+// withStreams is the context of a handler whose repositories use s.
+func withStreams(ctx context.Context, s events.Streams) context.Context {
+	return context.WithValue(ctx, streamsKey{}, s)
+}
+
+var errNoStreams = errors.New("a repository on an app works in handlers alone, with the context of the handler")
 
 // AppendMany implements [events.Streams].
 func (reg *Registry) AppendMany(ctx context.Context, batch []events.Event) error {
-	if reg.streams == nil {
+	streams, found := ctx.Value(streamsKey{}).(events.Streams)
+	if !found {
 		return errNoStreams
 	}
-	return reg.streams.AppendMany(ctx, batch)
+	return streams.AppendMany(ctx, batch)
 }
 
 // Stream implements [events.Streams].
 func (reg *Registry) Stream(
 	ctx context.Context, aggregateType string, aggregateID uuid.UUID, afterVersion int,
 ) iter.Seq2[events.Event, error] {
-	if reg.streams == nil {
+	streams, found := ctx.Value(streamsKey{}).(events.Streams)
+	if !found {
 		return func(yield func(events.Event, error) bool) { yield(events.Event{}, errNoStreams) }
 	}
-	return reg.streams.Stream(ctx, aggregateType, aggregateID, afterVersion)
+	return streams.Stream(ctx, aggregateType, aggregateID, afterVersion)
 }
 
 // Names are those of the handlers, in the order of their registration.

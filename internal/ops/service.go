@@ -7,13 +7,11 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"sync/atomic"
 	"time"
-
-	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/healz/worker/internal/console"
 	"github.com/healz/worker/internal/deadletter"
-	"github.com/healz/worker/internal/events"
 	"github.com/healz/worker/internal/handlers"
 	"github.com/healz/worker/internal/metrics"
 	"github.com/healz/worker/internal/observe"
@@ -49,6 +47,7 @@ type Service struct {
 
 	worker  *worker.Worker
 	closers []func() error
+	ran     atomic.Bool
 }
 
 // New returns a service that is not open yet. Its handler says so meanwhile.
@@ -73,7 +72,9 @@ func (s *Service) Open(ctx context.Context) error {
 	}
 	s.worker, s.closers = w, append(s.closers, closeParts)
 	s.health.Report(w)
-	if err := c.Access.CheckAddress(c.Listening); err != nil {
+	if err := c.Access.CheckAddress(c.Listening); err != nil && c.Listening == nil {
+		s.front.Refuse(errors.New("the console is not served: it needs a ConsoleToken or a ConsoleWriteToken, or ConsoleOpen"))
+	} else if err != nil {
 		s.front.Refuse(err)
 		c.Logger.WarnContext(ctx, "the console is not served", "reason", err)
 	} else if err := s.openConsole(ctx); err != nil {
@@ -85,10 +86,15 @@ func (s *Service) Open(ctx context.Context) error {
 }
 
 // Streams is the store of an open service.
-func (s *Service) Streams() events.Streams { return s.worker.Streams() }
+func (s *Service) Streams() worker.Streams { return s.worker.Streams() }
 
 // Run works until ctx is done; see [worker.Worker.Run].
-func (s *Service) Run(ctx context.Context) error { return s.worker.Run(ctx) }
+func (s *Service) Run(ctx context.Context) error {
+	if !s.ran.CompareAndSwap(false, true) {
+		return errors.New("the service has run already: open another one")
+	}
+	return s.worker.Run(ctx)
+}
 
 // Close closes what [Service.Open] has opened, after [Service.Run].
 func (s *Service) Close() error {
@@ -104,16 +110,6 @@ func (s *Service) Close() error {
 func (s *Service) openConsole(ctx context.Context) error {
 	settings := s.config.Settings
 	settings.MaxConns = consoleConns
-	if settings.Pool != nil {
-		config := settings.Pool.Config()
-		config.MaxConns, config.MinConns, config.MinIdleConns = consoleConns, 0, 0
-		pool, err := pgxpool.NewWithConfig(ctx, config)
-		if err != nil {
-			return err
-		}
-		settings.Pool = pool
-		s.closers = append(s.closers, func() error { pool.Close(); return nil })
-	}
 	backend, err := settings.OpenStore(ctx)
 	if err != nil {
 		return err

@@ -39,9 +39,6 @@ func Start(
 	if err != nil {
 		return nil, stop, fmt.Errorf("%w: OTEL_RESOURCE_ATTRIBUTES: %w", ErrSetting, err)
 	}
-	otel.SetErrorHandler(otel.ErrorHandlerFunc(func(err error) {
-		logger.WarnContext(ctx, "OpenTelemetry reports an error", "error", err)
-	}))
 	size, err := strconv.Atoi(getenv("OTEL_BSP_MAX_QUEUE_SIZE"))
 	if err != nil || size < 1 {
 		size = sdktrace.DefaultMaxQueueSize
@@ -58,6 +55,13 @@ func Start(
 		d.stopping.Store(true)
 		d.stopped(ctx, provider.Shutdown(context.WithoutCancel(ctx)))
 	}, nil
+}
+
+// LogErrors lets OpenTelemetry report its errors to a log. It is for the whole process.
+func LogErrors(ctx context.Context, logger *slog.Logger) {
+	otel.SetErrorHandler(otel.ErrorHandlerFunc(func(err error) {
+		logger.WarnContext(ctx, "OpenTelemetry reports an error", "error", err)
+	}))
 }
 
 // newExporter is nil if traces are off.

@@ -2,12 +2,16 @@ package worker
 
 import (
 	"context"
+	"errors"
+
+	"github.com/jackc/pgx/v5"
 
 	"github.com/healz/worker/internal/bus/amqp"
 	"github.com/healz/worker/internal/deadletter"
 	"github.com/healz/worker/internal/events"
 	"github.com/healz/worker/internal/metrics"
 	"github.com/healz/worker/internal/observe"
+	"github.com/healz/worker/internal/store/postgres"
 )
 
 // Observed is a store whose writes are observed.
@@ -26,6 +30,18 @@ func (o observed) Append(ctx context.Context, e events.Event) error {
 func (o observed) AppendMany(ctx context.Context, batch []events.Event) error {
 	ctx, batch, end := o.observer.Append(ctx, observe.Append, batch)
 	err := o.Backend.AppendMany(ctx, batch)
+	end(err)
+	return err
+}
+
+// AppendTx implements [Streams].
+func (o observed) AppendTx(ctx context.Context, tx pgx.Tx, batch []events.Event) error {
+	database, is := o.Backend.(*postgres.Store)
+	if !is {
+		return errors.New("append in a transaction: the store is SQLite, and the transaction Postgres's")
+	}
+	ctx, batch, end := o.observer.Append(ctx, observe.Append, batch)
+	err := database.AppendTx(ctx, tx, batch)
 	end(err)
 	return err
 }

@@ -63,7 +63,8 @@ func open(ctx context.Context, s Settings, o OpenOptions, closers *closers) (*Wo
 	if o.Metrics != nil {
 		observers = append(observers, o.Metrics)
 	}
-	backend = Observed(backend, observers)
+	streams := observed{backend, observers}
+	backend = streams
 	tail, err := backend.Tail(ctx, s.Relay)
 	if err != nil {
 		return nil, fmt.Errorf("open the tail of the store: %w", err)
@@ -71,7 +72,7 @@ func open(ctx context.Context, s Settings, o OpenOptions, closers *closers) (*Wo
 	closers.add(tail.Close)
 
 	parts := Parts{
-		Inbox: backend, Tail: tail, Letters: deadletter.NewTable(backend.SQL()), Handlers: handlers.NewRegistry(backend),
+		Inbox: backend, Streams: streams, Tail: tail, Letters: deadletter.NewTable(backend.SQL()), Handlers: &handlers.Registry{},
 		InboxRetention: s.InboxRetention, LetterRetention: s.DeadLetterRetention,
 		Metrics: o.Metrics, Observers: o.Observers,
 	}
@@ -98,7 +99,6 @@ func open(ctx context.Context, s Settings, o OpenOptions, closers *closers) (*Wo
 	}
 	w, err := New(ctx, parts, s.Tuning, o.Logger)
 	if err == nil {
-		w.streams = backend
 		w.sources = sources(w, backend, parts.Letters, conn)
 	}
 	return w, err
@@ -191,7 +191,7 @@ func (w wait) until(ctx context.Context, passing error, try func(context.Context
 		select {
 		case <-time.After(delay):
 		case <-ctx.Done():
-			return ctx.Err()
+			return fmt.Errorf("%w while waiting: %w", ctx.Err(), err)
 		}
 		last := err
 		if err = try(again); err != nil && again.Err() != nil && ctx.Err() == nil {

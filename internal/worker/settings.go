@@ -39,7 +39,7 @@ type Settings struct {
 	DatabaseURL string
 	// Pool is a pool of others in place of a DatabaseURL. It is not closed.
 	Pool *pgxpool.Pool
-	// MaxConns is the most connections to Postgres.
+	// MaxConns is the most connections to Postgres; with a Pool, 0 shares its connections.
 	MaxConns int
 	// InboxRetention is how long the store remembers who has handled what, more than [relay.MaxAhead]; 0 is for ever. An event
 	// that is delivered again after that is handled again.
@@ -95,7 +95,8 @@ func (s Settings) Check() error {
 	problem(s.DatabaseURL != "" && s.Pool != nil, "database-url and a pool contradict each other, as a worker has one store")
 	problem(!s.Embedded() && s.SQLitePath != "", "database-url and sqlite-path contradict each other, as a worker has one store: "+
 		"set one of DATABASE_URL or --database-url, and WORKER_SQLITE_PATH or --sqlite-path; pass --sqlite-path= or --database-url= to ignore a variable")
-	problem(s.MaxConns < 2, "database-conns must be at least 2, but is %d", s.MaxConns)
+	problem(s.Pool != nil && s.MaxConns != 0, "database-conns and a pool contradict each other: the pool's connections are shared")
+	problem(s.Pool == nil && s.MaxConns < 2, "database-conns must be at least 2, but is %d", s.MaxConns)
 	problem(s.InboxRetention != 0 && s.InboxRetention <= relay.MaxAhead,
 		"inbox-retention must be 0, or more than %s, but is %s", relay.MaxAhead, s.InboxRetention)
 	problem(s.DeadLetterRetention < 0, "dead-letter-retention must not be negative, but is %s", s.DeadLetterRetention)

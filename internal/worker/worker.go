@@ -14,6 +14,7 @@ import (
 	"github.com/ThreeDotsLabs/watermill"
 	"github.com/ThreeDotsLabs/watermill/message"
 	wmiddleware "github.com/ThreeDotsLabs/watermill/message/router/middleware"
+	"github.com/jackc/pgx/v5"
 
 	"github.com/healz/worker/internal/bus"
 	"github.com/healz/worker/internal/deadletter"
@@ -55,12 +56,20 @@ type Inbox interface {
 	Ping(ctx context.Context) error
 }
 
+// Streams is the store for programs and their handlers.
+type Streams interface {
+	events.Streams
+	// AppendTx appends in a transaction of the caller's own. On SQLite it is an error.
+	AppendTx(ctx context.Context, tx pgx.Tx, batch []events.Event) error
+}
+
 // Ingester takes dead letters from a broker into the table until ctx is done.
 type Ingester interface{ Run(ctx context.Context) }
 
 // Parts are what a worker is made of. The caller opens them and closes them after [Worker.Run].
 type Parts struct {
 	Inbox    Inbox
+	Streams  Streams
 	Tail     *store.Tail
 	Bus      Bus
 	Sink     deadletter.Sink
@@ -95,7 +104,6 @@ type Worker struct {
 	counts    observe.Counts
 	outages   middleware.Outages
 	sources   metrics.Sources
-	streams   events.Streams
 
 	stopping chan struct{}
 	replayed chan struct{}   // closed when the replayer has ended
@@ -136,14 +144,14 @@ func New(ctx context.Context, parts Parts, tuning Tuning, logger *slog.Logger) (
 	w.relay = relay.New(parts.Tail, w.lease, observe.Publisher{Next: parts.Bus, Observer: w.observer}, config, logger)
 	var err error
 	w.dispatch, err = handlers.NewDispatcher(parts.Handlers, handlers.Config{
-		Inbox: parts.Inbox, Letters: parts.Letters, After: tuning.AfterDeadLetter, Retry: w.retry(),
+		Inbox: parts.Inbox, Streams: parts.Streams, Letters: parts.Letters, After: tuning.AfterDeadLetter, Retry: w.retry(),
 		Timeout: tuning.HandlerTimeout, MaxMessage: tuning.MaxMessage, Observer: w.observer, Logger: logger,
 	})
 	return w, err
 }
 
 // Streams is the store of an opened worker.
-func (w *Worker) Streams() events.Streams { return w.streams }
+func (w *Worker) Streams() Streams { return w.parts.Streams }
 
 func (w *Worker) retry() middleware.Retry {
 	return middleware.Retry{

@@ -5,7 +5,6 @@ import (
 	_ "embed"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"slices"
 
 	"github.com/google/uuid"
@@ -40,30 +39,6 @@ func (s *Store) AppendMany(ctx context.Context, batch []events.Event) error {
 	}
 	u := &unit{batch: batch}
 	return s.write(ctx, "append", u, s.pool, func() error { return s.writeShared(ctx, u) })
-}
-
-// AppendTx appends events in a transaction of the caller's. Its errors are those of [Store.AppendMany] and leave the transaction
-// usable, without what was to be appended.
-func (s *Store) AppendTx(ctx context.Context, tx pgx.Tx, batch []events.Event) error {
-	const doing = "append in a transaction"
-	if tx == nil {
-		return fmt.Errorf("%s: there is none", doing)
-	}
-	if len(batch) == 0 {
-		return nil
-	}
-	if err := store.CheckBatch(batch); err != nil {
-		return err
-	}
-	if err := checkMode(tx.Conn().Config()); err != nil {
-		return fmt.Errorf("%s: %w", doing, err)
-	}
-	err := transaction{queries{tx}, tx, s}.write(ctx, doing, &unit{batch: batch})
-	if pgErr, answered := errors.AsType[*pgconn.PgError](err); answered && isCollision(pgErr.Code) {
-		// With a snapshot as old as the transaction, the reason cannot be seen.
-		return fmt.Errorf("%w: the transaction does not see a version that another one has taken: begin it again: %w", events.ErrConflict, err)
-	}
-	return err
 }
 
 // explain finds why the batch cannot be appended as the store is now. It is nil if it can.

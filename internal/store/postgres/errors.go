@@ -60,9 +60,10 @@ func fault(ctx context.Context, doing string, err error) error {
 	return fmt.Errorf("%s: %w", doing, err)
 }
 
-// isTranslated reports whether err wraps an error of package store already.
+// isTranslated reports whether err wraps an error of package store, or of a caller's transaction, already.
 func isTranslated(err error) bool {
-	return slices.ContainsFunc([]error{
+	_, ofTx := errors.AsType[txError](err)
+	return ofTx || slices.ContainsFunc([]error{
 		store.ErrUnavailable, store.ErrUnknownOutcome, store.ErrNoSchema, store.ErrNewerSchema,
 	}, func(name error) bool { return errors.Is(err, name) })
 }

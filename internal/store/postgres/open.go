@@ -34,7 +34,8 @@ type Options struct {
 	// MaxConns is the most connections that the store's calls share; 0 is what the URL says in pool_max_conns, or else
 	// pgxpool's default. A tail has up to four more of its own.
 	MaxConns int
-	// Pool, if it is not nil, is used in place of the URL, and not closed. A tail has connections of its own nonetheless.
+	// Pool, if it is not nil, takes the place of the URL. Without MaxConns the store's calls share its connections, and do not close
+	// it. All other connections are made as its are, with its hooks BeforeConnect and AfterConnect.
 	Pool *pgxpool.Pool
 }
 
@@ -73,22 +74,24 @@ func Open(ctx context.Context, url string, o Options) (*Store, error) {
 	if s.pooler, err = s.behindPooler(ctx); err != nil {
 		return nil, fault(ctx, doing, err)
 	}
-	if s.pooler && o.Pool == nil && !strings.Contains(url, "default_query_exec_mode") {
+	if s.pooler && o.Pool != nil && config.ConnConfig.DefaultQueryExecMode == pgx.QueryExecModeDescribeExec {
+		return nil, fmt.Errorf("%s: behind a pooler the pool's default_query_exec_mode must not be describe_exec: "+
+			"its two steps may get two sessions", doing)
+	}
+	if s.pooler && (o.Pool != nil || !strings.Contains(url, "default_query_exec_mode")) {
 		config.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeCacheDescribe
 	}
 	migrating := config.ConnConfig.Copy()
 	if !s.pooler { // which refuses it
 		migrating.RuntimeParams["lock_timeout"] = "1min" // for the locks that nobody waits behind
 	}
-	s.migrationDB = stdlib.OpenDB(*migrating, stdlib.OptionBeforeConnect(s.beforeConnect))
+	s.migrationDB = stdlib.OpenDB(*migrating, stdlib.OptionBeforeConnect(s.beforeConnect), stdlib.OptionAfterConnect(s.afterConnect))
 	s.migrationDB.SetMaxIdleConns(0)
 	if s.migrator, err = migrations.Postgres(s.migrationDB); err != nil {
 		return nil, err
 	}
-	if s.pool = o.Pool; s.pool == nil {
-		config := config.Copy()
-		setTimeouts(config.ConnConfig)
-		if s.pool, err = pgxpool.NewWithConfig(ctx, config); err != nil {
+	if s.pool = o.Pool; s.pool == nil || o.MaxConns > 0 {
+		if s.pool, err = pgxpool.NewWithConfig(ctx, s.poolConfig()); err != nil {
 			return nil, fault(ctx, doing, err)
 		}
 		s.ownedPool = true
@@ -104,7 +107,13 @@ func Open(ctx context.Context, url string, o Options) (*Store, error) {
 func configOf(url string, o Options) (*pgxpool.Config, error) {
 	if o.Pool != nil {
 		config := o.Pool.Config()
-		return config, checkMode(config.ConnConfig)
+		if o.MaxConns > 0 {
+			config.MaxConns, config.MinConns, config.MinIdleConns = int32(min(o.MaxConns, maxConns)), 0, 0
+		}
+		if err := checkMode(config.ConnConfig); err != nil {
+			return nil, fmt.Errorf("the pool's %w", err)
+		}
+		return config, nil
 	}
 	config, err := pgxpool.ParseConfig(url)
 	if err != nil {
@@ -122,7 +131,7 @@ func checkMode(c *pgx.ConnConfig) error {
 	case pgx.QueryExecModeCacheStatement, pgx.QueryExecModeCacheDescribe, pgx.QueryExecModeDescribeExec:
 		return nil
 	default:
-		return fmt.Errorf("its default_query_exec_mode must be cache_statement, cache_describe or describe_exec, not %q", mode)
+		return fmt.Errorf("default_query_exec_mode must be cache_statement, cache_describe or describe_exec, not %q", mode)
 	}
 }
 
@@ -134,13 +143,38 @@ func (s *Store) beforeConnect(ctx context.Context, c *pgx.ConnConfig) error {
 	return s.config.BeforeConnect(ctx, c)
 }
 
+// afterConnect is the hook of the pool, which may set a search_path.
+func (s *Store) afterConnect(ctx context.Context, conn *pgx.Conn) error {
+	if s.config.AfterConnect == nil {
+		return nil
+	}
+	if err := s.config.AfterConnect(ctx, conn); err != nil {
+		return fmt.Errorf("AfterConnect of the pool: %w", err)
+	}
+	return nil
+}
+
+// poolConfig is that of a pool of the store's own.
+func (s *Store) poolConfig() *pgxpool.Config {
+	config := s.config.Copy()
+	setTimeouts(config.ConnConfig)
+	return config
+}
+
 // connect opens a connection outside the pool.
 func (s *Store) connect(ctx context.Context) (*pgx.Conn, error) {
 	config := s.config.ConnConfig.Copy()
 	if err := s.beforeConnect(ctx, config); err != nil {
 		return nil, fmt.Errorf("BeforeConnect of the pool: %w", err)
 	}
-	return pgx.ConnectConfig(ctx, config)
+	conn, err := pgx.ConnectConfig(ctx, config)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.afterConnect(ctx, conn); err != nil {
+		return nil, errors.Join(err, conn.Close(context.WithoutCancel(ctx)))
+	}
+	return conn, nil
 }
 
 // behindPooler reports whether a connection leads to a pooler such as pgbouncer: the process id that it told is not that of

@@ -4,9 +4,14 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/pressly/goose/v3/lock"
 	"github.com/stretchr/testify/require"
 
+	"github.com/healz/worker/internal/store"
+	"github.com/healz/worker/internal/store/postgres"
+	"github.com/healz/worker/internal/store/storetest"
 	"github.com/healz/worker/internal/test/testservers"
 )
 
@@ -61,4 +66,23 @@ func TestWhoWaitsToMigrateHasNoTransaction(t *testing.T) {
 	}, 30*time.Second, 5*time.Millisecond, "it has tried, and ended that")
 	require.NoError(t, other.Rollback(t.Context()))
 	require.NoError(t, <-migrated)
+}
+
+// A pool of others may lead to a pooler: what the store does beside it works there, and modes that do not are refused.
+func TestAPoolThroughPGBouncer(t *testing.T) {
+	t.Parallel()
+	url := testservers.PGBouncer(t, testservers.Postgres(t), "transaction")
+	pool := newPool(t, url, func(c *pgxpool.Config) { c.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeDescribeExec })
+	_, err := postgres.Open(t.Context(), "", postgres.Options{Pool: pool})
+	require.ErrorContains(t, err, "must not be describe_exec")
+
+	pool = newPool(t, url, func(c *pgxpool.Config) { c.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeCacheDescribe })
+	s, stream := openOn(t, pool), storetest.NewStream()
+	require.NoError(t, s.Migrate(t.Context()))
+	want := stream.Take(2)
+	require.NoError(t, s.Append(t.Context(), want[0]))
+	require.NoError(t, pgx.BeginFunc(t.Context(), pool, func(tx pgx.Tx) error {
+		return s.AppendTx(t.Context(), tx, want[1:])
+	}))
+	requireIDs(t, want, storetest.Subscribe(t, s, store.TailConfig{BatchSize: 10}).Take(t, 2))
 }

@@ -67,7 +67,7 @@ func (s *Store) Tail(ctx context.Context, c store.TailConfig) (*store.Tail, erro
 		return nil, fault(ctx, doing, err)
 	}
 
-	config := s.pool.Config()
+	config := s.poolConfig()
 	config.MaxConns, config.MinConns, config.MinIdleConns = tailConns, 0, 0
 	// A statement whose context ends costs its connection, and nothing waits for a server that hangs to cancel it: the
 	// next statement may be in time to keep a lease.

@@ -4,7 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
@@ -15,6 +18,7 @@ import (
 	"github.com/healz/worker/internal/store"
 	"github.com/healz/worker/internal/store/postgres"
 	"github.com/healz/worker/internal/store/storetest"
+	"github.com/healz/worker/internal/test/testservers"
 )
 
 // newPool is a pool of a caller's own; set may change its configuration.
@@ -81,13 +85,20 @@ func TestAPoolThatDoesNotFit(t *testing.T) {
 // All connections are made as the pool's are, also those beside it; and it stays open.
 func TestConnectionsAreThoseOfThePool(t *testing.T) {
 	t.Parallel()
-	url := migrated(t)
+	url := testservers.Postgres(t)
+	var begun, ready atomic.Int64
 	pool := newPool(t, url, func(c *pgxpool.Config) {
-		password := c.ConnConfig.Password
-		c.ConnConfig.Password = "expired"
+		database := c.ConnConfig.Database
+		c.ConnConfig.Database = "none"
 		c.BeforeConnect = func(_ context.Context, c *pgx.ConnConfig) error {
-			c.Password, c.RuntimeParams["application_name"] = password, "billing"
+			c.Database = database
+			begun.Add(1)
 			return nil
+		}
+		c.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
+			_, err := conn.Exec(ctx, "CREATE SCHEMA IF NOT EXISTS billing; SET search_path = billing")
+			ready.Add(1)
+			return err
 		}
 	})
 	s, err := postgres.Open(t.Context(), "", postgres.Options{Pool: pool})
@@ -98,19 +109,32 @@ func TestConnectionsAreThoseOfThePool(t *testing.T) {
 	e := storetest.NewStream().Next()
 	require.NoError(t, s.Append(t.Context(), e))
 	requireIDs(t, []events.Event{e}, tail.Take(t, 1))
-	var others int
-	require.NoError(t, pool.QueryRow(t.Context(),
-		"SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name NOT IN ('billing', '')").Scan(&others))
-	require.Zero(t, others)
+	tail.Close(t)
+	own, err := postgres.Open(t.Context(), "", postgres.Options{Pool: pool, MaxConns: 2})
+	require.NoError(t, err)
+	require.NoError(t, own.Ping(t.Context()))
+	require.NoError(t, own.Close())
 	require.NoError(t, s.Close())
+	require.Equal(t, begun.Load(), ready.Load())
 	require.NoError(t, pool.Ping(t.Context()))
+	var schemas []string
+	rows, err := connect(t, url).Query(t.Context(), "SELECT schemaname FROM pg_tables WHERE tablename IN ('events', 'worker_migrations')")
+	require.NoError(t, err)
+	schemas, err = pgx.CollectRows(rows, pgx.RowTo[string])
+	require.NoError(t, err)
+	require.Equal(t, []string{"billing", "billing"}, schemas)
 
 	denied := errors.New("no token")
-	pool = newPool(t, url, func(c *pgxpool.Config) {
-		c.BeforeConnect = func(context.Context, *pgx.ConnConfig) error { return denied }
-	})
-	_, err = postgres.Open(t.Context(), "", postgres.Options{Pool: pool})
-	require.ErrorIs(t, err, denied)
+	for name, deny := range map[string]func(*pgxpool.Config){
+		"BeforeConnect": func(c *pgxpool.Config) {
+			c.BeforeConnect = func(context.Context, *pgx.ConnConfig) error { return denied }
+		},
+		"AfterConnect": func(c *pgxpool.Config) { c.AfterConnect = func(context.Context, *pgx.Conn) error { return denied } },
+	} {
+		_, err = postgres.Open(t.Context(), "", postgres.Options{Pool: newPool(t, url, deny)})
+		require.ErrorIs(t, err, denied)
+		require.ErrorContains(t, err, name)
+	}
 }
 
 // notes is a table of the caller's.
@@ -186,7 +210,102 @@ func TestAppendTx(t *testing.T) {
 	tail := storetest.Subscribe(t, s, store.TailConfig{BatchSize: 10, OnlyOwn: true})
 	requireIDs(t, []events.Event{first, second, third, other}, tail.Take(t, 4))
 	require.ErrorContains(t, s.AppendTx(t.Context(), nil, []events.Event{third}), "there is none")
-	require.Error(t, s.AppendTx(t.Context(), tx, []events.Event{stream.Next()}), "the transaction is over")
+	next := []events.Event{stream.Next()}
+	err = s.AppendTx(t.Context(), tx, next)
+	require.ErrorIs(t, err, pgx.ErrTxClosed)
+	require.NotErrorIs(t, err, store.ErrUnavailable)
+
+	tx, err = pool.BeginTx(t.Context(), pgx.TxOptions{AccessMode: pgx.ReadOnly})
+	require.NoError(t, err)
+	err = s.AppendTx(t.Context(), tx, next)
+	require.ErrorContains(t, err, "the transaction is read-only")
+	require.NotErrorIs(t, err, store.ErrUnavailable)
+	_, err = tx.Exec(t.Context(), "SELECT 1/0")
+	require.Error(t, err)
+	require.ErrorContains(t, s.AppendTx(t.Context(), tx, next), "the transaction had failed before")
+	require.NoError(t, tx.Rollback(t.Context()))
+}
+
+// What another program's index refuses is refused, and no conflict that would pass.
+func TestAppendTxThatAnIndexOfOthersRefuses(t *testing.T) {
+	t.Parallel()
+	pool := newPool(t, migrated(t), func(*pgxpool.Config) {})
+	s := openOn(t, pool)
+	_, err := pool.Exec(t.Context(), "CREATE UNIQUE INDEX one_of_a_type ON events (event_type)")
+	require.NoError(t, err)
+	first, second := storetest.NewStream().Next(), storetest.NewStream().Next()
+	require.NoError(t, s.Append(t.Context(), first))
+	require.NoError(t, pgx.BeginFunc(t.Context(), pool, func(tx pgx.Tx) error {
+		err := s.AppendTx(t.Context(), tx, []events.Event{second})
+		var refused *store.RefusedError
+		require.ErrorAs(t, err, &refused)
+		require.Contains(t, refused.By, "one_of_a_type")
+		require.NotErrorIs(t, err, events.ErrConflict)
+		return nil
+	}))
+}
+
+// Two transactions that wait for each other: one of them has to be begun again.
+func TestAppendTxInADeadlock(t *testing.T) {
+	t.Parallel()
+	pool := newPool(t, migrated(t), func(*pgxpool.Config) {})
+	s, one, other := openOn(t, pool), storetest.NewStream(), storetest.NewStream()
+	txs := make([]pgx.Tx, 2)
+	for i, stream := range []*storetest.Stream{one, other} {
+		var err error
+		txs[i], err = pool.Begin(t.Context())
+		require.NoError(t, err)
+		require.NoError(t, s.AppendTx(t.Context(), txs[i], []events.Event{stream.At(1)}))
+	}
+	failed := make(chan error, 2)
+	for i, stream := range []*storetest.Stream{other, one} {
+		go func() {
+			err := s.AppendTx(t.Context(), txs[i], []events.Event{stream.At(1)})
+			failed <- errors.Join(err, txs[i].Rollback(t.Context()))
+		}()
+	}
+	conflicts := 0
+	for range txs {
+		if err := <-failed; err != nil {
+			require.ErrorIs(t, err, events.ErrConflict)
+			require.NotErrorIs(t, err, store.ErrUnavailable)
+			conflicts++
+		}
+	}
+	require.Equal(t, 1, conflicts)
+}
+
+type isInsert struct{}
+
+// endsContext ends the context of a call when its INSERT has been answered.
+type endsContext struct{ end context.CancelFunc }
+
+func (e endsContext) TraceQueryStart(ctx context.Context, _ *pgx.Conn, data pgx.TraceQueryStartData) context.Context {
+	return context.WithValue(ctx, isInsert{}, strings.Contains(data.SQL, "INSERT INTO events"))
+}
+
+func (e endsContext) TraceQueryEnd(ctx context.Context, _ *pgx.Conn, _ pgx.TraceQueryEndData) {
+	if is, _ := ctx.Value(isInsert{}).(bool); is {
+		e.end()
+	}
+}
+
+// A call that failed as its context ended has appended nothing, though the transaction goes on.
+func TestAppendTxWhoseContextEnds(t *testing.T) {
+	t.Parallel()
+	ctx, end := context.WithCancel(t.Context())
+	pool := newPool(t, migrated(t), func(c *pgxpool.Config) { c.ConnConfig.Tracer = endsContext{end} })
+	s, stream := openOn(t, pool), storetest.NewStream()
+	addNote, countNotes := notes(t, pool)
+	tx, err := pool.Begin(t.Context())
+	require.NoError(t, err)
+	addNote(tx)
+	require.ErrorIs(t, s.AppendTx(ctx, tx, stream.Take(1)), context.Canceled)
+	require.NoError(t, tx.Commit(t.Context()))
+	require.Equal(t, 1, countNotes())
+	version, err := s.Version(t.Context(), stream.AggregateType, stream.AggregateID)
+	require.NoError(t, err)
+	require.Zero(t, version)
 }
 
 func isA[E error](err error) bool {
@@ -209,10 +328,18 @@ func TestAppendTxWithASnapshot(t *testing.T) {
 			_, err = tx.Exec(t.Context(), "SELECT 1 FROM events")
 			require.NoError(t, err)
 			require.NoError(t, s.Append(t.Context(), stream.At(2)))
+			again := storetest.NewStream().Next()
+			require.NoError(t, s.Append(t.Context(), again))
+			again.AggregateID = uuid.New()
 
 			err = s.AppendTx(t.Context(), tx, []events.Event{stream.At(2)})
 			require.ErrorIs(t, err, events.ErrConflict)
 			require.NotErrorIs(t, err, store.ErrUnknownOutcome)
+			require.NotErrorIs(t, err, store.ErrUnavailable)
+			if level == pgx.RepeatableRead {
+				var duplicate *store.DuplicateError
+				require.ErrorAs(t, s.AppendTx(t.Context(), tx, []events.Event{again}), &duplicate)
+			}
 			addNote(tx)
 			require.NoError(t, tx.Commit(t.Context()))
 			require.Equal(t, 1, countNotes())
@@ -242,4 +369,31 @@ func TestAppendTxOfAnOlderTransaction(t *testing.T) {
 	seen.versions[stream.AggregateID] = []int{1, 2, 3, 4}
 	seen.read(t, got)
 	require.True(t, seen.isComplete())
+}
+
+// Sessions of a server that is read-only are made anew, until one may write: that of the tail on a pool of others, too.
+func TestTheTailOnAPoolOutlastsAReadOnlyServer(t *testing.T) {
+	t.Parallel()
+	url := migrated(t)
+	s := openOn(t, newPool(t, url, func(*pgxpool.Config) {}))
+	tail, err := s.Tail(t.Context(), store.TailConfig{BatchSize: 10})
+	require.NoError(t, err)
+	defer func() { require.NoError(t, tail.Close()) }()
+	take := func() error {
+		_, err := tail.TakeLease(t.Context(), store.RelayTask, "holder", time.Minute)
+		return err
+	}
+	require.NoError(t, take())
+	admin := connect(t, url)
+	execute := func(statement string) {
+		_, err := admin.Exec(t.Context(), statement)
+		require.NoError(t, err)
+	}
+	const endSessions = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+	execute(`DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET default_transaction_read_only = on', current_database()); END $$`)
+	execute(endSessions)
+	require.Eventually(t, func() bool { return errors.Is(take(), store.ErrReadOnly) }, 20*time.Second, 20*time.Millisecond)
+	execute("SET default_transaction_read_only = off")
+	execute(`DO $$ BEGIN EXECUTE format('ALTER DATABASE %I RESET default_transaction_read_only', current_database()); END $$`)
+	require.Eventually(t, func() bool { return take() == nil }, 20*time.Second, 20*time.Millisecond)
 }

@@ -5,12 +5,15 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"go/ast"
 	"go/importer"
+	"go/parser"
 	"go/token"
 	"go/types"
 	"io"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -57,6 +60,41 @@ func TestAPI(t *testing.T) {
 	}
 	require.Empty(t, strings.Join(changes, "\n"), "the API has changed: see CHANGELOG.md, and run `make api`")
 	require.Equal(t, len(before), len(now), "the listing is out of date: run `make api`")
+}
+
+// go doc does not show the fields and methods of an alias, so its comment names them.
+func TestAliasesAreDescribed(t *testing.T) {
+	t.Parallel()
+	root := filepath.Join("..", "..", "..")
+	names, err := filepath.Glob(filepath.Join(root, "*.go"))
+	require.NoError(t, err)
+	comments := map[string]string{}
+	for _, name := range names {
+		file, err := parser.ParseFile(token.NewFileSet(), name, nil, parser.ParseComments)
+		require.NoError(t, err)
+		for _, declared := range file.Decls {
+			group, isGroup := declared.(*ast.GenDecl)
+			if !isGroup {
+				continue
+			}
+			for _, spec := range group.Specs {
+				if named, isType := spec.(*ast.TypeSpec); isType && named.Assign.IsValid() {
+					comments[named.Name.Name] = group.Doc.Text()
+				}
+			}
+		}
+	}
+	require.Greater(t, len(comments), 15)
+	listing, err := os.ReadFile(filepath.Join(root, "docs", "api.txt"))
+	require.NoError(t, err)
+	ofRoot, _, _ := strings.Cut(string(listing), "package service")
+	usual := []string{"Error", "Unwrap", "MarshalJSON", "UnmarshalJSON"}
+	comments["Stateful"] += comments["Aggregate"] // to which it refers
+	for _, member := range regexp.MustCompile(`(?m)^  (\w+)\.(\w+)`).FindAllStringSubmatch(ofRoot, -1) {
+		if comment, isAlias := comments[member[1]]; isAlias && !slices.Contains(usual, member[2]) {
+			require.Regexp(t, `\b`+member[2]+`\b`, comment, "the comment of %s", member[1])
+		}
+	}
 }
 
 // packages imports packages by what the compiler has written of them.

@@ -19,47 +19,27 @@ import (
 	"github.com/healz/worker/internal/test/testservers"
 )
 
-// The guide is done as a reader does it, chapter by chapter in one shell:
+// The guide is done as a reader does it, chapter by chapter in one shell, and so is the README. Of their blocks
 //
-//   - a block of sh is run; one of "sh run" is a worker in a terminal of its own, which stops the one before;
-//   - a block with the name of a file writes it;
-//   - a block of text is what the block before it prints, "…" being anything. What does not change anything is run again until
+//   - one of sh is run; one of "sh run" is a worker in a terminal of its own, which stops the one before;
+//   - one with the name of a file writes it;
+//   - one of text is what the block before it prints, "…" being anything. What does not change anything is run again until
 //     it prints that.
 func TestTheGuide(t *testing.T) {
 	t.Parallel()
-	root, err := filepath.Abs(filepath.Join("..", "..", ".."))
-	require.NoError(t, err)
-	tools, hasNode := t.TempDir(), exec.CommandContext(t.Context(), "npm", "view", "tsx", "version").Run() == nil
-	if !hasNode {
-		t.Log("without Node, or npm's registry, the programs of chapter 9 are not run")
-	}
-	output(t, root, nil, "", "go", "build", "-o", filepath.Join(tools, "worker"), "./cmd/worker")
-	g := &guide{t: t, shell: newShell(t, t.TempDir(), "HTTP_ADDR=127.0.0.1:0", "PATH="+tools+":"+os.Getenv("PATH"))}
+	g := newGuide(t)
 	g.servers = strings.NewReplacer(
 		"postgres://clinic:secret@127.0.0.1:5432/clinic", testservers.Postgres(t),
 		"amqp://clinic:secret@127.0.0.1:5672/", testservers.RabbitMQ(t),
 	)
-	chapters, err := filepath.Glob(filepath.Join(root, "docs", "guide", "[0-9]*.md"))
+	if g.hasNode = exec.CommandContext(t.Context(), "npm", "view", "tsx", "version").Run() == nil; !g.hasNode {
+		t.Log("without Node, or npm's registry, the programs of chapter 9 are not run")
+	}
+	chapters, err := filepath.Glob(filepath.Join("..", "..", "..", "docs", "guide", "[0-9]*.md"))
 	require.NoError(t, err)
 	require.Len(t, chapters, 9)
 	for _, chapter := range chapters {
-		content, err := os.ReadFile(chapter)
-		require.NoError(t, err)
-		blocks := regexp.MustCompile("(?ms)^```(\\w+)(?: (\\S+))?\n(.*?)^```$").FindAllStringSubmatch(string(content), -1)
-		require.NotEmpty(t, blocks, chapter)
-		for i, block := range blocks {
-			kind, about, text := block[1], block[2], block[3]
-			want := ""
-			if i+1 < len(blocks) && blocks[i+1][1] == "text" {
-				want = blocks[i+1][3]
-			}
-			switch {
-			case kind == "sh" && (about != "node" || hasNode):
-				g.do(filepath.Base(chapter), about, text, want)
-			case kind != "sh" && about != "":
-				g.write(about, text)
-			}
-		}
+		g.read(filepath.Join("docs", "guide", filepath.Base(chapter)))
 	}
 	g.stop()
 }
@@ -69,7 +49,41 @@ type guide struct {
 	t       *testing.T
 	shell   *shell
 	servers *strings.Replacer
+	hasNode bool
 	running bool
+}
+
+func newGuide(t *testing.T, settings ...string) *guide {
+	t.Helper()
+	root, err := filepath.Abs(filepath.Join("..", "..", ".."))
+	require.NoError(t, err)
+	tools := t.TempDir()
+	output(t, root, nil, "", "go", "build", "-o", filepath.Join(tools, "worker"), "./cmd/worker")
+	g := &guide{t: t, shell: newShell(t, t.TempDir(), append(settings, "HTTP_ADDR=127.0.0.1:0")...), servers: strings.NewReplacer()}
+	g.shell.run("PATH=" + tools + ":$PATH")
+	return g
+}
+
+// read does what a file of the repository says.
+func (g *guide) read(name string) {
+	g.t.Helper()
+	content, err := os.ReadFile(filepath.Join("..", "..", "..", name))
+	require.NoError(g.t, err)
+	blocks := regexp.MustCompile("(?ms)^```(\\w+)(?: (\\S+))?\n(.*?)^```$").FindAllStringSubmatch(string(content), -1)
+	require.NotEmpty(g.t, blocks, name)
+	for i, block := range blocks {
+		kind, about, text := block[1], block[2], block[3]
+		want := ""
+		if i+1 < len(blocks) && blocks[i+1][1] == "text" {
+			want = blocks[i+1][3]
+		}
+		switch {
+		case kind == "sh" && (about != "node" || g.hasNode):
+			g.do(name, about, text, want)
+		case kind != "sh" && about != "":
+			g.write(about, text)
+		}
+	}
 }
 
 var (
@@ -90,7 +104,7 @@ func (g *guide) do(chapter, about, text, want string) {
 	}
 	if about == "run" {
 		g.stop()
-		g.shell.run(strings.TrimSpace(text) + " 2> worker.log & worker=$!")
+		g.shell.run("setsid " + strings.TrimSpace(text) + " 2> worker.log & worker=$!")
 		g.running = true
 		g.until(chapter, `curl --silent --fail "$(sed -n 's/.*address=\(http:[^ ]*\).*/\1/p' worker.log)/readyz" || { tail -5 worker.log; false; }`, "")
 		return
@@ -120,7 +134,8 @@ func (g *guide) until(chapter, text, want string) {
 func (g *guide) stop() {
 	g.t.Helper()
 	if g.running {
-		g.shell.run("kill $worker; wait $worker")
+		// As a terminal does; `go run` then ends with 1.
+		g.shell.run(`kill -INT -- -$worker; wait $worker || true; grep --quiet "worker has stopped" worker.log`)
 		g.running = false
 	}
 }
@@ -167,7 +182,7 @@ func newShell(t *testing.T, folder string, settings ...string) *shell {
 	command.Stderr = command.Stdout
 	require.NoError(t, command.Start())
 	t.Cleanup(func() {
-		fmt.Fprintln(in, "kill $worker 2>/dev/null; exit")
+		fmt.Fprintln(in, "kill -INT -- -$worker 2>/dev/null; exit")
 		_ = command.Wait()
 	})
 	return &shell{t: t, in: in, out: bufio.NewReader(out), scripts: t.TempDir()}

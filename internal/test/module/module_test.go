@@ -4,7 +4,6 @@ package module_test
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
@@ -39,13 +38,6 @@ const (
 // The README's program is a module of its own, on both defaults.
 func TestTheProgramOfTheReadme(t *testing.T) {
 	t.Parallel()
-	folder := newModule(t)
-	readme, err := os.ReadFile(filepath.Join("..", "..", "..", "README.md"))
-	require.NoError(t, err)
-	program := regexp.MustCompile("(?s)```go\n(package main\n.*?)```").FindSubmatch(readme)
-	require.NotNil(t, program, "README.md has no program")
-	require.NoError(t, os.WriteFile(filepath.Join(folder, "main.go"), program[1], 0o600))
-	build(t, folder)
 	for name, settings := range map[string]func(*testing.T) []string{
 		"embedded": func(*testing.T) []string { return nil },
 		"on servers": func(t *testing.T) []string {
@@ -55,22 +47,11 @@ func TestTheProgramOfTheReadme(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			m := module{t: t, folder: t.TempDir(), program: filepath.Join(folder, "program"), settings: settings(t)}
-			m.start("run", "--http-addr", "127.0.0.1:0")
-			require.Regexp(t, `(?s)^worker   replaced by [^\n]+\nprogram  example\.org/billing \(devel\)\ngo .*\nschema   Postgres \d+, SQLite \d+\n$`, m.run("", "version"))
-			m.run(registered, "append")
-			chain := []string{"events", "--correlation", correlation, "--format", "json"}
-			require.Eventually(t, func() bool {
-				return strings.Count(m.run("", chain...), "\n") == 2
-			}, patience, 500*time.Millisecond)
-			_, last, _ := strings.Cut(m.run("", chain...), "\n")
-			var welcome struct {
-				Type string            `json:"event_type"`
-				Data map[string]string `json:"event_data"`
-			}
-			require.NoError(t, json.Unmarshal([]byte(last), &welcome))
-			require.Equal(t, "WelcomeRequested", welcome.Type)
-			require.Equal(t, map[string]string{"name": "Ana"}, welcome.Data)
+			g := newGuide(t, settings(t)...)
+			g.read("README.md")
+			g.until("README.md", "go run . events --type WelcomeRequested --format json", `{…"name":…"Ana"…}`)
+			g.until("README.md", "go run . version", "worker   replaced by …\nprogram  example.org/billing (devel)\ngo…\nschema   Postgres…SQLite…")
+			g.stop()
 		})
 	}
 }
@@ -107,9 +88,11 @@ func TestANewProgram(t *testing.T) {
 // A worker inside an HTTP service shares its pool, its server and its transactions.
 func TestAWorkerInAService(t *testing.T) {
 	t.Parallel()
-	folder := newModule(t)
+	folder := t.TempDir()
 	require.NoError(t, os.CopyFS(folder, os.DirFS(filepath.Join("testdata", "clinicweb"))))
-	build(t, folder)
+	output(t, folder, nil, "", "go", "mod", "init", "example.org/clinicweb")
+	requireWorker(t, folder)
+	output(t, folder, nil, "", "go", "build", "-mod=mod", "-o", "program", ".")
 	database := testservers.Postgres(t)
 	m := module{
 		t: t, folder: t.TempDir(), program: filepath.Join(folder, "program"),
@@ -142,7 +125,7 @@ func TestAWorkerInAService(t *testing.T) {
 	require.Equal(t, 1, events, "the second row's event was rolled back with it")
 	for path, want := range map[string]string{
 		"/metrics": `worker_handler_handled_total{event_type="PatientRegistered",handler="welcome-patient"} 1`,
-		"/":        "without a token, the console is served only on loopback addresses",
+		"/":        "the console is not served: it needs a ConsoleToken",
 	} {
 		response, err := http.Get(address + path)
 		require.NoError(t, err)
@@ -201,15 +184,6 @@ func TestTheImageBuilds(t *testing.T) {
 	require.Contains(t, output(t, folder, nil, "", program, "version"), "worker   v1.2.3\n")
 }
 
-// newModule makes an empty module that requires the one under test.
-func newModule(t *testing.T) string {
-	t.Helper()
-	folder := t.TempDir()
-	output(t, folder, nil, "", "go", "mod", "init", "example.org/billing")
-	requireWorker(t, folder)
-	return folder
-}
-
 // requireWorker lets a module require the one under test.
 func requireWorker(t *testing.T, folder string) {
 	t.Helper()
@@ -219,11 +193,6 @@ func requireWorker(t *testing.T, folder string) {
 	sums, err := os.ReadFile(filepath.Join(root, "go.sum"))
 	require.NoError(t, err)
 	require.NoError(t, os.WriteFile(filepath.Join(folder, "go.sum"), sums, 0o600))
-}
-
-func build(t *testing.T, folder string) {
-	t.Helper()
-	output(t, folder, nil, "", "go", "build", "-mod=mod", "-o", "program", ".")
 }
 
 // module is a program with the settings and the folder of one test.

@@ -75,16 +75,10 @@ func run(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, w.Close()) }()
-	store, err := worker.OpenStore(ctx, worker.StoreConfig{Pool: pool})
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, store.Close()) }()
-
 	mux := http.NewServeMux()
 	mux.Handle("/", w.Handler())
 	mux.HandleFunc("POST /patients", func(rw http.ResponseWriter, r *http.Request) {
-		id, err := registerPatient(r.Context(), pool, store, r.FormValue("name"))
+		id, err := registerPatient(r.Context(), pool, w, r.FormValue("name"))
 		if err != nil {
 			http.Error(rw, err.Error(), http.StatusConflict)
 			return
@@ -103,7 +97,7 @@ func run(ctx context.Context) (err error) {
 }
 
 // registerPatient writes the row and appends the event, or does neither.
-func registerPatient(ctx context.Context, pool *pgxpool.Pool, store *worker.Store, name string) (uuid.UUID, error) {
+func registerPatient(ctx context.Context, pool *pgxpool.Pool, w *service.Service, name string) (uuid.UUID, error) {
 	id := uuid.New()
 	return id, pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
 		p := &Patient{}
@@ -113,7 +107,7 @@ func registerPatient(ctx context.Context, pool *pgxpool.Pool, store *worker.Stor
 		if err := worker.Raise(p, PatientRegistered{Name: name}); err != nil {
 			return err
 		}
-		if err := store.AppendTx(ctx, tx, p.Uncommitted()...); err != nil {
+		if err := w.AppendTx(ctx, tx, p.Uncommitted()...); err != nil {
 			return err
 		}
 		_, err := tx.Exec(ctx, "INSERT INTO patients VALUES ($1, $2, false)", id, name)
