@@ -1,4 +1,4 @@
-// Package clinic is the example to copy: an aggregate, its events, and handlers for them, of a small clinic.
+// Package clinic is the example to learn from: an aggregate, its events, and handlers for them, of a small clinic.
 package clinic
 
 import (
