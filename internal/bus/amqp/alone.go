@@ -18,6 +18,10 @@ const (
 	// tries to take the queue although their number is the same.
 	turnInterval = 500 * time.Millisecond
 	turnTimeout  = 30 * time.Second
+	// returnsInterval is how often it is asked whether the former consumer is gone, and returnsTimeout for how long: the consumer
+	// may be that of another program.
+	returnsInterval = 10 * time.Millisecond
+	returnsTimeout  = 2 * time.Second
 )
 
 // Standby is the state of a Subscriber that waits for its turn.
@@ -108,6 +112,24 @@ func (s *subscription) takeTurn(session *session) error {
 	if !s.hasTurn {
 		s.hasTurn = true
 		t.sharing++
+	}
+	return nil
+}
+
+// awaitReturns waits until the queue has no consumer. A broker that has closed a channel removes the consumer from a quorum queue
+// later, together with the return of what it had: who consumes before that gets newer messages first.
+func (s *subscription) awaitReturns(channel *amqp091.Channel) error {
+	s.conn.alone.mu.Lock()
+	shares := s.conn.alone.sharing > 1 // the consumer is this connection's own
+	s.conn.alone.mu.Unlock()
+	ctx, cancel := context.WithTimeout(s.consuming, returnsTimeout)
+	defer cancel()
+	for !shares && ctx.Err() == nil {
+		q, err := channel.QueueDeclarePassive(s.queue, true, false, false, false, nil)
+		if err != nil || q.Consumers == 0 {
+			return err
+		}
+		pause(ctx, returnsInterval)
 	}
 	return nil
 }

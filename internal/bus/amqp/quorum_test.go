@@ -65,6 +65,31 @@ func TestQuorumQueuesKeepTheOrderOfWhatReturns(t *testing.T) {
 	require.Equal(t, want, got)
 }
 
+// The consumer of a channel that was closed may be there for a while: what it had comes first.
+func TestQuorumQueuesReturnBeforeTheNextConsumer(t *testing.T) {
+	t.Parallel()
+	const messages, prefetch = 20, 10
+	url := testservers.RabbitMQ(t)
+	c := dial(t, amqp.Config{URL: url, QueueType: amqp.QuorumQueues})
+	publishVersions(t, amqp.NewPublisher(c), []uuid.UUID{uuid.New()}, messages)
+	former := raw(t, url)
+	require.NoError(t, former.Qos(prefetch, 0, false))
+	deliveries, err := former.Consume(consumerQueue, "", false, false, false, false, nil)
+	require.NoError(t, err)
+	for range prefetch {
+		<-deliveries
+	}
+	closes := time.AfterFunc(300*time.Millisecond, func() { _ = former.Close() })
+	defer closes.Stop()
+	in, _ := subscribe(t, c)
+	for want := 1; want <= messages; want++ {
+		m := receive(t, in)
+		_, version := versionOf(t, m)
+		require.Equal(t, want, version)
+		require.True(t, m.Ack())
+	}
+}
+
 // Another program may have declared the quorum queues, with another delivery limit or none.
 func TestQuorumQueuesOfAnotherProgram(t *testing.T) {
 	t.Parallel()

@@ -331,6 +331,11 @@ func (s *subscription) openOn(session *session) error {
 	if err := channel.Qos(s.conn.config.Prefetch, 0, false); err != nil {
 		return fmt.Errorf("set prefetch: %w", err)
 	}
+	if s.alone {
+		if err := s.awaitReturns(channel); err != nil {
+			return fmt.Errorf("count consumers: %w", err)
+		}
+	}
 	closed := channel.NotifyClose(make(chan *amqp091.Error, 1))
 	deliveries, err := channel.Consume(s.queue, consumerTag, false, s.exclusive, false, false, nil)
 	if err != nil {
