@@ -41,6 +41,8 @@ type Config struct {
 	RabbitMQManagementURL string
 	// RabbitMQPrefix is the prefix of the names of exchanges and queues: healz.events.
 	RabbitMQPrefix string
+	// Service is the name of the service that the handlers belong to, which has its own queues: the contract's queue.
+	Service string
 	// RabbitMQHeartbeat is the heartbeat interval of the connection: 1m.
 	RabbitMQHeartbeat time.Duration
 	// QueueType is classic or quorum: classic.
@@ -122,6 +124,7 @@ func (c Config) settings() worker.Settings {
 	a := &s.AMQP
 	a.URL, a.ManagementURL = c.RabbitMQURL, c.RabbitMQManagementURL
 	a.Prefix, a.Heartbeat = cmp.Or(c.RabbitMQPrefix, a.Prefix), cmp.Or(c.RabbitMQHeartbeat, a.Heartbeat)
+	a.Service = c.Service
 	a.QueueType, a.Partitions, a.LeavePartitions = cmp.Or(c.QueueType, a.QueueType), c.Partitions, c.LeavePartitions
 	a.Competing, a.RetryLater = c.CompetingConsumers, c.RetryLater
 

@@ -41,6 +41,7 @@ func TestMain(m *testing.M) {
 
 // fieldOf is the field of Config that is a flag of `run`; "" is none.
 var fieldOf = map[string]string{ //nolint:gochecknoglobals // a constant
+	"service":      "Service",
 	"database-url": "DatabaseURL", "database-conns": "DatabaseConns", "sqlite-path": "SQLitePath", "migrate": "NoMigrate", "wait": "Wait",
 	"rabbitmq-url": "RabbitMQURL", "rabbitmq-management-url": "RabbitMQManagementURL", "rabbitmq-prefix": "RabbitMQPrefix",
 	"rabbitmq-heartbeat": "RabbitMQHeartbeat", "queue-type": "QueueType", "partitions": "Partitions", "leave-partitions": "LeavePartitions",

@@ -61,7 +61,7 @@ some.`,
 		if err != nil {
 			return err
 		}
-		if o.To, o.Handler, err = destination(to, all); err != nil {
+		if o.To, o.Handler, err = destination(to, s, all); err != nil {
 			return usageError{err}
 		}
 		resumed := o.Resume != ""
@@ -87,12 +87,16 @@ some.`,
 }
 
 // destination parses --to. A name must be the name of a registered handler.
-func destination(to string, all registrations) (deadletter.Destination, string, error) {
+func destination(to string, s *worker.Settings, all registrations) (deadletter.Destination, string, error) {
 	switch to := deadletter.Destination(to); to {
 	case deadletter.ToHandler, deadletter.ToBus:
 		return to, "", nil
 	}
-	if !slices.Contains(all.registry().Names(), to) {
+	names := s.Registry(all).Names()
+	if own := deadletter.OfService(s.AMQP.Service, to); slices.Contains(names, own) {
+		to = own
+	}
+	if !slices.Contains(names, to) {
 		return "", "", fmt.Errorf("--to must be %s, %s or the name of a registered handler, and no handler has the name %q",
 			deadletter.ToHandler, deadletter.ToBus, to)
 	}

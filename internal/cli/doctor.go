@@ -36,6 +36,7 @@ It exits with 0 if everything is ok or unknown, with 1 if there are warnings, an
 	flags.DurationSliceVar(&s.AMQP.RetryLater, "retry-later", nil, "the setting of the workers, like 10s,1m,10m")
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		out := c.OutOrStdout()
+		s.AMQP.Types = worker.EventTypes(s.Registry(all))
 		worst := doctor.OK
 		checks := append(doctor.Checks(*s, handlers.Most(all.registry())), doctor.WorkerCheck(httpAddr))
 		for finding := range doctor.Examine(c.Context(), checks, doctor.Timeout) {

@@ -136,6 +136,8 @@ each store works with each bus.`,
 	flags.StringVar(&settings.AMQP.ManagementURL, "rabbitmq-management-url", "",
 		"RabbitMQ's management API (http://… or https://…), which tells of policies; empty: the default port of the broker's host")
 	flags.StringVar(&settings.AMQP.Prefix, "rabbitmq-prefix", settings.AMQP.Prefix, "prefix of the names of exchanges and queues")
+	flags.StringVar(&settings.AMQP.Service, "service", "",
+		"name of the service that the program's handlers belong to, which has its own queues; empty: the contract's queue")
 	flags.DurationVar(&settings.AMQP.Heartbeat, "rabbitmq-heartbeat", settings.AMQP.Heartbeat, "heartbeat interval of the RabbitMQ connection")
 	flags.StringVar(&settings.AMQP.QueueType, "queue-type", settings.AMQP.QueueType, "type of the RabbitMQ queues: classic or quorum")
 	flags.IntVar(&settings.AMQP.Partitions, "partitions", 0,
@@ -144,7 +146,7 @@ each store works with each bus.`,
 	root.AddCommand(
 		runCommand(&settings, all), migrateCommand(&settings, all), appendCommand(&settings), publishCommand(&settings),
 		eventsCommand(&settings), traceCommand(&settings), tailCommand(&settings), doctorCommand(&settings, all),
-		dlqCommand(&settings, all), versionCommand(), newCommand(),
+		dlqCommand(&settings, all), unbindCommand(&settings, all), versionCommand(), newCommand(),
 	)
 	root.AddCommand(more...)
 	finish(root)

@@ -8,6 +8,7 @@ package deadletter
 import (
 	"context"
 	"errors"
+	"strings"
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
@@ -27,6 +28,27 @@ const (
 	IDKey     = "dead_letter_id"
 	SourceKey = "source_queue"
 )
+
+// serviceSeparator ends the name of a service in that of a handler, which contains it nowhere else.
+const serviceSeparator = "/"
+
+// OfService is the name of a handler of a service in the inbox, letters, log and metrics: SERVICE/NAME. Without a service it is
+// the handler's.
+func OfService(service, handler string) string {
+	if service == "" {
+		return handler
+	}
+	return service + serviceSeparator + handler
+}
+
+// ServiceOf is the service in the name of a handler; "" if it is of none.
+func ServiceOf(handler string) string {
+	service, _, found := strings.Cut(handler, serviceSeparator)
+	if !found {
+		return ""
+	}
+	return service
+}
 
 // MaxReasonBytes bounds a reason, which travels in a header: longer ones are cut at a character's edge.
 const MaxReasonBytes = 1024

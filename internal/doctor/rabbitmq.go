@@ -48,7 +48,7 @@ func rabbitMQChecks(s worker.Settings) (broker, others []Check) {
 			return nil
 		}},
 	}
-	return broker, []Check{
+	others = []Check{
 		check("topology", checkTopology),
 		{Name: "policies", Needs: rabbitMQCheck, Run: func(ctx context.Context, r *Report) error {
 			checkPolicies(ctx, s, r)
@@ -61,9 +61,31 @@ func rabbitMQChecks(s worker.Settings) (broker, others []Check) {
 			}
 			asking, cancel := context.WithTimeout(ctx, inFlightTimeout)
 			defer cancel()
-			checkQueues(survey, amqp.InFlight(asking, s.AMQP), s, r)
+			checkQueues(asking, survey, amqp.InFlight(asking, s.AMQP), s, r)
 			return nil
 		}},
+	}
+	if s.AMQP.Service != "" {
+		others = append(others, Check{Name: "bindings", Needs: rabbitMQCheck, Run: func(ctx context.Context, r *Report) error {
+			ctx, cancel := context.WithTimeout(ctx, inFlightTimeout)
+			defer cancel()
+			checkBindings(ctx, s.AMQP, r)
+			return nil
+		}})
+	}
+	return broker, others
+}
+
+// checkBindings names what the queue of a service gets for nothing.
+func checkBindings(ctx context.Context, c amqp.Config, r *Report) {
+	types, err := amqp.Unhandled(ctx, c)
+	switch {
+	case err != nil:
+		r.unknown("the event types that "+c.Queue()+" gets are not known: "+oneLine(err), "see `rabbitmqctl list_bindings -p VHOST`")
+	case len(types) > 0:
+		r.warn(c.Queue()+" gets events that no handler of this program is for: "+strings.Join(types, ", "), amqp.AdviceOnUnhandled)
+	default:
+		r.fine("%s gets the events that handlers are for", c.Queue())
 	}
 }
 
@@ -154,7 +176,7 @@ func checkPolicies(ctx context.Context, s worker.Settings, r *Report) {
 	r.otherwise("no limit by which the broker drops or dead-letters messages by itself")
 }
 
-func checkQueues(survey amqp.Survey, inFlight map[string]int, s worker.Settings, r *Report) {
+func checkQueues(ctx context.Context, survey amqp.Survey, inFlight map[string]int, s worker.Settings, r *Report) {
 	backlog, flying := 0, 0
 	for _, p := range survey.Parts {
 		switch {
@@ -174,7 +196,7 @@ func checkQueues(survey amqp.Survey, inFlight map[string]int, s worker.Settings,
 			flying += inFlight[p.Name]
 		}
 		if p.Consumed && s.AMQP.Partitions == 0 && !s.AMQP.Competing {
-			checkConsumers(p, survey.Alone, r)
+			checkConsumers(ctx, p, survey.Alone, s, r)
 		}
 	}
 	if !slices.ContainsFunc(*r, func(f Finding) bool { return f.Status != OK }) {
@@ -192,15 +214,13 @@ func checkQueues(survey amqp.Survey, inFlight map[string]int, s worker.Settings,
 }
 
 // checkConsumers checks that there is none besides the worker that has the queue alone.
-func checkConsumers(p amqp.Part, alone bool, r *Report) {
+func checkConsumers(ctx context.Context, p amqp.Part, alone bool, s worker.Settings, r *Report) {
 	others := p.Consumers
 	if alone && others > 0 {
 		others--
 	}
 	if others > 0 {
-		r.warn(fmt.Sprintf("%s has %s that take messages from the worker: another program, or a worker with --competing-consumers; "+
-			"between them the order of an aggregate is not kept", p.Name, counted(others, "other consumer")),
-			"stop them, or set --partitions for all workers")
+		r.warn(oneLine(amqp.SplitBetween(ctx, s.AMQP, others)), amqp.AdviceOnSplit)
 	} else if alone {
 		r.fine("one worker consumes %s, any others are on standby; set --partitions to share the load", p.Name)
 	}

@@ -63,15 +63,10 @@ type DryRun struct {
 	config   DryRunConfig
 }
 
-// NewDryRun returns a dry run with the handlers that register registers. The error names all that is wrong with the
-// registrations.
-func NewDryRun(s DryStore, register func(*Registry), c DryRunConfig, logger *slog.Logger) (*DryRun, error) {
-	d := &DryRun{store: s, config: c}
-	reg := &Registry{}
-	register(reg)
-	var err error
-	d.handlers, err = reg.checked(logger)
-	return d, err
+// NewDryRun returns a dry run with the handlers of a registry. The error names all that is wrong with the registrations.
+func NewDryRun(s DryStore, reg *Registry, c DryRunConfig, logger *slog.Logger) (*DryRun, error) {
+	all, err := reg.checked(logger)
+	return &DryRun{store: s, handlers: all, config: c}, err
 }
 
 // Run runs the handlers of letters, and yields the outcome of each: aggregate by aggregate, and within one in the order in

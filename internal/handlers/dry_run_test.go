@@ -40,9 +40,15 @@ func newDryRun(t *testing.T, c handlers.DryRunConfig, register func(*handlers.Re
 	t.Cleanup(func() { require.NoError(t, b.store.Close()) })
 	require.NoError(t, b.store.Migrate(t.Context()))
 	c.HandlerTimeout, c.MaxMessage = cmp.Or(c.HandlerTimeout, 50*time.Millisecond), 1000
-	b.DryRun, err = handlers.NewDryRun(b.store, register, c, slog.New(slog.NewTextHandler(&b.log, nil)))
+	b.DryRun, err = handlers.NewDryRun(b.store, registryOf(register), c, slog.New(slog.NewTextHandler(&b.log, nil)))
 	require.NoError(t, err)
 	return b
+}
+
+func registryOf(register func(*handlers.Registry)) *handlers.Registry {
+	reg := &handlers.Registry{}
+	register(reg)
+	return reg
 }
 
 // letterOf is the letter of an event that a handler has failed on.
@@ -259,13 +265,13 @@ func TestDryRunEndsWithTheContextAndWithTheStore(t *testing.T) {
 	bare, err := sqlite.Open(t.Context(), filepath.Join(t.TempDir(), "bare.db"))
 	require.NoError(t, err)
 	defer func() { require.NoError(t, bare.Close()) }()
-	dryRun, err := handlers.NewDryRun(bare, register, handlers.DryRunConfig{MaxMessage: 1000}, slog.New(slog.DiscardHandler))
+	dryRun, err := handlers.NewDryRun(bare, registryOf(register), handlers.DryRunConfig{MaxMessage: 1000}, slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
 	for _, err := range dryRun.Run(t.Context(), []deadletter.Letter{l}) {
 		require.ErrorIs(t, err, store.ErrNoSchema)
 	}
-	_, err = handlers.NewDryRun(bare, func(reg *handlers.Registry) {
+	_, err = handlers.NewDryRun(bare, registryOf(func(reg *handlers.Registry) {
 		handlers.On(reg, "Registered", "", welcome, "by night")
-	}, handlers.DryRunConfig{}, slog.New(slog.DiscardHandler))
+	}), handlers.DryRunConfig{}, slog.New(slog.DiscardHandler))
 	require.ErrorContains(t, err, "no name")
 }

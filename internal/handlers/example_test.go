@@ -131,17 +131,17 @@ func ExampleDryRun() {
 		return
 	}
 	defer closeStore()
-	dryRun, err := handlers.NewDryRun(s, func(reg *handlers.Registry) {
-		handlers.On(reg, "RoomBooked", "order-cleaning",
-			func(_ context.Context, e events.Event, booked RoomBooked) ([]events.Event, error) {
-				if booked.Patient == "" {
-					return nil, errors.New("nobody has booked the room")
-				}
-				return events.Follow(e, CleaningRequested{After: booked.Patient})
-			})
-		handlers.On(reg, "RoomBooked", "mail-reception",
-			func(context.Context, events.Event, RoomBooked) ([]events.Event, error) { return nil, nil }, handlers.OutsideEffects)
-	}, handlers.DryRunConfig{HandlerTimeout: time.Second, MaxMessage: 1 << 20}, slog.New(slog.DiscardHandler))
+	reg := &handlers.Registry{}
+	handlers.On(reg, "RoomBooked", "order-cleaning",
+		func(_ context.Context, e events.Event, booked RoomBooked) ([]events.Event, error) {
+			if booked.Patient == "" {
+				return nil, errors.New("nobody has booked the room")
+			}
+			return events.Follow(e, CleaningRequested{After: booked.Patient})
+		})
+	handlers.On(reg, "RoomBooked", "mail-reception",
+		func(context.Context, events.Event, RoomBooked) ([]events.Event, error) { return nil, nil }, handlers.OutsideEffects)
+	dryRun, err := handlers.NewDryRun(s, reg, handlers.DryRunConfig{HandlerTimeout: time.Second, MaxMessage: 1 << 20}, slog.New(slog.DiscardHandler))
 	if err != nil {
 		fmt.Println(err)
 		return

@@ -34,10 +34,12 @@ import (
 	"maps"
 	"regexp"
 	"slices"
+	"strings"
 
 	"github.com/cenkalti/backoff/v5"
 	"github.com/google/uuid"
 
+	"github.com/healz/worker/internal/deadletter"
 	"github.com/healz/worker/internal/events"
 	"github.com/healz/worker/internal/middleware"
 	"github.com/healz/worker/migrations"
@@ -82,6 +84,26 @@ func (reg *Registry) Stream(
 		return func(yield func(events.Event, error) bool) { yield(events.Event{}, errNoStreams) }
 	}
 	return streams.Stream(ctx, aggregateType, aggregateID, afterVersion)
+}
+
+// BelongTo makes the handlers registered so far those of a service: their names begin with its own. "" is none.
+func BelongTo(reg *Registry, service string) {
+	for i, h := range reg.handlers {
+		h.name = deadletter.OfService(service, h.name)
+		if len(h.name) > maxNameLength {
+			reg.problems = append(reg.problems, fmt.Errorf("handler %q: its name with that of the service is longer than %d bytes", h.name, maxNameLength))
+		}
+		reg.handlers[i] = h
+	}
+}
+
+// Types are the event types that handlers are for; all is true if one is for those of all types.
+func Types(reg *Registry) (types []string, all bool) {
+	for _, h := range reg.handlers {
+		types, all = append(types, h.types...), all || h.types == nil
+	}
+	slices.Sort(types)
+	return slices.Compact(types), all
 }
 
 // Names are those of the handlers, in the order of their registration.
@@ -238,6 +260,8 @@ func (reg *Registry) add(h handler, missing bool) {
 		reg.problems = append(reg.problems, errors.New("a handler has no name"))
 	case err != nil:
 		reg.problems = append(reg.problems, fmt.Errorf("handler %+q: its name %w", h.name, err))
+	case strings.Contains(h.name, "/"):
+		reg.problems = append(reg.problems, fmt.Errorf("handler %q: its name contains /, which ends the name of a service", h.name))
 	case len(h.name) > maxNameLength:
 		reg.problems = append(reg.problems, fmt.Errorf("handler %q: its name is longer than %d bytes", h.name, maxNameLength))
 	case slices.ContainsFunc(h.options, func(o Option) bool { return o != OutsideEffects }):

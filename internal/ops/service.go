@@ -115,11 +115,9 @@ func (s *Service) openConsole(ctx context.Context) error {
 		return err
 	}
 	s.closers = append(s.closers, backend.Close)
-	registered := &handlers.Registry{}
-	s.config.Register(registered)
 	c, err := console.New(ctx, console.Config{
 		Store: backend, Letters: deadletter.NewTable(backend.SQL()), Queued: settings.QueuedDeadLetters,
-		Aggregates: handlers.Shown(registered), Access: s.config.Access, Logger: s.config.Logger,
+		Aggregates: handlers.Shown(settings.Registry(s.config.Register)), Access: s.config.Access, Logger: s.config.Logger,
 		Status: func(ctx context.Context) console.Status {
 			return console.StatusOf(s.worker.Health(ctx), s.config.Metrics.Values())
 		},

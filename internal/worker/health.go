@@ -19,14 +19,18 @@ var errNoAnswer = fmt.Errorf("the store has not answered within %s", checkTimeou
 // Health is the state of a worker.
 type Health struct {
 	Ready bool `json:"ready"`
-	// Parts says for each of consumer, store, bus, relay and dead letters "ok", or what is wrong.
+	// Parts says for each of consumer, store, bus, relay, queue and dead letters "ok", or what is wrong.
 	Parts map[string]string `json:"parts"`
 	// Events counts the messages since the start, by outcome.
 	Events map[observe.Outcome]int64 `json:"events"`
 }
 
-// deadLettersPart is the part that is degraded while dead letters are written to the table instead of a broker's queue.
-const deadLettersPart = "dead_letters"
+// Parts that may be degraded while the worker works: dead letters are written to the table instead of a broker's queue, and the
+// events of the queue are shared with a consumer that is no worker.
+const (
+	deadLettersPart = "dead_letters"
+	queuePart       = "queue"
+)
 
 // Health checks each part. The worker is ready when it can consume, relay (or another worker does) and reach its
 // store, which also means that no message has waited for the store for long.
@@ -35,7 +39,7 @@ func (w *Worker) Health(ctx context.Context) Health {
 	for part, err := range w.check(ctx) {
 		h.Parts[part] = "ok"
 		switch {
-		case err != nil && part == deadLettersPart: // the worker can work without their queue
+		case err != nil && (part == deadLettersPart || part == queuePart):
 			h.Parts[part] = "degraded: " + err.Error()
 		case err != nil:
 			h.Ready, h.Parts[part] = false, err.Error()
@@ -85,6 +89,9 @@ func (w *Worker) check(ctx context.Context) map[string]error {
 	}
 	if sink, ok := w.parts.Sink.(interface{ Degraded() error }); ok {
 		parts[deadLettersPart] = sink.Degraded()
+	}
+	if b, ok := w.parts.Bus.(interface{ Split() error }); ok {
+		parts[queuePart] = b.Split()
 	}
 	return parts
 }

@@ -71,30 +71,32 @@ func open(ctx context.Context, s Settings, o OpenOptions, closers *closers) (*Wo
 	}
 	closers.add(tail.Close)
 
+	registered := s.Registry(o.Register)
 	parts := Parts{
-		Inbox: backend, Streams: streams, Tail: tail, Letters: deadletter.NewTable(backend.SQL()), Handlers: &handlers.Registry{},
+		Inbox: backend, Streams: streams, Tail: tail, Letters: deadletter.NewTable(backend.SQL()), Handlers: registered,
 		InboxRetention: s.InboxRetention, LetterRetention: s.DeadLetterRetention,
 		Metrics: o.Metrics, Observers: o.Observers,
 	}
-	o.Register(parts.Handlers)
 	var conn *amqp.Connection
 	if s.AMQP.URL == "" {
 		b := inprocess.New(s.Tuning.Concurrency)
 		closers.add(b.Close)
 		parts.Bus, parts.Sink, parts.Embedded = embeddedBus{b}, parts.Letters, true
 	} else {
+		s.AMQP.Types = EventTypes(registered)
 		if conn, err = dial(ctx, s, o, wait, observers); err != nil {
 			return nil, err
 		}
 		closers.add(conn.Close)
 		conn.WarnOfLimits(ctx)
+		conn.WatchConsumers(ctx)
 		publisher := amqp.NewPublisher(conn)
 		closers.add(publisher.Close)
 		failed := amqp.NewFailedQueue(conn)
 		failed.Table = parts.Letters
 		parts.Bus, parts.Sink, parts.Replays = broker{amqp.NewSubscriber(conn), publisher, conn}, failed, failed
 		if s.IngestDeadLetters {
-			parts.Ingester = amqp.NewIngester(conn, parts.Letters, o.Logger)
+			parts.Ingester, parts.IngestTask = amqp.NewIngester(conn, parts.Letters, o.Logger), ingestTask(s.AMQP.Service)
 		}
 	}
 	w, err := New(ctx, parts, s.Tuning, o.Logger)
@@ -124,6 +126,18 @@ func openBackend(ctx context.Context, s Settings, o OpenOptions, wait wait) (Bac
 		return nil
 	})
 	return backend, err
+}
+
+// ingestTask is the task whose leader takes dead letters from a service's queue into the table.
+func ingestTask(service string) string { return deadletter.OfService(service, "ingest") }
+
+// EventTypes are those that handlers are for, as [amqp.Config] has them.
+func EventTypes(reg *handlers.Registry) []string {
+	types, all := handlers.Types(reg)
+	if all {
+		return []string{"#"}
+	}
+	return types
 }
 
 // MigrateAll brings the schema up to date, and then the tables of the program's own.
@@ -231,3 +245,4 @@ func (b broker) PublishBatch(ctx context.Context, batch []*message.Message) erro
 }
 func (b broker) Topics() []string { return b.conn.Topics() }
 func (b broker) Ready() error     { return b.conn.Ready() }
+func (b broker) Split() error     { return b.conn.Split() }

@@ -103,6 +103,11 @@ func (s Settings) Check() error {
 	problem(s.AMQP.Prefetch < s.Tuning.Concurrency || s.AMQP.Prefetch > math.MaxUint16, // the most that AMQP can say
 		"prefetch must be from the concurrency (%d) to %d, but is %d", s.Tuning.Concurrency, math.MaxUint16, s.AMQP.Prefetch)
 	problem(s.AMQP.Prefix == "", "rabbitmq-prefix must not be empty")
+	if err := amqp.CheckService(s.AMQP.Service); err != nil {
+		problem(true, "service must be the name of a service: %w", err)
+	}
+	problem(s.AMQP.Service != "" && s.AMQP.URL == "" && !s.Embedded(), "service needs RabbitMQ if the store is Postgres, which several "+
+		"services may share: set rabbitmq-url")
 	problem(s.AMQP.Heartbeat < time.Second, "rabbitmq-heartbeat must be at least 1s, but is %s", s.AMQP.Heartbeat)
 	problem(s.AMQP.Partitions < 0 || s.AMQP.Partitions > amqp.MaxPartitions,
 		"partitions must be from 0 to %d, but are %d", amqp.MaxPartitions, s.AMQP.Partitions)
@@ -123,6 +128,14 @@ func (s Settings) Check() error {
 		problem(true, "relay-start must be auto, beginning or end, not %q", s.Relay.Start)
 	}
 	return errors.Join(problems...)
+}
+
+// Registry is what register registers, for the service that is set.
+func (s Settings) Registry(register func(*handlers.Registry)) *handlers.Registry {
+	reg := &handlers.Registry{}
+	register(reg)
+	handlers.BelongTo(reg, s.AMQP.Service)
+	return reg
 }
 
 // maxRetryLater is the longest step of a retry.

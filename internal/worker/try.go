@@ -7,6 +7,7 @@ import (
 	"iter"
 	"log/slog"
 
+	"github.com/healz/worker/internal/bus/amqp"
 	"github.com/healz/worker/internal/deadletter"
 	"github.com/healz/worker/internal/handlers"
 )
@@ -47,11 +48,16 @@ func (s Settings) tryDeadLetters(
 		return err
 	}
 	defer func() { err = errors.Join(err, b.Close()) }()
-	letters, err := readDeadLetters(ctx, deadletter.NewTable(b.SQL()), f)
+	letters, others, err := s.readDeadLetters(ctx, deadletter.NewTable(b.SQL()), f)
 	if err != nil {
 		return err
 	}
-	dryRun, err := handlers.NewDryRun(b, o.Register, handlers.DryRunConfig{
+	for _, outcome := range others {
+		if !yield(outcome) {
+			return nil
+		}
+	}
+	dryRun, err := handlers.NewDryRun(b, s.Registry(o.Register), handlers.DryRunConfig{
 		HandlerTimeout: s.Tuning.HandlerTimeout, MaxMessage: s.Tuning.MaxMessage, AllHandlers: o.AllHandlers,
 	}, o.Logger)
 	if err != nil {
@@ -68,18 +74,38 @@ func (s Settings) tryDeadLetters(
 	return nil
 }
 
-// readDeadLetters reads letters with their bodies.
-func readDeadLetters(ctx context.Context, table *deadletter.Table, f deadletter.Filter) (letters []deadletter.Letter, err error) {
+// ofAnother says that a letter is of another service, whose handlers are not here; "" if it is not.
+func (s Settings) ofAnother(l deadletter.Letter) string {
+	switch service, known := amqp.ServiceOf(l); {
+	case !known || service == s.AMQP.Service:
+		return ""
+	case service == "":
+		return "it is of a worker that has no service name"
+	default:
+		return "it is of service " + service
+	}
+}
+
+// readDeadLetters reads letters with their bodies, and the outcomes of those of other services.
+func (s Settings) readDeadLetters(
+	ctx context.Context, table *deadletter.Table, f deadletter.Filter,
+) (letters []deadletter.Letter, others []handlers.Outcome, err error) {
 	size := 0
 	for l, err := range table.Read(ctx, f) {
 		if err != nil {
-			return nil, err
+			return nil, nil, err
+		}
+		other := s.ofAnother(l)
+		l.Raw, l.Headers, l.Event.Data, l.Event.Metadata = nil, nil, nil, nil // a dry run reads the body
+		if other != "" {
+			l.Body = nil
+			others = append(others, handlers.Outcome{Letter: l, Verdict: handlers.CannotTell, Reason: other + ": try it there"})
+			continue
 		}
 		if size += len(l.Body); size > maxTried {
-			return nil, fmt.Errorf("the dead letters have more than %d MiB: choose fewer of them", maxTried>>20)
+			return nil, nil, fmt.Errorf("the dead letters have more than %d MiB: choose fewer of them", maxTried>>20)
 		}
-		l.Raw, l.Headers, l.Event.Data, l.Event.Metadata = nil, nil, nil, nil // a dry run reads the body
 		letters = append(letters, l)
 	}
-	return letters, nil
+	return letters, others, nil
 }

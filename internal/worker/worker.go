@@ -31,8 +31,6 @@ import (
 const (
 	// relayPatience is how long the relay tries to publish to a broker that confirms nothing.
 	relayPatience = 15 * time.Second
-	// ingestTask is the task whose leader takes dead letters from a broker into the table.
-	ingestTask = "ingest"
 	// closeTimeout bounds the router's own close, when only handlers that ignore their context still run.
 	closeTimeout = time.Second
 )
@@ -81,6 +79,8 @@ type Parts struct {
 	Letters  *deadletter.Table
 	Replays  deadletter.Publisher
 	Ingester Ingester
+	// IngestTask is the task of the lease for the Ingester.
+	IngestTask string
 	// LetterRetention is how long letters are kept that were archived, discarded or handled; 0 is for ever.
 	LetterRetention time.Duration
 	// Embedded tells that the bus is inside the process: its batches are in flight until they are handled.
@@ -197,7 +197,7 @@ func (w *Worker) Run(ctx context.Context) error {
 	})
 	if w.parts.Ingester != nil {
 		// The broker has one consumer of dead letters, too: while the store is unavailable it keeps them, and requeues none.
-		background.Go(func() { lease.New(w.parts.Tail, ingestTask).RunUntilTaken(side, w.parts.Ingester.Run) })
+		background.Go(func() { lease.New(w.parts.Tail, w.parts.IngestTask).RunUntilTaken(side, w.parts.Ingester.Run) })
 	}
 	if w.parts.InboxRetention > 0 {
 		asLeader(func(ctx context.Context) { w.prune(ctx, "handled", w.pruneInbox) })

@@ -61,6 +61,12 @@ type Config struct {
 	ManagementURL string
 	// Prefix is the name of the exchange, from which the other names are made; [DefaultPrefix] if empty.
 	Prefix string
+	// Service is the name of the service that the worker belongs to, see [CheckService]. Each service has queues of its own, and
+	// gets each event of its Types. Without a name they are the contract's, which get all events.
+	Service string
+	// Types are the event types that a service handles; "#" is all. Its queue stays bound to what it was bound to before: see
+	// [Unbind].
+	Types []string
 	// Name is what the broker shows for the connections; [DefaultName] if empty.
 	Name string
 	// Prefetch is how many unacked deliveries a subscription may have; [DefaultPrefetch] if 0. Once the bodies of all
@@ -124,8 +130,13 @@ func (c Config) withDefaults() Config {
 	return c
 }
 
+// Queue is the name of the queue that workers consume.
+func (c Config) Queue() string { return c.names().consumerQueue }
+
 // FailedQueue is the name of the queue of dead letters.
-func (c Config) FailedQueue() string { return namesOf(c.Prefix).failedQueue }
+func (c Config) FailedQueue() string { return c.names().failedQueue }
+
+func (c Config) names() names { return namesOf(cmp.Or(c.Prefix, DefaultPrefix), c.Service) }
 
 // Connection is a lasting connection to a broker. It consists of two, so that a broker that blocks publishers does not
 // block acks. A lost one is replaced, with the topology, for as long as that takes. All methods are safe for concurrent
@@ -136,7 +147,8 @@ type Connection struct {
 	uri      amqp091.URI
 	declares bool // declares the topology; tests may not
 	alone    turn
-	warned   sync.Once // of missing rights
+	warned   sync.Once             // of missing rights
+	split    atomic.Pointer[error] // what [Connection.Split] returns
 	// leftovers are the queues to be emptied before the others are consumed: what they hold is older.
 	leftovers []string
 
@@ -179,6 +191,8 @@ func newConnection(ctx context.Context, c Config) (*Connection, error) {
 	case c.Prefetch < 1 || c.Prefetch > math.MaxUint16 || c.Concurrency < 1:
 		return nil, fmt.Errorf("prefetch %d and concurrency %d must be at least 1, and prefetch at most %d",
 			c.Prefetch, c.Concurrency, math.MaxUint16)
+	case CheckService(c.Service) != nil:
+		return nil, fmt.Errorf("the name of the service %w", CheckService(c.Service))
 	case c.Partitions < 0 || c.Partitions > MaxPartitions:
 		return nil, fmt.Errorf("partitions must be from 0 to %d, but are %d", MaxPartitions, c.Partitions)
 	}

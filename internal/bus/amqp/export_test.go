@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"sync"
+	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
 	amqp091 "github.com/rabbitmq/amqp091-go"
@@ -124,6 +125,9 @@ const LettersQueue = lettersQueue
 
 // Limits are those of [QueueLimits] for one queue.
 func (s *queueState) Limits(queue string, r role) []string { return s.limits(queue, r) }
+
+// WatchConsumersEach is [Connection.WatchConsumers] with another interval.
+func WatchConsumersEach(ctx context.Context, c *Connection, interval time.Duration) { c.watchConsumers(ctx, interval) }
 
 // IsFull is whether the bodies that a Connection holds exceed the limit.
 func IsFull(c *Connection) bool { return c.received.full() }

@@ -139,11 +139,11 @@ func (q *FailedQueue) put(ctx context.Context, p amqp091.Publishing) error {
 		return err
 	}
 	defer cancel()
-	err = q.send(ctx, q.conn.names.deadLetterExchange, failedKey, p)
+	err = q.send(ctx, q.conn.names.deadLetterExchange, q.conn.names.failedKey, p)
 	if errors.Is(err, ErrTooLarge) && q.Table == nil { // its own headers leave no room for ours
 		maps.DeleteFunc(p.Headers, func(key string, _ any) bool { return !isLetterKey(key) })
 		p.Headers[headersDroppedKey] = "true"
-		err = q.send(ctx, q.conn.names.deadLetterExchange, failedKey, p)
+		err = q.send(ctx, q.conn.names.deadLetterExchange, q.conn.names.failedKey, p)
 	}
 	return err
 }
@@ -151,7 +151,7 @@ func (q *FailedQueue) put(ctx context.Context, p amqp091.Publishing) error {
 // keep writes a letter to the table, as the one that the queue might have all the same: it is the same row then.
 func (q *FailedQueue) keep(ctx context.Context, p amqp091.Publishing, refusal error) error {
 	_ = q.prepare(&p) // the table takes any size
-	l := arrivalOf(deliveredAs(p, q.conn.names.deadLetterExchange, failedKey), nil)
+	l := arrivalOf(deliveredAs(p, q.conn.names.deadLetterExchange, q.conn.names.failedKey), nil)
 	err := l.problem
 	if err == nil {
 		err = q.Table.Ingest(ctx, []deadletter.Arrival{l.Arrival})

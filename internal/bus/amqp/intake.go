@@ -258,7 +258,7 @@ func (t *intake) replace(ctx context.Context, l inFlight) error {
 	defer cancel()
 	d, err := deliveryOf(l.Raw, l.Body)
 	if err == nil { // the connection that publishes may be lost, too, and made again later
-		err = t.queue.send(ctx, t.conn.names.deadLetterExchange, failedKey, publishingOf(d))
+		err = t.queue.send(ctx, t.conn.names.deadLetterExchange, t.conn.names.failedKey, publishingOf(d))
 	}
 	if err == nil {
 		err = l.delivery.Ack(false)

@@ -66,7 +66,7 @@ func QueueLimits(ctx context.Context, c Config) (limits []string, err error) {
 	return limits, err
 }
 
-// WarnOfLimits logs [QueueLimits], soon.
+// WarnOfLimits logs [QueueLimits], and [Unhandled] types, soon.
 func (c *Connection) WarnOfLimits(ctx context.Context) {
 	c.spawn(func() {
 		ctx, cancel := c.whileOpen(context.WithoutCancel(ctx))
@@ -80,6 +80,10 @@ func (c *Connection) WarnOfLimits(ctx context.Context) {
 		}
 		if err != nil && c.life.Err() == nil {
 			c.config.Logger.InfoContext(ctx, "cannot see whether the broker may drop or dead-letter messages by itself", "reason", err)
+		}
+		if types, err := Unhandled(ctx, c.config); err == nil && len(types) > 0 {
+			c.config.Logger.WarnContext(ctx, "the queue gets events of types that no handler of this worker is for", "queue", c.consumerQueue,
+				"types", types, "advice", AdviceOnUnhandled)
 		}
 	})
 }
@@ -191,32 +195,43 @@ func (m *management) limitsOf(ctx context.Context, queue string, r role) ([]stri
 
 // state asks for a queue; nil if it does not exist.
 func (m *management) state(ctx context.Context, queue string) (*queueState, error) {
-	at := m.base.JoinPath("api", "queues", url.PathEscape(m.vhost), url.PathEscape(queue))
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, at.String(), http.NoBody)
-	if err != nil {
-		return nil, err
-	}
-	request.SetBasicAuth(m.user, m.password)
-	response, err := m.client.Do(request)
-	if err != nil {
-		return nil, fmt.Errorf("ask RabbitMQ's management API: %w", err)
-	}
-	defer response.Body.Close()
-	switch response.StatusCode {
-	case http.StatusOK:
-	case http.StatusNotFound:
-		return nil, nil //nolint:nilnil // said above
-	default:
-		return nil, fmt.Errorf("RabbitMQ's management API at %s answers %s", m.base.Host, response.Status)
-	}
 	var state queueState
-	if err := json.NewDecoder(io.LimitReader(response.Body, maxAnswer)).Decode(&state); err != nil {
-		return nil, fmt.Errorf("RabbitMQ's management API at %s: %w", m.base.Host, err)
+	if found, err := m.get(ctx, &state, "queues", m.vhost, queue); err != nil || !found {
+		return nil, err
 	}
 	if state.Effective == nil {
 		return nil, errNoStatistics
 	}
 	return &state, nil
+}
+
+// get asks for something by its path, and tells whether it exists.
+func (m *management) get(ctx context.Context, answer any, path ...string) (found bool, err error) {
+	at := m.base.JoinPath("api")
+	for _, element := range path {
+		at = at.JoinPath(url.PathEscape(element))
+	}
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, at.String(), http.NoBody)
+	if err != nil {
+		return false, err
+	}
+	request.SetBasicAuth(m.user, m.password)
+	response, err := m.client.Do(request)
+	if err != nil {
+		return false, fmt.Errorf("ask RabbitMQ's management API: %w", err)
+	}
+	defer response.Body.Close()
+	switch response.StatusCode {
+	case http.StatusOK:
+	case http.StatusNotFound:
+		return false, nil
+	default:
+		return false, fmt.Errorf("RabbitMQ's management API at %s answers %s", m.base.Host, response.Status)
+	}
+	if err := json.NewDecoder(io.LimitReader(response.Body, maxAnswer)).Decode(answer); err != nil {
+		return false, fmt.Errorf("RabbitMQ's management API at %s: %w", m.base.Host, err)
+	}
+	return true, nil
 }
 
 // limits says what each limit does.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	amqp091 "github.com/rabbitmq/amqp091-go"
 
@@ -20,22 +21,22 @@ var _ deadletter.Publisher = (*FailedQueue)(nil)
 // consumer's. While the broker is unavailable it waits for as long as ctx lives.
 func (q *FailedQueue) PublishLetters(ctx context.Context, letters []deadletter.Release) ([]deadletter.Sending, error) {
 	sendings := make([]deadletter.Sending, len(letters))
-	problems := map[string]error{} // of each queue to which letters return, why nothing can be sent there
+	homes := map[string]home{} // by the queue to which letters return
 	topics := q.conn.Topics()
 	var messages []outgoing
 	var indexes []int
 	for i, l := range letters {
-		o, err := q.release(l)
+		o, of, err := q.release(l)
 		if err == nil && o.exchange == "" {
-			problem, known := problems[o.key]
+			home, known := homes[o.key]
 			if !known {
-				if problem, err = q.home(ctx, o.key); err != nil {
+				if home, err = q.home(ctx, o.key, of); err != nil {
 					return nil, fmt.Errorf("replay: %w", err)
 				}
-				problems[o.key] = problem
+				homes[o.key] = home
 			}
-			err = problem
-			if !slices.Contains(topics, o.key) {
+			o.key, err = home.queue, home.problem
+			if !slices.Contains(topics, o.key) && !of.consumes(o.key) {
 				sendings[i].Elsewhere = o.key
 			}
 		}
@@ -57,26 +58,34 @@ func (q *FailedQueue) PublishLetters(ctx context.Context, letters []deadletter.R
 	}
 }
 
-// release is the message of a letter. The error says why there is none; it may wrap [ErrTooLarge].
-func (q *FailedQueue) release(l deadletter.Release) (outgoing, error) {
+// release is the message of a letter, and the names of the service whose worker it is for. The error says why there is none;
+// it may wrap [ErrTooLarge].
+func (q *FailedQueue) release(l deadletter.Release) (o outgoing, of names, err error) {
 	var p amqp091.Publishing
-	o := outgoing{key: q.conn.names.consumerQueue}
-	topic := ""
+	service := q.conn.config.Service
+	source, topic := "", ""
 	if l.Raw == nil { // it does not come from a broker
-		var err error
 		if p, err = Marshal(l.Message()); err != nil {
-			return o, err
+			return o, of, err
 		}
 	} else {
 		d, err := deliveryOf(l.Raw, l.Body)
 		if err != nil {
-			return o, err
+			return o, of, err
 		}
 		p = publishingOf(d)
 		p.Headers = withoutLetterKeys(p.Headers)
 		p.Expiration = cmp.Or(text(d.Headers, expirationKey), p.Expiration)
-		topic = text(d.Headers, deadletter.TopicKey)
-		o.key = q.returnQueue(l.Source)
+		source, topic = l.Source, text(d.Headers, deadletter.TopicKey)
+		service = serviceOfKey(d.RoutingKey)
+	}
+	if l.Handler != "" && deadletter.ServiceOf(l.Handler) != service { // it did not fail there, as its handler was changed
+		service, source = deadletter.ServiceOf(l.Handler), ""
+	}
+	of = namesOf(q.conn.config.Prefix, service)
+	o.key = cmp.Or(source, of.consumerQueue)
+	if service == q.conn.config.Service {
+		o.key = q.returnQueue(source)
 	}
 	if l.To == deadletter.ToBus {
 		o.exchange, o.key = q.conn.names.exchange, cutKey(cmp.Or(l.Type, topic))
@@ -85,20 +94,48 @@ func (q *FailedQueue) release(l deadletter.Release) (outgoing, error) {
 	for key, value := range l.ReplayHeaders() {
 		p.Headers[key] = value
 	}
-	err := q.prepare(&p)
+	err = q.prepare(&p)
 	if errors.Is(err, ErrTooLarge) { // its own headers leave no room for ours
 		delete(p.Headers, deadletter.HistoryKey)
 		err = q.prepare(&p)
 	}
 	o.eventType, o.message = p.Type, p
-	return o, err
+	return o, of, err
 }
 
-// home finds out why a queue takes nothing. err says why that cannot be found out.
-func (q *FailedQueue) home(ctx context.Context, queue string) (problem, err error) {
-	_, err = q.conn.inspect(ctx, queue)
-	if answer, ok := errors.AsType[*amqp091.Error](err); ok && answer.Code == amqp091.NotFound {
-		return &UnroutableError{RoutingKey: queue}, nil
+// home is where letters of some queue go, and why that takes nothing.
+type home struct {
+	queue   string
+	problem error
+}
+
+// home finds the queue of letters of a queue that is a service's. Another service may have left the partition that it was.
+func (q *FailedQueue) home(ctx context.Context, queue string, of names) (home, error) {
+	depths, err := q.conn.inspect(ctx, queue)
+	_, isPartition := of.partitionOf(queue)
+	switch answer, ok := errors.AsType[*amqp091.Error](err); {
+	case isPartition && of != q.conn.names && (ok && answer.Code == amqp091.NotFound || err == nil && depths[0].Consumers == 0):
+		return q.home(ctx, of.consumerQueue, of)
+	case ok && answer.Code == amqp091.NotFound:
+		return home{queue, &UnroutableError{RoutingKey: queue}}, nil
 	}
-	return nil, err
+	return home{queue: queue}, err
+}
+
+// serviceOfKey is the name of the service in the routing key of a dead letter.
+func serviceOfKey(key string) string {
+	service, found := strings.CutPrefix(key, serviceKey)
+	if !found || CheckService(service) != nil {
+		return ""
+	}
+	return service
+}
+
+// ServiceOf is the name of the service of a letter; known is false if it tells of none, not even of the contract's.
+func ServiceOf(l deadletter.Letter) (service string, known bool) {
+	if l.Handler != "" {
+		return deadletter.ServiceOf(l.Handler), true
+	}
+	d, err := deliveryOf(l.Raw, nil)
+	return serviceOfKey(d.RoutingKey), err == nil && l.Raw != nil
 }

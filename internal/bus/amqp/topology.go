@@ -3,9 +3,11 @@ package amqp
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"maps"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -19,8 +21,9 @@ import (
 const DefaultPrefix = "healz.events"
 
 const (
-	// failedKey is the routing key of dead letters.
-	failedKey = "failed"
+	// contractKey is the routing key of dead letters of workers without a service name; with one, serviceKey goes before it.
+	contractKey = "failed"
+	serviceKey  = "failed."
 	// everyKey is the binding key that matches every event.
 	everyKey = "#"
 	// consistentHash is the exchange type that RabbitMQ's plugin rabbitmq_consistent_hash_exchange brings.
@@ -32,18 +35,39 @@ const (
 	deliveryLimitKey = "x-delivery-limit"
 )
 
-// names of the topology, all made of the prefix.
+// names of the topology, all made of the prefix and the name of the service. The exchanges for events and for dead letters are
+// those of all services.
 type names struct {
 	exchange, deadLetterExchange, partitionedExchange string
 	consumerQueue, failedQueue                        string
+	failedKey                                         string // of dead letters
+	retryPrefix                                       string
 }
 
-func namesOf(prefix string) names {
+func namesOf(prefix, service string) names {
+	own, consumer, key := prefix, prefix+".consumer", contractKey
+	if service != "" {
+		own = prefix + "." + service
+		consumer, key = own, serviceKey+service
+	}
 	return names{
-		exchange: prefix, deadLetterExchange: prefix + ".dlx", partitionedExchange: prefix + ".partitioned",
-		consumerQueue: prefix + ".consumer", failedQueue: prefix + ".failed",
+		exchange: prefix, deadLetterExchange: prefix + ".dlx", partitionedExchange: own + ".partitioned",
+		consumerQueue: consumer, failedQueue: own + ".failed", failedKey: key, retryPrefix: own + ".retry.",
 	}
 }
+
+// CheckService says what is wrong with the name of a service. It must not be that of a part of the contract.
+func CheckService(name string) error {
+	if name != "" && !serviceName.MatchString(name) {
+		return fmt.Errorf("%q is not 1 to 40 of a-z, 0-9, - and _ that begin with a letter", name)
+	}
+	if slices.Contains([]string{"consumer", "dlx", "failed", "partitioned", "retry"}, name) {
+		return fmt.Errorf("%q is the name of a queue or an exchange", name)
+	}
+	return nil
+}
+
+var serviceName = regexp.MustCompile(`^[a-z][a-z0-9_-]{0,39}$`)
 
 // partition is the queue of a partition.
 func (n names) partition(i int) string { return n.consumerQueue + "." + strconv.Itoa(i) }
@@ -55,6 +79,12 @@ func (n names) partitionOf(queue string) (int, bool) {
 	return i, found && err == nil
 }
 
+// consumes tells whether workers with these names consume a queue.
+func (n names) consumes(queue string) bool {
+	_, isPartition := n.partitionOf(queue)
+	return isPartition || queue == n.consumerQueue
+}
+
 // retryQueue is the name of the queue, and of the exchange, in which messages wait for so long.
 func (n names) retryQueue(wait time.Duration) string {
 	text := wait.String()
@@ -64,12 +94,13 @@ func (n names) retryQueue(wait time.Duration) string {
 	if strings.HasSuffix(text, "h0m") {
 		text = strings.TrimSuffix(text, "0m")
 	}
-	return n.exchange + ".retry." + text
+	return n.retryPrefix + text
 }
 
 // topology is what the broker is to have: the contract's exchanges, queues and bindings, and what the settings add.
 type topology struct {
 	names
+	keys            []string // by which events are routed to the consumer's queue
 	partitions      int
 	leavePartitions bool
 	quorum          bool
@@ -77,8 +108,15 @@ type topology struct {
 }
 
 func (c Config) topology() topology {
+	keys := []string{everyKey}
+	if c.Service != "" {
+		keys = make([]string, len(c.Types))
+		for i, eventType := range c.Types {
+			keys[i] = cutKey(eventType)
+		}
+	}
 	return topology{
-		names: namesOf(c.Prefix), partitions: c.Partitions, leavePartitions: c.LeavePartitions,
+		names: namesOf(c.Prefix, c.Service), keys: keys, partitions: c.Partitions, leavePartitions: c.LeavePartitions,
 		quorum: c.QueueType == QuorumQueues, retryLater: c.RetryLater,
 	}
 }
@@ -249,7 +287,7 @@ func (t topology) partitionQueue(i int) part {
 }
 
 func (t topology) deadLettering() amqp091.Table {
-	return amqp091.Table{"x-dead-letter-exchange": t.deadLetterExchange, "x-dead-letter-routing-key": failedKey}
+	return amqp091.Table{"x-dead-letter-exchange": t.deadLetterExchange, "x-dead-letter-routing-key": t.failedKey}
 }
 
 // declare declares what a queue needs: all, or of a partition just its queue and, unless it is left over, its binding.
@@ -267,7 +305,7 @@ func (t topology) declare(d *declarer, queue string) error {
 			return err
 		}
 	}
-	if err := bind(d, t.failedQueue, failedKey, t.deadLetterExchange); err != nil {
+	if err := bind(d, t.failedQueue, t.failedKey, t.deadLetterExchange); err != nil {
 		return err
 	}
 	for _, wait := range t.retryLater {
@@ -278,8 +316,10 @@ func (t topology) declare(d *declarer, queue string) error {
 	if t.partitions > 0 {
 		return t.bindPartitions(d)
 	}
-	if err := bind(d, t.consumerQueue, everyKey, t.exchange); err != nil {
-		return err
+	for _, key := range t.keys {
+		if err := bind(d, t.consumerQueue, key, t.exchange); err != nil {
+			return err
+		}
 	}
 	return d.do(func(channel *amqp091.Channel) error {
 		// It is no error if there is none. One that is bound to belongs to workers that have partitions.
@@ -296,7 +336,7 @@ func (t topology) declare(d *declarer, queue string) error {
 
 var errExists = errors.New("it exists")
 
-// bindPartitions leads the events to the partitions instead of the contract's queue. For a moment they go both ways
+// bindPartitions leads the events to the partitions instead of the consumer's queue. For a moment they go both ways
 // rather than nowhere; the inbox recognizes the second copy.
 func (t topology) bindPartitions(d *declarer) error {
 	for i := range t.partitions {
@@ -304,15 +344,20 @@ func (t topology) bindPartitions(d *declarer) error {
 			return err
 		}
 	}
-	if err := d.do(func(channel *amqp091.Channel) error {
-		err := channel.ExchangeBind(t.partitionedExchange, everyKey, t.exchange, false, nil)
-		return topologyError("binding of exchange", t.partitionedExchange, err)
-	}, nil); err != nil {
-		return err
+	for _, key := range t.keys {
+		if err := d.do(func(channel *amqp091.Channel) error {
+			err := channel.ExchangeBind(t.partitionedExchange, key, t.exchange, false, nil)
+			return topologyError("binding of exchange", t.partitionedExchange, err)
+		}, nil); err != nil {
+			return err
+		}
+		if err := d.do(func(channel *amqp091.Channel) error {
+			return topologyError("no binding of queue", t.consumerQueue, channel.QueueUnbind(t.consumerQueue, key, t.exchange, nil))
+		}, nil); err != nil {
+			return err
+		}
 	}
-	return d.do(func(channel *amqp091.Channel) error {
-		return topologyError("no binding of queue", t.consumerQueue, channel.QueueUnbind(t.consumerQueue, everyKey, t.exchange, nil))
-	}, nil)
+	return nil
 }
 
 func (t topology) bindPartition(d *declarer, i int) error {
