@@ -48,8 +48,12 @@ func stubborn(context.Context, events.Event, json.RawMessage) ([]events.Event, e
 }
 
 func TestMain(m *testing.M) {
-	if os.Getenv(asWorker) != "" {
+	if which := os.Getenv(asWorker); which != "" {
 		os.Exit(Main(func(reg *handlers.Registry) {
+			if which != "1" {
+				registerService(which, reg)
+				return
+			}
 			clinic.Register(reg)
 			handlers.On(reg, stubbornType, "stubborn", stubborn)
 			handlers.On(reg, "Fragile", "fragile", fragile)

@@ -47,7 +47,7 @@ func stations(s Status, r rates) [6]station {
 	if s.LagSeconds >= lateSeconds {
 		list[1].State = "warn"
 	}
-	for i, part := range map[int]string{1: "store", 2: "relay", 3: "bus", 4: "consumer", 5: "dead_letters"} {
+	for part, i := range map[string]int{"store": 1, "relay": 2, "bus": 3, "queue": 3, "consumer": 4, "dead_letters": 5} {
 		if text := s.Parts[part]; text != "" && !healthy(text) {
 			list[i].State, list[i].Note = "bad", "see below"
 		}

@@ -94,7 +94,9 @@ func (c *Console) newSnapshot(ctx context.Context) overviewPage {
 	return o
 }
 
-func partOrder() []string { return []string{"store", "relay", "bus", "consumer", "dead_letters"} }
+func partOrder() []string {
+	return []string{"store", "relay", "bus", "queue", "consumer", "dead_letters"}
+}
 
 func (c *Console) liveOverview(w http.ResponseWriter, r *http.Request) error {
 	return c.stream(w, r, func(ctx context.Context) ([]byte, bool, error) {

@@ -189,7 +189,11 @@ func (s Settings) BusName() string {
 	if err != nil {
 		return "RabbitMQ"
 	}
-	return fmt.Sprintf("RabbitMQ %s%s %s", u.Host, u.Path, s.AMQP.Prefix)
+	name := fmt.Sprintf("RabbitMQ %s%s %s", u.Host, u.Path, s.AMQP.Prefix)
+	if s.AMQP.Service != "" {
+		name += ", service " + s.AMQP.Service
+	}
+	return name
 }
 
 // Places are the bus and the store as traces name them, without credentials.

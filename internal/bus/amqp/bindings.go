@@ -36,7 +36,9 @@ func Unbind(ctx context.Context, c Config, types []string) error {
 	for _, eventType := range types {
 		key := cutKey(eventType)
 		for _, unbind := range []func(*amqp091.Channel) error{
-			func(channel *amqp091.Channel) error { return channel.QueueUnbind(conn.consumerQueue, key, conn.exchange, nil) },
+			func(channel *amqp091.Channel) error {
+				return channel.QueueUnbind(conn.consumerQueue, key, conn.exchange, nil)
+			},
 			func(channel *amqp091.Channel) error {
 				return channel.ExchangeUnbind(conn.partitionedExchange, key, conn.exchange, false, nil)
 			},

@@ -127,7 +127,9 @@ const LettersQueue = lettersQueue
 func (s *queueState) Limits(queue string, r role) []string { return s.limits(queue, r) }
 
 // WatchConsumersEach is [Connection.WatchConsumers] with another interval.
-func WatchConsumersEach(ctx context.Context, c *Connection, interval time.Duration) { c.watchConsumers(ctx, interval) }
+func WatchConsumersEach(ctx context.Context, c *Connection, interval time.Duration) {
+	c.watchConsumers(ctx, interval)
+}
 
 // IsFull is whether the bodies that a Connection holds exceed the limit.
 func IsFull(c *Connection) bool { return c.received.full() }

@@ -12,7 +12,7 @@ import (
 )
 
 // consumersInterval is how often the consumers of the queue are counted.
-const consumersInterval = 10 * time.Second
+const consumersInterval = 5 * time.Second
 
 // strangersTimeout bounds the requests to the management API for the names of consumers.
 const strangersTimeout = 5 * time.Second

@@ -7,6 +7,8 @@ import (
 	"strings"
 	"time"
 
+	amqp091 "github.com/rabbitmq/amqp091-go"
+
 	"github.com/healz/worker/internal/bus/amqp"
 	"github.com/healz/worker/internal/test/wait"
 )
@@ -43,6 +45,7 @@ func scenarios() []scenario {
 		{name: "three bad messages", workers: 2, fires: []string{"WorkerDeadLetters", rest}, play: threeBad},
 		{name: "replay", workers: 2, fires: []string{"WorkerDeadLetters"}, before: twentyBad, play: replay},
 		{name: "failed queue full", workers: 1, fires: []string{"WorkerFailedQueueRefuses", "WorkerDeadLetters", rest}, play: failedQueueFull},
+		{name: "another program consumes", workers: 2, fires: []string{"WorkerEventsSplit"}, play: anotherConsumes},
 		{name: "slow handler", workers: 1, fires: []string{"WorkerHandlerSlow"}, play: slowHandler},
 		{
 			name: "stuck handler", workers: 1, flags: []string{"--handler-timeout=5m"}, fires: []string{"WorkerQueueFull", "WorkerEventStuck"},
@@ -189,6 +192,31 @@ func failedQueueFull(ctx context.Context, s *stage) error {
 	s.same(ctx, `max(worker_dead_letters{place="store"})`, exactly(3))
 	s.awaitAlerts(ctx)
 	s.doctor(ctx, 1, "^warning +worker +dead_letters degraded", "")
+	return nil
+}
+
+// anotherConsumes: one that takes none of the messages, so that the truth about them is known.
+func anotherConsumes(ctx context.Context, s *stage) error {
+	conn, err := amqp091.Dial(s.brokerURL)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	channel, err := conn.Channel()
+	if err == nil {
+		_, err = channel.Consume("healz.events.consumer", "another", false, false, false, false, nil)
+	}
+	if err != nil {
+		return err
+	}
+	s.ready(ctx, "queue")
+	s.same(ctx, "max(worker_queue_consumers)", exactly(2))
+	s.awaitAlerts(ctx)
+	s.doctor(ctx, 1, "^warning +queues .*healz.events.consumer has 1 other consumer", "")
+	if err := conn.Close(); err != nil {
+		return err
+	}
+	s.ready(ctx)
 	return nil
 }
 

@@ -198,7 +198,7 @@ func (s *stage) ready(ctx context.Context, away ...string) {
 		return !slices.ContainsFunc(away, func(part string) bool { return !strings.HasSuffix(part, "?") && !slices.Contains(down, part) }) &&
 			!slices.ContainsFunc(down, func(part string) bool { return !slices.Contains(away, part) && !slices.Contains(away, part+"?") })
 	}
-	wantReady := len(away) == 0 || slices.Equal(away, []string{"dead_letters"}) // without which a worker can work
+	wantReady := len(away) == 0 || slices.Equal(away, []string{"dead_letters"}) || slices.Equal(away, []string{"queue"}) // a worker can work
 	if !wait.Until(ctx, reportLimit, interval, func(ctx context.Context) bool {
 		seen = nil
 		for i, address := range s.addresses {
