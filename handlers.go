@@ -31,7 +31,7 @@ type Option = handlers.Option
 const OutsideEffects = handlers.OutsideEffects
 
 // On registers a handler for one event type. name tells handlers apart, in the record of what was handled and in dead letters:
-// it must be unique, and a handler that is renamed handles redelivered events again.
+// it must be unique, contains no /, and a handler that is renamed handles redelivered events again.
 //
 // What the worker promises: the events that the handler returns are appended in one transaction with the record that it has
 // handled its event, and with the SQL that it has registered ([InTx]), so that each pair of handler and event takes effect in

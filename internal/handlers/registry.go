@@ -210,7 +210,7 @@ type Option string
 const OutsideEffects Option = "outside effects"
 
 // On registers a handler for one event type. name tells handlers apart, in the record of what was handled and in dead
-// letters: it must be unique, and renaming a handler makes it handle redelivered events again.
+// letters: it must be unique, contains no /, and renaming a handler makes it handle redelivered events again.
 //
 // Data that does not decode into a T is a permanent failure. The context ends with the handler's timeout and with the
 // worker's grace period. The returned events are made by [events.Follow] or by an aggregate; they must carry e's tenant

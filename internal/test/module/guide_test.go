@@ -21,7 +21,7 @@ import (
 
 // The guide is done as a reader does it, chapter by chapter in one shell, and so is the README. Of their blocks
 //
-//   - one of sh is run; one of "sh run" is a worker in a terminal of its own, which stops the one before;
+//   - one of sh is run; one of "sh run" is a worker in a terminal of its own, which stops those before, and "sh also" stops none;
 //   - one with the name of a file writes it;
 //   - one of text is what the block before it prints, "…" being anything. What does not change anything, a whole block or
 //     the last line of one, is run again until it prints that: a handler takes a moment.
@@ -31,6 +31,7 @@ func TestTheGuide(t *testing.T) {
 	g.servers = strings.NewReplacer(
 		"postgres://clinic:secret@127.0.0.1:5432/clinic", testservers.Postgres(t),
 		"amqp://clinic:secret@127.0.0.1:5672/", testservers.RabbitMQ(t),
+		"127.0.0.1:8081", "127.0.0.1:0",
 	)
 	if g.hasNode = exec.CommandContext(t.Context(), "npm", "view", "tsx", "version").Run() == nil; !g.hasNode {
 		t.Log("without Node, or npm's registry, the programs of chapter 9 are not run")
@@ -104,7 +105,9 @@ func (g *guide) do(chapter, about, text, want string) {
 	}
 	if about == "run" {
 		g.stop()
-		g.shell.run("setsid " + strings.TrimSpace(text) + " 2> worker.log & worker=$!")
+	}
+	if about == "run" || about == "also" {
+		g.shell.run("setsid env " + strings.TrimSpace(text) + " 2> worker.log & workers=\"$workers $!\"")
 		g.running = true
 		g.until(chapter, `curl --silent --fail "$(sed -n 's/.*address=\(http:[^ ]*\).*/\1/p' worker.log)/readyz" || { tail -5 worker.log; false; }`, "")
 		return
@@ -141,7 +144,8 @@ func (g *guide) stop() {
 	g.t.Helper()
 	if g.running {
 		// As a terminal does; `go run` then ends with 1.
-		g.shell.run(`kill -INT -- -$worker; wait $worker || true; grep --quiet "worker has stopped" worker.log`)
+		g.shell.run(`for worker in $workers; do kill -INT -- -$worker; wait $worker || true; done; workers=
+			grep --quiet "worker has stopped" worker.log`)
 		g.running = false
 	}
 }
@@ -188,7 +192,7 @@ func newShell(t *testing.T, folder string, settings ...string) *shell {
 	command.Stderr = command.Stdout
 	require.NoError(t, command.Start())
 	t.Cleanup(func() {
-		fmt.Fprintln(in, "kill -INT -- -$worker 2>/dev/null; exit")
+		fmt.Fprintln(in, "for worker in $workers; do kill -INT -- -$worker; done 2>/dev/null; exit")
 		_ = command.Wait()
 	})
 	return &shell{t: t, in: in, out: bufio.NewReader(out), scripts: t.TempDir()}
