@@ -24,6 +24,8 @@ import (
 type Arrival struct {
 	// Letter is the letter; see [Complete]. Its ID is the one that a worker has given the message, or "".
 	Letter
+	// Service is the service in which the message failed; its letter is another one than that of the same message elsewhere.
+	Service string
 	// MessageID is the message's own id, or "".
 	MessageID string
 	// Redelivered tells that the message was delivered before, so that the table may have it already.
@@ -127,12 +129,15 @@ func (a Arrival) HasIdentity() bool { return a.Event.ID != uuid.Nil || a.Message
 
 // identity is the same for a message that arrives again; "" if it has nothing by which it could be told.
 func (a Arrival) identity() string {
-	body := sha256.Sum256(a.Body)
+	body, handler := sha256.Sum256(a.Body), a.Handler
+	if handler == "" {
+		handler = OfService(a.Service, "")
+	}
 	switch {
 	case a.Event.ID != uuid.Nil:
-		return digest("event", a.Event.ID.String(), a.Handler, string(body[:]))
+		return digest("event", a.Event.ID.String(), handler, string(body[:]))
 	case a.MessageID != "":
-		return digest("message", a.MessageID, a.Handler, string(body[:]))
+		return digest("message", a.MessageID, handler, string(body[:]))
 	case a.ID != "":
 		return digest("letter", a.ID)
 	default:

@@ -25,7 +25,14 @@ const (
 	ReplayOfKey = "replay_of"
 	// HistoryKey holds its [History].
 	HistoryKey = "dead_letter_history"
+	// ReplayServiceKey names the service of that letter, by the routing key of its dead letters: only there the outcome counts.
+	ReplayServiceKey = "replay_service"
 )
+
+// ReplayKeys are these headers.
+func ReplayKeys() []string {
+	return []string{ReplayCountKey, ReplayIDKey, ReplayOfKey, HistoryKey, ReplayServiceKey}
+}
 
 // Failure says why a message became a dead letter.
 type Failure struct {
@@ -121,7 +128,7 @@ func Complete(l Letter) Letter {
 	l.ReplayID, l.ReplayOf = text(ReplayIDKey), text(ReplayOfKey)
 	l.History = parseHistory(text(HistoryKey))
 	l.Headers = maps.Clone(l.Headers)
-	for _, key := range []string{ReplayCountKey, ReplayIDKey, ReplayOfKey, HistoryKey} {
+	for _, key := range ReplayKeys() {
 		if _, ok := l.Headers[key].(string); ok {
 			delete(l.Headers, key)
 		}

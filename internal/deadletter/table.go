@@ -372,10 +372,8 @@ func decode(text string, into any) error {
 
 // failureKeys are the headers that tell what a letter's other fields do.
 func failureKeys() []string {
-	return []string{
-		ReasonKey, HandlerKey, TopicKey, AttemptsKey, FirstFailedKey, LastFailedKey, IDKey, SourceKey,
-		ReplayCountKey, ReplayIDKey, ReplayOfKey, HistoryKey,
-	}
+	return append(ReplayKeys(),
+		ReasonKey, HandlerKey, TopicKey, AttemptsKey, FirstFailedKey, LastFailedKey, IDKey, SourceKey)
 }
 
 // Find returns one letter with its message, whatever its state. It is named by its own id, or by that of its event if only

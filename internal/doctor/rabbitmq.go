@@ -48,8 +48,14 @@ func rabbitMQChecks(s worker.Settings) (broker, others []Check) {
 			return nil
 		}},
 	}
-	others = []Check{
+	return broker, []Check{
 		check("topology", checkTopology),
+		{Name: "bindings", Needs: rabbitMQCheck, Run: func(ctx context.Context, r *Report) error {
+			ctx, cancel := context.WithTimeout(ctx, inFlightTimeout)
+			defer cancel()
+			checkBindings(ctx, s.AMQP, r)
+			return nil
+		}},
 		{Name: "policies", Needs: rabbitMQCheck, Run: func(ctx context.Context, r *Report) error {
 			checkPolicies(ctx, s, r)
 			return nil
@@ -65,28 +71,22 @@ func rabbitMQChecks(s worker.Settings) (broker, others []Check) {
 			return nil
 		}},
 	}
-	if s.AMQP.Service != "" {
-		others = append(others, Check{Name: "bindings", Needs: rabbitMQCheck, Run: func(ctx context.Context, r *Report) error {
-			ctx, cancel := context.WithTimeout(ctx, inFlightTimeout)
-			defer cancel()
-			checkBindings(ctx, s.AMQP, r)
-			return nil
-		}})
-	}
-	return broker, others
 }
 
-// checkBindings names what the queue of a service gets for nothing.
+// checkBindings names what the workers' queue gets for nothing, and what it does not get.
 func checkBindings(ctx context.Context, c amqp.Config, r *Report) {
-	types, err := amqp.Unhandled(ctx, c)
-	switch {
-	case err != nil:
+	b, err := amqp.InspectBindings(ctx, c)
+	if err != nil {
 		r.unknown("the event types that "+c.Queue()+" gets are not known: "+oneLine(err), "see `rabbitmqctl list_bindings -p VHOST`")
-	case len(types) > 0:
-		r.warn(c.Queue()+" gets events that no handler of this program is for: "+strings.Join(types, ", "), amqp.AdviceOnUnhandled)
-	default:
-		r.fine("%s gets the events that handlers are for", c.Queue())
+		return
 	}
+	if len(b.Missing) > 0 {
+		r.warn(c.Queue()+" does not get the events of "+strings.Join(b.Missing, ", "), "start `worker run`, which binds it, or bind it to the exchange")
+	}
+	if len(b.Unhandled) > 0 {
+		r.warn(c.Queue()+" gets events that no handler of this program is for: "+strings.Join(b.Unhandled, ", "), amqp.AdviceOnUnhandled)
+	}
+	r.otherwise("%s gets the events that handlers are for", c.Queue())
 }
 
 // inFlightTimeout bounds the requests to the management API for the messages in flight.
@@ -181,6 +181,9 @@ func checkQueues(ctx context.Context, survey amqp.Survey, inFlight map[string]in
 	for _, p := range survey.Parts {
 		switch {
 		case p.Kind != "queue" || p.Missing:
+		case p.Abandoned:
+			r.warn(fmt.Sprintf("%s has no consumer and keeps all events, now %s", p.Name, counted(p.Messages, "message")),
+				"start the workers that have no service name, or delete it if there are none and no other program needs it")
 		case p.Failed:
 			if p.Messages > 0 && p.Consumers == 0 { // a worker would ingest them at once
 				advice := "start `worker run`, which ingests them"
@@ -218,6 +221,9 @@ func checkConsumers(ctx context.Context, p amqp.Part, alone bool, s worker.Setti
 	others := p.Consumers
 	if alone && others > 0 {
 		others--
+	}
+	if names, err := amqp.Strangers(ctx, s.AMQP); err == nil { // a stranger may consume in place of the worker
+		others = max(others, len(names))
 	}
 	if others > 0 {
 		r.warn(oneLine(amqp.SplitBetween(ctx, s.AMQP, others)), amqp.AdviceOnSplit)

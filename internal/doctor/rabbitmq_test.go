@@ -94,6 +94,33 @@ func TestConsumersBesidesTheWorker(t *testing.T) {
 	require.False(t, examine(t, s).has("queues", doctor.Warning, "other consumer"))
 }
 
+// What a service misses is named, and who keeps events for nobody.
+func TestQueuesOfAService(t *testing.T) {
+	t.Parallel()
+	s, channel := onBroker(t)
+	dial := func() {
+		conn, err := amqp.Dial(t.Context(), s.AMQP)
+		require.NoError(t, err)
+		require.NoError(t, conn.Close())
+	}
+	dial()
+	s.AMQP.Service, s.AMQP.Types, s.AMQP.ManagementURL = "billing", []string{"Paid"}, testservers.RabbitMQManagement(t)
+	dial()
+	examine(t, s).requireFinding(t, "bindings", doctor.OK, "healz.events.billing gets the events that handlers are for")
+	examine(t, s).requireFinding(t, "queues", doctor.Warning, "healz.events.consumer has no consumer and keeps all events", "delete it")
+	require.NoError(t, channel.QueueUnbind("healz.events.billing", "Paid", "healz.events", nil))
+	require.NoError(t, channel.QueueBind("healz.events.billing", "Visit", "healz.events", false, nil))
+	found := examine(t, s)
+	found.requireFinding(t, "bindings", doctor.Warning, "does not get the events of Paid", "worker run")
+	found.requireFinding(t, "bindings", doctor.Warning, "no handler of this program is for: Visit", "worker unbind")
+
+	_, err := channel.Consume("healz.events.billing", "nest", true, true, false, false, nil) // without any worker
+	require.NoError(t, err)
+	require.Eventually(t, func() bool {
+		return examine(t, s).has("queues", doctor.Warning, "healz.events.billing has 1 other consumer: user guest at 127.0.0.1:")
+	}, patience, tick)
+}
+
 func TestBrokerWithAnotherTopology(t *testing.T) {
 	t.Parallel()
 	s, channel := onBroker(t)

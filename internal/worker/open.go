@@ -41,6 +41,9 @@ type OpenOptions struct {
 	Observers observe.All
 }
 
+// errNoServices says that the worker that relays would handle the events of all services on a database.
+var errNoServices = fmt.Errorf("a service name on Postgres: %w", ErrNoBroker)
+
 // Open opens all that a worker needs and assembles it. The returned function closes it again, after [Worker.Run]. An
 // error that wraps [store.ErrUnavailable] or [amqp.ErrUnavailable] may pass.
 func Open(ctx context.Context, s Settings, o OpenOptions) (*Worker, func() error, error) {
@@ -53,6 +56,9 @@ func Open(ctx context.Context, s Settings, o OpenOptions) (*Worker, func() error
 }
 
 func open(ctx context.Context, s Settings, o OpenOptions, closers *closers) (*Worker, error) {
+	if s.AMQP.Service != "" && s.AMQP.URL == "" && !s.Embedded() {
+		return nil, errNoServices
+	}
 	wait := newWait(o)
 	backend, err := openBackend(ctx, s, o, wait)
 	if err != nil {

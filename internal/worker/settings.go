@@ -106,8 +106,6 @@ func (s Settings) Check() error {
 	if err := amqp.CheckService(s.AMQP.Service); err != nil {
 		problem(true, "service must be the name of a service: %w", err)
 	}
-	problem(s.AMQP.Service != "" && s.AMQP.URL == "" && !s.Embedded(), "service needs RabbitMQ if the store is Postgres, which several "+
-		"services may share: set rabbitmq-url")
 	problem(s.AMQP.Heartbeat < time.Second, "rabbitmq-heartbeat must be at least 1s, but is %s", s.AMQP.Heartbeat)
 	problem(s.AMQP.Partitions < 0 || s.AMQP.Partitions > amqp.MaxPartitions,
 		"partitions must be from 0 to %d, but are %d", amqp.MaxPartitions, s.AMQP.Partitions)

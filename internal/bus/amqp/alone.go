@@ -33,6 +33,9 @@ var errTaken = errors.New("another worker has it")
 // errUnconsumed says that the worker that has the lock does not consume.
 var errUnconsumed = errors.New("another worker has its lock and does not consume it")
 
+// errStranger says that another program has the queue for itself.
+var errStranger = fmt.Errorf("%w: another program consumes it exclusively, and gets all events", ErrSplit)
+
 // aloneOn tells whether one worker at a time consumes a queue by means of a lock. Partitions need none.
 func (c *Connection) aloneOn(queue string) bool {
 	return queue == c.consumerQueue && c.config.Partitions == 0 && !c.config.Competing

@@ -5,12 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 
 	amqp091 "github.com/rabbitmq/amqp091-go"
 )
 
-// AdviceOnUnhandled says what to do about [Unhandled] types.
+// AdviceOnUnhandled says what to do about [Bindings.Unhandled].
 const AdviceOnUnhandled = "when no worker of an older version of the service runs, run `worker unbind TYPE`"
 
 // errNoService says that the contract's queue is bound to all events.
@@ -51,32 +50,45 @@ func Unbind(ctx context.Context, c Config, types []string) error {
 	return nil
 }
 
-// Unhandled returns the event types that the queue of a service gets and [Config.Types] do not name, as the management API says.
-func Unhandled(ctx context.Context, c Config) ([]string, error) {
+// Bindings are what the management API says of the event types that the workers' queue gets.
+type Bindings struct {
+	// Missing are those of [Config.Types] that it does not get, and Unhandled those that it gets and Types do not name. Without a
+	// service name it is to get "#".
+	Missing, Unhandled []string
+}
+
+// InspectBindings asks the management API for the bindings.
+func InspectBindings(ctx context.Context, c Config) (b Bindings, err error) {
 	c = c.withDefaults()
-	if c.Service == "" || slices.Contains(c.Types, everyKey) {
-		return nil, nil
-	}
 	m, err := newManagement(c)
 	if err != nil {
-		return nil, err
+		return b, err
 	}
 	defer m.client.CloseIdleConnections()
 	t := c.topology()
-	var bindings []struct {
+	var found []struct {
 		Destination string `json:"destination"`
 		Key         string `json:"routing_key"`
 	}
-	if _, err := m.get(ctx, &bindings, "exchanges", m.vhost, t.exchange, "bindings", "source"); err != nil {
-		return nil, err
+	if _, err := m.get(ctx, &found, "exchanges", m.vhost, t.exchange, "bindings", "source"); err != nil {
+		return b, err
 	}
-	var types []string
-	for _, b := range bindings {
-		own := b.Destination == t.consumerQueue || b.Destination == t.partitionedExchange
-		if own && !slices.Contains(t.keys, b.Key) {
-			types = append(types, b.Key)
+	bound := map[string]bool{}
+	for _, f := range found {
+		if f.Destination == t.consumerQueue && t.partitions == 0 || f.Destination == t.partitionedExchange {
+			bound[f.Key] = true
 		}
 	}
-	slices.SortFunc(types, strings.Compare)
-	return slices.Compact(types), nil
+	for _, key := range t.keys {
+		if !bound[key] && !bound[everyKey] {
+			b.Missing = append(b.Missing, key)
+		}
+	}
+	for key := range bound {
+		if !t.wants(key) {
+			b.Unhandled = append(b.Unhandled, key)
+		}
+	}
+	slices.Sort(b.Unhandled)
+	return b, nil
 }

@@ -118,7 +118,9 @@ func (t *intake) collect(ctx context.Context, c *consumer) (batch []inFlight, by
 func arrivalOf(d amqp091.Delivery, c *consumer) inFlight {
 	_, counted := d.Headers[deliveryCountKey]
 	d.Headers = withoutCounts(d.Headers)
-	l := inFlight{consumer: c, counted: counted, Arrival: deadletter.Arrival{Letter: letterOf(d), MessageID: d.MessageId, Redelivered: d.Redelivered}}
+	l := inFlight{consumer: c, counted: counted, Arrival: deadletter.Arrival{
+		Letter: letterOf(d), Service: serviceOfKey(d.RoutingKey), MessageID: d.MessageId, Redelivered: d.Redelivered,
+	}}
 	l.ID = text(d.Headers, deadletter.IDKey)
 	l.Raw, l.problem = rawOf(d)
 	l.delivery = amqp091.Delivery{Acknowledger: d.Acknowledger, DeliveryTag: d.DeliveryTag}

@@ -66,7 +66,7 @@ func QueueLimits(ctx context.Context, c Config) (limits []string, err error) {
 	return limits, err
 }
 
-// WarnOfLimits logs [QueueLimits], and [Unhandled] types, soon.
+// WarnOfLimits logs [QueueLimits], and [Bindings.Unhandled], soon.
 func (c *Connection) WarnOfLimits(ctx context.Context) {
 	c.spawn(func() {
 		ctx, cancel := c.whileOpen(context.WithoutCancel(ctx))
@@ -81,9 +81,9 @@ func (c *Connection) WarnOfLimits(ctx context.Context) {
 		if err != nil && c.life.Err() == nil {
 			c.config.Logger.InfoContext(ctx, "cannot see whether the broker may drop or dead-letter messages by itself", "reason", err)
 		}
-		if types, err := Unhandled(ctx, c.config); err == nil && len(types) > 0 {
+		if b, err := InspectBindings(ctx, c.config); err == nil && len(b.Unhandled) > 0 {
 			c.config.Logger.WarnContext(ctx, "the queue gets events of types that no handler of this worker is for", "queue", c.consumerQueue,
-				"types", types, "advice", AdviceOnUnhandled)
+				"types", b.Unhandled, "advice", AdviceOnUnhandled)
 		}
 	})
 }

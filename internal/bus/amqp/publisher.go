@@ -50,10 +50,13 @@ type outgoing struct {
 	eventType     string
 	message       amqp091.Publishing
 	confirmed     func() bool // called when the broker has confirmed it; may be nil
+	// unwanted tells that it is no fault if no queue takes it.
+	unwanted bool
 }
 
 // PublishBatch implements [bus.BatchPublisher]: each message is published under its event type. nil means that the broker
-// has confirmed every one and that each reached a queue. Otherwise the first fault is returned: an *[UnroutableError], or an
+// has confirmed every one and that each reached a queue, but of a service only those of its own event types: there need not be
+// a service for the others. Otherwise the first fault is returned: an *[UnroutableError], or an
 // error that wraps [ErrUnconfirmed] or ctx's error. A message that the broker never takes is a *[bus.RefusedError], which
 // wraps [ErrTooLarge] if it is too large. As far as the broker's limits are known, a batch with such a message is not begun.
 //
@@ -65,6 +68,7 @@ func (p *Publisher) PublishBatch(ctx context.Context, batch []*message.Message) 
 	for i, m := range batch {
 		eventType := m.Metadata.Get(bus.EventTypeKey)
 		o := outgoing{exchange: p.conn.exchange, key: cutKey(eventType), eventType: eventType, confirmed: m.Ack}
+		o.unwanted = !p.conn.wants(o.key)
 		var err error
 		if o.message, err = Marshal(m); err != nil {
 			return fmt.Errorf("publish: %w", &bus.RefusedError{Index: i, Err: err})
@@ -218,7 +222,7 @@ func (b *batch) sendOne(ctx context.Context, c *confirmChannel, i int) error {
 	}
 	b.inFlight.Add(weight)
 	at := time.Now()
-	confirm, err := c.channel.PublishWithDeferredConfirm(o.exchange, o.key, true, false, o.message)
+	confirm, err := c.channel.PublishWithDeferredConfirm(o.exchange, o.key, !o.unwanted, false, o.message)
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrUnconfirmed, err)
 	}

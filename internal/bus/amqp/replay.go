@@ -46,15 +46,33 @@ func (q *FailedQueue) PublishLetters(ctx context.Context, letters []deadletter.R
 		}
 		messages, indexes = append(messages, o), append(indexes, i)
 	}
-	for {
+	for declared := false; ; {
 		confirmed, err := q.publisher.publish(ctx, messages)
 		refused, ok := errors.AsType[*bus.RefusedError](err)
+		if _, unroutable := errors.AsType[*UnroutableError](err); unroutable {
+			if !declared || confirmed > 0 { // what is missing of the workers' own was declared again
+				declared, messages, indexes = true, messages[confirmed:], indexes[confirmed:]
+				continue
+			}
+			refused, ok = &bus.RefusedError{Err: err}, true
+		}
 		if !ok {
 			return sendings, err
 		}
 		sendings[indexes[refused.Index]] = deadletter.Sending{Problem: refused.Err}
 		messages = slices.Concat(messages[confirmed:refused.Index], messages[refused.Index+1:])
 		indexes = slices.Concat(indexes[confirmed:refused.Index], indexes[refused.Index+1:])
+	}
+}
+
+// ofOwnService removes from a message that it is a replay, if it is that of another service's letter: what becomes of it here is
+// not that letter's outcome.
+func (n names) ofOwnService(headers amqp091.Table) {
+	if key := text(headers, deadletter.ReplayServiceKey); key == "" || key == n.failedKey {
+		return
+	}
+	for _, key := range deadletter.ReplayKeys() {
+		delete(headers, key)
 	}
 }
 
@@ -87,10 +105,15 @@ func (q *FailedQueue) release(l deadletter.Release) (o outgoing, of names, err e
 	if service == q.conn.config.Service {
 		o.key = q.returnQueue(source)
 	}
-	if l.To == deadletter.ToBus {
+	neverOnBus := l.Raw == nil && l.Handler == "" && l.Source == "" // and so of no service
+	if neverOnBus || l.To == deadletter.ToBus {
 		o.exchange, o.key = q.conn.names.exchange, cutKey(cmp.Or(l.Type, topic))
 	}
 	delete(p.Headers, bus.ReplayHandlerKey)
+	delete(p.Headers, deadletter.ReplayServiceKey)
+	if l.To == deadletter.ToBus && !neverOnBus {
+		p.Headers[deadletter.ReplayServiceKey] = of.failedKey
+	}
 	for key, value := range l.ReplayHeaders() {
 		p.Headers[key] = value
 	}

@@ -2,12 +2,16 @@ package amqp_test
 
 import (
 	"bytes"
+	"errors"
 	"log/slog"
+	"maps"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/google/uuid"
 	amqp091 "github.com/rabbitmq/amqp091-go"
 	"github.com/stretchr/testify/require"
@@ -90,16 +94,17 @@ func TestServiceIsUnboundByAnOperatorAlone(t *testing.T) {
 	ch := raw(t, broker)
 	publishTypes(t, ch, "Visit", "Paid", "Refunded")
 	awaitCount(t, ch, config.Queue(), 3)
-	types, err := amqp.Unhandled(t.Context(), config)
+	b, err := amqp.InspectBindings(t.Context(), config)
 	require.NoError(t, err)
-	require.Equal(t, []string{"Visit"}, types)
+	require.Equal(t, amqp.Bindings{Unhandled: []string{"Visit"}}, b)
 
 	require.NoError(t, amqp.Unbind(t.Context(), config, []string{"Visit", "Never"}))
 	publishTypes(t, ch, "Visit", "Paid")
 	awaitCount(t, ch, config.Queue(), 4)
-	types, err = amqp.Unhandled(t.Context(), config)
+	require.NoError(t, ch.QueueUnbind(config.Queue(), "Refunded", "healz.events", nil))
+	b, err = amqp.InspectBindings(t.Context(), config)
 	require.NoError(t, err)
-	require.Empty(t, types)
+	require.Equal(t, amqp.Bindings{Missing: []string{"Refunded"}}, b)
 	require.Error(t, amqp.Unbind(t.Context(), amqp.Config{URL: broker}, []string{"Visit"}))
 }
 
@@ -225,4 +230,110 @@ func TestAnotherProgramOnTheQueueIsNamed(t *testing.T) {
 			require.Contains(t, log.String(), "any more")
 		})
 	}
+}
+
+// Where all workers have a service name, nobody need want an event: it must not hold up those behind it.
+func TestServicesPublishWhatNobodyWants(t *testing.T) {
+	t.Parallel()
+	url := testservers.RabbitMQ(t)
+	c := dial(t, amqp.Config{URL: url, Service: "billing", Types: []string{"Tested"}})
+	publisher := amqp.NewPublisher(c)
+	unwanted := event(uuid.New(), 1)
+	unwanted.Metadata.Set("event_type", "Unwanted")
+	publish(t, publisher, unwanted, event(uuid.New(), 1))
+	ch := raw(t, url)
+	awaitCount(t, ch, c.Topics()[0], 1)
+
+	// What its own handlers are for is not lost for a binding that somebody has removed.
+	require.NoError(t, ch.QueueUnbind("healz.events.billing", "Tested", "healz.events", nil))
+	require.Error(t, publisher.PublishBatch(t.Context(), []*message.Message{event(uuid.New(), 2)}))
+	publish(t, publisher, event(uuid.New(), 2))
+	awaitCount(t, ch, c.Topics()[0], 2)
+}
+
+// A replay to the bus of what nobody wants is a problem of that letter alone, and the outcome elsewhere is not the letter's.
+func TestReplayToTheBusOfServices(t *testing.T) {
+	t.Parallel()
+	url := testservers.RabbitMQ(t)
+	config := amqp.Config{URL: url, Service: "billing", Types: []string{"Tested"}}
+	billing := dial(t, config)
+	q := amqp.NewFailedQueue(billing)
+	wanted := letterIn(t, config, q, "billing/h")
+	unwanted := wanted
+	unwanted.Type = "Unwanted"
+	neverOnBus := deadletter.Letter{ID: "1", Type: "Tested", Body: wanted.Body}
+	sendings := release(t, q, deadletter.ToBus, unwanted, wanted)
+	var unroutable *amqp.UnroutableError
+	require.ErrorAs(t, sendings[0].Problem, &unroutable)
+	require.Equal(t, "Unwanted", unroutable.RoutingKey)
+	require.Equal(t, deadletter.Sending{}, sendings[1])
+
+	stock, _ := subscribe(t, dial(t, amqp.Config{URL: url, Service: "stock", Types: []string{"Tested"}}))
+	accounts, _ := subscribe(t, billing)
+	require.Equal(t, make([]deadletter.Sending, 2), release(t, q, deadletter.ToBus, wanted, neverOnBus))
+	replayOf := func(messages <-chan *message.Message) []string { // a message may come twice
+		all := map[string]bool{}
+		for len(all) < 2 {
+			m := receive(t, messages)
+			all[m.Metadata.Get(deadletter.ReplayOfKey)] = true
+			require.True(t, m.Ack())
+		}
+		return slices.Collect(maps.Keys(all))
+	}
+	require.ElementsMatch(t, []string{"", neverOnBus.ID}, replayOf(stock))
+	require.ElementsMatch(t, []string{wanted.ID, neverOnBus.ID}, replayOf(accounts))
+}
+
+// A program that has the queue for itself takes every event: the worker is not ready, and says why.
+func TestAnotherProgramHasTheQueueForItself(t *testing.T) {
+	t.Parallel()
+	url := testservers.RabbitMQ(t)
+	c := dial(t, amqp.Config{URL: url})
+	ch := raw(t, url)
+	_, err := ch.Consume(consumerQueue, "other", true, true, false, false, nil)
+	require.NoError(t, err)
+	subscriber := amqp.NewSubscriber(c)
+	messages, err := subscriber.Subscribe(t.Context(), "any")
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, subscriber.Close()) })
+	require.Eventually(t, func() bool {
+		_, err := subscriber.Consuming()
+		return errors.Is(err, amqp.ErrSplit)
+	}, patience, tick)
+	require.NoError(t, ch.Cancel("other", false))
+	publish(t, amqp.NewPublisher(c), event(uuid.New(), 1))
+	require.True(t, receive(t, messages).Ack())
+	_, err = subscriber.Consuming()
+	require.NoError(t, err)
+}
+
+// A message that reaches no handler in two services is a letter of each.
+func TestLettersOfServicesAreApart(t *testing.T) {
+	t.Parallel()
+	url := testservers.RabbitMQ(t)
+	table := newTable(t)
+	e := event(uuid.New(), 1)
+	for _, service := range []string{"", "billing", "stock", "billing"} {
+		c := dial(t, amqp.Config{URL: url, Service: service})
+		require.NoError(t, amqp.NewFailedQueue(c).Put(t.Context(), e, deadletter.Failure{Reason: "no event"}))
+		require.Equal(t, 1, takeIn(t, c, table))
+	}
+	sources := map[string]int{}
+	for l, err := range table.Read(t.Context(), deadletter.Filter{}) {
+		require.NoError(t, err)
+		sources[l.Source]++
+	}
+	require.Equal(t, map[string]int{consumerQueue: 1, "healz.events.billing": 1, "healz.events.stock": 1}, sources)
+}
+
+func TestPartitionsOfAServiceThatHadAllEvents(t *testing.T) {
+	t.Parallel()
+	config := amqp.Config{URL: partitionable(t), Service: "billing", Types: []string{"#"}}
+	require.NoError(t, dial(t, config).Close())
+	config.Types, config.Partitions = []string{"Tested"}, 1
+	c := dial(t, config)
+	publish(t, amqp.NewPublisher(c), event(uuid.New(), 1))
+	ch := raw(t, config.URL)
+	awaitCount(t, ch, "healz.events.billing.0", 1)
+	require.Zero(t, count(t, ch, "healz.events.billing"))
 }

@@ -66,7 +66,7 @@ func (c *Connection) watchConsumers(ctx context.Context, interval time.Duration)
 // tells them apart.
 func (c *Connection) others(ctx context.Context) (int, error) {
 	if c.config.Competing {
-		names, err := strangersOf(ctx, c.config)
+		names, err := Strangers(ctx, c.config)
 		return len(names), err
 	}
 	depths, err := c.inspect(ctx, c.consumerQueue)
@@ -84,14 +84,14 @@ func SplitBetween(ctx context.Context, c Config, others int) error {
 	if others == 1 {
 		plural, who = "", "another program, or a worker with --competing-consumers"
 	}
-	if names, err := strangersOf(ctx, c); err == nil && len(names) > 0 {
+	if names, err := Strangers(ctx, c); err == nil && len(names) > 0 {
 		who = strings.Join(names, ", ")
 	}
 	return fmt.Errorf("%w: queue %s has %d other consumer%s: %s", ErrSplit, c.Queue(), others, plural, who)
 }
 
-// strangersOf asks the management API for the consumers of the queue that are no workers.
-func strangersOf(ctx context.Context, c Config) ([]string, error) {
+// Strangers asks the management API for the consumers of the queue that are no workers.
+func Strangers(ctx context.Context, c Config) ([]string, error) {
 	ctx, cancel := context.WithTimeout(ctx, strangersTimeout)
 	defer cancel()
 	m, err := newManagement(c)

@@ -67,9 +67,11 @@ func (s *Subscriber) Subscribe(ctx context.Context, topic string) (<-chan *messa
 	}
 	var err error
 	if sub.mayBegin() {
-		err = sub.open(func(err error) bool { return !errors.Is(err, ErrUnavailable) }) //nolint:contextcheck // the subscription carries its contexts
+		err = sub.open(func(err error) bool { //nolint:contextcheck // the subscription carries its contexts
+			return !errors.Is(err, ErrUnavailable) || errors.Is(err, errStranger)
+		})
 	}
-	if errors.Is(err, errTaken) {
+	if errors.Is(err, errTaken) || errors.Is(err, errStranger) {
 		err = nil // it waits for its turn
 	}
 	if err == nil && !s.start(sub) { //nolint:contextcheck // the subscription carries its contexts
@@ -338,8 +340,11 @@ func (s *subscription) openOn(session *session) error {
 	}
 	closed := channel.NotifyClose(make(chan *amqp091.Error, 1))
 	deliveries, err := channel.Consume(s.queue, consumerTag, false, s.exclusive, false, false, nil)
+	if err = exclusive("consume", err); errors.Is(err, errTaken) && s.hasTurn {
+		return errStranger
+	}
 	if err != nil {
-		return exclusive("consume", err)
+		return err
 	}
 	s.say(s.interrupted)
 	s.fault.Store(nil)
@@ -432,6 +437,7 @@ func (s *subscription) receive(d amqp091.Delivery) {
 	if !s.handing {
 		s.active.Store(true)
 	}
+	s.conn.ofOwnService(d.Headers)
 	if s.isFinished(d) {
 		_ = s.channel.Ack(d.DeliveryTag, false) // an error means that the channel is lost
 		return

@@ -33,8 +33,9 @@ type Part struct {
 	OtherLimit bool
 	// Messages and Consumers are those of a queue.
 	Messages, Consumers int
-	// Consumed marks a queue that workers consume, and Failed the one of dead letters.
-	Consumed, Failed bool
+	// Consumed marks a queue that workers consume, and Failed the one of dead letters. Abandoned is the contract's queue that
+	// nobody consumes, where the worker has one of its service.
+	Consumed, Failed, Abandoned bool
 }
 
 // Inspect makes one connection and compares what the broker has with what the settings ask for, including the rights to
@@ -98,6 +99,18 @@ func (i inspection) parts() ([]Part, error) {
 				Optional: right.optional, Right: right.right,
 			})
 		} else if err != nil {
+			return parts, err
+		}
+	}
+	if contract := i.contract().consumerQueue; contract != i.consumerQueue {
+		var q amqp091.Queue
+		err := i.do(func(c *amqp091.Channel) (err error) {
+			q, err = c.QueueDeclarePassive(contract, true, false, false, false, nil)
+			return err
+		})
+		if err == nil && q.Consumers == 0 {
+			parts = append(parts, Part{Kind: "queue", Name: contract, Messages: q.Messages, Abandoned: true})
+		} else if err != nil && !isAnswer(err) {
 			return parts, err
 		}
 	}

@@ -69,6 +69,9 @@ func CheckService(name string) error {
 
 var serviceName = regexp.MustCompile(`^[a-z][a-z0-9_-]{0,39}$`)
 
+// contract are the names without a service.
+func (n names) contract() names { return namesOf(n.exchange, "") }
+
 // partition is the queue of a partition.
 func (n names) partition(i int) string { return n.consumerQueue + "." + strconv.Itoa(i) }
 
@@ -105,6 +108,11 @@ type topology struct {
 	leavePartitions bool
 	quorum          bool
 	retryLater      []time.Duration
+}
+
+// wants tells whether the workers' own queue gets messages with a routing key.
+func (t topology) wants(key string) bool {
+	return slices.Contains(t.keys, key) || slices.Contains(t.keys, everyKey)
 }
 
 func (c Config) topology() topology {
@@ -351,6 +359,8 @@ func (t topology) bindPartitions(d *declarer) error {
 		}, nil); err != nil {
 			return err
 		}
+	}
+	for _, key := range append([]string{everyKey}, t.keys...) { // a version before may have had all events
 		if err := d.do(func(channel *amqp091.Channel) error {
 			return topologyError("no binding of queue", t.consumerQueue, channel.QueueUnbind(t.consumerQueue, key, t.exchange, nil))
 		}, nil); err != nil {
