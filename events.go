@@ -45,8 +45,8 @@ func NewEvent(origin Origin, aggregateType string, aggregateID uuid.UUID, versio
 // correlation are those of cause, and cause is the causation.
 //
 // The aggregate's id is [DerivedID] of cause and the aggregate's type, so that handling the same event twice yields the same
-// aggregates. Two openings of one aggregate type are therefore an error; give them ids of your own with [NewEvent] and
-// [CausedBy].
+// aggregates. Two openings of one aggregate type are therefore an error, and a conflict if two handlers make them, of whatever
+// service; give them ids of your own with [NewEvent] and [CausedBy].
 func Follow(cause Event, openings ...Opening) ([]Event, error) {
 	return events.Follow(cause, openings...)
 }

@@ -85,8 +85,8 @@ func New(origin Origin, aggregateType string, aggregateID uuid.UUID, version int
 // clinic, user and correlation are those of cause, and cause is the causation.
 //
 // The aggregate's id is [DerivedID] of cause and the aggregate's type, so that handling the same event
-// twice yields the same aggregates. Two openings of one aggregate type are therefore an error; give them
-// ids of your own with [New] and [CausedBy].
+// twice yields the same aggregates. Two openings of one aggregate type are therefore an error, and a
+// conflict if two handlers make them; give them ids of your own with [New] and [CausedBy].
 func Follow(cause Event, openings ...Opening) ([]Event, error) {
 	origin := CausedBy(cause)
 	follow := make([]Event, 0, len(openings))
