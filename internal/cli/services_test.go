@@ -100,6 +100,23 @@ func TestServices(t *testing.T) {
 	messages.stop()
 }
 
+// Without a broker, the worker that relays would handle the events of all services on a database. Commands need none.
+func TestAServiceOnPostgresNeedsABroker(t *testing.T) {
+	t.Parallel()
+	p := newProgram(t, "DATABASE_URL="+testservers.Postgres(t), "WORKER_SERVICE=billing")
+	p.must("", "migrate", "up")
+	p.must("", "dlq", "list")
+	for _, command := range []string{"run", "doctor"} {
+		r := p.run("", command)
+		require.NotZero(t, r.code)
+		require.Contains(t, r.out+r.err, `service "billing" on Postgres: this needs RabbitMQ`)
+	}
+	alone := embedded(t).as("billing", "billing")
+	e := alone.append(registration(uuid.NewString(), `{"name":"Ana"}`, ""))[0]
+	alone.start()
+	alone.awaitFollowUp(e, "AccountOpened")
+}
+
 // Another version's types stay bound until an operator removes them.
 func TestTypesOfAnOlderVersionAreUnbound(t *testing.T) {
 	t.Parallel()
@@ -109,9 +126,9 @@ func TestTypesOfAnOlderVersionAreUnbound(t *testing.T) {
 	billing := clinic.as("billing", "billing")
 	running := billing.start()
 	require.Eventually(t, func() bool {
-		return strings.Contains(running.log.String(), "no handler of this worker is for") && strings.Contains(running.log.String(), "Visit")
+		return strings.Contains(running.log.String(), "bound to event types that this worker does not need") && strings.Contains(running.log.String(), "Visit")
 	}, patience, tick)
-	require.Contains(t, billing.run("", "doctor").out, "healz.events.billing gets events that no handler of this program is for: Visit")
+	require.Contains(t, billing.run("", "doctor").out, "healz.events.billing is bound to event types that this program does not need: Visit")
 	for _, wrong := range [][]string{{"unbind", "PatientRegistered"}, {"unbind"}, {"unbind", "Visit", "--service="}, {"unbind", "Visit", "--service=Billing"}} {
 		require.NotZero(t, billing.run("", wrong...).code, wrong)
 	}

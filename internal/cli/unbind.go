@@ -29,14 +29,14 @@ version may still need them. Unbind a type when no worker of the service handles
 			}
 			needed := worker.EventTypes(s.Registry(all))
 			for _, eventType := range types {
-				if slices.Contains(needed, eventType) || slices.Contains(needed, "#") {
+				if slices.Contains(needed, eventType) {
 					return usageError{fmt.Errorf("a handler of this program is for %s: it would be bound again", eventType)}
 				}
 			}
 			if err := amqp.Unbind(c.Context(), s.AMQP, types); err != nil {
 				return err
 			}
-			_, err := fmt.Fprintf(c.ErrOrStderr(), "%s gets no events of %s\n", s.AMQP.Queue(), printable(strings.Join(types, ", ")))
+			_, err := fmt.Fprintf(c.ErrOrStderr(), "%s is not bound to %s\n", s.AMQP.Queue(), printable(strings.Join(types, ", ")))
 			return err
 		},
 	}

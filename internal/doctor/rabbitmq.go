@@ -83,8 +83,8 @@ func checkBindings(ctx context.Context, c amqp.Config, r *Report) {
 	if len(b.Missing) > 0 {
 		r.warn(c.Queue()+" does not get the events of "+strings.Join(b.Missing, ", "), "start `worker run`, which binds it, or bind it to the exchange")
 	}
-	if len(b.Unhandled) > 0 {
-		r.warn(c.Queue()+" gets events that no handler of this program is for: "+strings.Join(b.Unhandled, ", "), amqp.AdviceOnUnhandled)
+	if len(b.Unneeded) > 0 {
+		r.warn(c.Queue()+" is bound to event types that this program does not need: "+strings.Join(b.Unneeded, ", "), amqp.AdviceOnUnneeded)
 	}
 	r.otherwise("%s gets the events that handlers are for", c.Queue())
 }

@@ -112,7 +112,7 @@ func TestQueuesOfAService(t *testing.T) {
 	require.NoError(t, channel.QueueBind("healz.events.billing", "Visit", "healz.events", false, nil))
 	found := examine(t, s)
 	found.requireFinding(t, "bindings", doctor.Warning, "does not get the events of Paid", "worker run")
-	found.requireFinding(t, "bindings", doctor.Warning, "no handler of this program is for: Visit", "worker unbind")
+	found.requireFinding(t, "bindings", doctor.Warning, "this program does not need: Visit", "worker unbind")
 
 	_, err := channel.Consume("healz.events.billing", "nest", true, true, false, false, nil) // without any worker
 	require.NoError(t, err)

@@ -25,6 +25,10 @@ func checkSettings(s worker.Settings, handlers int, r *Report) {
 		}
 		return
 	}
+	if err := s.CheckBus(); err != nil {
+		r.wrong(oneLine(err), "see `worker run --help`")
+		return
+	}
 	r.fine("store %s, bus %s", s.StoreName(), s.BusName())
 	if s.AMQP.URL == "" {
 		return

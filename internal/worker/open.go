@@ -41,9 +41,6 @@ type OpenOptions struct {
 	Observers observe.All
 }
 
-// errNoServices says that the worker that relays would handle the events of all services on a database.
-var errNoServices = fmt.Errorf("a service name on Postgres: %w", ErrNoBroker)
-
 // Open opens all that a worker needs and assembles it. The returned function closes it again, after [Worker.Run]. An
 // error that wraps [store.ErrUnavailable] or [amqp.ErrUnavailable] may pass.
 func Open(ctx context.Context, s Settings, o OpenOptions) (*Worker, func() error, error) {
@@ -56,8 +53,8 @@ func Open(ctx context.Context, s Settings, o OpenOptions) (*Worker, func() error
 }
 
 func open(ctx context.Context, s Settings, o OpenOptions, closers *closers) (*Worker, error) {
-	if s.AMQP.Service != "" && s.AMQP.URL == "" && !s.Embedded() {
-		return nil, errNoServices
+	if err := s.CheckBus(); err != nil {
+		return nil, err
 	}
 	wait := newWait(o)
 	backend, err := openBackend(ctx, s, o, wait)
@@ -97,6 +94,7 @@ func open(ctx context.Context, s Settings, o OpenOptions, closers *closers) (*Wo
 		conn.WarnOfLimits(ctx)
 		conn.WatchConsumers(ctx)
 		publisher := amqp.NewPublisher(conn)
+		publisher.AllowUnwanted = true // the event stays in the store
 		closers.add(publisher.Close)
 		failed := amqp.NewFailedQueue(conn)
 		failed.Table = parts.Letters

@@ -128,6 +128,15 @@ func (s Settings) Check() error {
 	return errors.Join(problems...)
 }
 
+// CheckBus says that a worker cannot have a service name: on a database without a broker, the one that relays would handle the
+// events of all services. Commands that need no bus can.
+func (s Settings) CheckBus() error {
+	if s.AMQP.Service != "" && s.AMQP.URL == "" && !s.Embedded() {
+		return fmt.Errorf("service %q on Postgres: %w", s.AMQP.Service, ErrNoBroker)
+	}
+	return nil
+}
+
 // Registry is what register registers, for the service that is set.
 func (s Settings) Registry(register func(*handlers.Registry)) *handlers.Registry {
 	reg := &handlers.Registry{}

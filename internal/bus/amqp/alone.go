@@ -34,7 +34,7 @@ var errTaken = errors.New("another worker has it")
 var errUnconsumed = errors.New("another worker has its lock and does not consume it")
 
 // errStranger says that another program has the queue for itself.
-var errStranger = fmt.Errorf("%w: another program consumes it exclusively, and gets all events", ErrSplit)
+var errStranger = errors.New("another program, or a worker that may not declare the lock, consumes it exclusively and gets all events")
 
 // aloneOn tells whether one worker at a time consumes a queue by means of a lock. Partitions need none.
 func (c *Connection) aloneOn(queue string) bool {

@@ -9,8 +9,8 @@ import (
 	amqp091 "github.com/rabbitmq/amqp091-go"
 )
 
-// AdviceOnUnhandled says what to do about [Bindings.Unhandled].
-const AdviceOnUnhandled = "when no worker of an older version of the service runs, run `worker unbind TYPE`"
+// AdviceOnUnneeded says what to do about [Bindings.Unneeded].
+const AdviceOnUnneeded = "when no worker of an older version of the service runs, run `worker unbind TYPE`"
 
 // errNoService says that the contract's queue is bound to all events.
 var errNoService = errors.New("the contract's queue gets all events: only a service's own queue is bound to event types")
@@ -52,9 +52,10 @@ func Unbind(ctx context.Context, c Config, types []string) error {
 
 // Bindings are what the management API says of the event types that the workers' queue gets.
 type Bindings struct {
-	// Missing are those of [Config.Types] that it does not get, and Unhandled those that it gets and Types do not name. Without a
-	// service name it is to get "#".
-	Missing, Unhandled []string
+	// Missing are those of [Config.Types] that it does not get. Without a service name it is to get "#".
+	Missing []string
+	// Unneeded are those that it is bound to, and Types do not name, or that it gets beside its partitions.
+	Unneeded []string
 }
 
 // InspectBindings asks the management API for the bindings.
@@ -75,8 +76,11 @@ func InspectBindings(ctx context.Context, c Config) (b Bindings, err error) {
 	}
 	bound := map[string]bool{}
 	for _, f := range found {
-		if f.Destination == t.consumerQueue && t.partitions == 0 || f.Destination == t.partitionedExchange {
+		switch {
+		case f.Destination == t.partitionedExchange || f.Destination == t.consumerQueue && t.partitions == 0:
 			bound[f.Key] = true
+		case f.Destination == t.consumerQueue: // beside the partitions
+			b.Unneeded = append(b.Unneeded, f.Key)
 		}
 	}
 	for _, key := range t.keys {
@@ -86,9 +90,10 @@ func InspectBindings(ctx context.Context, c Config) (b Bindings, err error) {
 	}
 	for key := range bound {
 		if !t.wants(key) {
-			b.Unhandled = append(b.Unhandled, key)
+			b.Unneeded = append(b.Unneeded, key)
 		}
 	}
-	slices.Sort(b.Unhandled)
+	slices.Sort(b.Unneeded)
+	b.Unneeded = slices.Compact(b.Unneeded)
 	return b, nil
 }

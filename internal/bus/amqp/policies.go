@@ -66,7 +66,7 @@ func QueueLimits(ctx context.Context, c Config) (limits []string, err error) {
 	return limits, err
 }
 
-// WarnOfLimits logs [QueueLimits], and [Bindings.Unhandled], soon.
+// WarnOfLimits logs [QueueLimits], and [Bindings.Unneeded], soon.
 func (c *Connection) WarnOfLimits(ctx context.Context) {
 	c.spawn(func() {
 		ctx, cancel := c.whileOpen(context.WithoutCancel(ctx))
@@ -81,9 +81,9 @@ func (c *Connection) WarnOfLimits(ctx context.Context) {
 		if err != nil && c.life.Err() == nil {
 			c.config.Logger.InfoContext(ctx, "cannot see whether the broker may drop or dead-letter messages by itself", "reason", err)
 		}
-		if b, err := InspectBindings(ctx, c.config); err == nil && len(b.Unhandled) > 0 {
-			c.config.Logger.WarnContext(ctx, "the queue gets events of types that no handler of this worker is for", "queue", c.consumerQueue,
-				"types", b.Unhandled, "advice", AdviceOnUnhandled)
+		if b, err := InspectBindings(ctx, c.config); err == nil && len(b.Unneeded) > 0 {
+			c.config.Logger.WarnContext(ctx, "the queue is bound to event types that this worker does not need", "queue", c.consumerQueue,
+				"types", b.Unneeded, "advice", AdviceOnUnneeded)
 		}
 	})
 }

@@ -29,6 +29,10 @@ const (
 
 // Publisher publishes messages and waits for the broker's confirms, many at a time. It is safe for concurrent use.
 type Publisher struct {
+	// AllowUnwanted lets an event reach no queue, unless its type is one that the service's own queue gets: there need not be a
+	// service for each type.
+	AllowUnwanted bool
+
 	conn   *Connection
 	slots  *semaphore.Weighted
 	closed atomic.Bool
@@ -55,8 +59,7 @@ type outgoing struct {
 }
 
 // PublishBatch implements [bus.BatchPublisher]: each message is published under its event type. nil means that the broker
-// has confirmed every one and that each reached a queue, but of a service only those of its own event types: there need not be
-// a service for the others. Otherwise the first fault is returned: an *[UnroutableError], or an
+// has confirmed every one and that each reached a queue, unless [Publisher.AllowUnwanted] is set. Otherwise the first fault is returned: an *[UnroutableError], or an
 // error that wraps [ErrUnconfirmed] or ctx's error. A message that the broker never takes is a *[bus.RefusedError], which
 // wraps [ErrTooLarge] if it is too large. As far as the broker's limits are known, a batch with such a message is not begun.
 //
@@ -68,7 +71,7 @@ func (p *Publisher) PublishBatch(ctx context.Context, batch []*message.Message) 
 	for i, m := range batch {
 		eventType := m.Metadata.Get(bus.EventTypeKey)
 		o := outgoing{exchange: p.conn.exchange, key: cutKey(eventType), eventType: eventType, confirmed: m.Ack}
-		o.unwanted = !p.conn.wants(o.key)
+		o.unwanted = p.AllowUnwanted && !p.conn.wants(o.key)
 		var err error
 		if o.message, err = Marshal(m); err != nil {
 			return fmt.Errorf("publish: %w", &bus.RefusedError{Index: i, Err: err})

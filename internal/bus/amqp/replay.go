@@ -46,23 +46,28 @@ func (q *FailedQueue) PublishLetters(ctx context.Context, letters []deadletter.R
 		}
 		messages, indexes = append(messages, o), append(indexes, i)
 	}
-	for declared := false; ; {
-		confirmed, err := q.publisher.publish(ctx, messages)
+	for n := len(messages) + 1; len(messages) > 0; {
+		confirmed, err := q.publisher.publish(ctx, messages[:min(n, len(messages))])
+		_, unroutable := errors.AsType[*UnroutableError](err)
 		refused, ok := errors.AsType[*bus.RefusedError](err)
-		if _, unroutable := errors.AsType[*UnroutableError](err); unroutable {
-			if !declared || confirmed > 0 { // what is missing of the workers' own was declared again
-				declared, messages, indexes = true, messages[confirmed:], indexes[confirmed:]
-				continue
-			}
-			refused, ok = &bus.RefusedError{Err: err}, true
+		switch {
+		case unroutable && n > 1:
+			n = 1 // the broker does not say which; what is missing of the workers' own queues is declared again
+		case unroutable:
+			refused, ok = &bus.RefusedError{Index: confirmed, Err: err}, true
 		}
-		if !ok {
+		switch {
+		case ok:
+			sendings[indexes[refused.Index]] = deadletter.Sending{Problem: refused.Err}
+			messages = slices.Concat(messages[confirmed:refused.Index], messages[refused.Index+1:])
+			indexes = slices.Concat(indexes[confirmed:refused.Index], indexes[refused.Index+1:])
+		case err == nil || unroutable:
+			messages, indexes = messages[confirmed:], indexes[confirmed:]
+		default:
 			return sendings, err
 		}
-		sendings[indexes[refused.Index]] = deadletter.Sending{Problem: refused.Err}
-		messages = slices.Concat(messages[confirmed:refused.Index], messages[refused.Index+1:])
-		indexes = slices.Concat(indexes[confirmed:refused.Index], indexes[refused.Index+1:])
 	}
+	return sendings, nil
 }
 
 // ofOwnService removes from a message that it is a replay, if it is that of another service's letter: what becomes of it here is

@@ -2,7 +2,6 @@ package amqp_test
 
 import (
 	"bytes"
-	"errors"
 	"log/slog"
 	"maps"
 	"slices"
@@ -96,7 +95,7 @@ func TestServiceIsUnboundByAnOperatorAlone(t *testing.T) {
 	awaitCount(t, ch, config.Queue(), 3)
 	b, err := amqp.InspectBindings(t.Context(), config)
 	require.NoError(t, err)
-	require.Equal(t, amqp.Bindings{Unhandled: []string{"Visit"}}, b)
+	require.Equal(t, amqp.Bindings{Unneeded: []string{"Visit"}}, b)
 
 	require.NoError(t, amqp.Unbind(t.Context(), config, []string{"Visit", "Never"}))
 	publishTypes(t, ch, "Visit", "Paid")
@@ -238,9 +237,11 @@ func TestServicesPublishWhatNobodyWants(t *testing.T) {
 	url := testservers.RabbitMQ(t)
 	c := dial(t, amqp.Config{URL: url, Service: "billing", Types: []string{"Tested"}})
 	publisher := amqp.NewPublisher(c)
+	publisher.AllowUnwanted = true
 	unwanted := event(uuid.New(), 1)
 	unwanted.Metadata.Set("event_type", "Unwanted")
 	publish(t, publisher, unwanted, event(uuid.New(), 1))
+	require.ErrorAs(t, amqp.NewPublisher(c).PublishBatch(t.Context(), []*message.Message{unwanted}), new(*amqp.UnroutableError))
 	ch := raw(t, url)
 	awaitCount(t, ch, c.Topics()[0], 1)
 
@@ -262,11 +263,17 @@ func TestReplayToTheBusOfServices(t *testing.T) {
 	unwanted := wanted
 	unwanted.Type = "Unwanted"
 	neverOnBus := deadletter.Letter{ID: "1", Type: "Tested", Body: wanted.Body}
-	sendings := release(t, q, deadletter.ToBus, unwanted, wanted)
-	var unroutable *amqp.UnroutableError
-	require.ErrorAs(t, sendings[0].Problem, &unroutable)
-	require.Equal(t, "Unwanted", unroutable.RoutingKey)
-	require.Equal(t, deadletter.Sending{}, sendings[1])
+	letters := slices.Repeat([]deadletter.Letter{wanted}, 40)
+	letters[20], letters[30] = unwanted, unwanted
+	for i, sending := range release(t, q, deadletter.ToBus, letters...) {
+		if i != 20 && i != 30 {
+			require.NoError(t, sending.Problem, i)
+			continue
+		}
+		var unroutable *amqp.UnroutableError
+		require.ErrorAs(t, sending.Problem, &unroutable)
+		require.Equal(t, "Unwanted", unroutable.RoutingKey)
+	}
 
 	stock, _ := subscribe(t, dial(t, amqp.Config{URL: url, Service: "stock", Types: []string{"Tested"}}))
 	accounts, _ := subscribe(t, billing)
@@ -298,7 +305,7 @@ func TestAnotherProgramHasTheQueueForItself(t *testing.T) {
 	t.Cleanup(func() { require.NoError(t, subscriber.Close()) })
 	require.Eventually(t, func() bool {
 		_, err := subscriber.Consuming()
-		return errors.Is(err, amqp.ErrSplit)
+		return err != nil && strings.Contains(err.Error(), "exclusively")
 	}, patience, tick)
 	require.NoError(t, ch.Cancel("other", false))
 	publish(t, amqp.NewPublisher(c), event(uuid.New(), 1))

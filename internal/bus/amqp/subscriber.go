@@ -67,9 +67,7 @@ func (s *Subscriber) Subscribe(ctx context.Context, topic string) (<-chan *messa
 	}
 	var err error
 	if sub.mayBegin() {
-		err = sub.open(func(err error) bool { //nolint:contextcheck // the subscription carries its contexts
-			return !errors.Is(err, ErrUnavailable) || errors.Is(err, errStranger)
-		})
+		err = sub.open(func(err error) bool { return !errors.Is(err, ErrUnavailable) }) //nolint:contextcheck // the subscription carries its contexts
 	}
 	if errors.Is(err, errTaken) || errors.Is(err, errStranger) {
 		err = nil // it waits for its turn
@@ -303,10 +301,13 @@ func (s *subscription) open(giveUp func(error) bool) error {
 			}
 			continue
 		}
-		if err = classify(err); giveUp(err) {
-			return err
+		if !errors.Is(err, errStranger) {
+			err = classify(err)
 		}
 		s.fault.Store(&err)
+		if giveUp(err) {
+			return err
+		}
 		if session.conn.IsClosed() { // the connection has a line of its own
 			s.logger.DebugContext(s.consuming, "cannot consume, will try again", "queue", s.queue, "error", err)
 		} else {
