@@ -107,7 +107,7 @@ func TestAServiceOnPostgresNeedsABroker(t *testing.T) {
 	p.must("", "migrate", "up")
 	p.must("", "dlq", "list")
 	for _, command := range []string{"run", "doctor"} {
-		r := p.run("", command)
+		r := p.run("", command, "--http-addr", "127.0.0.1:0")
 		require.NotZero(t, r.code)
 		require.Contains(t, r.out+r.err, `service "billing" on Postgres: this needs RabbitMQ`)
 	}

@@ -39,7 +39,7 @@ func all() []mutant {
 		{
 			name: "a message that reaches no queue counts as published",
 			file: "internal/bus/amqp/publisher.go",
-			from: "o.exchange, o.key, true, false, o.message", to: "o.exchange, o.key, false, false, o.message",
+			from: "o.exchange, o.key, !o.unwanted, false, o.message", to: "o.exchange, o.key, false, false, o.message",
 			pkg: "./internal/bus/amqp", run: "TestPublishSaysWhatWasNotTaken",
 		},
 		{
