@@ -166,8 +166,10 @@ func latest(files fs.FS, folder string, inGo int64) (int64, error) {
 // one of a newer worker with which this one cannot work.
 func (m *Migrator) Check(s Schema) error {
 	switch latest := m.Latest(); {
+	case s.Version == 0:
+		return fmt.Errorf("the database has no schema, and this worker needs version %d: %w", latest, store.ErrNoSchema)
 	case s.Version < latest:
-		return fmt.Errorf("version %d of %d: %w", s.Version, latest, store.ErrNoSchema)
+		return fmt.Errorf("the schema has version %d, and this worker needs version %d: %w", s.Version, latest, store.ErrNoSchema)
 	case s.Breaking > latest:
 		return fmt.Errorf("version %d, known are %d: %w", s.Version, latest, store.ErrNewerSchema)
 	}

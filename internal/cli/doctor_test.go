@@ -97,10 +97,10 @@ func TestPolicyOfAFullFailedQueueIsReportedByTheDoctor(t *testing.T) {
 	}
 	require.Eventually(t, func() bool {
 		_, health := w.get("/readyz")
-		return strings.Contains(health, "degraded: since")
+		return strings.Contains(health, "degraded since")
 	}, patience, tick)
 	said := doctor(address)
-	require.Regexp(t, `(?m)^warning +worker +dead_letters degraded: since .* the failed queue takes no dead letters`, said)
+	require.Regexp(t, `(?m)^warning +worker +dead_letters degraded since .* the failed queue takes no dead letters`, said)
 	require.Regexp(t, `(?m)^warning +policies +queue healz.events.failed has max-length 1`, said)
 	require.Regexp(t, `(?m)^unknown +worker +no worker answers at --http-addr 127.0.0.1:1`, doctor("127.0.0.1:1"))
 }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"maps"
 	"net"
+	"net/http"
 	"net/netip"
 	"sync"
 	"time"
@@ -62,6 +63,11 @@ func isLoopback(address net.Addr) bool {
 
 // needsLogin returns whether users have to log in.
 func (a Access) needsLogin() bool { return a.Token != "" || a.WriteToken != "" }
+
+// ReadsWithoutLogin returns whether a request may read what the console shows, without a session.
+func (a Access) ReadsWithoutLogin(r *http.Request) bool {
+	return !a.needsLogin() && isLocalName(r.Host)
+}
 
 // role is what a viewer may do.
 type role string

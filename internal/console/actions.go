@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"path"
 	"slices"
 	"strconv"
 	"strings"
@@ -29,11 +30,17 @@ const (
 	maxReason = 500
 	// chooseAll is the form field that selects all letters. An incomplete form does not select all letters.
 	chooseAll = "all"
+	// untilField is the form field that bounds the last failure of the letters.
+	untilField = "until"
 )
 
 // chosen are the letters that a form selects.
 type chosen struct {
 	deadletter.Filter
+
+	// count is how many the form has named on its button, and confirmed whether it has named any.
+	count     int
+	confirmed bool
 
 	// form is the filter of the form, and Title describes it.
 	form  url.Values
@@ -43,7 +50,11 @@ type chosen struct {
 // chosenIn parses which letters a form selects.
 func chosenIn(r *http.Request) (chosen, error) {
 	form, err := url.ParseQuery(r.PostFormValue("filter"))
-	known := append(letterFilters(), "id", chooseAll)
+	if r.Method == http.MethodGet {
+		form = r.URL.Query()
+		form.Del("was")
+	}
+	known := append(letterFilters(), "id", untilField, chooseAll)
 	for name := range form {
 		if !slices.Contains(known, name) {
 			err = errors.New("unknown condition")
@@ -56,7 +67,77 @@ func chosenIn(r *http.Request) (chosen, error) {
 	case err != nil || !isTextForm(form) || filter.IsZero() && form.Get(chooseAll) == "":
 		return chosen{}, refusal{http.StatusBadRequest, "The form does not select any letters."}
 	}
-	return chosen{Filter: filter, form: form, Title: inWords(form)}, nil
+	c := chosen{Filter: filter, form: form, Title: inWords(form)}
+	if text := r.PostFormValue("count"); text != "" {
+		c.count, err = strconv.Atoi(text)
+		c.confirmed = err == nil && !filter.Until.IsZero()
+	}
+	return c, nil
+}
+
+// confirmPage asks whether to replay or to archive letters.
+type confirmPage struct {
+	// Action is "replay" or "archive".
+	Action string
+	Title  string
+	// Filter selects the letters that are counted: those that fail later do not match.
+	Filter string
+	Count  int
+	Groups []deadletter.Group
+	// MoreGroups is the number of other groups.
+	MoreGroups int
+	// Was is the number on the button that was pressed, if another number of letters matches now.
+	Was int
+	// State is the state of a single letter that does not wait.
+	State deadletter.State
+}
+
+// confirm asks for confirmation, with the number of letters. The button selects at most these letters.
+func (c *Console) confirm(w http.ResponseWriter, r *http.Request) error {
+	if !viewerOf(r.Context()).MayWrite() {
+		return mayOnlyRead()
+	}
+	letters, err := chosenIn(r)
+	if err != nil {
+		return err
+	}
+	p := confirmPage{Action: path.Base(r.URL.Path), Title: letters.Title}
+	p.Was, _ = strconv.Atoi(r.URL.Query().Get("was"))
+	if p.Groups, err = c.letters.Groups(r.Context(), letters.Filter); err != nil {
+		return err
+	}
+	p.Count = total(p.Groups)
+	var last time.Time
+	for _, g := range p.Groups {
+		if g.LastFailed.After(last) {
+			last = g.LastFailed
+		}
+	}
+	letters.form.Set(untilField, last.Add(time.Microsecond).Format(time.RFC3339Nano))
+	p.Filter = letters.form.Encode()
+	p.MoreGroups = max(0, len(p.Groups)-topGroups)
+	p.Groups = p.Groups[:len(p.Groups)-p.MoreGroups]
+	if id := letters.form.Get("id"); id != "" && p.Count == 0 {
+		found, err := c.letters.Find(r.Context(), id)
+		if err != nil && !errors.Is(err, deadletter.ErrNotFound) && !errors.Is(err, deadletter.ErrAmbiguous) {
+			return err
+		}
+		p.State = found.State
+	}
+	return c.render(w, r, http.StatusOK, "confirm", "Confirm", p)
+}
+
+// unconfirmed returns the address of the confirmation if the form has not named the number of letters that match now.
+func (c *Console) unconfirmed(r *http.Request, of chosen) (string, error) {
+	groups, err := c.letters.Groups(r.Context(), of.Filter)
+	if err != nil || of.confirmed && total(groups) == of.count {
+		return "", err
+	}
+	of.form.Del(untilField)
+	if of.confirmed {
+		of.form.Set("was", strconv.Itoa(of.count))
+	}
+	return r.URL.Path + "?" + of.form.Encode(), nil
 }
 
 func inWords(form url.Values) string {
@@ -90,6 +171,11 @@ func (c *Console) replay(w http.ResponseWriter, r *http.Request) error {
 	letters, err := chosenIn(r)
 	if err != nil {
 		return err
+	}
+	if again, err := c.unconfirmed(r, letters); err != nil {
+		return err
+	} else if again != "" {
+		return redirect(w, r, again)
 	}
 	o := deadletter.ReplayOptions{Patience: replayPatience, MaxFailures: replayFailures}
 	if text := r.PostFormValue("max_failures"); text != "" {
@@ -159,6 +245,11 @@ func (c *Console) archiveLetters(w http.ResponseWriter, r *http.Request) error {
 	reason := strings.TrimSpace(strings.ToValidUTF8(r.PostFormValue("reason"), ""))
 	if reason == "" || len(reason) > maxReason {
 		return refusal{http.StatusUnprocessableEntity, "Enter a reason of at most 500 bytes: it is recorded with the letter."}
+	}
+	if again, err := c.unconfirmed(r, letters); err != nil {
+		return err
+	} else if again != "" {
+		return redirect(w, r, again)
 	}
 	c.logAction(r, "archive", letters)
 	n, err := c.letters.PutAside(r.Context(), letters.Filter, deadletter.Archived, deadletter.Decision{By: viewerOf(r.Context()).Who, Reason: reason})

@@ -16,6 +16,7 @@ import (
 	"iter"
 	"log/slog"
 	"net/http"
+	"strconv"
 	"sync/atomic"
 	"time"
 
@@ -91,7 +92,7 @@ var (
 func New(ctx context.Context, config Config) (*Console, error) {
 	c := &Console{
 		store: config.Store, letters: config.Letters,
-		waiting: counter{count: config.Letters.Count, interval: sampleInterval}, queued: counter{count: config.Queued, interval: queueInterval},
+		waiting: counter{count: config.Letters.Count, interval: sampleInterval, last: unknownCount}, queued: counter{count: config.Queued, interval: queueInterval, last: unknownCount},
 		try: config.Try, status: config.Status,
 		aggregates: map[string]func() events.Stateful{}, access: config.Access, logger: config.Logger, formToken: rand.Text(),
 		overviews: make(chan overviewPage, 1),
@@ -133,7 +134,9 @@ func (c *Console) routes() http.Handler {
 		"GET /dead-letters":                     c.deadLetters,
 		"GET /dead-letters/letter/{id}":         c.deadLetter,
 		"POST /dead-letters/letter/{id}/reveal": c.deadLetter,
+		"GET /dead-letters/replay":              c.confirm,
 		"POST /dead-letters/replay":             c.replay,
+		"GET /dead-letters/archive":             c.confirm,
 		"POST /dead-letters/try":                c.tryLetters,
 		"POST /dead-letters/archive":            c.archiveLetters,
 		"GET /replays/{id}":                     c.job,
@@ -187,12 +190,23 @@ type refusal struct {
 
 func (r refusal) Error() string { return r.problem }
 
+// retrySeconds is the time after which a page that failed is loaded again.
+const retrySeconds = 3
+
+// problemPage says why a request failed.
+type problemPage struct {
+	Problem, Cause string
+	At             time.Time
+	// Retries is the number of seconds after which the page is loaded again, 0 if it is not.
+	Retries int
+}
+
 type page struct {
 	Name, Title string
 	Viewer      viewer
 	// Path is the address of the page, to return to it.
 	Path string
-	// Letters is the number of waiting dead letters, 0 if it is unknown.
+	// Letters is the number of waiting dead letters, or [unknownCount].
 	Letters int
 	Body    any
 }
@@ -226,25 +240,33 @@ func (c *Console) fragment(ctx context.Context, name, part string, body any) ([]
 
 // fail responds with a refusal, or with an error of the store or of the dead letters.
 func (c *Console) fail(w http.ResponseWriter, r *http.Request, err error) {
-	status, problem := http.StatusInternalServerError, "The query failed: "+err.Error()
+	p := problemPage{Problem: "The query failed.", Cause: err.Error(), At: time.Now()}
+	status := http.StatusInternalServerError
 	query, badQuery := errors.AsType[*store.QueryError](err)
 	refused, isRefused := errors.AsType[refusal](err)
 	switch {
 	case isRefused:
-		status, problem = refused.status, refused.problem
+		status, p.Problem, p.Cause = refused.status, refused.problem, ""
 	case errors.Is(err, store.ErrNoEvent), errors.Is(err, causation.ErrNotFound):
-		status, problem = http.StatusNotFound, "There is no event with this id."
+		status, p.Problem, p.Cause = http.StatusNotFound, "There is no event with this id.", ""
 	case badQuery:
-		status, problem = http.StatusBadRequest, "The address of this page is invalid: "+query.Error()+"."
+		status, p.Problem, p.Cause = http.StatusBadRequest, "The address of this page is invalid: "+query.Error()+".", ""
 	case errors.Is(err, context.DeadlineExceeded):
-		status, problem = http.StatusGatewayTimeout, "The query timed out."
+		status, p.Problem = http.StatusGatewayTimeout, "The query timed out."
 	case errors.Is(err, store.ErrUnavailable):
-		status, problem = http.StatusServiceUnavailable, "The store is unavailable."
+		status, p.Problem = http.StatusServiceUnavailable, "The store is unavailable: nothing can be read or changed now."
 	}
 	if !isRefused && status >= http.StatusInternalServerError && r.Context().Err() == nil {
 		c.logger.WarnContext(r.Context(), "console: a request failed", "path", r.URL.Path, "error", err)
 	}
-	_ = c.render(w, r, status, "problem", http.StatusText(status), problem)
+	if status >= http.StatusInternalServerError && r.Method == http.MethodGet {
+		p.Retries = retrySeconds
+		w.Header().Set("Refresh", strconv.Itoa(retrySeconds))
+	}
+	if viewerOf(r.Context()).Role == nobody { // a cause may name servers and users
+		p.Cause = ""
+	}
+	_ = c.render(w, r, status, "problem", http.StatusText(status), p)
 }
 
 // uuidIn returns the UUID in the path of a request.

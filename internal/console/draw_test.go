@@ -13,6 +13,7 @@ import (
 	"github.com/healz/worker/internal/deadletter"
 	"github.com/healz/worker/internal/events"
 	"github.com/healz/worker/internal/store"
+	"github.com/healz/worker/internal/worker"
 )
 
 func began() time.Time { return time.Date(2026, 7, 1, 9, 0, 0, 0, time.UTC) }
@@ -101,7 +102,9 @@ func TestRatesAreOfTheLastSeconds(t *testing.T) {
 
 func TestPicturesSayWhatIsWrong(t *testing.T) {
 	t.Parallel()
-	s := Status{Parts: map[string]string{"store": "ok", "relay": "ok (idle)", "bus": "no connection", "consumer": "ok"}, Lag: 5, LagSeconds: 90, Letters: 2}
+	s := Status{Parts: map[string]worker.Part{
+		"store": {State: "ok"}, "relay": {State: "ok (idle)"}, "bus": {State: "down", Problem: "no connection"}, "consumer": {State: "ok"},
+	}, Lag: 5, LagSeconds: 90, Letters: 2}
 	states := ""
 	for _, box := range wide(s, unknownRates()).Stations {
 		states += fmt.Sprintf("%s:%s ", box.Name, box.State)

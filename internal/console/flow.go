@@ -1,8 +1,8 @@
 package console
 
 import (
+	"cmp"
 	"math"
-	"strings"
 	"time"
 )
 
@@ -20,6 +20,8 @@ type station struct {
 	Name       string
 	// Figure is a rate or a count, and Note explains it.
 	Figure, Note string
+	// Title is the whole note.
+	Title string
 	// State is "", "warn" or "bad".
 	State string
 	Href  string
@@ -39,8 +41,8 @@ func stations(s Status, r rates) [6]station {
 	list := [6]station{
 		{Name: "Append", Figure: rate(r.Appended), Note: "by anyone", Href: "/events"},
 		{Name: "Store", Figure: "lag " + known(s.Lag), Note: lagNote(s), Href: "/events"},
-		{Name: "Relay", Figure: rate(r.Relayed), Note: s.Parts["relay"]},
-		{Name: "Bus", Figure: queued(s.Queued), Note: s.Parts["bus"]},
+		{Name: "Relay", Figure: rate(r.Relayed), Note: s.Parts["relay"].State},
+		{Name: "Bus", Figure: queued(s), Note: s.Parts["bus"].State},
 		{Name: "Handlers", Figure: rate(r.Handled), Note: failing(r.Failed)},
 		{Name: "Dead letters", Figure: known(s.Letters), Note: "waiting", Href: "/dead-letters"},
 	}
@@ -48,8 +50,8 @@ func stations(s Status, r rates) [6]station {
 		list[1].State = "warn"
 	}
 	for part, i := range map[string]int{"store": 1, "relay": 2, "bus": 3, "queue": 3, "consumer": 4, "dead_letters": 5} {
-		if text := s.Parts[part]; text != "" && !healthy(text) {
-			list[i].State, list[i].Note = "bad", "see below"
+		if p, known := s.Parts[part]; known && !p.OK() {
+			list[i].State, list[i].Note = "bad", cmp.Or(p.State, "unknown")+", see below"
 		}
 	}
 	if r.Failed > 0 && list[4].State == "" {
@@ -60,6 +62,11 @@ func stations(s Status, r rates) [6]station {
 		list[5].State = "bad"
 	case s.Letters == 0:
 		list[5].Note = "none waiting"
+	case math.IsNaN(s.Letters) && list[5].State == "":
+		list[5].State, list[5].Note = "warn", "cannot be read"
+	}
+	for i := range list {
+		list[i].Title, list[i].Note = list[i].Note, cut(list[i].Note, noteLength)
 	}
 	return list
 }
@@ -67,7 +74,16 @@ func stations(s Status, r rates) [6]station {
 // lateSeconds is the lag from which on the store is marked.
 const lateSeconds = 30
 
-func healthy(part string) bool { return strings.HasPrefix(part, "ok") }
+// noteLength is how many characters of a note fit in a box.
+const noteLength = 21
+
+// cut returns the text with at most n characters.
+func cut(text string, n int) string {
+	if runes := []rune(text); len(runes) > n {
+		return string(runes[:n-1]) + "…"
+	}
+	return text
+}
 
 func known(n float64) string {
 	if math.IsNaN(n) {
@@ -86,11 +102,11 @@ func lagNote(s Status) string {
 	return "oldest " + took(time.Duration(s.LagSeconds*float64(time.Second)))
 }
 
-func queued(n float64) string {
-	if math.IsNaN(n) {
+func queued(s Status) string {
+	if s.InProcess {
 		return "in process"
 	}
-	return count(int(n)) + " queued"
+	return known(s.Queued) + " queued"
 }
 
 func failing(r float64) string {

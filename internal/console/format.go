@@ -23,7 +23,7 @@ import (
 // parsePages parses a template per page, each with the common layout.
 func parsePages() (map[string]*template.Template, error) {
 	layout, err := template.New("layout").Funcs(template.FuncMap{
-		"ago": ago, "stamp": stamp, "machine": machine, "short": short, "took": took, "count": count, "rate": rate,
+		"link": link, "ago": ago, "clock": clock, "visible": visible, "stamp": stamp, "machine": machine, "short": short, "took": took, "count": count, "rate": rate,
 		"aggregatePath": aggregatePath, "letterPath": letterPath, "query": url.QueryEscape, "plural": plural, "nonzero": func(id uuid.UUID) bool { return id != uuid.Nil },
 		"badge": badge, "waits": func(s deadletter.State) bool { return s == deadletter.Waiting }, "pretty": pretty, "since": func(from, to time.Time) string { return offset(to.Sub(from)) }, "dict": dict,
 	}).ParseFS(templateFiles, "templates/layout/*.html")
@@ -60,11 +60,25 @@ func dict(pairs ...any) (map[string]any, error) {
 	return d, nil
 }
 
+// link returns an address with an encoded query. In a template, the query alone would be encoded again.
+func link(path, query string) string { return path + "?" + query }
+
 func stamp(t time.Time) string {
 	if t.IsZero() {
 		return "–"
 	}
 	return events.FormatTime(t, "2006-01-02 15:04:05.000")
+}
+
+func clock(t time.Time) string { return events.FormatTime(t, "15:04:05") }
+
+// visible returns text as it can be shown: an invisible character, or one that reverses the text after it, is a dot.
+func visible(text string) string {
+	shown := events.Printable(text)
+	if text != "" && strings.TrimSpace(shown) == "" {
+		return "(blank)"
+	}
+	return shown
 }
 
 func machine(t time.Time) string { return events.FormatTime(t, time.RFC3339Nano) }
@@ -130,9 +144,11 @@ func count(n any) string {
 	return s
 }
 
-// badge formats the number of dead letters, which is counted up to [store.MaxCount]; "" for none.
+// badge formats the number of dead letters, which is counted up to [store.MaxCount]; "" for none, "?" if it is unknown.
 func badge(n int) string {
 	switch {
+	case n == unknownCount:
+		return "?"
 	case n <= 0:
 		return ""
 	case n >= store.MaxCount:

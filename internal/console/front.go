@@ -2,6 +2,7 @@ package console
 
 import (
 	"net/http"
+	"strconv"
 	"sync/atomic"
 )
 
@@ -33,6 +34,9 @@ func (f *Front) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 func say(status int, text string) http.HandlerFunc {
 	return func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Cache-Control", "no-store")
+		if status == http.StatusServiceUnavailable {
+			w.Header().Set("Refresh", strconv.Itoa(retrySeconds))
+		}
 		http.Error(w, text, status)
 	}
 }

@@ -63,7 +63,7 @@ func (c *Console) guard(next http.Handler) http.Handler {
 		h.Set("Cache-Control", "no-store")
 		r.Body = http.MaxBytesReader(w, r.Body, maxForm)
 
-		if !c.access.needsLogin() && !isLocalName(r.Host) {
+		if !c.access.needsLogin() && !c.access.ReadsWithoutLogin(r) {
 			c.fail(w, r, refusal{http.StatusMisdirectedRequest, "Without a token, the console is served only under the name localhost, " +
 				"to prevent access by other sites through DNS. Behind a proxy, set --console-token."})
 			return
@@ -99,12 +99,15 @@ func (c *Console) check(w http.ResponseWriter, r *http.Request, v viewer, next h
 			return refusal{http.StatusBadRequest, "The form does not contain valid text."}
 		}
 		if !open && r.URL.Path != "/logout" && !v.MayWrite() {
-			return refusal{http.StatusForbidden, "You may only read. Changes need the role writer (--console-write or " +
-				"--console-write-token)."}
+			return mayOnlyRead()
 		}
 	}
 	next.ServeHTTP(w, r)
 	return nil
+}
+
+func mayOnlyRead() refusal {
+	return refusal{http.StatusForbidden, "You may only read. Changes need the role writer (--console-write or --console-write-token)."}
 }
 
 // formToken parses a form, and returns its token. As the request is complete then, it resets the read deadline, which would

@@ -23,8 +23,11 @@ const (
 	queueInterval = 5 * time.Second
 )
 
-// counter caches a count for all pages. Pages never fail because of it: a count that fails or takes too long is 0, and while
-// one request counts, the others get the last count. It is safe for concurrent use.
+// unknownCount is a count that cannot be read.
+const unknownCount = -1
+
+// counter caches a count for all pages. Pages never fail because of it: a count that fails or takes too long is
+// [unknownCount], and while one request counts, the others get the last count. It is safe for concurrent use.
 type counter struct {
 	count    func(ctx context.Context) (int, error) // nil: always 0
 	interval time.Duration                          // the minimum time between two counts
@@ -37,13 +40,17 @@ type counter struct {
 
 func (c *counter) latest(ctx context.Context) int {
 	c.mu.Lock()
-	if c.count == nil || c.counting || time.Since(c.at) < c.interval {
+	if c.count == nil {
+		defer c.mu.Unlock()
+		return 0
+	}
+	if c.counting || time.Since(c.at) < c.interval {
 		defer c.mu.Unlock()
 		return c.last
 	}
 	c.counting = true
 	c.mu.Unlock()
-	n := 0
+	n := unknownCount
 	defer func() {
 		c.mu.Lock()
 		defer c.mu.Unlock()
@@ -165,7 +172,7 @@ func letterFilter(form url.Values) (deadletter.Filter, []string) {
 	read := formReader{Values: form}
 	f := deadletter.Filter{
 		Group: form.Get("group"), Handler: form.Get("handler"), Type: form.Get("type"),
-		Tenant: read.id("tenant", "tenant"), Correlation: read.id("correlation", "correlation"),
+		Tenant: read.id("tenant", "tenant"), Correlation: read.id("correlation", "correlation"), Until: read.at(untilField, "until"),
 	}
 	if letter := form.Get("id"); letter != "" {
 		f.IDs = []string{letter}
@@ -190,7 +197,7 @@ func (c *Console) deadLetter(w http.ResponseWriter, r *http.Request) error {
 		return refusal{http.StatusNotFound, "This dead letter does not exist, or was purged."}
 	}
 	if errors.Is(err, deadletter.ErrAmbiguous) {
-		return refusal{http.StatusNotFound, "No dead letter has this id: " + err.Error() + "."}
+		return refusal{http.StatusConflict, "This is the id of an event: " + err.Error() + "."}
 	}
 	if err != nil {
 		return err

@@ -71,11 +71,23 @@ func (s *site) startReplayer() *publisher {
 	return p
 }
 
-// replay sends a form, and returns the address of the replay's page.
-func (v visitor) replay(form url.Values) string {
+// confirmation returns the form of the page that asks whether to do an action with the letters of a filter.
+func (v visitor) confirmation(action, filter string) url.Values {
 	v.s.t.Helper()
-	form.Set("form_token", v.formToken("/"))
-	response, body := v.post("/dead-letters/replay", form)
+	_, body := v.get("/dead-letters/" + action + "?" + filter)
+	form := url.Values{}
+	for _, name := range []string{"form_token", "filter", "count"} {
+		found := regexp.MustCompile(`name="` + name + `" value="([^"]+)"`).FindStringSubmatch(body)
+		require.Len(v.s.t, found, 2, body)
+		form.Set(name, html.UnescapeString(found[1]))
+	}
+	return form
+}
+
+// replay confirms a replay, and returns the address of its page.
+func (v visitor) replay(filter string) string {
+	v.s.t.Helper()
+	response, body := v.post("/dead-letters/replay", v.confirmation("replay", filter))
 	require.Equal(v.s.t, http.StatusSeeOther, response.StatusCode, body)
 	return response.Header.Get("Location")
 }
@@ -96,10 +108,10 @@ func (v visitor) await(path string, texts ...string) string {
 	return body
 }
 
-// filterOf is the filter of the form that replays all letters of a page.
+// filterOf is the filter of the button that replays all letters of a page.
 func filterOf(t *testing.T, body string) string {
 	t.Helper()
-	found := regexp.MustCompile(`(?s)class="panel bulk".*?name="filter" value="([^"]+)"`).FindStringSubmatch(body)
+	found := regexp.MustCompile(`class="button primary" href="/dead-letters/replay\?([^"]+)"`).FindStringSubmatch(body)
 	require.Len(t, found, 2, body)
 	return html.UnescapeString(found[1])
 }
@@ -131,11 +143,10 @@ func TestManyDeadLetters(t *testing.T) {
 	v := s.visitor()
 	_, body := v.get("/")
 	require.Contains(t, body, count(many)+"</span>", "the group's size")
-	require.Contains(t, body, `id="badge">`+count(many+1)+"<")
+	require.Regexp(t, `id="badge"[^>]*>`+count(many+1)+"<", body)
 
 	_, body = v.get("/dead-letters")
 	require.Contains(t, body, "<p class=\"dim\">"+count(many+1)+" letters</p>")
-	require.Contains(t, body, "Replay all "+count(many+1)+" letters</button>")
 	require.Contains(t, body, `href="/dead-letters/letter/`+s.Letter+`"`, "the newest shows")
 	require.Contains(t, body, fmt.Sprintf(`href="/dead-letters/letter/many-%05d"`, many-1))
 	require.Equal(t, "all=yes", filterOf(t, body))
@@ -145,7 +156,8 @@ func TestManyDeadLetters(t *testing.T) {
 	pages := 0
 	for next := ofOne; next != ""; pages++ {
 		_, body = v.get(next)
-		require.Contains(t, body, "Replay all 120 letters</button>", "each page says how many")
+		require.Contains(t, body, `<p class="dim">120 letters</p>`, "each page says how many")
+		require.Equal(t, "tenant="+tenant.String(), filterOf(t, body))
 		for _, found := range regexp.MustCompile(`<a class="strong" href="/dead-letters/letter/([^"]+)"`).FindAllStringSubmatch(body, -1) {
 			require.False(t, seen[found[1]], "a letter is on two pages")
 			seen[found[1]] = true
@@ -159,10 +171,10 @@ func TestManyDeadLetters(t *testing.T) {
 	require.Len(t, seen, ofTenant)
 
 	sender := s.startReplayer()
-	v.await(v.replay(url.Values{"filter": {filterOf(t, body)}}), "</span>done", "<b>120</b> chosen", "<b>120</b> handled")
+	v.await(v.replay(filterOf(t, body)), "</span>done", "<b>120</b> chosen", "<b>120</b> handled")
 	require.EqualValues(t, ofTenant, sender.sent.Load())
 	_, body = v.get("/dead-letters")
-	require.Contains(t, body, "Replay all "+count(many+1-ofTenant)+" letters</button>")
+	require.Contains(t, body, `<p class="dim">`+count(many+1-ofTenant)+" letters</p>")
 	_, body = v.get(ofOne)
 	require.Contains(t, body, "No waiting dead letter matches this filter")
 	for letter := range seen {
@@ -170,7 +182,7 @@ func TestManyDeadLetters(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, deadletter.Settled, l.State, "what was shown was replayed")
 	}
-	job := v.replay(url.Values{"filter": {"all=yes"}})
+	job := v.replay("all=yes")
 	v.await(job, "<b>"+count(many+1-ofTenant)+"</b> chosen")
 	v.post(job+"/stop", url.Values{"form_token": {v.formToken("/")}})
 	v.await(job, "</span>stopped")
@@ -196,14 +208,16 @@ func TestPagesOfLettersInEachState(t *testing.T) {
 		for _, text := range texts {
 			require.Contains(t, body, text)
 		}
-		for _, action := range []string{"replay", "archive", "try"} {
-			require.Equal(t, acts, strings.Contains(body, `action="/dead-letters/`+action+`"`), "%s a letter that is %s", action, state)
+		for action, element := range map[string]string{
+			"replay": `href="/dead-letters/replay?id=letter-2"`, "archive": `href="/dead-letters/archive?id=letter-2"`, "try": `action="/dead-letters/try"`,
+		} {
+			require.Equal(t, acts, strings.Contains(body, element), "%s a letter that is %s", action, state)
 		}
 		require.Contains(t, body, `/reveal"`)
 		for _, other := range []string{"/events/" + s.Scheduled.ID.String(), "/traces/" + s.Scheduled.CorrelationID.String()} {
 			_, body = v.get(other)
 			require.Contains(t, body, page)
-			require.Equal(t, acts, strings.Contains(body, `value="id=letter-2"`), "%s of a letter that is %s", other, state)
+			require.Equal(t, acts, strings.Contains(body, `/replay?id=letter-2"`), "%s of a letter that is %s", other, state)
 		}
 	}
 	shows("waiting", true)
@@ -236,7 +250,7 @@ func TestPagesOfLettersInEachState(t *testing.T) {
 	require.Equal(t, http.StatusOK, response.StatusCode)
 	require.Contains(t, body, "</span>edited</p>")
 	require.Contains(t, body, "by Cleo")
-	require.NotContains(t, body, `action="/dead-letters/replay"`)
+	require.NotContains(t, body, `/dead-letters/replay?`)
 
 	s.startReplayer()
 	v.await(page, "</span>handled</p>")
@@ -244,10 +258,10 @@ func TestPagesOfLettersInEachState(t *testing.T) {
 	response, body = v.get(page)
 	require.Equal(t, http.StatusOK, response.StatusCode)
 	require.Contains(t, body, "by replay "+edited.ReplayID)
-	require.NotContains(t, body, `action="/dead-letters/replay"`)
+	require.NotContains(t, body, `/dead-letters/replay?`)
 
 	response, body = v.get("/dead-letters/letter/" + s.Scheduled.ID.String())
-	require.Equal(t, http.StatusNotFound, response.StatusCode, "the letter and its original are of this event")
+	require.Equal(t, http.StatusConflict, response.StatusCode, "the letter and its original are of this event")
 	require.Contains(t, body, "name one by its own id")
 	n, err := s.table.PurgeDecided(t.Context(), time.Now().Add(time.Hour), 10)
 	require.NoError(t, err)
@@ -264,17 +278,17 @@ func TestPageOfALetterThatFailedAgain(t *testing.T) {
 	sender := s.startReplayer()
 	sender.fails.Store(true)
 	page := "/dead-letters/letter/" + s.Letter
-	body := v.await(v.replay(url.Values{"filter": {"id=" + s.Letter}}), "</span>done", "<b>1</b> failed again", "still no address")
+	body := v.await(v.replay("id="+s.Letter), "</span>done", "<b>1</b> failed again", "still no address")
 	require.Contains(t, body, `href="`+page+`"`)
 	body = v.await(page, "</span>waiting</p>", "still no address")
 	require.Contains(t, body, "&lt;b&gt;no&lt;/b&gt; address", "its history has the failure before")
-	require.Contains(t, body, `action="/dead-letters/replay"`)
+	require.Contains(t, body, `/dead-letters/replay?id=`)
 	_, body = v.get("/dead-letters")
 	require.Contains(t, body, "replayed 1×")
 	require.Contains(t, body, "1 failed again after a replay")
 
 	sender.fails.Store(false)
-	v.await(v.replay(url.Values{"filter": {"id=" + s.Letter}}), "</span>done", "<b>1</b> handled")
+	v.await(v.replay("id="+s.Letter), "</span>done", "<b>1</b> handled")
 	v.await(page, "</span>handled</p>")
 }
 
@@ -296,9 +310,26 @@ func TestTwoReplaysAtOnce(t *testing.T) {
 	})
 	visitors := []visitor{s.visitor(), (&site{t: t, Server: other}).visitor()}
 	var jobs []string
-	for _, v := range visitors { // both have chosen all letters before the first is sent
-		jobs = append(jobs, v.replay(url.Values{"filter": {"all=yes"}}))
+	slow := visitors[0].confirmation("replay", "all=yes")
+	slow.Set("rate", "50")
+	late := visitors[1].confirmation("replay", "all=yes")
+	for i, form := range []url.Values{slow, late} {
+		response, body := visitors[i].post("/dead-letters/replay", form)
+		require.Equal(t, http.StatusSeeOther, response.StatusCode, body)
+		jobs = append(jobs, response.Header.Get("Location"))
 	}
+	require.Eventually(t, func() bool { // the other one has released letters meanwhile, so that the number may have changed
+		if strings.HasPrefix(jobs[1], "/replays/") {
+			return true
+		}
+		require.Equal(t, "/dead-letters/replay?all=yes&was="+late.Get("count"), jobs[1])
+		_, body := visitors[1].get(jobs[1])
+		require.Contains(t, body, "Nothing was done: ")
+		late = visitors[1].confirmation("replay", "all=yes")
+		response, _ := visitors[1].post("/dead-letters/replay", late)
+		jobs[1] = response.Header.Get("Location")
+		return false
+	}, patience, time.Millisecond)
 	for i, v := range visitors {
 		v.await(jobs[i], "chosen")
 	}
@@ -388,11 +419,11 @@ func TestDryRun(t *testing.T) {
 	require.Contains(t, body, "<title>Dry run · worker</title>")
 	require.Contains(t, body, "1 of 1 would pass")
 	require.Contains(t, body, "Dry run of dead letter "+s.Letter+".")
-	require.Contains(t, body, "Replay 1 letter</button>")
+	require.Contains(t, body, `href="/dead-letters/replay?id=`+s.Letter+`">Replay…</a>`)
 	_, body = v.post("/dead-letters/try", url.Values{"form_token": {v.formToken("/")}, "filter": {"all=yes"}})
 	require.Contains(t, body, "Dry run of all dead letters: only the oldest 50.")
 	require.Contains(t, body, "50 of 50 would pass")
-	require.Contains(t, body, "Replay all letters</button>")
+	require.Contains(t, body, `href="/dead-letters/replay?all=yes">Replay…</a>`)
 	require.Equal(t, 2, strings.Count(s.log.String(), `"action":"dry run","who":"local user"`))
 }
 

@@ -16,8 +16,8 @@ const (
 	maxLive = 64
 )
 
-// stream sends a part of a page as server-sent events: immediately, and after each change, until make returns last or the
-// viewer has signed out.
+// stream sends a part of a page as server-sent events: immediately and in each [liveInterval], so that the page can tell a
+// worker that does not respond, until make returns last or the viewer has signed out.
 func (c *Console) stream(w http.ResponseWriter, r *http.Request, make func(context.Context) (part []byte, last bool, err error)) error {
 	if c.live.Add(1); c.live.Load() > maxLive {
 		c.live.Add(-1)
@@ -33,7 +33,6 @@ func (c *Console) stream(w http.ResponseWriter, r *http.Request, make func(conte
 	}
 	ticker := time.NewTicker(liveInterval)
 	defer ticker.Stop()
-	var sent []byte
 	for c.viewer(r).Role != nobody {
 		part, last, err := make(ctx)
 		if err != nil {
@@ -44,11 +43,8 @@ func (c *Console) stream(w http.ResponseWriter, r *http.Request, make func(conte
 		if last {
 			name = "last"
 		}
-		if !bytes.Equal(part, sent) || last {
-			sent = part
-			if control.SetWriteDeadline(time.Now().Add(liveTimeout)) != nil || !sendEvent(w, name, part) || control.Flush() != nil || last {
-				return nil
-			}
+		if control.SetWriteDeadline(time.Now().Add(liveTimeout)) != nil || !sendEvent(w, name, part) || control.Flush() != nil || last {
+			return nil
 		}
 		select {
 		case <-ticker.C:

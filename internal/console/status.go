@@ -12,8 +12,10 @@ import (
 // Status is the state of a worker. Unknown values are NaN.
 type Status struct {
 	Ready bool
-	// Parts are the components of the worker, each with "ok" or an error.
-	Parts map[string]string
+	// Parts are the components of the worker.
+	Parts map[string]worker.Part
+	// InProcess is set if the bus is in the process of the worker.
+	InProcess bool
 	// Totals count since the start of the worker.
 	Totals Totals
 	// Lag is the number of events that are not published yet. LagSeconds is the age of the oldest of them.
@@ -31,7 +33,8 @@ type Totals struct {
 }
 
 // StatusOf returns the status from the health and the metrics of a worker, without the total of appended events.
-func StatusOf(h worker.Health, metrics map[string]float64) Status {
+// The values of a part that is down are unknown: metrics keep the last ones for a while.
+func StatusOf(h worker.Health, metrics map[string]float64, inProcess bool) Status {
 	value := func(name string) float64 {
 		if v, known := metrics["worker_"+name]; known {
 			return v
@@ -40,8 +43,8 @@ func StatusOf(h worker.Health, metrics map[string]float64) Status {
 	}
 	dead := float64(h.Events[observe.DeadLettered])
 	handled := float64(h.Events[observe.Handled] + h.Events[observe.Unhandled])
-	return Status{
-		Ready: h.Ready, Parts: h.Parts, Lag: value("relay_lag_events"), LagSeconds: value("relay_lag_seconds"),
+	s := Status{
+		Ready: h.Ready, Parts: h.Parts, InProcess: inProcess, Lag: value("relay_lag_events"), LagSeconds: value("relay_lag_seconds"),
 		Queued: value("queue_messages"), Letters: value("dead_letters"),
 		Totals: Totals{
 			Appended: math.NaN(), Relayed: value("relay_events_total"),
@@ -49,6 +52,13 @@ func StatusOf(h worker.Health, metrics map[string]float64) Status {
 			Failed: value("handler_failures_total"), DeadLettered: dead,
 		},
 	}
+	if p, known := h.Parts["store"]; known && !p.OK() {
+		s.Lag, s.LagSeconds, s.Letters = math.NaN(), math.NaN(), math.NaN()
+	}
+	if p, known := h.Parts["bus"]; known && !p.OK() {
+		s.Queued = math.NaN()
+	}
+	return s
 }
 
 type rates Totals

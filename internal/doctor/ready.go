@@ -11,8 +11,6 @@ import (
 	"slices"
 	"strings"
 	"time"
-
-	"github.com/healz/worker/internal/worker"
 )
 
 // readyTimeout is longer than a worker takes to check its parts.
@@ -39,7 +37,7 @@ func WorkerCheck(httpAddr string) Check {
 			state := health.Parts[part]
 			switch {
 			case state == "ok" || strings.HasPrefix(state, "ok ("):
-			case strings.HasPrefix(state, "degraded: "): // it can work
+			case strings.HasPrefix(state, "degraded"): // it can work
 				r.warn(part+" "+state, advice)
 			default:
 				r.wrong(part+": "+state, advice)
@@ -50,7 +48,12 @@ func WorkerCheck(httpAddr string) Check {
 	}}
 }
 
-func readHealth(ctx context.Context, httpAddr string) (health worker.Health, err error) {
+// readiness is what /readyz says.
+type readiness struct {
+	Parts map[string]string `json:"parts"`
+}
+
+func readHealth(ctx context.Context, httpAddr string) (health readiness, err error) {
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+httpAddr+"/readyz", http.NoBody)
 	if err != nil {
 		return health, err

@@ -22,7 +22,7 @@ func TestWorkerThatAnswers(t *testing.T) {
 		says   string
 	}{
 		"ready":       {`{"ready":true,"parts":{"bus":"ok","consumer":"ok (standby: …)"}}`, doctor.OK, " is ready"},
-		"degraded":    {`{"ready":true,"parts":{"bus":"ok","dead_letters":"degraded: since …"}}`, doctor.Warning, "dead_letters degraded: since …"},
+		"degraded":    {`{"ready":true,"parts":{"bus":"ok","dead_letters":"degraded since …"}}`, doctor.Warning, "dead_letters degraded since …"},
 		"not ready":   {`{"ready":false,"parts":{"bus":"ok","store":"away"}}`, doctor.Wrong, "store: away"},
 		"starting":    {`{"ready":false,"parts":{"worker":"starting"}}`, doctor.Wrong, "worker: starting"},
 		"other JSON":  {`{"status":"up"}`, doctor.Unknown, "it is no worker"},

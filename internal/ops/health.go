@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"sync/atomic"
 
+	"github.com/healz/worker/internal/observe"
 	"github.com/healz/worker/internal/worker"
 )
 
@@ -26,12 +27,13 @@ func (h *Health) of(ctx context.Context) worker.Health {
 	if r := h.reporter.Load(); r != nil {
 		return (*r).Health(ctx)
 	}
-	return worker.Health{Parts: map[string]string{"worker": "starting"}}
+	return worker.Health{Parts: map[string]worker.Part{"worker": worker.StartingPart()}}
 }
 
 // handler serves /healthz (liveness), /readyz and /metrics. /readyz answers 200 if the worker is ready and 503 if not; its
-// body is a [worker.Health] as JSON, with the state of consumer, store, bus, relay and dead letters.
-func handler(h *Health, metrics http.Handler) *http.ServeMux {
+// body is the state of each part as JSON. Why a part is not ok names servers and users: only those may see it who may read
+// the console without a login.
+func handler(h *Health, metrics http.Handler, detailed func(*http.Request) bool) *http.ServeMux {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", metrics)
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
@@ -43,9 +45,22 @@ func handler(h *Health, metrics http.Handler) *http.ServeMux {
 		if !health.Ready {
 			status = http.StatusServiceUnavailable
 		}
-		respond(w, status, health)
+		parts := make(map[string]string, len(health.Parts))
+		for name, p := range health.Parts {
+			if parts[name] = p.Public(); detailed(req) {
+				parts[name] = p.String()
+			}
+		}
+		respond(w, status, readiness{health.Ready, parts, health.Events})
 	})
 	return mux
+}
+
+// readiness is a [worker.Health] on the wire.
+type readiness struct {
+	Ready  bool                      `json:"ready"`
+	Parts  map[string]string         `json:"parts"`
+	Events map[observe.Outcome]int64 `json:"events"`
 }
 
 func respond(w http.ResponseWriter, status int, body any) {

@@ -53,7 +53,9 @@ type Service struct {
 // New returns a service that is not open yet. Its handler says so meanwhile.
 func New(c Config) *Service {
 	s := &Service{config: c}
-	s.pages = handler(&s.health, c.Metrics.Handler())
+	s.pages = handler(&s.health, c.Metrics.Handler(), func(r *http.Request) bool {
+		return c.Access.CheckAddress(c.Listening) == nil && c.Access.ReadsWithoutLogin(r)
+	})
 	s.pages.Handle("/", &s.front)
 	return s
 }
@@ -119,7 +121,7 @@ func (s *Service) openConsole(ctx context.Context) error {
 		Store: backend, Letters: deadletter.NewTable(backend.SQL()), Queued: settings.QueuedDeadLetters,
 		Aggregates: handlers.Shown(settings.Registry(s.config.Register)), Access: s.config.Access, Logger: s.config.Logger,
 		Status: func(ctx context.Context) console.Status {
-			return console.StatusOf(s.worker.Health(ctx), s.config.Metrics.Values())
+			return console.StatusOf(s.worker.Health(ctx), s.config.Metrics.Values(), settings.AMQP.URL == "")
 		},
 		Try: func(ctx context.Context, chosen deadletter.Filter) iter.Seq2[handlers.Outcome, error] {
 			return settings.TryDeadLetters(ctx, chosen, worker.TryOptions{Register: s.config.Register, Logger: s.config.Logger})

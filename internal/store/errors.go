@@ -32,7 +32,7 @@ var (
 	// ErrNoEvent says that no event has the id that was asked for.
 	ErrNoEvent = errors.New("no such event")
 	// ErrNoSchema says that the database has no schema of the worker, or lacks a newer version of it.
-	ErrNoSchema = errors.New("the database has no schema, or an older one than this version of the worker needs: " +
+	ErrNoSchema = errors.New("the schema is missing, or too old for this version of the worker: " +
 		"run `worker migrate up`, or `worker run` with --migrate")
 	// ErrWouldLose says that a schema cannot be taken back, as something would be lost with it.
 	ErrWouldLose = errors.New("the schema is not taken back: events that were not relayed yet, the record of what was " +

@@ -46,7 +46,7 @@ func TestAFullFailedQueueHoldsUpNoGoodEvent(t *testing.T) {
 			return nil, errors.New("broken")
 		})
 	})
-	require.Equal(t, "ok", s.health().Parts["dead_letters"])
+	require.Equal(t, "ok", s.health().Parts["dead_letters"].String())
 	setPolicy(t, broker, "healz.events.failed", `{"max-length":2,"overflow":"reject-publish"}`)
 	for range poison {
 		s.publish(body(map[string]any{"event_type": "Poison"}), nil)
@@ -57,8 +57,8 @@ func TestAFullFailedQueueHoldsUpNoGoodEvent(t *testing.T) {
 	require.Eventually(t, func() bool { return s.witness.count() == poison+good && s.count() >= poison-room }, patience, tick)
 	require.Eventually(t, func() bool { return s.health().Ready }, patience, tick)
 	h := s.health()
-	require.Contains(t, h.Parts["dead_letters"], "degraded: since ")
-	require.Contains(t, h.Parts["dead_letters"], "written to the table")
+	require.Contains(t, h.Parts["dead_letters"].String(), "degraded since ")
+	require.Contains(t, h.Parts["dead_letters"].Problem, "written to the table")
 	require.Equal(t, 1, strings.Count(s.log.String(), "the failed queue takes no dead letters"))
 	require.NotContains(t, s.log.String(), "cannot put messages into the poison queue")
 	queue, err := s.channel.QueueDeclarePassive("healz.events.failed", true, false, false, false, nil)
@@ -71,7 +71,7 @@ func TestAFullFailedQueueHoldsUpNoGoodEvent(t *testing.T) {
 		s.publish(body(map[string]any{"event_type": "Poison"}), nil)
 		_, err := s.channel.QueuePurge("healz.events.failed", false)
 		require.NoError(t, err)
-		return s.health().Parts["dead_letters"] == "ok"
+		return s.health().Parts["dead_letters"].OK()
 	}, patience, 500*time.Millisecond)
 	require.Equal(t, 1, strings.Count(s.log.String(), "the failed queue takes dead letters again"))
 }

@@ -5,25 +5,75 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"strings"
 	"time"
 
+	"github.com/healz/worker/internal/bus/amqp"
 	"github.com/healz/worker/internal/observe"
 	"github.com/healz/worker/internal/relay"
+	"github.com/healz/worker/internal/store"
 )
 
 // checkTimeout is the longest wait for the answer of the store.
 const checkTimeout = 2 * time.Second
 
+var (
+	errStarting      = errors.New("starting")
+	errWaitsForStore = errors.New("it waits for the store")
+	errWaitsForBus   = errors.New("it waits for the bus")
+)
+
 var errNoAnswer = fmt.Errorf("the store has not answered within %s", checkTimeout)
 
 // Health is the state of a worker.
 type Health struct {
-	Ready bool `json:"ready"`
-	// Parts says for each of consumer, store, bus, relay, queue and dead letters "ok", or what is wrong.
-	Parts map[string]string `json:"parts"`
+	Ready bool
+	// Parts are the states of consumer, store, bus, relay, queue and dead letters.
+	Parts map[string]Part
 	// Events counts the messages since the start, by outcome.
-	Events map[observe.Outcome]int64 `json:"events"`
+	Events map[observe.Outcome]int64
 }
+
+// Part is the state of a part of a worker.
+type Part struct {
+	// State is "ok", perhaps with more in brackets, or "starting", "degraded" or "down". It names no server and no user.
+	State string
+	// Problem says why the part is not ok, and may name servers and users.
+	Problem string
+	// Since is when the worker saw first that the part is not ok.
+	Since time.Time
+}
+
+// OK returns whether the part works without restriction.
+func (p Part) OK() bool { return p.State == stateOK || strings.HasPrefix(p.State, stateOK+" (") }
+
+// Public is the state for everyone, with the time since when a part is not ok.
+func (p Part) Public() string {
+	if p.Since.IsZero() {
+		return p.State
+	}
+	return p.State + " since " + p.Since.UTC().Format(time.RFC3339)
+}
+
+// String is the state with the problem.
+func (p Part) String() string {
+	if p.Problem == "" {
+		return p.Public()
+	}
+	return p.Public() + ": " + p.Problem
+}
+
+// States of parts.
+const (
+	stateOK       = "ok"
+	stateStarting = "starting"
+	stateDegraded = "degraded"
+	stateDown     = "down"
+)
+
+// StartingPart is the part of a worker that is not open yet.
+func StartingPart() Part { return Part{State: stateStarting} }
 
 // Parts that may be degraded while the worker works: dead letters are written to the table instead of a broker's queue, and the
 // events of the queue are shared with a consumer that is no worker.
@@ -35,19 +85,26 @@ const (
 // Health checks each part. The worker is ready when it can consume, relay (or another worker does) and reach its
 // store, which also means that no message has waited for the store for long.
 func (w *Worker) Health(ctx context.Context) Health {
-	h := Health{Ready: true, Parts: map[string]string{}, Events: w.counts.Map()}
-	for part, err := range w.check(ctx) {
-		h.Parts[part] = "ok"
+	h := Health{Ready: true, Parts: map[string]Part{}, Events: w.counts.Map()}
+	problems := w.check(ctx)
+	w.mu.Lock()
+	since := maps.Clone(w.since)
+	w.mu.Unlock()
+	for name, err := range problems {
+		p := Part{State: stateOK}
 		switch {
-		case err != nil && (part == deadLettersPart || part == queuePart):
-			h.Parts[part] = "degraded: " + err.Error()
-		case err != nil:
-			h.Ready, h.Parts[part] = false, err.Error()
-		default:
-			if state := w.state(part); state != "" {
-				h.Parts[part] = "ok (" + state + ")"
+		case err == nil:
+			if state := w.state(name); state != "" {
+				p.State += " (" + state + ")"
 			}
+		case name == deadLettersPart || name == queuePart:
+			p = Part{State: stateDegraded, Problem: err.Error(), Since: since[name]}
+		case errors.Is(err, errStarting):
+			p.State, h.Ready = stateStarting, false
+		default:
+			p, h.Ready = Part{State: stateDown, Problem: err.Error(), Since: since[name]}, false
 		}
+		h.Parts[name] = p
 	}
 	return h
 }
@@ -76,7 +133,7 @@ func (w *Worker) state(part string) string {
 func (w *Worker) check(ctx context.Context) map[string]error {
 	state, relayErr := w.relay.Status()
 	if state == relay.Starting && relayErr == nil {
-		relayErr = errors.New("starting")
+		relayErr = errStarting
 	}
 	w.mu.Lock()
 	consumer := w.consumer
@@ -84,16 +141,35 @@ func (w *Worker) check(ctx context.Context) map[string]error {
 	if consumer == nil {
 		_, consumer = w.parts.Bus.Consuming()
 	}
-	parts := map[string]error{
-		"consumer": consumer, "store": cmp.Or(w.pingStore(ctx), w.outages.Err()), "bus": w.parts.Bus.Ready(), "relay": relayErr,
+	storeErr, busErr := cmp.Or(w.pingStore(ctx), w.outages.Err()), w.parts.Bus.Ready()
+	if storeErr != nil && errors.Is(relayErr, store.ErrUnavailable) { // the cause is told once
+		relayErr = errWaitsForStore
 	}
+	if busErr != nil && errors.Is(consumer, amqp.ErrUnavailable) {
+		consumer = errWaitsForBus
+	}
+	parts := map[string]error{"consumer": consumer, "store": storeErr, "bus": busErr, "relay": relayErr}
 	if sink, ok := w.parts.Sink.(interface{ Degraded() error }); ok {
 		parts[deadLettersPart] = sink.Degraded()
 	}
 	if b, ok := w.parts.Bus.(interface{ Split() error }); ok {
 		parts[queuePart] = b.Split()
 	}
+	w.noteSince(parts, time.Now())
 	return parts
+}
+
+// noteSince notes since when parts are not ok.
+func (w *Worker) noteSince(parts map[string]error, now time.Time) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for name, err := range parts {
+		if _, known := w.since[name]; err == nil {
+			delete(w.since, name)
+		} else if !known {
+			w.since[name] = now
+		}
+	}
 }
 
 // ping is a ping of the store that has no answer yet.

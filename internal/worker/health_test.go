@@ -48,7 +48,7 @@ func TestHealthDoesNotWaitForAFrozenStore(t *testing.T) {
 		select {
 		case h := <-answers:
 			require.False(t, h.Ready)
-			require.Contains(t, h.Parts["store"], "not answered")
+			require.Contains(t, h.Parts["store"].Problem, "not answered")
 		case <-time.After(patience):
 			require.Fail(t, "health waits for the store")
 		}
@@ -56,7 +56,7 @@ func TestHealthDoesNotWaitForAFrozenStore(t *testing.T) {
 	require.EqualValues(t, 1, store.pings.Load(), "the store is asked once at a time")
 
 	close(store.thawed)
-	require.Eventually(t, func() bool { return w.Health(t.Context()).Parts["store"] == "ok" }, patience, tick)
+	require.Eventually(t, func() bool { return w.Health(t.Context()).Parts["store"].OK() }, patience, tick)
 }
 
 // A ping of the store succeeds, and what the messages need of it fails: they are kept, the worker is not ready and says
@@ -77,7 +77,7 @@ func TestAnErrorOfTheStoreThatLastsIsNotReady(t *testing.T) {
 	s.publish(body(nil), nil)
 	require.Eventually(t, func() bool {
 		h := s.worker.Health(t.Context())
-		return !h.Ready && strings.Contains(h.Parts["store"], "42703")
+		return !h.Ready && strings.Contains(h.Parts["store"].Problem, "42703")
 	}, patience, tick)
 	require.Eventually(t, func() bool {
 		return strings.Contains(s.log.String(), `level=ERROR msg="the store cannot do it, will try again"`)

@@ -81,9 +81,9 @@ func TestHealthWithoutABroker(t *testing.T) {
 		s.append(1)
 		appended++
 		h := s.health()
-		return !h.Ready && strings.Contains(h.Parts["bus"], "RabbitMQ blocks its publishers: low on memory")
+		return !h.Ready && strings.Contains(h.Parts["bus"].Problem, "RabbitMQ blocks its publishers: low on memory")
 	}, patience, 20*tick)
-	require.Eventually(t, func() bool { return s.health().Parts["consumer"] == "ok" }, patience, tick, "what is blocked is publishing")
+	require.Eventually(t, func() bool { return s.health().Parts["consumer"].OK() }, patience, tick, "what is blocked is publishing")
 	_, err = server.Control("eval", "vm_memory_monitor:set_vm_memory_high_watermark(0.4).")
 	require.NoError(t, err)
 	require.Eventually(t, func() bool { return s.health().Ready && s.witness.count() == appended }, patience, tick)
@@ -91,7 +91,7 @@ func TestHealthWithoutABroker(t *testing.T) {
 	require.NoError(t, server.Kill())
 	require.Eventually(t, func() bool {
 		h := s.health()
-		return !h.Ready && h.Parts["bus"] != "ok" && strings.Contains(h.Parts["consumer"], "RabbitMQ is unavailable")
+		return !h.Ready && strings.Contains(h.Parts["bus"].Problem, "RabbitMQ is unavailable") && h.Parts["consumer"].Problem == "it waits for the bus"
 	}, patience, tick)
 	require.Eventually(t, func() bool { return strings.Count(s.log.String(), "cannot reconnect to RabbitMQ") >= 6 }, patience, tick)
 	require.NoError(t, server.Start())
@@ -111,7 +111,7 @@ func TestHealthWithoutTheDatabaseFile(t *testing.T) {
 	require.NoError(t, os.Rename(settings.SQLitePath, settings.SQLitePath+".moved"))
 	h := health()
 	require.False(t, h.Ready)
-	require.Contains(t, h.Parts["store"], settings.SQLitePath+" was moved or deleted")
+	require.Contains(t, h.Parts["store"].Problem, settings.SQLitePath+" was moved or deleted")
 	require.NoError(t, os.Rename(settings.SQLitePath+".moved", settings.SQLitePath))
 	require.Eventually(t, func() bool { return health().Ready }, patience, tick)
 }

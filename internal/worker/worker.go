@@ -112,7 +112,8 @@ type Worker struct {
 
 	mu       sync.Mutex
 	consumer error
-	ping     *ping // the ping that has no answer yet, if there is one
+	since    map[string]time.Time // when a part was first seen not to be ok
+	ping     *ping                // the ping that has no answer yet, if there is one
 }
 
 // New assembles a worker. It fails with all that is wrong with the handlers' registrations.
@@ -121,6 +122,7 @@ func New(ctx context.Context, parts Parts, tuning Tuning, logger *slog.Logger) (
 	logger = slog.New(contextLog{Handler: base})
 	w := &Worker{
 		parts: parts, tuning: tuning, logger: logger, stopping: make(chan struct{}), replayed: make(chan struct{}),
+		since:    map[string]time.Time{},
 		consumer: errors.New("not started"), outages: middleware.Outages{Patience: middleware.DefaultPatience},
 	}
 	w.routerLog = slog.New(contextLog{base, w.stopping})

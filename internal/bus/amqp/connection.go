@@ -240,7 +240,11 @@ func (c *Connection) Topics() []string {
 // Ready tells whether messages can be published and consumed right now. The error says why not; it wraps
 // [ErrUnavailable], [ErrRefused], [ErrBlocked] or [ErrClosed], or is a *[TopologyError].
 func (c *Connection) Ready() error {
-	return errors.Join(c.publishing.ready(), c.consuming.ready())
+	publishing, consuming := c.publishing.ready(), c.consuming.ready()
+	if errors.Is(publishing, ErrUnavailable) && errors.Is(consuming, ErrUnavailable) { // one cause is told once
+		return publishing
+	}
+	return errors.Join(publishing, consuming)
 }
 
 // Up tells whether the connections to "publish" and to "consume" are open and not blocked.

@@ -218,7 +218,7 @@ func (r *refusal) state(logger *slog.Logger) error {
 	if r.reason == nil {
 		return nil
 	}
-	return fmt.Errorf("since %s the failed queue takes no dead letters, which are written to the table; the last at %s: %w",
+	return fmt.Errorf("the failed queue takes no dead letters, which are written to the table; refused first at %s, last at %s: %w",
 		r.began.UTC().Format(time.RFC3339), r.again.UTC().Format(time.RFC3339), r.reason)
 }
 
