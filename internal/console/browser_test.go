@@ -83,9 +83,21 @@ func newBrowser(t *testing.T) context.Context {
 // start starts the program, and returns what it writes.
 func (d demo) start(t *testing.T, pipe func(*exec.Cmd) (io.ReadCloser, error), args ...string) *bufio.Scanner {
 	t.Helper()
+	return d.scan(t, d.command(t, args...), pipe)
+}
+
+// command is a command of the program, without servers.
+func (d demo) command(t *testing.T, args ...string) *exec.Cmd {
+	t.Helper()
 	command := exec.Command(d.program, args...)
 	command.Dir = t.TempDir()
 	command.Env = append(os.Environ(), "TMPDIR="+command.Dir, "DATABASE_URL=", "RABBITMQ_URL=")
+	return command
+}
+
+// scan starts a command that runs until the end of the test, and returns what it writes.
+func (demo) scan(t *testing.T, command *exec.Cmd, pipe func(*exec.Cmd) (io.ReadCloser, error)) *bufio.Scanner {
+	t.Helper()
 	output, err := pipe(command)
 	require.NoError(t, err)
 	require.NoError(t, command.Start())

@@ -68,8 +68,8 @@ func (c *Console) events(w http.ResponseWriter, r *http.Request) error {
 	if found.Next != "" {
 		query.Set("after", string(found.Next))
 		p.Next = "/events?" + query.Encode()
-		query.Del("after")
 	}
+	query.Del("after")
 	return c.render(w, r, http.StatusOK, "events", "Events", p)
 }
 

@@ -3,6 +3,7 @@ package console
 import (
 	"cmp"
 	"context"
+	"errors"
 	"math"
 	"net/http"
 	"slices"
@@ -46,6 +47,9 @@ type reading struct {
 
 // next is the reading after another attempt.
 func (r reading) next(now time.Time, err error) reading {
+	if errors.Is(err, store.ErrUnavailable) { // the state of the store has the cause
+		return reading{r.At, "The store is unavailable: see below."}
+	}
 	if err != nil {
 		return reading{r.At, err.Error()}
 	}
