@@ -338,7 +338,7 @@ func TestFindAndReplayInBrowser(t *testing.T) {
 	b.click(`td.act a[href^="/traces/"]`)
 	require.Equal(t, "ClinicOpened", b.text(".tree td a.strong"))
 	require.Contains(t, b.text(".tree .failed"), "has no opening hours")
-	require.Equal(t, "AppointmentRequested", b.text(".trace .failed .label"))
+	require.Equal(t, "✕ AppointmentRequested", b.text(".trace .failed .label"))
 
 	b.click(".tree .failure a.button")
 	b.click(`form[action="/dead-letters/try"] button`)

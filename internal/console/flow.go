@@ -50,7 +50,7 @@ func stations(s Status, r rates) [6]station {
 		list[1].State = "warn"
 	}
 	for part, i := range map[string]int{"store": 1, "relay": 2, "bus": 3, "queue": 3, "consumer": 4, "dead_letters": 5} {
-		if p, known := s.Parts[part]; known && !p.OK() {
+		if p, known := s.Parts[part]; known && !p.OK() && !p.Unknown() {
 			list[i].State, list[i].Note = "bad", cmp.Or(p.State, "unknown")+", see below"
 		}
 	}
@@ -143,19 +143,19 @@ func wide(s Status, r rates) picture {
 
 // tall is the vertical picture, for phones.
 func tall(s Status, r rates) picture {
-	p := picture{Class: "tall", Width: 340, Height: 618}
+	p := picture{Class: "tall", Width: 340, Height: 624}
 	for i, box := range stations(s, r) {
-		box.X, box.Y, box.W, box.H = 60, 2+108*i, 220, 74
+		box.X, box.Y, box.W, box.H = 60, 2+108*i, 220, 80
 		p.Stations = append(p.Stations, box)
 	}
 	p.Arrows = []arrow{
-		{Path: "M170 76V104", Busy: r.Appended > 0},
-		{Path: "M170 184V212", Busy: r.Relayed > 0},
-		{Path: "M170 292V320", Busy: r.Relayed > 0},
-		{Path: "M170 400V428", Busy: r.Received > 0},
-		{Path: "M170 508V536", Busy: r.DeadLettered > 0, Bad: true},
-		{Path: "M280 471H314Q326 471 326 459V159Q326 147 314 147H286", Busy: r.Handled > 0}, // follow-up events
-		{Path: "M60 579H26Q14 579 14 567V375Q14 363 26 363H54"},                             // replay
+		{Path: "M170 82V104", Busy: r.Appended > 0},
+		{Path: "M170 190V212", Busy: r.Relayed > 0},
+		{Path: "M170 298V320", Busy: r.Relayed > 0},
+		{Path: "M170 406V428", Busy: r.Received > 0},
+		{Path: "M170 514V536", Busy: r.DeadLettered > 0, Bad: true},
+		{Path: "M280 474H314Q326 474 326 462V162Q326 150 314 150H286", Busy: r.Handled > 0}, // follow-up events
+		{Path: "M60 582H26Q14 582 14 570V378Q14 366 26 366H54"},                             // replay
 	}
 	return p
 }

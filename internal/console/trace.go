@@ -201,7 +201,7 @@ func draw(t causation.Tree) drawing {
 			LabelX: 8 + indent*min(n.Depth, maxIndent), At: scale.x(n.Event.CreatedAt),
 			Offset: offset(n.Event.CreatedAt.Sub(scale.moments[0])), TextY: axisHeight + i*rowHeight + rowHeight/2 + 4,
 		}
-		row.Label = cut(visible(n.Event.Type), (labelWidth-row.LabelX-16)/charWidth)
+		row.Label = cut(visible(n.Event.Type), (labelWidth-row.LabelX-32)/charWidth)
 		if n.Parent >= 0 {
 			cause := d.Rows[n.Parent]
 			row.From = fmt.Sprintf("M%.1f %dV%dQ%.1f %d %.1f %dH%.1f", cause.At, cause.Middle+7, row.Middle-8, cause.At, row.Middle,
@@ -219,6 +219,9 @@ func draw(t causation.Tree) drawing {
 				failed.Label += ", " + string(f.State)
 			}
 			row.Spans = append(row.Spans, failed)
+		}
+		if row.Failed { // the end of its line may be off the screen
+			row.Label = "✕ " + row.Label
 		}
 		row.label()
 		d.Rows = append(d.Rows, row)

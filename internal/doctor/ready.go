@@ -37,6 +37,7 @@ func WorkerCheck(httpAddr string) Check {
 			state := health.Parts[part]
 			switch {
 			case state == "ok" || strings.HasPrefix(state, "ok ("):
+			case strings.HasPrefix(state, "unknown"): // another part tells why
 			case strings.HasPrefix(state, "degraded"): // it can work
 				r.warn(part+" "+state, advice)
 			default:

@@ -22,6 +22,7 @@ func TestWorkerThatAnswers(t *testing.T) {
 		says   string
 	}{
 		"ready":       {`{"ready":true,"parts":{"bus":"ok","consumer":"ok (standby: …)"}}`, doctor.OK, " is ready"},
+		"unknown":     {`{"ready":false,"parts":{"bus":"down","queue":"unknown: it waits for the bus"}}`, doctor.Wrong, "bus: down"},
 		"degraded":    {`{"ready":true,"parts":{"bus":"ok","dead_letters":"degraded since …"}}`, doctor.Warning, "dead_letters degraded since …"},
 		"not ready":   {`{"ready":false,"parts":{"bus":"ok","store":"away"}}`, doctor.Wrong, "store: away"},
 		"starting":    {`{"ready":false,"parts":{"worker":"starting"}}`, doctor.Wrong, "worker: starting"},

@@ -37,7 +37,7 @@ type Health struct {
 
 // Part is the state of a part of a worker.
 type Part struct {
-	// State is "ok", perhaps with more in brackets, or "starting", "degraded" or "down". It names no server and no user.
+	// State is "ok", perhaps with more in brackets, or "starting", "degraded", "down" or "unknown". It names no server and no user.
 	State string
 	// Problem says why the part is not ok, and may name servers and users.
 	Problem string
@@ -47,6 +47,9 @@ type Part struct {
 
 // OK returns whether the part works without restriction.
 func (p Part) OK() bool { return p.State == stateOK || strings.HasPrefix(p.State, stateOK+" (") }
+
+// Unknown returns whether the state cannot be known at present.
+func (p Part) Unknown() bool { return p.State == stateUnknown }
 
 // Public is the state for everyone, with the time since when a part is not ok.
 func (p Part) Public() string {
@@ -70,6 +73,7 @@ const (
 	stateStarting = "starting"
 	stateDegraded = "degraded"
 	stateDown     = "down"
+	stateUnknown  = "unknown"
 )
 
 // StartingPart is the part of a worker that is not open yet.
@@ -93,6 +97,8 @@ func (w *Worker) Health(ctx context.Context) Health {
 	for name, err := range problems {
 		p := Part{State: stateOK}
 		switch {
+		case err == nil && problems["bus"] != nil && (name == deadLettersPart || name == queuePart):
+			p = Part{State: stateUnknown, Problem: errWaitsForBus.Error()}
 		case err == nil:
 			if state := w.state(name); state != "" {
 				p.State += " (" + state + ")"

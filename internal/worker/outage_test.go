@@ -91,7 +91,7 @@ func TestHealthWithoutABroker(t *testing.T) {
 	require.NoError(t, server.Kill())
 	require.Eventually(t, func() bool {
 		h := s.health()
-		return !h.Ready && strings.Contains(h.Parts["bus"].Problem, "RabbitMQ is unavailable") && h.Parts["consumer"].Problem == "it waits for the bus"
+		return !h.Ready && strings.Contains(h.Parts["bus"].Problem, "RabbitMQ is unavailable") && h.Parts["consumer"].Problem == "it waits for the bus" && h.Parts["dead_letters"].Unknown()
 	}, patience, tick)
 	require.Eventually(t, func() bool { return strings.Count(s.log.String(), "cannot reconnect to RabbitMQ") >= 6 }, patience, tick)
 	require.NoError(t, server.Start())

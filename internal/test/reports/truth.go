@@ -205,7 +205,7 @@ func (s *stage) ready(ctx context.Context, away ...string) {
 			h, answered := s.fleet.Ask(ctx, i)
 			var down []string
 			for part, state := range h.Parts {
-				if state != "ok" && !strings.HasPrefix(state, "ok (") {
+				if state != "ok" && !strings.HasPrefix(state, "ok (") && !strings.HasPrefix(state, "unknown") {
 					down = append(down, part)
 				}
 			}
