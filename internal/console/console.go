@@ -53,8 +53,10 @@ type Config struct {
 	Status func(ctx context.Context) Status
 	// Aggregates create the aggregates whose state is shown after each event.
 	Aggregates []func() events.Stateful
-	Access     Access
-	Logger     *slog.Logger
+	// Types and Handlers are the names of the registered event types and handlers, for the search.
+	Types, Handlers []string
+	Access          Access
+	Logger          *slog.Logger
 }
 
 // Console is the handler of all pages. It is safe for concurrent use.
@@ -66,6 +68,8 @@ type Console struct {
 	try        func(ctx context.Context, f deadletter.Filter) iter.Seq2[handlers.Outcome, error]
 	status     func(ctx context.Context) Status
 	aggregates map[string]func() events.Stateful
+	types      []string
+	handlers   []string
 	access     Access
 	logger     *slog.Logger
 
@@ -94,7 +98,7 @@ func New(ctx context.Context, config Config) (*Console, error) {
 		store: config.Store, letters: config.Letters,
 		waiting: counter{count: config.Letters.Count, interval: sampleInterval, last: unknownCount}, queued: counter{count: config.Queued, interval: queueInterval, last: unknownCount},
 		try: config.Try, status: config.Status,
-		aggregates: map[string]func() events.Stateful{}, access: config.Access, logger: config.Logger, formToken: rand.Text(),
+		aggregates: map[string]func() events.Stateful{}, types: config.Types, handlers: config.Handlers, access: config.Access, logger: config.Logger, formToken: rand.Text(),
 		overviews: make(chan overviewPage, 1),
 	}
 	c.overviews <- overviewPage{}
@@ -208,12 +212,14 @@ type page struct {
 	Path string
 	// Letters is the number of waiting dead letters, or [unknownCount].
 	Letters int
-	Body    any
+	// Suggestions are the names of the search field.
+	Suggestions []string
+	Body        any
 }
 
 // render writes a page. If its template fails, it writes an error instead, and returns nil, too.
 func (c *Console) render(w http.ResponseWriter, r *http.Request, status int, name, title string, body any) error {
-	p := page{Name: name, Title: title, Viewer: viewerOf(r.Context()), Path: "/", Body: body}
+	p := page{Name: name, Title: title, Viewer: viewerOf(r.Context()), Path: "/", Suggestions: c.suggestions(), Body: body}
 	if p.Viewer.Role != nobody {
 		p.Letters = c.waiting.latest(r.Context())
 	}

@@ -542,8 +542,31 @@ func TestSearchPages(t *testing.T) {
 
 func TestFind(t *testing.T) {
 	t.Parallel()
-	s := newSite(t, console.Access{})
+	s := newSiteWith(t, console.Config{Types: []string{"PatientRegistered"}, Handlers: []string{"welcome-patient", "send-message"}})
+	letter, err := s.table.Find(t.Context(), s.Letter)
+	require.NoError(t, err)
+	aggregate := s.Scheduled.AggregateID.String()
+	ulid := "01M8Q4W459K5KVTT4PTQGVVJ4R"
+	s.ingest(deadletter.Letter{ID: ulid, Body: []byte("no JSON"), Failure: deadletter.Failure{Handler: "billing/charge", Reason: "no JSON"}})
+	_, err = s.table.PutAside(t.Context(), deadletter.Filter{IDs: []string{ulid}}, deadletter.Archived, deadletter.Decision{By: "Kim", Reason: "x"})
+	require.NoError(t, err)
 	for text, target := range map[string]string{
+		strings.ToUpper(s.Failing.ID.String()):      "/events/" + s.Failing.ID.String(),
+		"Appointment/" + aggregate:                  "/aggregates/Appointment/" + aggregate,
+		"appointment/" + strings.ToUpper(aggregate): "/aggregates/Appointment/" + aggregate,
+		"…" + s.Failing.ID.String()[28:]:            "/events/" + s.Failing.ID.String(),
+		s.Failing.ID.String()[28:]:                  "/events/" + s.Failing.ID.String(),
+		"..." + aggregate[26:]:                      "/aggregates/Appointment/" + aggregate,
+		"…" + s.Failing.CorrelationID.String()[28:]: "/traces/" + s.Failing.CorrelationID.String(),
+		"…" + s.Scheduled.TenantID.String()[28:]:    "/events?tenant=" + s.Scheduled.TenantID.String(),
+		s.Letter:                                     "/dead-letters/letter/" + s.Letter,
+		strings.ToLower(ulid):                        "/dead-letters/letter/" + ulid,
+		letter.Group:                                 "/dead-letters?group=" + letter.Group,
+		strings.ToUpper(letter.Group):                "/dead-letters?group=" + letter.Group,
+		"Send-Message":                               "/dead-letters?handler=send-message",
+		"billing/charge":                             "/dead-letters?handler=billing%2Fcharge",
+		"patientregistered":                          "/events?type=PatientRegistered",
+		"APPOINTMENTSCHEDULED":                       "/events?type=AppointmentScheduled",
 		s.Failing.ID.String():                        "/events/" + s.Failing.ID.String(),
 		s.Failing.CorrelationID.String():             "/traces/" + s.Failing.CorrelationID.String(),
 		s.Scheduled.AggregateID.String():             "/aggregates/Appointment/" + s.Scheduled.AggregateID.String(),
@@ -553,11 +576,22 @@ func TestFind(t *testing.T) {
 		"import-" + s.Failing.CorrelationID.String(): "/traces/" + s.Failing.CorrelationID.String(),
 	} {
 		response, _ := s.visitor().get("/find?q=" + url.QueryEscape(text))
-		require.Equal(t, http.StatusSeeOther, response.StatusCode)
+		require.Equal(t, http.StatusSeeOther, response.StatusCode, text)
 		require.Equal(t, target, response.Header.Get("Location"), text)
 	}
-	response, _ := s.visitor().get("/find?q=" + uuid.NewString())
-	require.Equal(t, http.StatusNotFound, response.StatusCode)
+	for text, similar := range map[string]string{
+		uuid.NewString(): "", "Patient/" + aggregate: "", "…000000000001": "", "xyz": "", "<b>": "", "": "",
+		"patient":   `href="/events?type=PatientRegistered">PatientRegistered</a>`,
+		"Scheduled": `href="/events?type=AppointmentScheduled">AppointmentScheduled</a>`,
+	} {
+		response, body := s.visitor().get("/find?q=" + url.QueryEscape(text))
+		require.Equal(t, http.StatusNotFound, response.StatusCode, text)
+		require.Contains(t, body, "Nothing found")
+		require.Contains(t, body, similar)
+		require.Equal(t, similar != "", strings.Contains(body, "Similar names"), text)
+	}
+	_, body := s.visitor().get("/")
+	require.Contains(t, body, `<option value="welcome-patient"></option>`)
 }
 
 func TestOverviewIsLive(t *testing.T) {

@@ -94,20 +94,6 @@ func searchOf(query url.Values) (store.Search, []string) {
 	return s, f.problems
 }
 
-// find redirects to the page of an id of any kind, or to the events of a type.
-func (c *Console) find(w http.ResponseWriter, r *http.Request) error {
-	text := strings.TrimSpace(r.URL.Query().Get("q"))
-	id, err := events.ParseCorrelationID(text)
-	if err != nil || id == uuid.Nil {
-		return redirect(w, r, "/events?"+url.Values{"type": {text}}.Encode())
-	}
-	target, err := c.pageOf(r.Context(), id)
-	if err != nil {
-		return err
-	}
-	return redirect(w, r, target)
-}
-
 // pageOf returns the address of the page of an id.
 func (c *Console) pageOf(ctx context.Context, id uuid.UUID) (string, error) {
 	if _, err := c.store.ByID(ctx, id); !errors.Is(err, store.ErrNoEvent) {

@@ -1,5 +1,11 @@
-// Updates the live parts of a page. Without this script, pages work and are not updated.
+// Updates the live parts of a page, and lets / enter the search. Without this script, pages work and are not updated.
 "use strict";
+
+document.addEventListener("keydown", (event) => {
+  if (event.key !== "/" || event.ctrlKey || event.metaKey || event.altKey || event.target.closest("input, textarea, select")) return;
+  event.preventDefault();
+  document.getElementById("find")?.focus();
+});
 
 for (const live of document.querySelectorAll("[data-live]")) {
   const again = 3000, silence = 5000, address = live.dataset.live, stale = document.getElementById("stale");
