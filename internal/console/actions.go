@@ -34,6 +34,14 @@ const (
 	untilField = "until"
 )
 
+// Actions on letters, by the last part of their address.
+const (
+	actReplay  = "replay"
+	actArchive = "archive"
+	actDiscard = "discard"
+	actRestore = "restore"
+)
+
 // chosen are the letters that a form selects.
 type chosen struct {
 	deadletter.Filter
@@ -50,6 +58,9 @@ type chosen struct {
 // chosenIn parses which letters a form selects.
 func chosenIn(r *http.Request) (chosen, error) {
 	form, err := url.ParseQuery(r.PostFormValue("filter"))
+	if ids := r.PostForm["id"]; len(ids) > 0 { // those that are checked
+		form["id"] = ids
+	}
 	if r.Method == http.MethodGet {
 		form = r.URL.Query()
 		form.Del("was")
@@ -67,6 +78,17 @@ func chosenIn(r *http.Request) (chosen, error) {
 	case err != nil || !isTextForm(form) || filter.IsZero() && form.Get(chooseAll) == "":
 		return chosen{}, refusal{http.StatusBadRequest, "The form does not select any letters."}
 	}
+	if action := path.Base(r.URL.Path); action == actRestore {
+		if len(filter.States) == 0 {
+			form.Set("state", string(deadletter.Archived))
+			filter.States = []deadletter.State{deadletter.Archived}
+		}
+		if filter.States[0] != deadletter.Archived && filter.States[0] != deadletter.Discarded {
+			return chosen{}, refusal{http.StatusBadRequest, "Only letters that are archived or discarded can be restored."}
+		}
+	} else if len(filter.States) > 0 && !slices.Equal(filter.States, []deadletter.State{deadletter.Waiting}) {
+		return chosen{}, refusal{http.StatusBadRequest, "Only letters that wait can be chosen."}
+	}
 	c := chosen{Filter: filter, form: form, Title: inWords(form)}
 	if text := r.PostFormValue("count"); text != "" {
 		c.count, err = strconv.Atoi(text)
@@ -75,9 +97,9 @@ func chosenIn(r *http.Request) (chosen, error) {
 	return c, nil
 }
 
-// confirmPage asks whether to replay or to archive letters.
+// confirmPage asks whether to do something with letters.
 type confirmPage struct {
-	// Action is "replay" or "archive".
+	// Action is the last part of the address of the action.
 	Action string
 	Title  string
 	// Filter selects the letters that are counted: those that fail later do not match.
@@ -117,7 +139,7 @@ func (c *Console) confirm(w http.ResponseWriter, r *http.Request) error {
 	p.Filter = letters.form.Encode()
 	p.MoreGroups = max(0, len(p.Groups)-topGroups)
 	p.Groups = p.Groups[:len(p.Groups)-p.MoreGroups]
-	if id := letters.form.Get("id"); id != "" && p.Count == 0 {
+	if id := letters.form.Get("id"); len(letters.form["id"]) == 1 && p.Count == 0 {
 		found, err := c.letters.Find(r.Context(), id)
 		if err != nil && !errors.Is(err, deadletter.ErrNotFound) && !errors.Is(err, deadletter.ErrAmbiguous) {
 			return err
@@ -141,6 +163,9 @@ func (c *Console) unconfirmed(r *http.Request, of chosen) (string, error) {
 }
 
 func inWords(form url.Values) string {
+	if ids := form["id"]; len(ids) > 1 {
+		return plural(len(ids), "chosen dead letter", "chosen dead letters")
+	}
 	if id := form.Get("id"); id != "" {
 		return "dead letter " + id
 	}
@@ -160,8 +185,10 @@ func (c *Console) logAction(r *http.Request, what string, of chosen) {
 	v := viewerOf(r.Context())
 	attrs := []any{"action", what, "who", v.Who, "client", v.Client.String()}
 	for _, name := range append([]string{"id"}, letterFilters()...) {
-		if value := of.form.Get(name); value != "" {
-			attrs = append(attrs, "letter_"+name, value)
+		if values := of.form[name]; len(values) == 1 && values[0] != "" && name != "contains" { // a reason may be about a patient
+			attrs = append(attrs, "letter_"+name, values[0])
+		} else if len(values) > 1 {
+			attrs = append(attrs, "letter_"+name, values)
 		}
 	}
 	c.logger.InfoContext(r.Context(), "console: dead letters", attrs...)
@@ -237,13 +264,15 @@ func (c *Console) tryLetters(w http.ResponseWriter, r *http.Request) error {
 	return c.render(w, r, http.StatusOK, "try", "Dry run", p)
 }
 
-func (c *Console) archiveLetters(w http.ResponseWriter, r *http.Request) error {
+// putAside archives, discards or restores letters.
+func (c *Console) putAside(w http.ResponseWriter, r *http.Request) error {
+	action := path.Base(r.URL.Path)
 	letters, err := chosenIn(r)
 	if err != nil {
 		return err
 	}
 	reason := strings.TrimSpace(strings.ToValidUTF8(r.PostFormValue("reason"), ""))
-	if reason == "" || len(reason) > maxReason {
+	if action != actRestore && (reason == "" || len(reason) > maxReason) {
 		return refusal{http.StatusUnprocessableEntity, "Enter a reason of at most 500 bytes: it is recorded with the letter."}
 	}
 	if again, err := c.unconfirmed(r, letters); err != nil {
@@ -251,11 +280,19 @@ func (c *Console) archiveLetters(w http.ResponseWriter, r *http.Request) error {
 	} else if again != "" {
 		return redirect(w, r, again)
 	}
-	c.logAction(r, "archive", letters)
-	n, err := c.letters.PutAside(r.Context(), letters.Filter, deadletter.Archived, deadletter.Decision{By: viewerOf(r.Context()).Who, Reason: reason})
+	c.logAction(r, action, letters)
+	who, n := viewerOf(r.Context()).Who, 0
+	switch action {
+	case actArchive:
+		n, err = c.letters.PutAside(r.Context(), letters.Filter, deadletter.Archived, deadletter.Decision{By: who, Reason: reason})
+	case actDiscard:
+		n, err = c.letters.PutAside(r.Context(), letters.Filter, deadletter.Discarded, deadletter.Decision{By: who, Reason: reason})
+	default:
+		n, err = c.letters.Restore(r.Context(), letters.Filter, who)
+	}
 	c.waiting.expire()
 	if err != nil {
-		return fmt.Errorf("%s archived, the others were not: %w", plural(n, "letter was", "letters were"), err)
+		return fmt.Errorf("%s changed, the others were not: %w", plural(n, "letter was", "letters were"), err)
 	}
-	return redirect(w, r, "/dead-letters?archived="+strconv.Itoa(n))
+	return redirect(w, r, link("/dead-letters", url.Values{action: {strconv.Itoa(n)}}.Encode()))
 }

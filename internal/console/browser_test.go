@@ -251,7 +251,7 @@ func (b *tab) sound() {
 		is(document.querySelectorAll("main, header").length < 2, "it lacks landmarks");
 		is(!document.documentElement.lang, "it has no language");
 		is(!document.title, "it has no title");
-		for (const e of document.querySelectorAll("input:not([type=hidden])")) is(!e.labels.length, "no label: " + e.outerHTML);
+		for (const e of document.querySelectorAll("input:not([type=hidden]), select")) is(!e.labels.length && !e.ariaLabel, "no label: " + e.outerHTML);
 		for (const e of document.querySelectorAll("button, a")) is(!(e.textContent.trim() || e.ariaLabel), "no name: " + e.outerHTML);
 		for (const e of document.querySelectorAll("table")) is(!e.querySelector("th[scope=col]"), "no headers: " + e.outerHTML);
 		const ids = [...document.querySelectorAll("[id]")].map((e) => e.id);
@@ -404,6 +404,11 @@ func TestLettersInBrowser(t *testing.T) {
 			require.Contains(t, b.text("main"), "12 dead letters are in RabbitMQ's failed queue")
 			b.shoot("letters" + strings.ReplaceAll(page, "/", "-") + "-" + name)
 		}
+		run(b, chromedp.Evaluate[bool](`[...document.querySelectorAll("input[name=id]")].slice(0, 2).every((e) => { e.click(); return e.checked })`))
+		b.click(`button[formaction="/dead-letters/archive"]`)
+		require.Equal(t, "Archive 2 dead letters?", b.text("h1"))
+		b.shoot("confirm-" + name)
+		b.visit("/dead-letters")
 		b.click("a[rel=next]")
 		require.Contains(t, b.text("main"), "Newest")
 		b.shoot("letters-older-" + name)

@@ -141,8 +141,12 @@ func (c *Console) routes() http.Handler {
 		"GET /dead-letters/replay":              c.confirm,
 		"POST /dead-letters/replay":             c.replay,
 		"GET /dead-letters/archive":             c.confirm,
+		"GET /dead-letters/discard":             c.confirm,
+		"GET /dead-letters/restore":             c.confirm,
 		"POST /dead-letters/try":                c.tryLetters,
-		"POST /dead-letters/archive":            c.archiveLetters,
+		"POST /dead-letters/archive":            c.putAside,
+		"POST /dead-letters/discard":            c.putAside,
+		"POST /dead-letters/restore":            c.putAside,
 		"GET /replays/{id}":                     c.job,
 		"POST /replays/{id}/stop":               c.stopJob,
 

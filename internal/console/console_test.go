@@ -157,7 +157,8 @@ func (s *site) writes() []string {
 	return []string{
 		"/events/" + s.Failing.ID.String() + "/reveal",
 		"/aggregates/" + s.Scheduled.AggregateType + "/" + s.Scheduled.AggregateID.String() + "/reveal",
-		"/dead-letters/letter/" + s.Letter + "/reveal", "/dead-letters/replay", "/dead-letters/try", "/dead-letters/archive", "/replays/none/stop",
+		"/dead-letters/letter/" + s.Letter + "/reveal", "/dead-letters/replay", "/dead-letters/try", "/dead-letters/archive", "/dead-letters/discard",
+		"/dead-letters/restore", "/replays/none/stop",
 	}
 }
 
@@ -759,8 +760,8 @@ func TestArchive(t *testing.T) {
 
 	form.Set("reason", "the patient has moved")
 	response, _ = v.post("/dead-letters/archive", form)
-	require.Equal(t, "/dead-letters?archived=1", response.Header.Get("Location"))
-	_, body = v.get("/dead-letters?archived=1")
+	require.Equal(t, "/dead-letters?archive=1", response.Header.Get("Location"))
+	_, body = v.get("/dead-letters?archive=1")
 	require.Contains(t, body, "1 letter was archived")
 	require.Contains(t, body, "No dead letters.")
 	archived, err := s.table.Find(t.Context(), s.Letter)

@@ -1,10 +1,13 @@
 package console
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"maps"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -104,8 +107,10 @@ type lettersPage struct {
 	// Queued is the number of dead letters in the failed queue that are not ingested yet.
 	Queued   int
 	Problems []string
-	// Archived is the result of a request to archive letters.
-	Archived string
+	// Done says what an action has done.
+	Done string
+	// Elsewhere is the number of letters in other states that match, if none does in the state of the filter.
+	Elsewhere int
 	// Replays are the latest replays of this console, the latest first.
 	Replays []jobPage
 }
@@ -126,13 +131,54 @@ func (p lettersPage) Group() *deadletter.Group {
 	return &p.Groups[0]
 }
 
-func letterFilters() []string { return []string{"group", "handler", "type", "tenant", "correlation"} }
+func letterFilters() []string {
+	return []string{"group", "handler", "type", "tenant", "aggregate", "correlation", "contains", "from", untilField, "state"}
+}
+
+// anyState is the value of the field state that matches all states.
+const anyState = "any"
+
+// States are the options of the field state.
+func (lettersPage) States() []string {
+	list := []string{}
+	for _, s := range deadletter.AllStates() {
+		list = append(list, string(s))
+	}
+	return append(list, anyState)
+}
+
+// Filtered returns whether a field of the form is set.
+func (p lettersPage) Filtered() bool { return len(p.Query) > 0 }
+
+// State is the state of the letters in the list.
+func (p lettersPage) State() string { return cmp.Or(p.Query.Get("state"), string(deadletter.Waiting)) }
+
+// Acts are the actions for letters of the list.
+func (p lettersPage) Acts() []string {
+	switch p.State() {
+	case string(deadletter.Waiting):
+		return []string{actReplay, actArchive, actDiscard}
+	case string(deadletter.Archived), string(deadletter.Discarded):
+		return []string{actRestore}
+	default:
+		return nil
+	}
+}
+
+// Elsewhere is the address of the list with the letters in all states.
+func (p lettersPage) ElsewherePath() string {
+	query := maps.Clone(p.Query)
+	query.Set("state", anyState)
+	return link("/dead-letters", query.Encode())
+}
 
 func (c *Console) deadLetters(w http.ResponseWriter, r *http.Request) error {
 	query := r.URL.Query()
 	p := lettersPage{Query: url.Values{}, First: query.Get("after") == "", Replays: c.jobs.latest()}
-	if n, err := strconv.Atoi(query.Get("archived")); err == nil {
-		p.Archived = plural(n, "letter was", "letters were") + " archived. The command worker dlq restore returns archived letters."
+	for action, done := range map[string]string{actArchive: "archived", actDiscard: "discarded", actRestore: "restored"} {
+		if n, err := strconv.Atoi(query.Get(action)); err == nil {
+			p.Done = plural(n, "letter was", "letters were") + " " + done + "."
+		}
 	}
 	for _, name := range letterFilters() {
 		if value := strings.TrimSpace(query.Get(name)); value != "" {
@@ -154,7 +200,14 @@ func (c *Console) deadLetters(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	p.Count = total(p.Groups)
+	if p.Count = total(p.Groups); p.Count == 0 && p.Filtered() {
+		filter.States = deadletter.AllStates()
+		others, err := c.letters.Groups(r.Context(), filter)
+		if err != nil {
+			return err
+		}
+		p.Elsewhere = total(others)
+	}
 	p.List = found[:min(len(found), pageSize)]
 	if len(found) > pageSize {
 		next := url.Values{"after": {p.List[pageSize-1].ID}}
@@ -171,11 +224,22 @@ func (c *Console) deadLetters(w http.ResponseWriter, r *http.Request) error {
 func letterFilter(form url.Values) (deadletter.Filter, []string) {
 	read := formReader{Values: form}
 	f := deadletter.Filter{
-		Group: form.Get("group"), Handler: form.Get("handler"), Type: form.Get("type"),
-		Tenant: read.id("tenant", "tenant"), Correlation: read.id("correlation", "correlation"), Until: read.at(untilField, "until"),
+		Group: form.Get("group"), Handler: form.Get("handler"), Type: form.Get("type"), Contains: form.Get("contains"),
+		Tenant: read.id("tenant", "Tenant"), Aggregate: read.id("aggregate", "Aggregate"), Correlation: read.id("correlation", "Correlation"),
+		Since: read.at("from", "From"), Until: read.at(untilField, "Until"),
 	}
-	if letter := form.Get("id"); letter != "" {
-		f.IDs = []string{letter}
+	for _, letter := range form["id"] {
+		if letter != "" {
+			f.IDs = append(f.IDs, letter)
+		}
+	}
+	switch state := deadletter.State(form.Get("state")); {
+	case state == anyState:
+		f.States = deadletter.AllStates()
+	case slices.Contains(deadletter.AllStates(), state):
+		f.States = []deadletter.State{state}
+	case state != "":
+		read.problems = append(read.problems, "State must be one of the list.")
 	}
 	return f, read.problems
 }

@@ -176,7 +176,7 @@ func TestManyDeadLetters(t *testing.T) {
 	_, body = v.get("/dead-letters")
 	require.Contains(t, body, `<p class="dim">`+count(many+1-ofTenant)+" letters</p>")
 	_, body = v.get(ofOne)
-	require.Contains(t, body, "No waiting dead letter matches this filter")
+	require.Contains(t, body, "No dead letter that is waiting matches this filter")
 	for letter := range seen {
 		l, err := s.table.Find(t.Context(), letter)
 		require.NoError(t, err)
@@ -440,6 +440,6 @@ func TestListsThatCannotBeContinued(t *testing.T) {
 	require.Contains(t, body, "No older letters.")
 	response, body = s.visitor().get("/dead-letters?tenant=x")
 	require.Equal(t, http.StatusBadRequest, response.StatusCode)
-	require.Contains(t, body, "tenant must be a UUID")
+	require.Contains(t, body, "Tenant must be a UUID")
 	require.NotContains(t, body, "/dead-letters/replay")
 }

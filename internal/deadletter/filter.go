@@ -23,6 +23,8 @@ type Filter struct {
 	Tenant, Aggregate, Correlation uuid.UUID
 	// Since and Until bound the last failure: Since <= LastFailed < Until.
 	Since, Until time.Time
+	// Contains is a part of the reason, as it stands.
+	Contains string
 	// Reason is found somewhere in the reason.
 	Reason *regexp.Regexp
 	// Limit is the most letters that are chosen, the oldest of all; 0: no limit.
@@ -32,5 +34,5 @@ type Filter struct {
 // IsZero tells whether f chooses all letters of its states.
 func (f Filter) IsZero() bool {
 	return len(f.IDs) == 0 && f.Group == "" && f.Type == "" && f.Handler == "" && f.Tenant == uuid.Nil && f.Aggregate == uuid.Nil &&
-		f.Correlation == uuid.Nil && f.Since.IsZero() && f.Until.IsZero() && f.Reason == nil && f.Limit == 0
+		f.Correlation == uuid.Nil && f.Since.IsZero() && f.Until.IsZero() && f.Contains == "" && f.Reason == nil && f.Limit == 0
 }

@@ -112,6 +112,14 @@ func (d dialect) position(column string) string {
 	return "array_position(?::bigint[], " + column + ")"
 }
 
+// contains returns whether a column contains the argument.
+func (d dialect) contains(column string) string {
+	if store.Dialect(d) == store.SQLite {
+		return "instr(" + column + ", ?) > 0"
+	}
+	return "strpos(" + column + ", ?::text) > 0"
+}
+
 // skipLocked skips rows that another transaction has locked. SQLite has one writer.
 func (d dialect) skipLocked() string {
 	if store.Dialect(d) == store.SQLite {

@@ -116,6 +116,7 @@ func (t *Table) conditions(f Filter) (string, []any) {
 	add(f.Tenant != uuid.Nil, "tenant_id = ?", f.Tenant.String())
 	add(f.Aggregate != uuid.Nil, "aggregate_id = ?", f.Aggregate.String())
 	add(f.Correlation != uuid.Nil, "correlation_id = ?", f.Correlation.String())
+	add(f.Contains != "", t.dialect.contains("reason"), text(f.Contains))
 	add(!f.Since.IsZero(), "last_failed_at >= ?", t.dialect.at(f.Since))
 	add(!f.Until.IsZero(), "last_failed_at < ?", t.dialect.at(f.Until))
 	return strings.Join(where, " AND "), args
