@@ -116,16 +116,6 @@ func (d demo) find(t *testing.T, pattern string) string {
 	return found[1]
 }
 
-// mend appends the opening hours, as the guide says.
-func (d demo) mend(t *testing.T) {
-	t.Helper()
-	command := exec.CommandContext(t.Context(), d.program, "append", "--sqlite-path", d.find(t, `WORKER_SQLITE_PATH=(\S+)`))
-	command.Env = append(os.Environ(), "DATABASE_URL=", "RABBITMQ_URL=")
-	command.Stdin = strings.NewReader(d.find(t, `echo '(.*)' \|`))
-	output, err := command.CombinedOutput()
-	require.NoError(t, err, string(output))
-}
-
 // tab is a page in a browser. Errors in it fail the test.
 type tab struct {
 	context.Context //nolint:containedctx // a tab is a context to chromedp
@@ -344,7 +334,17 @@ func TestFindAndReplayInBrowser(t *testing.T) {
 	b.click(`form[action="/dead-letters/try"] button`)
 	require.Contains(t, b.text("main"), "0 of 1 would pass")
 	b.shoot("try")
-	d.mend(t)
+	b.visit("/traces/" + d.find(t, `worker trace (\S+)`))
+	b.click(`.tree td a[href^="/aggregates/Clinic/"]`)
+	b.click(`a[href^="/append?"]`)
+	for field, value := range map[string]string{"event_type": "ClinicHoursSet", "event_data": `{"opens":"08:00","closes":"17:00"}`, "reason": "they were forgotten"} {
+		run(b, chromedp.SetValue(chromedp.CSS("#"+field), value))
+	}
+	b.click(".append button")
+	require.Contains(t, b.text("main"), "not appended yet")
+	b.shoot("append")
+	b.click(".confirm button")
+	require.Equal(t, "ClinicHoursSet", b.text("h1"))
 	b.visit("/dead-letters/letter/" + d.find(t, `worker dlq show (\S+)`))
 	b.click(`form[action="/dead-letters/try"] button`)
 	require.Contains(t, b.text("main"), "1 of 1 would pass")

@@ -26,6 +26,7 @@ import (
 	"github.com/healz/worker/internal/deadletter"
 	"github.com/healz/worker/internal/events"
 	"github.com/healz/worker/internal/handlers"
+	"github.com/healz/worker/internal/intake"
 	"github.com/healz/worker/internal/store"
 )
 
@@ -53,6 +54,8 @@ type Config struct {
 	Status func(ctx context.Context) Status
 	// Aggregates create the aggregates whose state is shown after each event.
 	Aggregates []func() events.Stateful
+	// Appender appends the events of writers.
+	Appender intake.Store
 	// Types and Handlers are the names of the registered event types and handlers, for the search.
 	Types, Handlers []string
 	Access          Access
@@ -68,6 +71,7 @@ type Console struct {
 	try        func(ctx context.Context, f deadletter.Filter) iter.Seq2[handlers.Outcome, error]
 	status     func(ctx context.Context) Status
 	aggregates map[string]func() events.Stateful
+	appender   intake.Store
 	types      []string
 	handlers   []string
 	access     Access
@@ -98,7 +102,7 @@ func New(ctx context.Context, config Config) (*Console, error) {
 		store: config.Store, letters: config.Letters,
 		waiting: counter{count: config.Letters.Count, interval: sampleInterval, last: unknownCount}, queued: counter{count: config.Queued, interval: queueInterval, last: unknownCount},
 		try: config.Try, status: config.Status,
-		aggregates: map[string]func() events.Stateful{}, types: config.Types, handlers: config.Handlers, access: config.Access, logger: config.Logger, formToken: rand.Text(),
+		aggregates: map[string]func() events.Stateful{}, appender: config.Appender, types: config.Types, handlers: config.Handlers, access: config.Access, logger: config.Logger, formToken: rand.Text(),
 		overviews: make(chan overviewPage, 1),
 	}
 	c.overviews <- overviewPage{}
@@ -129,6 +133,8 @@ func (c *Console) routes() http.Handler {
 		"GET /{$}":  c.overview,
 		"GET /find": c.find,
 
+		"GET /append":                           c.appendForm,
+		"POST /append":                          c.append,
 		"GET /events":                           c.events,
 		"GET /events/{id}":                      c.event,
 		"POST /events/{id}/reveal":              c.event,

@@ -83,6 +83,7 @@ func newSiteWith(t *testing.T, config console.Config) *site {
 	w.fill()
 	config.Store, config.Letters, config.Logger = s, w.table, w.logger()
 	config.Status = func(context.Context) console.Status { return console.StatusOf(worker.Health{Ready: true}, nil, true) }
+	config.Appender = s
 	config.Aggregates = []func() events.Stateful{func() events.Stateful { return clinic.NewAppointment() }}
 	w.Server = w.serve(config)
 	return w
@@ -158,7 +159,7 @@ func (s *site) writes() []string {
 		"/events/" + s.Failing.ID.String() + "/reveal",
 		"/aggregates/" + s.Scheduled.AggregateType + "/" + s.Scheduled.AggregateID.String() + "/reveal",
 		"/dead-letters/letter/" + s.Letter + "/reveal", "/dead-letters/replay", "/dead-letters/try", "/dead-letters/archive", "/dead-letters/discard",
-		"/dead-letters/restore", "/replays/none/stop",
+		"/dead-letters/restore", "/replays/none/stop", "/append",
 	}
 }
 

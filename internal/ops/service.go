@@ -121,7 +121,7 @@ func (s *Service) openConsole(ctx context.Context) error {
 	types, _ := handlers.Types(registry)
 	c, err := console.New(ctx, console.Config{
 		Store: backend, Letters: deadletter.NewTable(backend.SQL()), Queued: settings.QueuedDeadLetters,
-		Aggregates: handlers.Shown(registry), Types: types, Handlers: registry.Names(), Access: s.config.Access, Logger: s.config.Logger,
+		Aggregates: handlers.Shown(registry), Appender: worker.Observed(backend, s.config.Observers), Types: types, Handlers: registry.Names(), Access: s.config.Access, Logger: s.config.Logger,
 		Status: func(ctx context.Context) console.Status {
 			return console.StatusOf(s.worker.Health(ctx), s.config.Metrics.Values(), settings.AMQP.URL == "")
 		},
