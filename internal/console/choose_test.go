@@ -104,6 +104,15 @@ func TestFilterAndChooseLetters(t *testing.T) {
 	} {
 		require.Equal(t, want, listed(query), query)
 	}
+	for from, to := range map[string]string{
+		"/dead-letters/try?handler=charge":                        "/dead-letters?handler=charge",
+		"/events/" + e.ID.String() + "/reveal":                    "/events/" + e.ID.String(),
+		"/dead-letters/letter/" + s.Letter + "/reveal":            "/dead-letters/letter/" + s.Letter,
+		"/aggregates/a%2Fb/" + e.AggregateID.String() + "/reveal": "/aggregates/a%2Fb/" + e.AggregateID.String(),
+	} {
+		response, _ := v.get(from)
+		require.Equal(t, to, response.Header.Get("Location"), "an address that a form was sent to can be shared")
+	}
 	response, body := v.get("/dead-letters?state=lost")
 	require.Equal(t, http.StatusBadRequest, response.StatusCode)
 	require.Contains(t, body, "State must be one of the list.")

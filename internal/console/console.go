@@ -17,6 +17,7 @@ import (
 	"log/slog"
 	"net/http"
 	"strconv"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -156,6 +157,12 @@ func (c *Console) routes() http.Handler {
 		"GET /replays/{id}":                     c.job,
 		"POST /replays/{id}/stop":               c.stopJob,
 
+		// Addresses that a form was sent to can be shared and opened.
+		"GET /events/{id}/reveal":              withoutReveal,
+		"GET /aggregates/{type}/{id}/reveal":   withoutReveal,
+		"GET /dead-letters/letter/{id}/reveal": withoutReveal,
+		"GET /dead-letters/try":                toLetters,
+
 		"GET /login":   c.login,
 		"POST /login":  c.logIn,
 		"POST /logout": c.logOut,
@@ -170,6 +177,14 @@ func (c *Console) routes() http.Handler {
 		return refusal{http.StatusNotFound, "This page does not exist."}
 	}))
 	return mux
+}
+
+func withoutReveal(w http.ResponseWriter, r *http.Request) error {
+	return redirect(w, r, strings.TrimSuffix(r.URL.EscapedPath(), "/reveal"))
+}
+
+func toLetters(w http.ResponseWriter, r *http.Request) error {
+	return redirect(w, r, link("/dead-letters", r.URL.RawQuery))
 }
 
 // handler is a page or an action. Its error is the response.
