@@ -17,7 +17,7 @@ import (
 const Forever time.Duration = -1
 
 // Config is how a [Service] works. It holds what the flags of `run` hold, by the same names; see `run --help` and
-// docs/operations.md. The zero value is the embedded default: the SQLite file healz.db and a bus inside the process. Each zero
+// docs/operations.md. Only the flags read a file where the value is @FILE. The zero value is the embedded default: the SQLite file healz.db and a bus inside the process. Each zero
 // field is the default that its comment names.
 type Config struct {
 	// DatabaseURL is the Postgres database, postgres://…

@@ -6,6 +6,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/healz/worker/internal/console"
 	"github.com/healz/worker/internal/demo"
 	"github.com/healz/worker/internal/tracing"
 )
@@ -13,7 +14,7 @@ import (
 // Demo is the command that shows a worker at work on sample traffic.
 func Demo() *cobra.Command {
 	var once bool
-	f := runFlags{migrate: true, chaos: true, console: consoleFlags{write: true}}
+	f := runFlags{migrate: true, chaos: true, console: console.Access{Write: true}}
 	c := &cobra.Command{
 		Use:   "demo",
 		Short: "Run a worker on sample traffic in a temporary directory, with a guided tour",

@@ -29,10 +29,10 @@ func upper(s string) string {
 	return strings.ToUpper(strings.NewReplacer("-", "_", " ", "_").Replace(s))
 }
 
-// fromEnvironment sets the flags that the command line does not set from their variables. A blank variable counts as unset.
-func fromEnvironment(c *cobra.Command) error {
+// fromEnvironment sets the flags of c that the command line does not set from their variables. A blank variable counts as unset.
+func fromEnvironment(c *cobra.Command, flags *pflag.FlagSet) error {
 	var failed error
-	c.Flags().VisitAll(func(f *pflag.Flag) {
+	flags.VisitAll(func(f *pflag.Flag) {
 		value := os.Getenv(variable(c, f))
 		if f.Changed || strings.TrimSpace(value) == "" || f.Name == "help" || f.Name == "version" || failed != nil {
 			return

@@ -121,7 +121,7 @@ each store works with each bus.`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		PersistentPreRunE: func(c *cobra.Command, _ []string) error {
-			err := fromEnvironment(c)
+			err := fromEnvironment(c, c.Flags())
 			complement(&settings)
 			return err
 		},
@@ -129,11 +129,11 @@ each store works with each bus.`,
 	root.SetVersionTemplate("{{.Version}}")
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	flags := root.PersistentFlags()
-	flags.StringVar(&settings.DatabaseURL, "database-url", "", "Postgres database (postgres://…); empty: the SQLite file")
+	addSecret(flags, &settings.DatabaseURL, "database-url", "Postgres database (postgres://…); empty: the SQLite file")
 	flags.StringVar(&settings.SQLitePath, "sqlite-path", "",
 		"SQLite file, not together with a Postgres database; empty: "+defaultSQLitePath+", if there is no Postgres database")
-	flags.StringVar(&settings.AMQP.URL, "rabbitmq-url", "", "RabbitMQ broker (amqp://… or amqps://…); empty: an in-process bus")
-	flags.StringVar(&settings.AMQP.ManagementURL, "rabbitmq-management-url", "",
+	addSecret(flags, &settings.AMQP.URL, "rabbitmq-url", "RabbitMQ broker (amqp://… or amqps://…); empty: an in-process bus")
+	addSecret(flags, &settings.AMQP.ManagementURL, "rabbitmq-management-url",
 		"RabbitMQ's management API (http://… or https://…), which tells of policies; empty: the default port of the broker's host")
 	flags.StringVar(&settings.AMQP.Prefix, "rabbitmq-prefix", settings.AMQP.Prefix, "prefix of the names of exchanges and queues")
 	flags.StringVar(&settings.AMQP.Service, "service", "",
@@ -146,7 +146,7 @@ each store works with each bus.`,
 	root.AddCommand(
 		runCommand(&settings, all), migrateCommand(&settings, all), appendCommand(&settings), publishCommand(&settings),
 		eventsCommand(&settings), traceCommand(&settings), tailCommand(&settings), doctorCommand(&settings, all),
-		dlqCommand(&settings, all), unbindCommand(&settings, all), versionCommand(), newCommand(),
+		healthCommand(), dlqCommand(&settings, all), unbindCommand(&settings, all), versionCommand(), newCommand(),
 	)
 	root.AddCommand(more...)
 	finish(root)

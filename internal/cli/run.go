@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"github.com/healz/worker/internal/console"
 	"github.com/healz/worker/internal/handlers"
 	"github.com/healz/worker/internal/metrics"
 	"github.com/healz/worker/internal/ops"
@@ -35,7 +36,7 @@ type runFlags struct {
 	relayStart          string
 	afterDeadLetter     string
 	migrate, chaos      bool
-	console             consoleFlags
+	console             console.Access
 	wait                time.Duration
 	// serving is called with the address of the console; it may be nil.
 	serving func(url string)
@@ -91,7 +92,10 @@ set, it exports traces by OTLP; the other variables of OpenTelemetry apply, too.
 	flags := c.Flags()
 	flags.StringVar(&f.httpAddr, "http-addr", defaultHTTPAddr,
 		"address of the console, /healthz, /readyz and /metrics; port 0 selects a free port")
-	f.console.add(flags)
+	addSecret(flags, &f.console.Token, "console-token",
+		"token for reading the console. Without a token, the console is served only on loopback addresses")
+	addSecret(flags, &f.console.WriteToken, "console-write-token", "token that also permits replay, archive and reveal")
+	flags.BoolVar(&f.console.Write, "console-write", false, "permit replay, archive and reveal to all readers of the console")
 	flags.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
 	flags.StringVar(&f.logFormat, "log-format", "text", "text or json")
 	flags.BoolVar(&f.migrate, "migrate", true, "migrate the database schema at start")
@@ -174,8 +178,7 @@ func withUnit(_ []string, a slog.Attr) slog.Attr {
 func runWorker(
 	ctx context.Context, s worker.Settings, f runFlags, all registrations, t *tracing.Tracer, logger *slog.Logger,
 ) (err error) {
-	access, err := f.console.access()
-	if err != nil {
+	if err := f.console.Check(); err != nil {
 		return usageError{err}
 	}
 	if err := all.registry().Check(); err != nil {
@@ -196,7 +199,7 @@ func runWorker(
 		all = all.failingOnDemand()
 	}
 	service := ops.New(ops.Config{
-		Settings: s, Register: all, Migrate: f.migrate, Wait: f.wait, Access: access, Listening: listener.Addr(),
+		Settings: s, Register: all, Migrate: f.migrate, Wait: f.wait, Access: f.console, Listening: listener.Addr(),
 		Metrics: measures, Observers: observers(t), Logger: logger,
 	})
 	server := ops.Server(service, logger)

@@ -7,14 +7,20 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"net"
 	"net/http"
+	"net/url"
 	"slices"
 	"strings"
 	"time"
 )
 
-// readyTimeout is longer than a worker takes to check its parts.
-const readyTimeout = 5 * time.Second
+const (
+	// readyTimeout is longer than a worker takes to check its parts.
+	readyTimeout = 5 * time.Second
+	// aliveTimeout is shorter than what the health check of the image has.
+	aliveTimeout = 2 * time.Second
+)
 
 // WorkerCheck reads /readyz of the worker at an address: what only a running worker knows, as that the failed queue refuses
 // its dead letters.
@@ -54,13 +60,23 @@ type readiness struct {
 	Parts map[string]string `json:"parts"`
 }
 
-func readHealth(ctx context.Context, httpAddr string) (health readiness, err error) {
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+httpAddr+"/readyz", http.NoBody)
+// Alive is nil if a worker answers /healthz at an address within 2 seconds.
+func Alive(ctx context.Context, httpAddr string) error {
+	ctx, cancel := context.WithTimeout(ctx, aliveTimeout)
+	defer cancel()
+	response, err := get(ctx, httpAddr, "/healthz")
 	if err != nil {
-		return health, err
+		return err
 	}
-	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
-	response, err := client.Do(request)
+	defer response.Body.Close()
+	if response.StatusCode != http.StatusOK {
+		return fmt.Errorf("/healthz answers with status %d", response.StatusCode)
+	}
+	return nil
+}
+
+func readHealth(ctx context.Context, httpAddr string) (health readiness, err error) {
+	response, err := get(ctx, httpAddr, "/readyz")
 	if err != nil {
 		return health, err
 	}
@@ -69,4 +85,23 @@ func readHealth(ctx context.Context, httpAddr string) (health readiness, err err
 		err = errors.New("it is no worker")
 	}
 	return health, err
+}
+
+// get dials the address on which a worker listens: to dial all addresses, as 0.0.0.0 or none, is to dial this machine.
+func get(ctx context.Context, httpAddr, path string) (*http.Response, error) {
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://localhost"+path, http.NoBody)
+	if err != nil {
+		return nil, err
+	}
+	client := http.Client{Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, network, httpAddr)
+		},
+	}}
+	response, err := client.Do(request)
+	if failed, ok := errors.AsType[*url.Error](err); ok {
+		err = failed.Err // it names the address, and not the URL
+	}
+	return response, err
 }

@@ -286,6 +286,7 @@ func TestTheMetricsThatAreNamedExist(t *testing.T) {
 		}
 		for _, file := range []string{
 			"docs/operations.md", "deploy/grafana/worker.json", "deploy/prometheus/alerts.yaml", "deploy/prometheus/alerts_test.yaml",
+			"deploy/kubernetes/keda/scaledobject.yaml",
 		} {
 			text, err := os.ReadFile(filepath.Join("..", "..", file))
 			require.NoError(t, err)
