@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"cmp"
 	"fmt"
 	"slices"
 	"strconv"
@@ -26,7 +25,7 @@ numbers and quoted words; the group with the latest failure comes first. With --
 --correlation it shows the letters instead, oldest first. --limit limits the rows: the first groups, each with the count of
 all its letters, or the oldest letters.
 
-It exits with 1 if a filter matches no letter.
+It exits with 4 if a filter matches no letter.
 
 On standard error it prints how many matching letters are being replayed and, with RabbitMQ, how many dead letters of the
 failed queue are not ingested into the table yet.`,
@@ -66,7 +65,7 @@ failed queue are not ingested into the table yet.`,
 				}
 			}
 			if filter.Limit = 0; !found && !filter.IsZero() {
-				return noneFound(filter)
+				return noneFound(c, s, filter)
 			}
 			if !found {
 				fmt.Fprintln(c.ErrOrStderr(), "no dead letters")
@@ -123,7 +122,9 @@ func listGroups(c *cobra.Command, table *deadletter.Table, filter deadletter.Fil
 	if err != nil || len(groups) == 0 {
 		return false, err
 	}
-	p := newPrinter(c.OutOrStdout(), f, "GROUP", "COUNT", "TENANTS", "HANDLER", "TYPE", "FIRST FAILED", "LAST FAILED", "NEWEST ERROR")
+	p := newPrinter(c, f, column{name: "GROUP"}, column{name: "COUNT"}, column{name: "TENANTS", spare: 2}, column{name: "HANDLER", least: 12},
+		column{name: "TYPE", least: 16, spare: 3}, column{name: "FIRST FAILED", spare: 1}, column{name: "LAST FAILED"},
+		column{name: "NEWEST ERROR", least: 20})
 	all := 0
 	for i, g := range groups {
 		all += g.Count
@@ -145,15 +146,6 @@ func listGroups(c *cobra.Command, table *deadletter.Table, filter deadletter.Fil
 	_, err = fmt.Fprintf(c.OutOrStdout(), "\n%s in %s. To list the letters of a group: worker dlq list --group %s\n",
 		plural(all, "dead letter"), plural(len(groups), "group"), groups[0].ID)
 	return true, err
-}
-
-func orDash(s string) string { return cmp.Or(s, "-") }
-
-func cutTo(s string, most int) string {
-	if r := []rune(s); len(r) > most {
-		return string(r[:most-1]) + "…"
-	}
-	return s
 }
 
 type groupLine struct {
@@ -202,7 +194,9 @@ func lineOf(l deadletter.Letter) letterLine {
 }
 
 func newLetterPrinter(c *cobra.Command, f format) *printer {
-	return newPrinter(c.OutOrStdout(), f, "ID", "STATE", "FAILED", "TYPE", "AGGREGATE", "HANDLER", "ATTEMPTS", "REPLAYS", "REASON")
+	return newPrinter(c, f, column{name: "ID"}, column{name: "STATE", spare: 5}, column{name: "FAILED"}, column{name: "TYPE", least: 16, spare: 4},
+		column{name: "AGGREGATE", spare: 1}, column{name: "HANDLER", least: 12}, column{name: "ATTEMPTS", spare: 3},
+		column{name: "REPLAYS", spare: 2}, column{name: "REASON", least: 20})
 }
 
 func printLetter(p *printer, l deadletter.Letter) error {
