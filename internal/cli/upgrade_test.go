@@ -118,6 +118,9 @@ func TestReleaseIsUpgradedAndRolledBack(t *testing.T) {
 					chain := p.chain(e.CorrelationID)
 					require.Len(t, chain, 2)
 					require.Equal(t, e, chain[0])
+					if p == present {
+						require.Contains(t, p.must("", "events", "--correlation", e.CorrelationID, "--reveal"), `event_data {"name"`)
+					}
 				}
 				letters := p.letters()
 				require.Len(t, letters, 1)
