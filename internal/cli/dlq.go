@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/healz/worker/internal/deadletter"
+	"github.com/healz/worker/internal/text"
 	"github.com/healz/worker/internal/worker"
 )
 
@@ -127,7 +128,7 @@ func noteQueued(c *cobra.Command, s *worker.Settings) {
 			strings.ReplaceAll(err.Error(), "\n", "; "))
 	case n > 0:
 		fmt.Fprintf(c.ErrOrStderr(), "%s in queue %s not ingested yet: `worker dlq ingest`, or a running worker that ingests, does that\n",
-			plural(n, "dead letter"), queue)
+			text.Count(n, "dead letter"), queue)
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/healz/worker/internal/deadletter"
+	"github.com/healz/worker/internal/text"
 	"github.com/healz/worker/internal/worker"
 )
 
@@ -103,7 +104,7 @@ func noteReplaying(c *cobra.Command, table *deadletter.Table, filter deadletter.
 		n += g.Count
 	}
 	if n > 0 {
-		fmt.Fprintf(c.ErrOrStderr(), "being replayed: %s (--state replaying)\n", plural(n, "dead letter"))
+		fmt.Fprintf(c.ErrOrStderr(), "being replayed: %s (--state replaying)\n", text.Count(n, "dead letter"))
 	}
 	return err
 }
@@ -113,8 +114,6 @@ func listLetters(c *cobra.Command, table *deadletter.Table, filter deadletter.Fi
 	err = printAll(p, table.List(c.Context(), filter), printLetter)
 	return p.count > 0, err
 }
-
-const newestLength = 100
 
 // listGroups prints as many groups as the limit allows. The table ends with the totals of all groups.
 func listGroups(c *cobra.Command, table *deadletter.Table, filter deadletter.Filter, f format) (found bool, err error) {
@@ -135,7 +134,7 @@ func listGroups(c *cobra.Command, table *deadletter.Table, filter deadletter.Fil
 			Group: g.ID, Count: g.Count, Tenants: g.Tenants, Handler: g.Handler, EventType: g.Type, Pattern: g.Pattern,
 			Newest: g.Newest, FirstFailed: g.FirstFailed, LastFailed: g.LastFailed, Replayed: g.Replayed,
 		}, g.ID, strconv.Itoa(g.Count), strconv.Itoa(len(g.Tenants)), orDash(g.Handler), orDash(g.Type),
-			localTime(g.FirstFailed), localTime(g.LastFailed), orDash(cutTo(g.Newest, newestLength)))
+			localTime(g.FirstFailed), localTime(g.LastFailed), orDash(g.Newest))
 		if err != nil {
 			return true, err
 		}
@@ -144,7 +143,7 @@ func listGroups(c *cobra.Command, table *deadletter.Table, filter deadletter.Fil
 		return true, err
 	}
 	_, err = fmt.Fprintf(c.OutOrStdout(), "\n%s in %s. To list the letters of a group: worker dlq list --group %s\n",
-		plural(all, "dead letter"), plural(len(groups), "group"), groups[0].ID)
+		text.Count(all, "dead letter"), text.Count(len(groups), "group"), groups[0].ID)
 	return true, err
 }
 

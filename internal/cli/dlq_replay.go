@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/healz/worker/internal/deadletter"
+	"github.com/healz/worker/internal/text"
 	"github.com/healz/worker/internal/worker"
 )
 
@@ -73,7 +74,7 @@ some.`,
 			case err != nil && last.ReplayID != "" && !o.DryRun:
 				err = fmt.Errorf("%w\nTo continue, run the same command with --resume %s", err, last.ReplayID)
 			case err == nil && (last.Kept > 0 || last.Sent < last.Chosen):
-				err = fmt.Errorf("%s could not be published, and stay unchanged", plural(last.Chosen-last.Sent, "letter"))
+				err = fmt.Errorf("%s could not be published, and stay unchanged", text.Count(last.Chosen-last.Sent, "letter"))
 			}
 			summarise(c.ErrOrStderr(), last, o)
 			return err
@@ -200,22 +201,22 @@ type progressBar struct {
 const redraw = 100 * time.Millisecond
 
 func (b *progressBar) step(p deadletter.Progress) (err error) {
-	text := ""
+	line := ""
 	switch p.Step {
 	case deadletter.FailedAgain:
-		text = fmt.Sprintf("%s failed again: %s", p.Letter.ID, p.Letter.Reason)
+		line = fmt.Sprintf("%s failed again: %s", p.Letter.ID, p.Letter.Reason)
 	case deadletter.Kept:
-		text = fmt.Sprintf("%s was not published: %s", p.Letter.ID, p.Problem)
+		line = fmt.Sprintf("%s was not published: %s", p.Letter.ID, p.Problem)
 	case deadletter.NoWorker:
-		text = fmt.Sprintf("waiting for a worker: %s", p.Problem)
+		line = fmt.Sprintf("waiting for a worker: %s", p.Problem)
 	case deadletter.Begun, deadletter.Done:
 	default:
 		if time.Since(b.drawn) < redraw {
 			return nil
 		}
 	}
-	if text != "" {
-		_, err = fmt.Fprintln(b.w, b.clear()+printable(text))
+	if line != "" {
+		_, err = fmt.Fprintln(b.w, b.clear()+text.Printable(line))
 	}
 	if err == nil && b.terminal {
 		_, err = fmt.Fprint(b.w, b.clear()+b.line(p))
@@ -245,7 +246,7 @@ func (b *progressBar) line(p deadletter.Progress) string {
 	if spent := time.Since(b.began).Seconds(); spent > 1 {
 		line += fmt.Sprintf("  %.0f/s", float64(over)/spent)
 	}
-	return cutTo(line, max(widthOf(b.w), minWidth))
+	return text.Cut(line, max(widthOf(b.w), minWidth))
 }
 
 // end keeps the last drawing on the terminal.

@@ -44,7 +44,7 @@ store. It prints body and headers only with --reveal.`,
 			if err := showLetter(c, *f, l, reveal); err != nil {
 				return err
 			}
-			return showTrace(c, b, l)
+			return showTrace(c, b, l, *f)
 		})
 	}
 	return c
@@ -166,7 +166,7 @@ func showHistory(c *cobra.Command, f format, h deadletter.History) error {
 }
 
 // showTrace prints the trace of a letter's event, if the store has it.
-func showTrace(c *cobra.Command, b worker.Backend, l deadletter.Letter) error {
+func showTrace(c *cobra.Command, b worker.Backend, l deadletter.Letter, f format) error {
 	if l.Event.CorrelationID == uuid.Nil {
 		return nil
 	}
@@ -174,7 +174,7 @@ func showTrace(c *cobra.Command, b worker.Backend, l deadletter.Letter) error {
 	switch {
 	case err == nil:
 		fmt.Fprintln(c.OutOrStdout(), "\nTrace:")
-		return tree.WriteText(c.OutOrStdout())
+		return tree.WriteText(c.OutOrStdout(), widthFor(c, f))
 	case c.Context().Err() == nil && !errors.Is(err, causation.ErrNotFound):
 		fmt.Fprintf(c.ErrOrStderr(), "worker: the trace cannot be read: %s\n", err)
 		return nil

@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/healz/worker/internal/handlers"
+	"github.com/healz/worker/internal/text"
 	"github.com/healz/worker/internal/worker"
 )
 
@@ -60,7 +61,7 @@ It exits with 0 if all would pass, with 1 if some would fail, and with 3 if none
 				Why     string           `json:"verdict_reason,omitempty"`
 			}{lineOf(o.Letter), o.Verdict, o.Reason}, string(o.Verdict), o.Letter.ID, o.Letter.Type, o.Letter.Handler)
 			if o.Reason != "" {
-				p.note(wrapped(printable(o.Reason), p.wrap-noteIndent)...)
+				p.note(text.Wrap(text.Printable(o.Reason), p.wrap-noteIndent)...)
 			}
 			return err
 		})

@@ -8,6 +8,7 @@ import (
 
 	"github.com/healz/worker/internal/doctor"
 	"github.com/healz/worker/internal/handlers"
+	"github.com/healz/worker/internal/text"
 	"github.com/healz/worker/internal/worker"
 )
 
@@ -66,16 +67,13 @@ func printFinding(c *cobra.Command, f format, finding doctor.Finding) error {
 		return printJSON(w, finding)
 	}
 	const indent = 8 + gap + 18 + 1
-	width := 0
-	if f != formatWide {
-		width = widthOf(w) - indent // below 0 is no limit
-	}
+	width := widthFor(c, f) - indent // below 1 is no limit
 	status := paintFor(c, w).in(styleOf(string(finding.Status)), fmt.Sprintf("%-8s", finding.Status))
-	text := fmt.Sprintf("%s  %-18s %s", status, finding.Check, strings.Join(wrapped(printable(finding.What), width), "\n"+strings.Repeat(" ", indent)))
+	lines := fmt.Sprintf("%s  %-18s %s", status, finding.Check, strings.Join(text.Wrap(text.Printable(finding.What), width), "\n"+strings.Repeat(" ", indent)))
 	if finding.Advice != "" {
-		advice := wrapped(printable(finding.Advice), width-2)
-		text += "\n" + strings.Repeat(" ", indent) + "→ " + strings.Join(advice, "\n"+strings.Repeat(" ", indent+2))
+		advice := text.Wrap(text.Printable(finding.Advice), width-2)
+		lines += "\n" + strings.Repeat(" ", indent) + "→ " + strings.Join(advice, "\n"+strings.Repeat(" ", indent+2))
 	}
-	_, err := fmt.Fprintln(w, text)
+	_, err := fmt.Fprintln(w, lines)
 	return err
 }

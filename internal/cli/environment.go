@@ -7,6 +7,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+
+	"github.com/healz/worker/internal/text"
 )
 
 // variable returns the environment variable of a flag of c. Three variables have names that all services share. The
@@ -52,7 +54,7 @@ func usageTemplate(root *cobra.Command) string {
 	var global []string
 	root.PersistentFlags().VisitAll(func(f *pflag.Flag) { global = append(global, "--"+f.Name) })
 	short := fmt.Sprintf("Global flags, explained by %q:\n  %s", root.Name()+" --help",
-		strings.Join(wrapped(strings.Join(global, " "), defaultWidth-2), "\n  "))
+		strings.Join(text.Wrap(strings.Join(global, " "), defaultWidth-2), "\n  "))
 	return strings.NewReplacer(
 		".LocalFlags.FlagUsages", fmt.Sprintf(".LocalFlags.FlagUsagesWrapped %d", defaultWidth),
 		"Global Flags:\n{{.InheritedFlags.FlagUsages | trimTrailingWhitespaces}}", short,

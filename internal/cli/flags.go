@@ -45,9 +45,8 @@ func addFormat(c *cobra.Command) *format {
 func addFormats(c *cobra.Command, usage string, allowed ...format) *format {
 	f := allowed[0]
 	value := newChoice(&f, allowed...)
-	if f == formatTree {
-		// WORKER_OUTPUT is one variable for all commands.
-		value.also = map[format]format{formatTable: formatTree, formatWide: formatTree}
+	if f == formatTree { // WORKER_OUTPUT is one variable for all commands
+		value.also = map[format]format{formatTable: formatTree}
 	}
 	c.Flags().VarP(value, outputFlag, "o", usage)
 	complete(c, outputFlag, value.names()...)

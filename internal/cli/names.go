@@ -13,6 +13,7 @@ import (
 	"github.com/healz/worker/internal/deadletter"
 	"github.com/healz/worker/internal/handlers"
 	"github.com/healz/worker/internal/store"
+	"github.com/healz/worker/internal/text"
 	"github.com/healz/worker/internal/worker"
 )
 
@@ -51,7 +52,7 @@ func (n names) hint(eventType, aggregateType, handler, group string) string {
 		{"group", group, n.groups},
 	} {
 		if near := nearest(of.name, of.known); near != "" {
-			meant = append(meant, fmt.Sprintf("--%s %s", of.flag, printable(near)))
+			meant = append(meant, fmt.Sprintf("--%s %s", of.flag, text.Printable(near)))
 		}
 	}
 	if len(meant) == 0 {

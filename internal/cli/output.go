@@ -11,13 +11,13 @@ import (
 	"iter"
 	"strings"
 	"time"
-	"unicode"
 	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 
 	"github.com/healz/worker/internal/events"
 	"github.com/healz/worker/internal/rawjson"
+	"github.com/healz/worker/internal/text"
 )
 
 // column is a column of a table.
@@ -49,7 +49,7 @@ func newPrinter(c *cobra.Command, f format, columns ...column) *printer {
 	w := c.OutOrStdout()
 	p := &printer{w: w, format: f, paint: paintFor(c, w), columns: columns, notes: map[int][]string{}}
 	if f != formatWide {
-		p.wrap = widthOf(w)
+		p.wrap = widthFor(c, f)
 		p.width = cmp.Or(p.wrap, defaultWidth)
 	}
 	return p
@@ -63,7 +63,7 @@ func (p *printer) print(v any, cells ...string) error {
 	}
 	row := make([]string, len(cells))
 	for i, c := range cells {
-		row[i] = printable(c)
+		row[i] = text.Printable(c)
 	}
 	p.rows = append(p.rows, row)
 	return nil
@@ -185,9 +185,9 @@ func (p *printer) row(w io.Writer, widths []int, cells []string, style func(stri
 		if width == 0 {
 			continue
 		}
-		lines := []string{cutTo(cells[i], width)}
+		lines := []string{text.Cut(cells[i], width)}
 		if p.columns[i].wraps {
-			lines = wrapped(cells[i], min(width, p.wrap))
+			lines = text.Wrap(cells[i], min(width, p.wrap))
 		}
 		fmt.Fprint(w, strings.Repeat(" ", blanks)+p.paint.in(style(cells[i]), lines[0]))
 		blanks = width - utf8.RuneCountInString(lines[0]) + gap
@@ -225,16 +225,6 @@ func printAll[T any](p *printer, seq iter.Seq2[T, error], one func(*printer, T) 
 	return p.flush()
 }
 
-// printable replaces invisible characters and those that move a terminal's cursor.
-func printable(s string) string {
-	return strings.Map(func(r rune) rune {
-		if !unicode.IsPrint(r) {
-			return '·'
-		}
-		return r
-	}, s)
-}
-
 func printJSON(w io.Writer, v any) error {
 	line, err := json.Marshal(v)
 	if err != nil {
@@ -262,7 +252,7 @@ func printEvent(p *printer, e events.Event, reveal bool) error {
 	err := p.print(nil, localTime(e.CreatedAt), e.Type, e.AggregateType+"/"+e.AggregateID.String(), fmt.Sprint(e.AggregateVersion),
 		e.TenantID.String(), e.CorrelationID.String(), e.ID.String())
 	if err == nil && reveal {
-		p.note(printable(dataOf(e)))
+		p.note(text.Printable(dataOf(e)))
 	}
 	return err
 }
@@ -314,18 +304,4 @@ func localTime(t time.Time) string {
 	return events.FormatTime(t, timeLayout)
 }
 
-func plural(n int, noun string) string {
-	if n == 1 {
-		return "1 " + noun
-	}
-	return fmt.Sprintf("%d %ss", n, noun)
-}
-
 func orDash(s string) string { return cmp.Or(s, "-") }
-
-func cutTo(s string, most int) string {
-	if r := []rune(s); len(r) > most {
-		return string(r[:most-1]) + "…"
-	}
-	return s
-}

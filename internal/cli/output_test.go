@@ -5,22 +5,10 @@ import (
 	"strings"
 	"testing"
 	"time"
-	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 	"github.com/stretchr/testify/require"
 )
-
-func TestPrintable(t *testing.T) {
-	t.Parallel()
-	for text, want := range map[string]string{
-		"größe – 日本 😀 {}":          "größe – 日本 😀 {}",
-		"a\nb\tc\x1b[2J\x7f\u0085": "a·b·c·[2J··",
-		"\u202edesrever\u200b":     "·desrever·", // turns the writing direction; is not seen
-	} {
-		require.Equal(t, want, printable(text))
-	}
-}
 
 func TestTables(t *testing.T) {
 	t.Parallel()
@@ -89,10 +77,7 @@ func TestColours(t *testing.T) {
 	}
 }
 
-func TestWrapped(t *testing.T) {
+func TestReflowed(t *testing.T) {
 	t.Parallel()
-	require.Equal(t, []string{"one two", "three", "abcdefgh", "ijk four"}, wrapped("one two three abcdefghijk four", 8))
-	require.Equal(t, []string{"one  two"}, wrapped("one  two", 0))
 	require.Equal(t, "one two\nthree\n\nfour", reflowed("one\ntwo three\n\nfour", 8))
-	require.Equal(t, 5, utf8.RuneCountInString(cutTo("größere", 5)))
 }

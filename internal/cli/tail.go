@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/healz/worker/internal/events"
+	"github.com/healz/worker/internal/text"
 	"github.com/healz/worker/internal/watch"
 	"github.com/healz/worker/internal/worker"
 )
@@ -77,15 +78,15 @@ func printFollowed(w io.Writer, f format, e events.Event, reveal bool) error {
 		}
 		return printJSON(w, line)
 	}
-	at, kind := localTime(e.CreatedAt), printable(e.Type)
-	of := fmt.Sprintf("  %s/%s v%d", printable(e.AggregateType), e.AggregateID, e.AggregateVersion)
+	at, kind := localTime(e.CreatedAt), text.Printable(e.Type)
+	of := fmt.Sprintf("  %s/%s v%d", text.Printable(e.AggregateType), e.AggregateID, e.AggregateVersion)
 	line := fmt.Sprintf("%s  %-24s  %s", at, kind, e.ID)
 	if width := widthOf(w); f != formatWide && width > 0 && utf8.RuneCountInString(line+of) > width {
-		line, of = fmt.Sprintf("%s  %-24s  %s", shortTime(at, time.Now()), cutTo(kind, 24), e.ID), ""
+		line, of = fmt.Sprintf("%s  %-24s  %s", shortTime(at, time.Now()), text.Cut(kind, 24), e.ID), ""
 	}
 	_, err := fmt.Fprintln(w, line+of)
 	if err == nil && reveal {
-		_, err = fmt.Fprintf(w, "    %s\n", printable(dataOf(e)))
+		_, err = fmt.Fprintf(w, "    %s\n", text.Printable(dataOf(e)))
 	}
 	return err
 }

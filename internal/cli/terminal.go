@@ -4,10 +4,11 @@ import (
 	"io"
 	"os"
 	"strings"
-	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
+
+	"github.com/healz/worker/internal/text"
 )
 
 const (
@@ -46,6 +47,14 @@ func widthOf(w io.Writer) int {
 		return defaultWidth
 	}
 	return max(width, minWidth)
+}
+
+// widthFor is the width that what c prints may have, or 0: without a terminal, or with -o wide, there is no limit.
+func widthFor(c *cobra.Command, f format) int {
+	if f == formatWide {
+		return 0
+	}
+	return widthOf(c.OutOrStdout())
 }
 
 // paint colours texts, if colours are on.
@@ -89,35 +98,11 @@ func styleOf(word string) string {
 	}
 }
 
-// wrapped is the text in lines of a width. Only words that are longer than that are broken. Below 1 is no limit.
-func wrapped(text string, width int) []string {
-	if width <= 0 || utf8.RuneCountInString(text) <= width {
-		return []string{text}
-	}
-	var lines []string
-	line := ""
-	for _, word := range strings.Fields(text) {
-		if line != "" && utf8.RuneCountInString(line)+1+utf8.RuneCountInString(word) > width {
-			lines = append(lines, line)
-			line = ""
-		}
-		if line != "" {
-			line += " "
-		}
-		line += word
-		for r := []rune(line); len(r) > width; r = []rune(line) {
-			lines = append(lines, string(r[:width]))
-			line = string(r[width:])
-		}
-	}
-	return append(lines, line)
-}
-
 // reflowed is a text of paragraphs in lines of a width.
-func reflowed(text string, width int) string {
-	paragraphs := strings.Split(text, "\n\n")
+func reflowed(all string, width int) string {
+	paragraphs := strings.Split(all, "\n\n")
 	for i, p := range paragraphs {
-		paragraphs[i] = strings.Join(wrapped(strings.ReplaceAll(p, "\n", " "), width), "\n")
+		paragraphs[i] = strings.Join(text.Wrap(strings.ReplaceAll(p, "\n", " "), width), "\n")
 	}
 	return strings.Join(paragraphs, "\n\n")
 }

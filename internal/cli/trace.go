@@ -24,7 +24,7 @@ The handlers of an event are known as long as the inbox keeps their records (--i
   worker trace 0198c9f0-7d1b-7c4e-a0f4-5a1f6f0f3b11 -o dot | dot -Tsvg`,
 		Args: oneID,
 	}
-	f := addFormats(c, "output format: json prints one object, dot a graph for Graphviz", formatTree, formatJSON, formatDOT)
+	f := addFormats(c, "output format: a tree that fits the terminal, or all of it (wide); json prints one object, dot a graph for Graphviz", formatTree, formatWide, formatJSON, formatDOT)
 	c.RunE = func(c *cobra.Command, args []string) error {
 		id, err := events.ParseCorrelationID(args[0])
 		if err != nil {
@@ -41,7 +41,7 @@ The handlers of an event are known as long as the inbox keeps their records (--i
 			case formatDOT:
 				return tree.WriteDOT(c.OutOrStdout())
 			default:
-				return tree.WriteText(c.OutOrStdout())
+				return tree.WriteText(c.OutOrStdout(), widthFor(c, *f))
 			}
 		})
 	}
