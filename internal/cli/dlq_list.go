@@ -142,7 +142,7 @@ func listGroups(c *cobra.Command, table *deadletter.Table, filter deadletter.Fil
 	if err := p.flush(); err != nil || f == formatJSON {
 		return true, err
 	}
-	_, err = fmt.Fprintf(c.OutOrStdout(), "\n%s in %s. To list the letters of a group: worker dlq list --group %s\n",
+	_, err = fmt.Fprintf(c.OutOrStdout(), "\n%s in %s\nTo list the letters of a group: worker dlq list --group %s\n",
 		text.Count(all, "dead letter"), text.Count(len(groups), "group"), groups[0].ID)
 	return true, err
 }

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"iter"
+	"slices"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -23,7 +24,7 @@ import (
 // column is a column of a table.
 type column struct {
 	name string
-	// least is the width to which the column may be shortened; 0: it is not shortened.
+	// least is the width to which the column may be shortened before others are left out; 0: it is never shortened.
 	least int
 	// spare is the order in which columns are left out of a table that is too wide; 0: it is never left out.
 	spare int
@@ -103,7 +104,7 @@ func (p *printer) flush() error {
 
 const gap = 2 // blanks between columns
 
-// fit returns the widths of the columns, 0 for those that are left out. If the table is too wide, it shortens the times.
+// fit returns the widths of the columns, 0 for those that are left out.
 func (p *printer) fit(now time.Time) []int {
 	widths := p.natural()
 	if p.width == 0 || sum(widths) <= p.width {
@@ -115,20 +116,7 @@ func (p *printer) fit(now time.Time) []int {
 		}
 	}
 	widths = p.natural()
-	least := func(i int) int {
-		if l := p.columns[i].least; l > 0 && widths[i] > 0 {
-			return min(widths[i], max(l, len(p.columns[i].name)))
-		}
-		return widths[i]
-	}
-	narrowest := func() []int {
-		narrow := make([]int, len(widths))
-		for i := range narrow {
-			narrow[i] = least(i)
-		}
-		return narrow
-	}
-	for sum(narrowest()) > p.width {
+	for sum(p.floors(widths, true)) > p.width {
 		next := -1
 		for i, c := range p.columns {
 			if c.spare > 0 && widths[i] > 0 && (next < 0 || c.spare < p.columns[next].spare) {
@@ -136,23 +124,43 @@ func (p *printer) fit(now time.Time) []int {
 			}
 		}
 		if next < 0 {
-			break
+			break // the terminal is very narrow
 		}
 		widths[next] = 0
 	}
-	for sum(widths) > p.width {
+	shorten(widths, p.floors(widths, true), p.width)
+	shorten(widths, p.floors(widths, false), p.width)
+	return widths
+}
+
+// floors are the widths to which columns may be shortened: those of their names or, if they are to be readable, their own.
+func (p *printer) floors(widths []int, readable bool) []int {
+	floors := slices.Clone(widths)
+	for i, c := range p.columns {
+		if c.least > 0 {
+			floors[i] = min(widths[i], len(c.name))
+		}
+		if c.least > 0 && readable {
+			floors[i] = min(widths[i], max(c.least, len(c.name)))
+		}
+	}
+	return floors
+}
+
+// shorten takes from the widest columns until a table has a width, or until nothing can be taken.
+func shorten(widths, floors []int, width int) {
+	for sum(widths) > width {
 		widest := -1
 		for i := range widths {
-			if widths[i] > least(i) && (widest < 0 || widths[i] > widths[widest]) {
+			if widths[i] > floors[i] && (widest < 0 || widths[i] > widths[widest]) {
 				widest = i
 			}
 		}
 		if widest < 0 {
-			break
+			return
 		}
 		widths[widest]--
 	}
-	return widths
 }
 
 // natural are the widths in which nothing is cut.
@@ -237,7 +245,7 @@ func printJSON(w io.Writer, v any) error {
 // newEventPrinter returns a printer for [printEvent].
 func newEventPrinter(c *cobra.Command, f format) *printer {
 	return newPrinter(c, f, column{name: "CREATED"}, column{name: "TYPE", least: 20}, column{name: "AGGREGATE", least: 20, spare: 3},
-		column{name: "VER"}, column{name: "TENANT", spare: 1}, column{name: "CORRELATION", spare: 2}, column{name: "EVENT"})
+		column{name: "VER", spare: 4}, column{name: "TENANT", spare: 1}, column{name: "CORRELATION", spare: 2}, column{name: "EVENT"})
 }
 
 // printEvent prints an event. What may be about a patient is printed only with reveal.

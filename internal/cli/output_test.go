@@ -41,6 +41,9 @@ func TestTables(t *testing.T) {
 		"a long text is cut": {
 			formatTable, []column{{name: "ID"}, {name: "WHY", least: 20}}, []string{id, long}, id + "  " + long[:41] + "…",
 		},
+		"where nothing can be left out, more is cut": {
+			formatTable, []column{{name: "ID"}, {name: "ID"}, {name: "WHY", least: 20}}, []string{id, id, long}, id + "  " + id + "  a t…",
+		},
 		"what wraps is whole where there is no terminal": {
 			formatTable, []column{{name: "ID"}, {name: "WHY", least: 20, wraps: true}}, []string{id, long}, id + "  " + long,
 		},
