@@ -33,7 +33,7 @@ failed queue are not ingested into the table yet.`,
 		Example: `  worker dlq list
   worker dlq list --group 3f9a12c4
   worker dlq list --state replaying --letters
-  worker dlq list --letters --since 2h --format json`,
+  worker dlq list --letters --since 2h -o json`,
 		Args: noArguments,
 	}
 	f := addFormat(c)

@@ -33,7 +33,7 @@ takes milliseconds. After two seconds the transaction ends, with "cannot tell" f
 
 It exits with 0 if all would pass, with 1 if some would fail, and with 3 if none would fail and it cannot tell for some.`,
 		Example: `  worker dlq try --group 3f9a12c4
-  worker dlq try --type PatientRegistered --since 2h --format json`,
+  worker dlq try --type PatientRegistered --since 2h -o json`,
 	}
 	f := addFormat(c)
 	chosen := addFilter(c, "reason")

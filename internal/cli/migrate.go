@@ -61,7 +61,11 @@ worker would be lost.`,
 			sets := handlers.MigrationsOf(all.registry())
 			i := slices.IndexFunc(sets, func(set migrations.Set) bool { return set.Name == of })
 			if i < 0 {
-				return usageError{fmt.Errorf("--of: the program has no migrations of the name %q", of)}
+				var known []string
+				for _, set := range sets {
+					known = append(known, set.Name)
+				}
+				return meant(fmt.Sprintf("--of: the program has no migrations of the name %q", of), "", of, known)
 			}
 			down = func(b worker.Backend, ctx context.Context) error {
 				return b.WithMigrations(ctx, sets[i], func(ctx context.Context, m *migrations.Migrator) error { return m.Down(ctx) })

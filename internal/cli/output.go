@@ -112,7 +112,9 @@ func (p *printer) fit(now time.Time) []int {
 	}
 	for _, row := range p.rows {
 		for i := range row {
-			row[i] = shortTime(row[i], now)
+			if !p.columns[i].wraps {
+				row[i] = shortTime(row[i], now)
+			}
 		}
 	}
 	widths = p.natural()
