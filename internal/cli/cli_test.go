@@ -138,6 +138,7 @@ func TestNearNamesAreOffered(t *testing.T) {
 		want string
 	}{
 		"command":               {[]string{"evnts"}, exitUsage, `unknown command "evnts"; did you mean events?`},
+		"command with a flag":   {[]string{"evnts", "--type", "T"}, exitUsage, `unknown command "evnts"; did you mean events?`},
 		"command of a group":    {[]string{"dlq", "lst"}, exitUsage, `unknown command "dlq lst"; did you mean dlq list?`},
 		"no near command":       {[]string{"walk"}, exitUsage, "unknown command \"walk\"\n"},
 		"flag":                  {[]string{"events", "--tipe", "T"}, exitUsage, "unknown flag: --tipe; did you mean --type?"},

@@ -45,8 +45,8 @@ func dlqPurge(s *worker.Settings) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "purge",
 		Short: "Delete all waiting dead letters, or old ones in a final state",
-		Long: `purge deletes all waiting dead letters. It asks before that; without a terminal it needs --yes. With --older-than it deletes instead the letters that were archived, discarded,
-edited or handled longer ago than that.`,
+		Long: `purge deletes all waiting dead letters. With --older-than it deletes instead the letters that were archived, discarded,
+edited or handled longer ago than that. It asks before that; without a terminal it needs --yes.`,
 		Example: `  worker dlq purge --yes
   worker dlq purge --older-than 90d --yes`,
 		Args: noArguments,

@@ -220,20 +220,27 @@ func group(c *cobra.Command) *cobra.Command {
 	c.Args = cobra.ArbitraryArgs
 	c.RunE = func(c *cobra.Command, args []string) error {
 		if len(args) > 0 {
-			path := strings.TrimPrefix(c.CommandPath()+" ", "worker ")
-			var known []string
-			for _, sub := range c.Commands() {
-				known = append(known, sub.Name())
-			}
-			return meant(fmt.Sprintf("unknown command %q", path+args[0]), path, args[0], known)
+			return unknownCommand(c, args[0])
 		}
 		return c.Help()
 	}
 	return c
 }
 
-// flagError is the usage error of a flag that cannot be parsed or does not exist.
+func unknownCommand(c *cobra.Command, name string) error {
+	path := strings.TrimPrefix(c.CommandPath()+" ", "worker ")
+	var known []string
+	for _, sub := range c.Commands() {
+		known = append(known, sub.Name())
+	}
+	return meant(fmt.Sprintf("unknown command %q", path+name), path, name, known)
+}
+
+// flagError is the usage error of a flag that cannot be parsed or does not exist, or of the unknown command before it.
 func flagError(c *cobra.Command, err error) error {
+	if args := c.Flags().Args(); c.HasSubCommands() && len(args) > 0 {
+		return unknownCommand(c, args[0])
+	}
 	unknown, isUnknown := errors.AsType[*pflag.NotExistError](err)
 	if !isUnknown {
 		return usageError{err}
