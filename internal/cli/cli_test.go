@@ -34,10 +34,16 @@ func within(t *testing.T, path, in string, args ...string) result {
 	return result{code, out.String(), errOut.String()}
 }
 
-// filled is a SQLite file with five events: of two tenants, types and aggregates, one of them a week old.
-func filled(t *testing.T) (path string, tenant, other uuid.UUID, sent []wire) {
+// filled is a SQLite file with five events: of two tenants, types and types of aggregates, one of them older than a week.
+type filled struct {
+	path   string
+	tenant uuid.UUID // of the first three, which are also of one aggregate
+	sent   []wire
+}
+
+func newFilled(t *testing.T) filled {
 	t.Helper()
-	path, tenant, other = filepath.Join(t.TempDir(), "test.db"), uuid.New(), uuid.New()
+	path, tenant, other := filepath.Join(t.TempDir(), "test.db"), uuid.New(), uuid.New()
 	patient, correlation := uuid.New(), uuid.New()
 	line := func(kind, of string, id, tenant uuid.UUID, ago time.Duration) string {
 		return fmt.Sprintf(`{"event_type":%q,"aggregate_type":%q,"aggregate_id":%q,"tenant_id":%q,"correlation_id":%q,"created_at":%q,`+
@@ -51,25 +57,41 @@ func filled(t *testing.T) (path string, tenant, other uuid.UUID, sent []wire) {
 		line("PatientMoved", "Guest", uuid.New(), other, time.Minute)
 	r := within(t, path, in, "append", "-o", "json", "--reveal")
 	require.Equal(t, exitOK, r.code, r.err)
-	return path, tenant, other, decodeLines[wire](t, r.out)
+	return filled{path, tenant, decodeLines[wire](t, r.out)}
 }
 
-func TestEventsOfAnyCombinationOfFilters(t *testing.T) {
+func TestCommandsOnAFilledStore(t *testing.T) {
 	t.Parallel()
-	path, tenant, _, sent := filled(t)
-	patient := "Patient/" + sent[0].AggregateID
+	store := newFilled(t)
+	for name, test := range map[string]func(*testing.T, filled){
+		"events of any combination of filters": eventsOfAnyCombination,
+		"a page of events continues":           aPageContinues,
+		"near names are offered":               nearNamesAreOffered,
+		"names are completed":                  namesAreCompleted,
+		"the former name of the output flag":   formerOutputName,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			test(t, store)
+		})
+	}
+}
+
+func eventsOfAnyCombination(t *testing.T, s filled) {
+	t.Helper()
+	patient := "Patient/" + s.sent[0].AggregateID
 	for name, test := range map[string]struct {
 		args []string
 		want []int
 	}{
 		"none":                         {nil, []int{4, 3, 2, 1, 0}},
 		"type":                         {[]string{"--type", "PatientMoved"}, []int{4, 2, 1}},
-		"type and tenant":              {[]string{"--type", "PatientMoved", "--tenant", tenant.String()}, []int{2, 1}},
+		"type and tenant":              {[]string{"--type", "PatientMoved", "--tenant", s.tenant.String()}, []int{2, 1}},
 		"aggregate, by version":        {[]string{"--aggregate", patient}, []int{0, 1, 2}},
 		"aggregate and type":           {[]string{"--aggregate", patient, "--type", "PatientMoved"}, []int{2, 1}},
-		"an aggregate of another type": {[]string{"--aggregate", "Guest/" + sent[0].AggregateID, "--type", "PatientMoved"}, nil},
-		"correlation, oldest first":    {[]string{"--correlation", sent[0].CorrelationID}, []int{0, 1, 2, 3, 4}},
-		"correlation and aggregate":    {[]string{"--correlation", sent[0].CorrelationID, "--aggregate", patient}, []int{2, 1, 0}},
+		"an aggregate of another type": {[]string{"--aggregate", "Guest/" + s.sent[0].AggregateID, "--type", "PatientMoved"}, nil},
+		"correlation, oldest first":    {[]string{"--correlation", s.sent[0].CorrelationID}, []int{0, 1, 2, 3, 4}},
+		"correlation and aggregate":    {[]string{"--correlation", s.sent[0].CorrelationID, "--aggregate", patient}, []int{2, 1, 0}},
 		"since":                        {[]string{"--since", "1w"}, []int{4, 3, 2, 1}},
 		"since and until":              {[]string{"--since", "1d", "--until", "30m"}, []int{3, 2, 1}},
 		"limit and offset":             {[]string{"--limit", "2", "--offset", "1"}, []int{3, 2}},
@@ -79,12 +101,12 @@ func TestEventsOfAnyCombinationOfFilters(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			for _, reveal := range []string{"--reveal=true", "--reveal=false"} { // they are read in pages of other sizes
-				r := within(t, path, "", append([]string{"events", "-o", "json", reveal}, test.args...)...)
+				r := within(t, s.path, "", append([]string{"events", "-o", "json", reveal}, test.args...)...)
 				require.Equal(t, exitOK, r.code, r.err)
 				var found []int
 				for _, e := range decodeLines[wire](t, r.out) {
-					for i := range sent {
-						if sent[i].EventID == e.EventID {
+					for i := range s.sent {
+						if s.sent[i].EventID == e.EventID {
 							found = append(found, i)
 						}
 					}
@@ -95,43 +117,41 @@ func TestEventsOfAnyCombinationOfFilters(t *testing.T) {
 	}
 }
 
-func TestAPageOfEventsContinues(t *testing.T) {
-	t.Parallel()
-	path, _, _, sent := filled(t)
-	first := within(t, path, "", "events", "--limit", "2", "-o", "json")
+func aPageContinues(t *testing.T, s filled) {
+	t.Helper()
+	first := within(t, s.path, "", "events", "--limit", "2", "-o", "json")
 	_, after, more := strings.Cut(strings.TrimSpace(first.err), "--after ")
 	require.True(t, more, first.err)
-	rest := decodeLines[wire](t, within(t, path, "", "events", "--after", after, "-o", "json").out)
+	rest := decodeLines[wire](t, within(t, s.path, "", "events", "--after", after, "-o", "json").out)
 	require.Len(t, rest, 3)
-	require.Equal(t, sent[2].EventID, rest[0].EventID)
-	require.Equal(t, exitUsage, within(t, path, "", "events", "--type", "PatientMoved", "--after", after).code, "another search")
+	require.Equal(t, s.sent[2].EventID, rest[0].EventID)
+	require.Equal(t, exitUsage, within(t, s.path, "", "events", "--type", "PatientMoved", "--after", after).code, "another search")
 }
 
 // No command prints event_data or metadata unless it is asked to.
 func TestEventDataIsPrintedOnlyIfRevealed(t *testing.T) {
 	t.Parallel()
-	path, _, other, sent := filled(t)
-	line := registration(other.String(), `{"name":"Ana"}`, `,"metadata":{"room":"Ben"}`)
+	s := newFilled(t)
+	line := registration(s.tenant.String(), `{"name":"Ana"}`, `,"metadata":{"room":"Ben"}`)
 	for _, command := range [][]string{
-		{"events"}, {"events", "--aggregate", "Patient/" + sent[0].AggregateID}, {"append"},
+		{"events"}, {"events", "--aggregate", "Patient/" + s.sent[0].AggregateID}, {"append"},
 	} {
-		for _, output := range []string{"table", "wide", "json"} {
+		for _, output := range []string{"table", "json"} {
 			args := append(command, "-o", output) //nolint:gocritic // a new slice
-			masked := within(t, path, line, args...)
+			masked := within(t, s.path, line, args...)
 			require.Equal(t, exitOK, masked.code, masked.err)
 			require.Contains(t, masked.out, "Patient")
 			require.NotRegexp(t, "Ana|Ben", masked.out+masked.err, args)
-			require.Regexp(t, "Ana.*Ben", within(t, path, line, append(args, "--reveal")...).out, args)
+			require.Regexp(t, "Ana.*Ben", within(t, s.path, line, append(args, "--reveal")...).out, args)
 		}
 	}
-	exported := within(t, path, "", "events", "--aggregate", "Patient/"+sent[0].AggregateID, "-o", "json", "--reveal")
+	exported := within(t, s.path, "", "events", "--aggregate", "Patient/"+s.sent[0].AggregateID, "-o", "json", "--reveal")
 	imported := within(t, filepath.Join(t.TempDir(), "copy.db"), exported.out, "append", "-o", "json", "--reveal")
 	require.Equal(t, exported.out, imported.out, "append reads what events --reveal prints")
 }
 
-func TestNearNamesAreOffered(t *testing.T) {
-	t.Parallel()
-	path, _, _, sent := filled(t)
+func nearNamesAreOffered(t *testing.T, s filled) {
+	t.Helper()
 	for name, test := range map[string]struct {
 		args []string
 		code int
@@ -146,13 +166,13 @@ func TestNearNamesAreOffered(t *testing.T) {
 		"beginning of a type":   {[]string{"events", "--type", "patientmov"}, exitOK, "did you mean --type PatientMoved?"},
 		"no near type":          {[]string{"events", "--type", "Invoice"}, exitOK, "no events\n"},
 		"a type without events": {[]string{"events", "--type", "PatientMoved", "--until", "1w"}, exitOK, "no events\n"},
-		"aggregate":             {[]string{"events", "--aggregate", "Patinet/" + sent[0].AggregateID}, exitOK, "did you mean --aggregate Patient?"},
+		"aggregate":             {[]string{"events", "--aggregate", "Patinet/" + s.sent[0].AggregateID}, exitOK, "did you mean --aggregate Patient?"},
 		"type of letters":       {[]string{"dlq", "list", "--type", "PatientMovd"}, exitNotFound, "matches the filter; did you mean --type PatientMoved?"},
 		"handler":               {[]string{"dlq", "replay", "--all", "--to", "welcom-patient"}, exitUsage, "did you mean welcome-patient?"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			r := within(t, path, "", test.args...)
+			r := within(t, s.path, "", test.args...)
 			require.Equal(t, test.code, r.code, r.err)
 			require.Contains(t, r.err, test.want)
 			require.Equal(t, strings.Contains(test.want, "did you mean"), strings.Contains(r.err, "did you mean"), r.err)
@@ -167,9 +187,8 @@ func TestHint(t *testing.T) {
 	require.Empty(t, known.hint("T", "", "welcome-patient", ""))
 }
 
-func TestNamesAreCompleted(t *testing.T) {
-	t.Parallel()
-	path, _, _, _ := filled(t)
+func namesAreCompleted(t *testing.T, s filled) {
+	t.Helper()
 	for name, test := range map[string]struct {
 		args []string
 		want []string
@@ -184,7 +203,7 @@ func TestNamesAreCompleted(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			args := append([]string{cobra.ShellCompRequestCmd, "--database-url=", "--rabbitmq-url=", "--sqlite-path=" + path}, test.args...)
+			args := append([]string{cobra.ShellCompRequestCmd, "--database-url=", "--rabbitmq-url=", "--sqlite-path=" + s.path}, test.args...)
 			var out, errOut bytes.Buffer
 			require.Equal(t, exitOK, execute(t.Context(), newRoot(clinic.Register), args, nil, &out, &errOut), errOut.String())
 			for _, want := range test.want {
@@ -216,7 +235,7 @@ func TestExitCodes(t *testing.T) {
 
 func TestFilesThatCannotBeOpened(t *testing.T) {
 	t.Parallel()
-	path, _, _, _ := filled(t)
+	path := filepath.Join(t.TempDir(), "test.db")
 	for _, args := range [][]string{
 		{"append", "/nowhere/x"}, {"dlq", "import", "/nowhere/x"}, {"dlq", "edit", "x", "--patch", "/nowhere/x", "--reason", "r"},
 	} {
@@ -276,13 +295,12 @@ func TestHelpFits(t *testing.T) {
 	visit(newRoot(clinic.Register, Demo()))
 }
 
-func TestTheOutputFlagHasItsFormerName(t *testing.T) {
-	t.Parallel()
-	path, _, _, _ := filled(t)
-	want := within(t, path, "", "events", "-o", "json").out
+func formerOutputName(t *testing.T, s filled) {
+	t.Helper()
+	want := within(t, s.path, "", "events", "-o", "json").out
 	require.True(t, strings.HasPrefix(want, "{"))
 	for _, flag := range []string{"--output=json", "--format=json"} {
-		require.Equal(t, want, within(t, path, "", "events", flag).out, flag)
+		require.Equal(t, want, within(t, s.path, "", "events", flag).out, flag)
 	}
-	require.True(t, strings.HasPrefix(within(t, path, "", "trace", decodeLines[wire](t, want)[0].EventID, "-o", "wide").out, "correlation"))
+	require.True(t, strings.HasPrefix(within(t, s.path, "", "trace", decodeLines[wire](t, want)[0].EventID, "-o", "wide").out, "correlation"))
 }

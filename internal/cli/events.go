@@ -79,7 +79,7 @@ event_data and metadata are printed only with --reveal. With -o json --reveal th
 }
 
 // revealedPage is the number of events with their data that a search reads at once.
-const revealedPage = 8
+const revealedPage = 4
 
 // read yields the events of the filter, page by page, and returns the cursor behind the last one if there are more.
 func (f eventFilter) read(
