@@ -146,6 +146,11 @@ screenshots: ## Take the README's screenshots of the console, in a headless Chro
 	mkdir -p docs/screenshots
 	cp $(SCREENSHOTS:%=bin/screenshots/%.png) docs/screenshots/
 
+.PHONY: man
+man: ## Write man pages of all commands into bin/man
+	mkdir -p bin/man
+	$(GO) test -count=1 -run='^TestManPages$$' ./internal/cli -args -man=$(CURDIR)/bin/man
+
 .PHONY: tidy
 tidy: ## Bring go.mod and go.sum in line with the source
 	$(GO) mod tidy

@@ -34,7 +34,7 @@ func ExampleLoad() {
 	if err != nil {
 		panic(err)
 	}
-	if err := tree.WriteText(os.Stdout); err != nil {
+	if err := tree.WriteText(os.Stdout, 0); err != nil {
 		panic(err)
 	}
 	// Output:

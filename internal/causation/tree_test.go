@@ -214,7 +214,7 @@ func TestLoadIsBounded(t *testing.T) {
 	require.Len(t, tree.Nodes, causation.MaxEvents)
 	require.Equal(t, causation.MaxEvents-1, tree.Nodes[causation.MaxEvents-1].Depth)
 	var text, dot, object strings.Builder
-	require.NoError(t, tree.WriteText(&text))
+	require.NoError(t, tree.WriteText(&text, 0))
 	require.NoError(t, tree.WriteDOT(&dot))
 	require.NoError(t, tree.WriteJSON(&object))
 	for _, written := range []string{text.String(), dot.String(), object.String()} {

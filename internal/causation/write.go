@@ -8,21 +8,26 @@ import (
 	"slices"
 	"strings"
 	"time"
-	"unicode"
+	"unicode/utf8"
 
 	"github.com/google/uuid"
 
 	"github.com/healz/worker/internal/deadletter"
 	"github.com/healz/worker/internal/events"
 	"github.com/healz/worker/internal/rawjson"
+	"github.com/healz/worker/internal/text"
 )
 
 // maxIndent is the number of levels that are drawn. For deeper nodes these are the nearest levels.
 const maxIndent = 20
 
-// WriteText draws the tree for a terminal. The time of an event is relative to the first event. The time of a handler is
-// relative to the creation of its event; it may be negative if the clocks of the writer and of the database differ.
-func (t Tree) WriteText(w io.Writer) error {
+// timeWidth is the width of the times and the gap before the drawing.
+const timeWidth = 12
+
+// WriteText draws the tree for a terminal of a width: where an event is too wide, its aggregate is left out, and then its type
+// is cut. 0 is no limit. The time of an event is relative to the first event. The time of a handler is relative to the creation
+// of its event; it may be negative if the clocks of the writer and of the database differ.
+func (t Tree) WriteText(w io.Writer, width int) error {
 	out := bufio.NewWriter(w)
 	began := t.Began()
 	tenant, same := t.tenant()
@@ -32,7 +37,7 @@ func (t Tree) WriteText(w io.Writer) error {
 	}
 	fmt.Fprintf(out, "began        %s\n", began.UTC().Format("2006-01-02 15:04:05.000Z"))
 	fmt.Fprintf(out, "             %s in %s, %s\n",
-		count(len(t.Nodes), "event"), duration(t.Ended().Sub(began)), count(t.Failures(), "dead letter"))
+		text.Count(len(t.Nodes), "event"), duration(t.Ended().Sub(began)), text.Count(t.Failures(), "dead letter"))
 	if t.Truncated {
 		fmt.Fprintf(out, "             incomplete: these are the oldest events\n")
 	}
@@ -43,11 +48,24 @@ func (t Tree) WriteText(w io.Writer) error {
 			fmt.Fprintln(out)
 		}
 		e := n.Event
-		fmt.Fprintf(out, "%10s  %s%s  %s/%s v%d  %s\n", offset(e.CreatedAt, began), branch(more), visible(e.Type),
-			visible(e.AggregateType), e.AggregateID, e.AggregateVersion, e.ID)
+		what := fmt.Sprintf("%s  %s/%s v%d", text.Printable(e.Type), text.Printable(e.AggregateType), e.AggregateID, e.AggregateVersion)
+		if room := width - timeWidth - utf8.RuneCountInString(branch(more)) - len("  ") - len(e.ID.String()); width > 0 && utf8.RuneCountInString(what) > room {
+			what = text.Cut(text.Printable(e.Type), max(room, 8))
+		}
+		fmt.Fprintf(out, "%*s  %s%s  %s\n", timeWidth-2, offset(e.CreatedAt, began), branch(more), what, e.ID)
 		parent := i+1 < len(t.Nodes) && t.Nodes[i+1].Parent == i
-		for _, line := range n.details(!same) {
-			fmt.Fprintf(out, "%10s  %s%s\n", "", under(more, parent), line)
+		margin := under(more, parent)
+		for _, detail := range n.details(!same) {
+			lines := []string{detail}
+			if width > 0 {
+				lines = text.Wrap(detail, max(width-timeWidth-utf8.RuneCountInString(margin)-2, 20))
+			}
+			for i, line := range lines {
+				if i > 0 {
+					line = "  " + line
+				}
+				fmt.Fprintf(out, "%*s%s%s\n", timeWidth, "", margin, line)
+			}
 		}
 	}
 	return out.Flush()
@@ -70,22 +88,22 @@ func (n Node) details(withTenant bool) []string {
 		add("? it is not in the store")
 	}
 	for _, h := range n.Handled {
-		add("✓ %s after %s", visible(h.Handler), duration(h.At.Sub(n.Event.CreatedAt)))
+		add("✓ %s after %s", text.Printable(h.Handler), duration(h.At.Sub(n.Event.CreatedAt)))
 	}
 	for _, f := range n.Failures {
-		handler := visible(f.Handler)
+		handler := text.Printable(f.Handler)
 		if handler != "" {
 			handler += " "
 		}
-		what := count(f.Attempts, "attempt")
+		what := text.Count(f.Attempts, "attempt")
 		if f.Replays > 0 {
-			what += ", " + count(f.Replays, "replay")
+			what += ", " + text.Count(f.Replays, "replay")
 		}
 		mark, where := "✗", "dead letter"
 		if f.State != deadletter.Waiting {
 			mark, where = "–", string(f.State)+" letter"
 		}
-		add("%s %s(%s, %s %s): %s", mark, handler, what, where, visible(f.LetterID), visible(f.Reason))
+		add("%s %s(%s, %s %s): %s", mark, handler, what, where, text.Printable(f.LetterID), text.Printable(f.Reason))
 	}
 	return lines
 }
@@ -232,7 +250,7 @@ func (t Tree) WriteDOT(w io.Writer) error {
 	for i, n := range t.Nodes {
 		e := n.Event
 		label := []string{
-			visible(e.Type), fmt.Sprintf("%s/%s v%d", visible(e.AggregateType), e.AggregateID, e.AggregateVersion),
+			text.Printable(e.Type), fmt.Sprintf("%s/%s v%d", text.Printable(e.AggregateType), e.AggregateID, e.AggregateVersion),
 			e.ID.String(), offset(e.CreatedAt, began),
 		}
 		color := "black"
@@ -261,23 +279,6 @@ func quoted(lines []string) string {
 		b.WriteString(escape.Replace(line) + `\l`)
 	}
 	return `"` + b.String() + `"`
-}
-
-// visible replaces invisible characters and those that move a terminal's cursor.
-func visible(s string) string {
-	return strings.Map(func(r rune) rune {
-		if !unicode.IsPrint(r) {
-			return '·'
-		}
-		return r
-	}, s)
-}
-
-func count(n int, what string) string {
-	if n == 1 {
-		return "1 " + what
-	}
-	return fmt.Sprintf("%d %ss", n, what)
 }
 
 func offset(at, began time.Time) string {

@@ -5,6 +5,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
@@ -47,7 +48,7 @@ func named(text string) string {
 func TestWriteText(t *testing.T) {
 	t.Parallel()
 	var out strings.Builder
-	require.NoError(t, tree().WriteText(&out))
+	require.NoError(t, tree().WriteText(&out, 0))
 	require.Equal(t, `correlation  [chain]
 tenant       [tenant]
 began        2026-07-30 09:00:00.000Z
@@ -67,13 +68,30 @@ began        2026-07-30 09:00:00.000Z
 `, named(out.String()))
 }
 
+// In a narrow terminal no line is wider than that, and the ids and reasons are whole.
+func TestWriteTextFitsATerminal(t *testing.T) {
+	t.Parallel()
+	deep := tree()
+	deep.Nodes[2].Event.Type = strings.Repeat("Confirmed", 4)
+	var out strings.Builder
+	require.NoError(t, deep.WriteText(&out, 80))
+	for line := range strings.Lines(out.String()) {
+		require.LessOrEqual(t, utf8.RuneCountInString(strings.TrimSpace(line)), 80, line)
+	}
+	require.NotContains(t, out.String(), "Patient/")
+	require.Contains(t, named(out.String()), "  │  └─ ConfirmedConfirmedConfi…  [Confirmed]\n")
+	require.Contains(t, named(out.String()), `            │        ✗ confirm (3 attempts, 1 replay, dead letter 7): clinic
+            │          has no "hours"·at all
+`)
+}
+
 func TestWriteTextOfSeveralTenants(t *testing.T) {
 	t.Parallel()
 	mixed := tree()
 	mixed.Truncated = true
 	mixed.Nodes[2].Event.TenantID = uuid.Max
 	var out strings.Builder
-	require.NoError(t, mixed.WriteText(&out))
+	require.NoError(t, mixed.WriteText(&out, 0))
 	require.Contains(t, named(out.String()), "            │        tenant ffffffff-ffff-ffff-ffff-ffffffffffff\n")
 	require.Contains(t, named(out.String()), "            │  tenant [tenant]\n")
 	require.Contains(t, out.String(), "incomplete: these are the oldest events")
@@ -84,7 +102,7 @@ func TestWriteArchived(t *testing.T) {
 	archived := tree()
 	archived.Nodes[2].Failures[0].State = deadletter.Archived
 	var text, dot, object strings.Builder
-	require.NoError(t, archived.WriteText(&text))
+	require.NoError(t, archived.WriteText(&text, 0))
 	require.Contains(t, text.String(), "5 events in 2m0s, 0 dead letters\n")
 	require.Contains(t, text.String(), "– confirm (3 attempts, 1 replay, archived letter 7): clinic")
 	require.NoError(t, archived.WriteDOT(&dot))

@@ -17,7 +17,7 @@ func Demo() *cobra.Command {
 	f := runFlags{migrate: true, chaos: true, console: console.Access{Write: true}}
 	c := &cobra.Command{
 		Use:   "demo",
-		Short: "Run a worker on sample traffic in a temporary directory, with a guided tour",
+		Short: "Run a worker on sample traffic, with a guided tour",
 		Long: `demo runs a worker on the sample traffic of three clinics until it is stopped. It prints the address of the console, and
 guides through one failure: find out why an appointment failed, fix the cause, and replay it. With --once it runs a short
 script instead and ends: events are appended and handled, one is retried, one becomes a dead letter and is replayed. demo

@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/healz/worker/internal/deadletter"
+	"github.com/healz/worker/internal/text"
 	"github.com/healz/worker/internal/worker"
 )
 
@@ -45,17 +46,21 @@ func dlqPurge(s *worker.Settings) *cobra.Command {
 		Use:   "purge",
 		Short: "Delete all waiting dead letters, or old ones in a final state",
 		Long: `purge deletes all waiting dead letters. With --older-than it deletes instead the letters that were archived, discarded,
-edited or handled longer ago than that.`,
+edited or handled longer ago than that. It asks before that; without a terminal it needs --yes.`,
 		Example: `  worker dlq purge --yes
   worker dlq purge --older-than 90d --yes`,
 		Args: noArguments,
 	}
-	c.Flags().BoolVar(&yes, "yes", false, "confirm; this cannot be undone")
+	addYes(c, &yes)
 	addParsed(c, "older-than", "delete the letters that were archived, discarded, edited or handled longer than this `AGE` ago, "+
 		"like 90d or 36h, and no waiting ones", &olderThan, parseAge)
 	c.RunE = func(c *cobra.Command, _ []string) error {
-		if !yes {
-			return usageError{errors.New("purge deletes dead letters permanently: confirm with --yes")}
+		what := "delete all waiting dead letters for good"
+		if olderThan > 0 {
+			what = fmt.Sprintf("delete for good the dead letters that were decided more than %s ago", olderThan)
+		}
+		if err := confirm(c, yes, what); err != nil {
+			return err
 		}
 		return withDeadLetters(c, s, func(table *deadletter.Table) error {
 			n, err := purge(c.Context(), table, olderThan)
@@ -123,7 +128,7 @@ func noteQueued(c *cobra.Command, s *worker.Settings) {
 			strings.ReplaceAll(err.Error(), "\n", "; "))
 	case n > 0:
 		fmt.Fprintf(c.ErrOrStderr(), "%s in queue %s not ingested yet: `worker dlq ingest`, or a running worker that ingests, does that\n",
-			plural(n, "dead letter"), queue)
+			text.Count(n, "dead letter"), queue)
 	}
 }
 
@@ -143,7 +148,7 @@ func onChosen(
 	return withDeadLetters(c, s, func(table *deadletter.Table) error {
 		n, err := action(table, filter)
 		if err == nil && n == 0 && !filter.IsZero() {
-			return noneFound(filter)
+			return noneFound(c, s, filter)
 		}
 		fmt.Fprintf(w, "%s: %d\n", done, n)
 		return err

@@ -16,7 +16,7 @@ import (
 func dlqPutAside(s *worker.Settings, to deadletter.State, name, short, long string) *cobra.Command {
 	c := &cobra.Command{
 		Use: name + " [ID]... --reason WHY", Short: short, Long: long,
-		Example: "  worker dlq " + name + " --group 3f9a12c4 --reason 'CLINIC-512: sent twice by the old portal'",
+		Example: "  worker dlq " + name + " --group 3f9a12c4 --reason 'CLINIC-512: sent twice'",
 	}
 	d := addDecision(c)
 	chosen := addChoice(c, "failure")
@@ -58,7 +58,9 @@ and letters that were handled by a replay.`,
 			return err
 		}
 		return withDeadLetters(c, s, func(table *deadletter.Table) error {
-			p := newPrinter(c.OutOrStdout(), *f, "ID", "ARCHIVED", "AS", "BY", "WHY", "TYPE", "HANDLER", "FAILURE")
+			p := newPrinter(c, *f, column{name: "ID"}, column{name: "ARCHIVED"}, column{name: "AS", spare: 4}, column{name: "BY", least: 12},
+				column{name: "WHY", least: 20}, column{name: "TYPE", least: 16, spare: 2}, column{name: "HANDLER", least: 12, spare: 3},
+				column{name: "FAILURE", least: 20, spare: 1})
 			return printAll(p, table.List(c.Context(), filter), printArchived)
 		})
 	}
@@ -104,8 +106,8 @@ func dlqExport(s *worker.Settings) *cobra.Command {
 		Use:   "export FILE",
 		Short: "Write dead letters to a file, as JSON lines",
 		Long: `export writes waiting dead letters to a new file, one line each, without any loss: all of them, or those that a filter
-selects. THE FILE CONTAINS PATIENT DATA: the bodies are in it. Only its owner can read it. import reads it. With - as FILE,
-export writes to standard output. If no letter matches, it leaves no file.`,
+selects. THE FILE CONTAINS PATIENT DATA: the bodies are in it, as import needs them. Only its owner can read it. With - as FILE,
+export writes to standard output, unless that is a terminal. If no letter matches, it leaves no file.`,
 		Args: oneFile,
 	}
 	chosen := addFilter(c, "reason")
@@ -114,6 +116,9 @@ export writes to standard output. If no letter matches, it leaves no file.`,
 		toStdout := args[0] == "-"
 		if toStdout && remove {
 			return usageError{errors.New("--remove needs a file: standard output cannot be synced to disk")}
+		}
+		if _, terminal := asTerminal(c.OutOrStdout()); toStdout && terminal {
+			return usageError{errors.New("an export contains patient data, and is not printed on a terminal: name a file, or redirect the output")}
 		}
 		report := c.OutOrStdout()
 		if toStdout {
@@ -142,7 +147,7 @@ func (unsynced) Sync() error { return nil }
 func exportTo(path string, export func(*os.File) (int, error)) (n int, err error) {
 	file, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
-		return 0, fmt.Errorf("export dead letters: %w", err)
+		return 0, usageError{fmt.Errorf("export dead letters: %w", err)}
 	}
 	n, err = export(file)
 	written, statErr := file.Stat()
@@ -166,12 +171,12 @@ It skips letters that are in the table already, in any state. To complete an int
 	}
 	c.Flags().BoolVar(&again, "again", false, "return letters to waiting that are archived, discarded, edited or handled in the table")
 	c.RunE = func(c *cobra.Command, args []string) error {
+		file, err := os.Open(args[0])
+		if err != nil {
+			return usageError{fmt.Errorf("import dead letters: %w", err)}
+		}
+		defer file.Close()
 		return withDeadLetters(c, s, func(table *deadletter.Table) error {
-			file, err := os.Open(args[0])
-			if err != nil {
-				return fmt.Errorf("import dead letters: %w", err)
-			}
-			defer file.Close()
 			counts, err := table.Import(c.Context(), file, again)
 			if err != nil {
 				return fmt.Errorf("%w (imported: %d)", err, counts.Imported)

@@ -99,7 +99,7 @@ func TestArchivedLettersComeBackAsTheyWere(t *testing.T) {
 
 		require.Equal(t, 2, p.run("", "dlq", "archive", "--all").code, "not without a reason")
 		require.Equal(t, 2, p.run("", "dlq", "archive", "--reason", "why").code, "not without a choice")
-		require.Equal(t, 1, p.run("", "dlq", "archive", uuid.NewString(), "--reason", "why").code)
+		require.Equal(t, exitNotFound, p.run("", "dlq", "archive", uuid.NewString(), "--reason", "why").code)
 		out := p.must("", "dlq", "archive", sent[0].EventID, sent[2].EventID, "--reason", "CLINIC-512", "--by", "ana")
 		require.Contains(t, out, "archived: 2")
 		require.Contains(t, p.must("", "dlq", "discard", sent[1].EventID, "--reason", "CLINIC-513"), "discarded: 1")
@@ -126,7 +126,7 @@ func TestArchivedLettersComeBackAsTheyWere(t *testing.T) {
 
 		require.Contains(t, p.must("", "dlq", "restore", "--all", "--by", "ben"), "restored: 2")
 		require.Contains(t, p.must("", "dlq", "restore", "--all"), "restored: 0")
-		require.Equal(t, 1, p.run("", "dlq", "restore", sent[0].EventID).code, "it waits")
+		require.Equal(t, exitNotFound, p.run("", "dlq", "restore", sent[0].EventID).code, "it waits")
 		require.Contains(t, p.must("", "dlq", "restore", sent[1].EventID), "restored: 1")
 		restored := p.wholeLetters()
 		require.Equal(t, before, withoutDecisions(restored))
@@ -156,7 +156,7 @@ func TestPurgeOlderThan(t *testing.T) {
 		require.Contains(t, p.must("", "dlq", "purge", "--older-than", "1us", "--yes"), "purged: 2")
 		require.Empty(t, p.must("", "dlq", "archived", "list", "--all"))
 		require.Equal(t, before[2:], p.wholeLetters())
-		require.Equal(t, 1, p.run("", "dlq", "restore", sent[0].EventID).code)
+		require.Equal(t, exitNotFound, p.run("", "dlq", "restore", sent[0].EventID).code)
 	})
 }
 
@@ -174,14 +174,14 @@ func TestExportedLettersAreImportedAsTheyWere(t *testing.T) {
 		info, err := os.Stat(file)
 		require.NoError(t, err)
 		require.Equal(t, os.FileMode(0o600), info.Mode())
-		require.Equal(t, 1, p.run("", "dlq", "export", file).code, "it does not write over a file")
+		require.Equal(t, exitUsage, p.run("", "dlq", "export", file).code, "it does not write over a file")
 		p.must("", "dlq", "purge", "--yes")
 
 		text, err := os.ReadFile(file)
 		require.NoError(t, err)
 		require.NoError(t, os.WriteFile(half, append(text[:len(text)-1:len(text)-1], "\n{\"id\":\"Kova\n"...), 0o600))
 		r := p.run("", "dlq", "import", half)
-		require.Equal(t, 1, r.code)
+		require.Equal(t, exitInvalid, r.code)
 		require.Contains(t, r.err, fmt.Sprintf("line %d: ", len(before)+1))
 		require.NotContains(t, r.err, "Kova")
 		require.Empty(t, p.wholeLetters(), "all or nothing")
@@ -223,7 +223,7 @@ func TestChoicesOfDeadLetters(t *testing.T) {
 			{"list"}, {"replay"}, {"try"}, {"archive", "--reason", "why"}, {"discard", "--reason", "why"}, {"restore"}, {"export", "-"},
 		} {
 			r := p.run("", append([]string{"dlq", args[0], "--group", "00000000"}, args[1:]...)...)
-			require.Equal(t, 1, r.code, args)
+			require.Equal(t, exitNotFound, r.code, args)
 			require.Contains(t, r.err, "no dead letter matches", args)
 			require.NotContains(t, r.out, "letter", args)
 		}
@@ -233,7 +233,7 @@ func TestChoicesOfDeadLetters(t *testing.T) {
 		require.Contains(t, r.err, fmt.Sprint("would be replayed: ", len(before)))
 
 		empty := filepath.Join(t.TempDir(), "empty.jsonl")
-		require.Equal(t, 1, p.run("", "dlq", "export", empty, "--group", "00000000").code)
+		require.Equal(t, exitNotFound, p.run("", "dlq", "export", empty, "--group", "00000000").code)
 		require.NoFileExists(t, empty)
 		require.Equal(t, 2, p.run("", "dlq", "export", "-", "--remove").code)
 		r = p.run("", "dlq", "export", "-")

@@ -35,7 +35,8 @@ contains the fingerprint of the original (edited_from). The event in the store, 
 
 While the editor is open, the event is in a file that only its owner can read, in a directory that is removed afterwards.`,
 		Example: `  worker dlq edit 01JD… --reason 'CLINIC-512: the name was missing'
-  echo '{"event_data":{"name":"Ana"}}' | worker dlq edit 01JD… --patch - --reason CLINIC-512`,
+  echo '{"event_data":{"name":"Ana"}}' | worker dlq edit 01JD… \
+    --patch - --reason CLINIC-512`,
 		Args: oneID,
 	}
 	d := addDecision(c)
@@ -55,7 +56,7 @@ While the editor is open, the event is in a file that only its owner can read, i
 				text, err = os.ReadFile(patch)
 			}
 			if err != nil {
-				return err
+				return usageError{err}
 			}
 			change = func(body []byte, _ func([]byte) error) ([]byte, error) { return deadletter.Patch(body, text) }
 		}

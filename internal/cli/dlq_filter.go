@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/healz/worker/internal/deadletter"
+	"github.com/healz/worker/internal/worker"
 )
 
 type filterFlags struct {
@@ -28,9 +29,7 @@ func addFilter(c *cobra.Command, reasonFlag string) *filterFlags {
 	addParsed(c, "tenant", "only letters of the tenant with this `ID`", &f.Tenant, parseUUID)
 	addParsed(c, "aggregate", "only letters of the aggregate with this `ID`", &f.Aggregate, parseUUID)
 	addParsed(c, "correlation", "only letters with this correlation `ID`", &f.Correlation, parseUUID)
-	addParsed(c, "since", "only letters whose last failure was at this `TIME` or later: RFC 3339, or a duration before now like 90m",
-		&f.Since, parseTime)
-	addParsed(c, "until", "only letters whose last failure was before this `TIME`", &f.Until, parseTime)
+	addTimes(c, "letters whose last failure was", &f.Since, &f.Until)
 	addParsed(c, reasonFlag, "only letters whose error text matches this regular `EXPRESSION`", &f.Reason, regexp.Compile)
 	flags.IntVar(&f.Limit, "limit", 0, "at most this number of letters, the oldest first; 0: no limit")
 	return f
@@ -58,10 +57,18 @@ func (f *filterFlags) filter(ids []string) (deadletter.Filter, error) {
 }
 
 // noneFound is the error of a filter that matches no letter: it may contain a typing error.
-func noneFound(f deadletter.Filter) error {
+func noneFound(c *cobra.Command, s *worker.Settings, f deadletter.Filter) error {
 	if len(f.IDs) > 0 {
-		return fmt.Errorf("no dead letter has the id %q, or its state does not allow this command (see `worker dlq show`)",
-			strings.Join(f.IDs, ", "))
+		return notFoundError{fmt.Errorf("no dead letter has the id %q, or its state does not allow this command (see `worker dlq show`)",
+			strings.Join(f.IDs, ", "))}
 	}
-	return errors.New("no dead letter matches the filter")
+	text := "no dead letter matches the filter"
+	err := withStore(c, s, s.OpenExisting, func(b worker.Backend) error {
+		known, err := namesIn(c.Context(), b)
+		if hint := known.hint(f.Type, "", f.Handler, f.Group); hint != "" {
+			text += "; " + hint
+		}
+		return err
+	})
+	return notFoundError{errors.Join(errors.New(text), err)}
 }

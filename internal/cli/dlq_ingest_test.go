@@ -39,7 +39,7 @@ func TestLettersStayInTheQueueUntilTheyAreIngested(t *testing.T) {
 			first := p.append(registration(uuid.NewString(), `{"name":""}`, "") + registration(uuid.NewString(), `{"name":""}`, ""))[0]
 			awaitQueued()
 			r := p.run("", "dlq", "show", first.EventID)
-			require.Equal(t, 1, r.code)
+			require.Equal(t, exitNotFound, r.code)
 			require.Contains(t, r.err, two)
 			r = p.run("", "dlq", "replay", "--all")
 			require.Equal(t, 0, r.code)

@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"cmp"
 	"fmt"
 	"slices"
 	"strconv"
@@ -12,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/healz/worker/internal/deadletter"
+	"github.com/healz/worker/internal/text"
 	"github.com/healz/worker/internal/worker"
 )
 
@@ -26,14 +26,14 @@ numbers and quoted words; the group with the latest failure comes first. With --
 --correlation it shows the letters instead, oldest first. --limit limits the rows: the first groups, each with the count of
 all its letters, or the oldest letters.
 
-It exits with 1 if a filter matches no letter.
+It exits with 4 if a filter matches no letter.
 
 On standard error it prints how many matching letters are being replayed and, with RabbitMQ, how many dead letters of the
 failed queue are not ingested into the table yet.`,
 		Example: `  worker dlq list
   worker dlq list --group 3f9a12c4
   worker dlq list --state replaying --letters
-  worker dlq list --letters --since 2h --format json`,
+  worker dlq list --letters --since 2h -o json`,
 		Args: noArguments,
 	}
 	f := addFormat(c)
@@ -66,7 +66,7 @@ failed queue are not ingested into the table yet.`,
 				}
 			}
 			if filter.Limit = 0; !found && !filter.IsZero() {
-				return noneFound(filter)
+				return noneFound(c, s, filter)
 			}
 			if !found {
 				fmt.Fprintln(c.ErrOrStderr(), "no dead letters")
@@ -104,7 +104,7 @@ func noteReplaying(c *cobra.Command, table *deadletter.Table, filter deadletter.
 		n += g.Count
 	}
 	if n > 0 {
-		fmt.Fprintf(c.ErrOrStderr(), "being replayed: %s (--state replaying)\n", plural(n, "dead letter"))
+		fmt.Fprintf(c.ErrOrStderr(), "being replayed: %s (--state replaying)\n", text.Count(n, "dead letter"))
 	}
 	return err
 }
@@ -115,15 +115,15 @@ func listLetters(c *cobra.Command, table *deadletter.Table, filter deadletter.Fi
 	return p.count > 0, err
 }
 
-const newestLength = 100
-
 // listGroups prints as many groups as the limit allows. The table ends with the totals of all groups.
 func listGroups(c *cobra.Command, table *deadletter.Table, filter deadletter.Filter, f format) (found bool, err error) {
 	groups, err := table.Groups(c.Context(), filter)
 	if err != nil || len(groups) == 0 {
 		return false, err
 	}
-	p := newPrinter(c.OutOrStdout(), f, "GROUP", "COUNT", "TENANTS", "HANDLER", "TYPE", "FIRST FAILED", "LAST FAILED", "NEWEST ERROR")
+	p := newPrinter(c, f, column{name: "GROUP"}, column{name: "COUNT"}, column{name: "TENANTS", spare: 2}, column{name: "HANDLER", least: 12},
+		column{name: "TYPE", least: 16, spare: 3}, column{name: "FIRST FAILED", spare: 1}, column{name: "LAST FAILED"},
+		column{name: "NEWEST ERROR", least: 20})
 	all := 0
 	for i, g := range groups {
 		all += g.Count
@@ -134,7 +134,7 @@ func listGroups(c *cobra.Command, table *deadletter.Table, filter deadletter.Fil
 			Group: g.ID, Count: g.Count, Tenants: g.Tenants, Handler: g.Handler, EventType: g.Type, Pattern: g.Pattern,
 			Newest: g.Newest, FirstFailed: g.FirstFailed, LastFailed: g.LastFailed, Replayed: g.Replayed,
 		}, g.ID, strconv.Itoa(g.Count), strconv.Itoa(len(g.Tenants)), orDash(g.Handler), orDash(g.Type),
-			localTime(g.FirstFailed), localTime(g.LastFailed), orDash(cutTo(g.Newest, newestLength)))
+			localTime(g.FirstFailed), localTime(g.LastFailed), orDash(g.Newest))
 		if err != nil {
 			return true, err
 		}
@@ -142,18 +142,9 @@ func listGroups(c *cobra.Command, table *deadletter.Table, filter deadletter.Fil
 	if err := p.flush(); err != nil || f == formatJSON {
 		return true, err
 	}
-	_, err = fmt.Fprintf(c.OutOrStdout(), "\n%s in %s. To list the letters of a group: worker dlq list --group %s\n",
-		plural(all, "dead letter"), plural(len(groups), "group"), groups[0].ID)
+	_, err = fmt.Fprintf(c.OutOrStdout(), "\n%s in %s\nTo list the letters of a group: worker dlq list --group %s\n",
+		text.Count(all, "dead letter"), text.Count(len(groups), "group"), groups[0].ID)
 	return true, err
-}
-
-func orDash(s string) string { return cmp.Or(s, "-") }
-
-func cutTo(s string, most int) string {
-	if r := []rune(s); len(r) > most {
-		return string(r[:most-1]) + "…"
-	}
-	return s
 }
 
 type groupLine struct {
@@ -202,7 +193,9 @@ func lineOf(l deadletter.Letter) letterLine {
 }
 
 func newLetterPrinter(c *cobra.Command, f format) *printer {
-	return newPrinter(c.OutOrStdout(), f, "ID", "STATE", "FAILED", "TYPE", "AGGREGATE", "HANDLER", "ATTEMPTS", "REPLAYS", "REASON")
+	return newPrinter(c, f, column{name: "ID"}, column{name: "STATE", spare: 5}, column{name: "FAILED"}, column{name: "TYPE", least: 16, spare: 4},
+		column{name: "AGGREGATE", spare: 1}, column{name: "HANDLER", least: 12}, column{name: "ATTEMPTS", spare: 3},
+		column{name: "REPLAYS", spare: 2}, column{name: "REASON", least: 20})
 }
 
 func printLetter(p *printer, l deadletter.Letter) error {

@@ -3,16 +3,15 @@ package cli
 import (
 	"fmt"
 	"io"
-	"os"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/google/uuid"
 	"github.com/spf13/cobra"
-	"golang.org/x/term"
 
 	"github.com/healz/worker/internal/deadletter"
+	"github.com/healz/worker/internal/text"
 	"github.com/healz/worker/internal/worker"
 )
 
@@ -32,8 +31,8 @@ Letters of one aggregate are published in the order of their versions, all other
 
 If a handler was renamed, --to NAME replays its letters to the handler NAME, and moves them to that handler.
 
-On a terminal it shows a progress bar, else a line of JSON per step. With RabbitMQ it prints on standard error how many
-dead letters of the failed queue are not ingested yet: these are not replayed.
+It prints the letters that fail again and, on a terminal, a progress bar; with -o json one object per step. With RabbitMQ it
+prints on standard error how many dead letters of the failed queue are not ingested yet: these are not replayed.
 
 It exits with 0 if all letters were published, even if some failed again, and with 1 if it ended early or could not publish
 some.`,
@@ -42,8 +41,7 @@ some.`,
   worker dlq replay --handler welcome-patient --to greet-patient
   worker dlq replay --group 3f9a12c4 --resume 01JD2Q3YQ4X3M4J5K6N7P8R9ST`,
 	}
-	f := addFormats(c, "", "progress output: table (progress bar on a terminal) or json (default: table on a terminal, else json)",
-		formatTable, formatJSON)
+	f := addFormat(c)
 	chosen := addChoice(c, "reason")
 	flags := c.Flags()
 	flags.StringSliceVar(&ids, "id", nil, "only the letter with this id or event id; the same as an ID argument")
@@ -52,7 +50,6 @@ some.`,
 	flags.IntVar(&o.Parallel, "parallel", deadletter.DefaultParallel, "at most this number of letters in flight")
 	flags.StringVar(&to, "to", string(deadletter.ToHandler),
 		"destination: the handler that failed (handler), all handlers that have not handled the event (bus), or the handler NAME")
-	complete(c, "to", string(deadletter.ToHandler), string(deadletter.ToBus))
 	flags.IntVar(&o.MaxFailures, "max-failures", 10, "end the replay when more letters than this fail again; -1: no limit")
 	flags.DurationVar(&o.Patience, "patience", 30*time.Second, "timeout for the next outcome")
 	flags.StringVar(&o.Resume, "resume", "", "id of an interrupted replay: continue it, and skip the letters that failed again in it")
@@ -62,7 +59,7 @@ some.`,
 			return err
 		}
 		if o.To, o.Handler, err = destination(to, s, all); err != nil {
-			return usageError{err}
+			return err
 		}
 		resumed := o.Resume != ""
 		if o, err = o.Check(); err != nil {
@@ -73,11 +70,11 @@ some.`,
 			last, err := replay(c, table, filter, o, *f)
 			switch {
 			case err == nil && last.Chosen == 0 && !resumed && !filter.IsZero():
-				return noneFound(filter)
+				return noneFound(c, s, filter)
 			case err != nil && last.ReplayID != "" && !o.DryRun:
 				err = fmt.Errorf("%w\nTo continue, run the same command with --resume %s", err, last.ReplayID)
 			case err == nil && (last.Kept > 0 || last.Sent < last.Chosen):
-				err = fmt.Errorf("%s could not be published, and stay unchanged", plural(last.Chosen-last.Sent, "letter"))
+				err = fmt.Errorf("%s could not be published, and stay unchanged", text.Count(last.Chosen-last.Sent, "letter"))
 			}
 			summarise(c.ErrOrStderr(), last, o)
 			return err
@@ -97,8 +94,8 @@ func destination(to string, s *worker.Settings, all registrations) (deadletter.D
 		to = own
 	}
 	if !slices.Contains(names, to) {
-		return "", "", fmt.Errorf("--to must be %s, %s or the name of a registered handler, and no handler has the name %q",
-			deadletter.ToHandler, deadletter.ToBus, to)
+		return "", "", meant(fmt.Sprintf("--to must be %s, %s or the name of a registered handler, and no handler has the name %q",
+			deadletter.ToHandler, deadletter.ToBus, to), "", to, names)
 	}
 	return deadletter.ToHandler, to, nil
 }
@@ -139,13 +136,11 @@ func summarise(w io.Writer, p deadletter.Progress, o deadletter.ReplayOptions) {
 // replayOutput returns how the steps of a replay are shown, and what ends the output.
 func replayOutput(c *cobra.Command, dryRun bool, f format) (show func(deadletter.Progress) error, end func()) {
 	w := c.OutOrStdout()
-	file, isFile := w.(*os.File)
-	terminal := isFile && term.IsTerminal(int(file.Fd()))
-	if f == formatJSON || f == "" && !terminal {
+	if f == formatJSON {
 		return func(p deadletter.Progress) error { return printJSON(w, stepOf(p)) }, func() {}
 	}
 	if dryRun {
-		letters := newLetterPrinter(c, formatTable)
+		letters := newLetterPrinter(c, f)
 		return func(p deadletter.Progress) error {
 			if p.Step != deadletter.Sent {
 				return nil
@@ -154,15 +149,7 @@ func replayOutput(c *cobra.Command, dryRun bool, f format) (show func(deadletter
 		}, func() { _ = letters.flush() } // standard output is closed
 	}
 	bar := &progressBar{w: w, began: time.Now()}
-	if terminal {
-		bar.width = func() int {
-			width, _, err := term.GetSize(int(file.Fd()))
-			if err != nil || width < 1 {
-				return 80
-			}
-			return width
-		}
-	}
+	_, bar.terminal = asTerminal(w)
 	return bar.step, bar.end
 }
 
@@ -207,31 +194,31 @@ func stepOf(p deadletter.Progress) stepLine {
 // progressBar prints the letters that fail again or cannot be published, that no worker leads, and, on a terminal, a progress bar.
 type progressBar struct {
 	w            io.Writer
-	width        func() int // nil: no terminal
+	terminal     bool
 	began, drawn time.Time
 }
 
 const redraw = 100 * time.Millisecond
 
 func (b *progressBar) step(p deadletter.Progress) (err error) {
-	text := ""
+	line := ""
 	switch p.Step {
 	case deadletter.FailedAgain:
-		text = fmt.Sprintf("%s failed again: %s", p.Letter.ID, p.Letter.Reason)
+		line = fmt.Sprintf("%s failed again: %s", p.Letter.ID, p.Letter.Reason)
 	case deadletter.Kept:
-		text = fmt.Sprintf("%s was not published: %s", p.Letter.ID, p.Problem)
+		line = fmt.Sprintf("%s was not published: %s", p.Letter.ID, p.Problem)
 	case deadletter.NoWorker:
-		text = fmt.Sprintf("waiting for a worker: %s", p.Problem)
+		line = fmt.Sprintf("waiting for a worker: %s", p.Problem)
 	case deadletter.Begun, deadletter.Done:
 	default:
 		if time.Since(b.drawn) < redraw {
 			return nil
 		}
 	}
-	if text != "" {
-		_, err = fmt.Fprintln(b.w, b.clear()+printable(text))
+	if line != "" {
+		_, err = fmt.Fprintln(b.w, b.clear()+text.Printable(line))
 	}
-	if err == nil && b.width != nil {
+	if err == nil && b.terminal {
 		_, err = fmt.Fprint(b.w, b.clear()+b.line(p))
 		b.drawn = time.Now()
 	}
@@ -259,7 +246,7 @@ func (b *progressBar) line(p deadletter.Progress) string {
 	if spent := time.Since(b.began).Seconds(); spent > 1 {
 		line += fmt.Sprintf("  %.0f/s", float64(over)/spent)
 	}
-	return cutTo(line, b.width())
+	return text.Cut(line, max(widthOf(b.w), minWidth))
 }
 
 // end keeps the last drawing on the terminal.

@@ -41,19 +41,19 @@ store. It prints body and headers only with --reveal.`,
 			if *f == formatJSON {
 				return printWholeLetter(c.OutOrStdout(), l, reveal)
 			}
-			if err := showLetter(c.OutOrStdout(), l, reveal); err != nil {
+			if err := showLetter(c, *f, l, reveal); err != nil {
 				return err
 			}
-			return showTrace(c, b, l)
+			return showTrace(c, b, l, *f)
 		})
 	}
 	return c
 }
 
 // showLetter prints a letter. What may be about a patient is printed only with reveal.
-func showLetter(w io.Writer, l deadletter.Letter, reveal bool) error {
-	e := l.Event
-	p := newPrinter(w, formatTable, "FIELD", "VALUE")
+func showLetter(c *cobra.Command, f format, l deadletter.Letter, reveal bool) error {
+	w, e := c.OutOrStdout(), l.Event
+	p := newPrinter(c, f, column{name: "FIELD"}, column{name: "VALUE", least: 20, wraps: true})
 	for _, row := range [][2]string{
 		{"id", l.ID},
 		{"state", string(l.State)},
@@ -88,7 +88,7 @@ func showLetter(w io.Writer, l deadletter.Letter, reveal bool) error {
 	if err := p.flush(); err != nil {
 		return err
 	}
-	if err := showHistory(w, l.History); err != nil {
+	if err := showHistory(c, f, l.History); err != nil {
 		return err
 	}
 	if !reveal {
@@ -139,12 +139,13 @@ func printWholeLetter(w io.Writer, l deadletter.Letter, reveal bool) error {
 	return printJSON(w, whole)
 }
 
-func showHistory(w io.Writer, h deadletter.History) error {
+func showHistory(c *cobra.Command, f format, h deadletter.History) error {
 	if len(h) == 0 {
 		return nil
 	}
-	fmt.Fprintln(w, "\nBefore its last failure:")
-	p := newPrinter(w, formatTable, "AT", "WHAT", "HANDLER", "ATTEMPTS", "WHY")
+	fmt.Fprintln(c.OutOrStdout(), "\nBefore its last failure:")
+	p := newPrinter(c, f, column{name: "AT"}, column{name: "WHAT"}, column{name: "HANDLER", least: 12}, column{name: "ATTEMPTS"},
+		column{name: "WHY", least: 20, wraps: true})
 	for _, i := range h {
 		what, attempts, why := string(i.Kind), "", i.Reason
 		switch i.Kind {
@@ -165,7 +166,7 @@ func showHistory(w io.Writer, h deadletter.History) error {
 }
 
 // showTrace prints the trace of a letter's event, if the store has it.
-func showTrace(c *cobra.Command, b worker.Backend, l deadletter.Letter) error {
+func showTrace(c *cobra.Command, b worker.Backend, l deadletter.Letter, f format) error {
 	if l.Event.CorrelationID == uuid.Nil {
 		return nil
 	}
@@ -173,7 +174,7 @@ func showTrace(c *cobra.Command, b worker.Backend, l deadletter.Letter) error {
 	switch {
 	case err == nil:
 		fmt.Fprintln(c.OutOrStdout(), "\nTrace:")
-		return tree.WriteText(c.OutOrStdout())
+		return tree.WriteText(c.OutOrStdout(), widthFor(c, f))
 	case c.Context().Err() == nil && !errors.Is(err, causation.ErrNotFound):
 		fmt.Fprintf(c.ErrOrStderr(), "worker: the trace cannot be read: %s\n", err)
 		return nil

@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/healz/worker/internal/handlers"
+	"github.com/healz/worker/internal/text"
 	"github.com/healz/worker/internal/worker"
 )
 
@@ -18,7 +19,7 @@ func dlqTry(s *worker.Settings, all registrations) *cobra.Command {
 	o := worker.TryOptions{}
 	c := &cobra.Command{
 		Use:   "try [ID]...",
-		Short: "Run the handlers of dead letters in transactions that are rolled back, and show which would pass",
+		Short: "Dry run: show which dead letters would be handled now",
 		Long: `try is a dry run: it runs the handlers of this program on the selected dead letters, or on all, in transactions that are
 rolled back. For each letter it prints whether a replay would pass, or fail and why. It changes nothing in the store. It
 runs each letter once, with the handler that failed.
@@ -32,7 +33,7 @@ takes milliseconds. After two seconds the transaction ends, with "cannot tell" f
 
 It exits with 0 if all would pass, with 1 if some would fail, and with 3 if none would fail and it cannot tell for some.`,
 		Example: `  worker dlq try --group 3f9a12c4
-  worker dlq try --type PatientRegistered --since 2h --format json`,
+  worker dlq try --type PatientRegistered --since 2h -o json`,
 	}
 	f := addFormat(c)
 	chosen := addFilter(c, "reason")
@@ -49,21 +50,26 @@ It exits with 0 if all would pass, with 1 if some would fail, and with 3 if none
 		o.Logger = stderrLogger(c)
 		o.Register = all
 		counts := make(map[handlers.Verdict]int)
-		p := newPrinter(c.OutOrStdout(), *f, "VERDICT", "ID", "TYPE", "HANDLER", "WHY")
+		p := newPrinter(c, *f, column{name: "VERDICT"}, column{name: "ID"}, column{name: "TYPE", least: 16, spare: 1},
+			column{name: "HANDLER", least: 12})
 		err = printAll(p, s.TryDeadLetters(c.Context(), filter, o), func(p *printer, o handlers.Outcome) error {
 			counts[o.Verdict]++
-			return p.print(struct {
+			err := p.print(struct {
 				letterLine
 
 				Verdict handlers.Verdict `json:"verdict"`
 				Why     string           `json:"verdict_reason,omitempty"`
-			}{lineOf(o.Letter), o.Verdict, o.Reason}, string(o.Verdict), o.Letter.ID, o.Letter.Type, o.Letter.Handler, o.Reason)
+			}{lineOf(o.Letter), o.Verdict, o.Reason}, string(o.Verdict), o.Letter.ID, o.Letter.Type, o.Letter.Handler)
+			if o.Reason != "" {
+				p.note(text.Wrap(text.Printable(o.Reason), p.wrap-noteIndent)...)
+			}
+			return err
 		})
 		if err != nil {
 			return err
 		}
 		if p.count == 0 && !filter.IsZero() {
-			return noneFound(filter)
+			return noneFound(c, s, filter)
 		}
 		return summariseTry(c.ErrOrStderr(), counts)
 	}

@@ -2,12 +2,13 @@ package cli
 
 import (
 	"fmt"
-	"io"
+	"strings"
 
 	"github.com/spf13/cobra"
 
 	"github.com/healz/worker/internal/doctor"
 	"github.com/healz/worker/internal/handlers"
+	"github.com/healz/worker/internal/text"
 	"github.com/healz/worker/internal/worker"
 )
 
@@ -35,13 +36,12 @@ It exits with 0 if everything is ok or unknown, with 1 if there are warnings, an
 	addAttempts(flags, &s.Tuning)
 	flags.DurationSliceVar(&s.AMQP.RetryLater, "retry-later", nil, "the setting of the workers, like 10s,1m,10m")
 	c.RunE = func(c *cobra.Command, _ []string) error {
-		out := c.OutOrStdout()
 		s.AMQP.Types = worker.EventTypes(s.Registry(all))
 		worst := doctor.OK
 		checks := append(doctor.Checks(*s, handlers.Most(all.registry())), doctor.WorkerCheck(httpAddr))
 		for finding := range doctor.Examine(c.Context(), checks, doctor.Timeout) {
 			worst = doctor.Worst(worst, finding.Status)
-			if err := printFinding(out, *f, finding); err != nil {
+			if err := printFinding(c, *f, finding); err != nil {
 				return err
 			}
 		}
@@ -61,13 +61,19 @@ It exits with 0 if everything is ok or unknown, with 1 if there are warnings, an
 }
 
 // printFinding prints a finding without buffering, as the next check may take long.
-func printFinding(w io.Writer, f format, finding doctor.Finding) error {
+func printFinding(c *cobra.Command, f format, finding doctor.Finding) error {
+	w := c.OutOrStdout()
 	if f == formatJSON {
 		return printJSON(w, finding)
 	}
-	_, err := fmt.Fprintf(w, "%-8s  %-18s %s\n", finding.Status, finding.Check, printable(finding.What))
-	if err == nil && finding.Advice != "" {
-		_, err = fmt.Fprintf(w, "%-8s  %-18s → %s\n", "", "", printable(finding.Advice))
+	const indent = 8 + gap + 18 + 1
+	width := widthFor(c, f) - indent // below 1 is no limit
+	status := paintFor(c, w).in(styleOf(string(finding.Status)), fmt.Sprintf("%-8s", finding.Status))
+	lines := fmt.Sprintf("%s  %-18s %s", status, finding.Check, strings.Join(text.Wrap(text.Printable(finding.What), width), "\n"+strings.Repeat(" ", indent)))
+	if finding.Advice != "" {
+		advice := text.Wrap(text.Printable(finding.Advice), width-2)
+		lines += "\n" + strings.Repeat(" ", indent) + "→ " + strings.Join(advice, "\n"+strings.Repeat(" ", indent+2))
 	}
+	_, err := fmt.Fprintln(w, lines)
 	return err
 }

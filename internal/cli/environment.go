@@ -7,6 +7,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+
+	"github.com/healz/worker/internal/text"
 )
 
 // variable returns the environment variable of a flag of c. Three variables have names that all services share. The
@@ -17,7 +19,7 @@ func variable(c *cobra.Command, f *pflag.Flag) string {
 	switch {
 	case name == "DATABASE_URL" || name == "RABBITMQ_URL" || name == "HTTP_ADDR":
 		return name
-	case c.LocalNonPersistentFlags().Lookup(f.Name) != nil && c.Name() != "run" && c.Name() != "doctor" && f.Name != "format":
+	case c.LocalNonPersistentFlags().Lookup(f.Name) != nil && c.Name() != "run" && c.Name() != "doctor" && f.Name != outputFlag:
 		_, path, _ := strings.Cut(c.CommandPath(), " ")
 		return "WORKER_" + upper(path) + "_" + name
 	default:
@@ -34,6 +36,9 @@ func fromEnvironment(c *cobra.Command, flags *pflag.FlagSet) error {
 	var failed error
 	flags.VisitAll(func(f *pflag.Flag) {
 		value := os.Getenv(variable(c, f))
+		if f.Name == outputFlag && value == "" {
+			value = os.Getenv("WORKER_" + upper(formerOutputFlag))
+		}
 		if f.Changed || strings.TrimSpace(value) == "" || f.Name == "help" || f.Name == "version" || failed != nil {
 			return
 		}
@@ -44,8 +49,21 @@ func fromEnvironment(c *cobra.Command, flags *pflag.FlagSet) error {
 	return failed
 }
 
+// usageTemplate is cobra's template of the help, with lines of the default width, and with the global flags in short.
+func usageTemplate(root *cobra.Command) string {
+	var global []string
+	root.PersistentFlags().VisitAll(func(f *pflag.Flag) { global = append(global, "--"+f.Name) })
+	short := fmt.Sprintf("Global flags, explained by %q:\n  %s", root.Name()+" --help",
+		strings.Join(text.Wrap(strings.Join(global, " "), defaultWidth-2), "\n  "))
+	return strings.NewReplacer(
+		".LocalFlags.FlagUsages", fmt.Sprintf(".LocalFlags.FlagUsagesWrapped %d", defaultWidth),
+		"Global Flags:\n{{.InheritedFlags.FlagUsages | trimTrailingWhitespaces}}", short,
+	).Replace(root.UsageTemplate())
+}
+
 // finish adds the variable of each flag to its help, and turns off completion by file names where no FILE is taken.
 func finish(c *cobra.Command) {
+	c.Long = reflowed(c.Long, defaultWidth)
 	if !strings.Contains(c.Use, "FILE") {
 		c.ValidArgsFunction = cobra.NoFileCompletions
 	}

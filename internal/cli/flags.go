@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"bufio"
 	"errors"
 	"fmt"
 	"slices"
@@ -10,50 +11,79 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 )
 
 type format string
 
 const (
 	formatTable format = "table"
+	formatWide  format = "wide"
 	formatJSON  format = "json"
 	formatTree  format = "tree"
 	formatDOT   format = "dot"
 )
 
-func addFormat(c *cobra.Command) *format {
-	return addFormats(c, formatTable, "output format; json prints one object per line", formatTable, formatJSON)
+// outputFlag is the flag of the output format. It was named --format, which is the same flag still.
+const (
+	outputFlag       = "output"
+	formerOutputFlag = "format"
+)
+
+func renamedFlags(_ *pflag.FlagSet, name string) pflag.NormalizedName {
+	if name == formerOutputFlag {
+		name = outputFlag
+	}
+	return pflag.NormalizedName(name)
 }
 
-func addFormats(c *cobra.Command, f format, usage string, allowed ...format) *format {
-	names := make([]string, len(allowed))
-	for i, a := range allowed {
-		names[i] = string(a)
+func addFormat(c *cobra.Command) *format {
+	return addFormats(c, "output format: a table that fits the terminal, all of it, or one JSON object per line", formatTable, formatWide, formatJSON)
+}
+
+// addFormats gives c the flag of its output format. The first one is the default.
+func addFormats(c *cobra.Command, usage string, allowed ...format) *format {
+	f := allowed[0]
+	value := newChoice(&f, allowed...)
+	if f == formatTree { // WORKER_OUTPUT is one variable for all commands
+		value.also = map[format]format{formatTable: formatTree}
 	}
-	c.Flags().Var(&formatFlag{&f, allowed, strings.Join(names, "|")}, "format", usage)
-	complete(c, "format", names...)
+	c.Flags().VarP(value, outputFlag, "o", usage)
+	complete(c, outputFlag, value.names()...)
 	return &f
 }
 
-type formatFlag struct {
-	format  *format
-	allowed []format
-	names   string
+// choice is a flag whose value is one of several words.
+type choice[T ~string] struct {
+	value   *T
+	allowed []T
+	also    map[T]T // other names
 }
 
-func (f *formatFlag) String() string { return string(*f.format) }
-func (f *formatFlag) Type() string   { return f.names }
+func newChoice[T ~string](value *T, allowed ...T) *choice[T] {
+	return &choice[T]{value: value, allowed: allowed}
+}
 
-// Set accepts a table where the command prints a tree: WORKER_FORMAT is one variable for all commands.
-func (f *formatFlag) Set(s string) error {
-	chosen := format(s)
-	if chosen == formatTable && f.allowed[0] == formatTree {
-		chosen = formatTree
+func (f *choice[T]) String() string { return string(*f.value) }
+func (f *choice[T]) Type() string   { return strings.Join(f.names(), "|") }
+
+func (f *choice[T]) names() []string {
+	names := make([]string, len(f.allowed))
+	for i, a := range f.allowed {
+		names[i] = string(a)
+	}
+	return names
+}
+
+func (f *choice[T]) Set(text string) error {
+	chosen := T(text)
+	if other, found := f.also[chosen]; found {
+		chosen = other
 	}
 	if !slices.Contains(f.allowed, chosen) {
-		return fmt.Errorf("must be %s, not %q", strings.ReplaceAll(f.names, "|", " or "), s)
+		return fmt.Errorf("must be %s, not %q", strings.Join(f.names(), " or "), text)
 	}
-	*f.format = chosen
+	*f.value = chosen
 	return nil
 }
 
@@ -99,34 +129,84 @@ func parseAggregate(text string) (a aggregate, err error) {
 	return a, err
 }
 
-// parseTime parses a time, or a duration before now.
-func parseTime(text string) (time.Time, error) {
-	if ago, err := time.ParseDuration(text); err == nil {
-		return time.Now().Add(-ago), nil
-	}
-	at, err := time.Parse(time.RFC3339, text)
-	if err != nil {
-		return at, errors.New("must be an RFC 3339 time, or a duration before now like 90m")
-	}
-	return at, nil
+// addTimes gives c the flags --since and --until. what is selected by its time, as in "events created".
+func addTimes(c *cobra.Command, what string, since, until *time.Time) {
+	addSince(c, "only "+what+" at this `TIME` or later", since)
+	addParsed(c, "until", "only "+what+" before this `TIME`", until, parseTime)
 }
 
-// parseAge parses a positive duration, whose unit may also be d for days.
-func parseAge(text string) (time.Duration, error) {
-	const day, most = 24 * time.Hour, 100 * 365 // days
-	var age time.Duration
-	var err error
-	if days, isDays := strings.CutSuffix(text, "d"); isDays {
-		var n int
-		if n, err = strconv.Atoi(days); n > most {
-			err = strconv.ErrRange
-		}
-		age = time.Duration(n) * day
-	} else {
-		age, err = time.ParseDuration(text)
+func addSince(c *cobra.Command, usage string, since *time.Time) {
+	addParsed(c, "since", usage+": how long ago, like 90m, 2h, 1d or 1w; a date; or an RFC 3339 time", since, parseTime)
+}
+
+// parseTime parses a time, a date (UTC), or a duration before now.
+func parseTime(text string) (time.Time, error) {
+	if ago, err := parseDuration(text); err == nil && ago >= 0 {
+		return time.Now().Add(-ago), nil
 	}
+	for _, layout := range []string{time.RFC3339, time.DateOnly} {
+		if at, err := time.Parse(layout, text); err == nil {
+			return at, nil
+		}
+	}
+	return time.Time{}, errors.New("must be how long ago, like 90m, 2h, 1d or 1w, a date like 2026-11-30, or an RFC 3339 time")
+}
+
+// parseAge parses a positive duration.
+func parseAge(text string) (time.Duration, error) {
+	age, err := parseDuration(text)
 	if err != nil || age <= 0 {
 		return 0, errors.New("must be a positive duration like 90d or 36h")
 	}
 	return age, nil
+}
+
+// parseDuration parses a duration that may begin with weeks and days, as in 1w, 90d or 1d12h.
+func parseDuration(text string) (time.Duration, error) {
+	const day, most = 24 * time.Hour, 100 * 365 // days
+	var days uint64
+	rest := text
+	for _, unit := range []struct {
+		name string
+		days uint64
+	}{{"w", 7}, {"d", 1}} {
+		number, after, found := strings.Cut(rest, unit.name)
+		if !found {
+			continue
+		}
+		n, err := strconv.ParseUint(number, 10, 16)
+		if err != nil {
+			return 0, err
+		}
+		days, rest = days+n*unit.days, after
+	}
+	if days > most {
+		return 0, strconv.ErrRange
+	}
+	if days > 0 && rest == "" {
+		rest = "0"
+	}
+	more, err := time.ParseDuration(rest)
+	return time.Duration(days)*day + more, err
+}
+
+func addYes(c *cobra.Command, yes *bool) {
+	c.Flags().BoolVar(yes, "yes", false, "do not ask")
+}
+
+// confirm asks on the terminal whether to do something, unless yes is set.
+func confirm(c *cobra.Command, yes bool, what string) error {
+	if yes {
+		return nil
+	}
+	in := c.InOrStdin()
+	if _, terminal := asTerminal(in); !terminal {
+		return usageError{fmt.Errorf("it would %s: confirm with --yes, as there is no terminal to ask on", what)}
+	}
+	fmt.Fprintf(c.ErrOrStderr(), "This will %s. Continue? [y/N] ", what)
+	answer, err := bufio.NewReader(in).ReadString('\n')
+	if err == nil && strings.EqualFold(strings.TrimSpace(answer), "y") {
+		return nil
+	}
+	return errors.New("nothing was done")
 }

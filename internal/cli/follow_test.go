@@ -89,7 +89,7 @@ func TestLiveDemo(t *testing.T) {
 	require.Contains(t, p.must("", "dlq", "show", letterID), "has no opening hours")
 	before := p.must("", "trace", correlation)
 	require.Regexp(t, `(?s)ClinicOpened.*WaitingListTransferred.*AppointmentRequested.*✗ book-appointment.*dead letter `+letterID, before)
-	opened := p.must("", "events", "--aggregate", d.await(`--aggregate (\S+)`)[0], "--format", "json")
+	opened := p.must("", "events", "--aggregate", d.await(`--aggregate (\S+)`)[0], "-o", "json", "--reveal")
 	require.Contains(t, opened, `"opening_hours":null`)
 
 	p.must(d.await(`echo '(.*)' \|`)[0], "append")
@@ -143,7 +143,7 @@ func TestTrace(t *testing.T) {
 		require.Contains(t, object, `"letter_id":"`+letter.ID+`"`)
 		p.must("", "dlq", "archive", letter.ID, "--reason", "sent twice")
 		require.Regexp(t, `– welcome-patient \(2 attempts, archived letter `+letter.ID+`\)`, p.must("", "trace", e.CorrelationID))
-		require.Equal(t, 1, p.run("", "trace", uuid.NewString()).code)
+		require.Equal(t, exitNotFound, p.run("", "trace", uuid.NewString()).code)
 		require.Equal(t, 2, p.run("", "trace", "Ana").code)
 		require.Equal(t, 2, p.run("", "trace", e.EventID, "--format", "svg").code)
 		require.Equal(t, 2, p.run("", "trace").code)
@@ -181,7 +181,7 @@ func TestTail(t *testing.T) {
 		w := p.start()
 		follow := p.awaitFollowUp(first, "WelcomeMessageRequested")
 		table.await("WelcomeMessageRequested +" + follow.EventID)
-		lines.await(`"correlation_id":"` + follow.CorrelationID + `".*"event_id":"` + follow.EventID + `".*"tenant_id":"` + tenant + `"`)
+		lines.await(`"event_id":"` + follow.EventID + `".*"tenant_id":"` + tenant + `".*"correlation_id":"` + follow.CorrelationID + `"`)
 		revealed.await(`Ana.*Ben`)
 		withData.await(`event_data .*Cleo`)
 		for _, f := range []*following{table, lines, revealed, withData} {
@@ -196,7 +196,7 @@ func TestTail(t *testing.T) {
 func TestTailCommandLine(t *testing.T) {
 	t.Parallel()
 	p := embedded(t)
-	require.Equal(t, 1, p.run("", "tail").code, "there is no database")
+	require.Equal(t, exitNotFound, p.run("", "tail").code, "there is no database")
 	for _, args := range [][]string{
 		{"--tenant", "Ana"}, {"--correlation", "Ana"}, {"--aggregate", "Patient/Ana"}, {"--since", "-1s"}, {"--since", "soon"}, {"more"},
 	} {

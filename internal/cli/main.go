@@ -10,23 +10,40 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/healz/worker/internal/bus/amqp"
+	"github.com/healz/worker/internal/causation"
+	"github.com/healz/worker/internal/deadletter"
+	"github.com/healz/worker/internal/events"
 	"github.com/healz/worker/internal/handlers"
+	"github.com/healz/worker/internal/intake"
+	"github.com/healz/worker/internal/store"
 	"github.com/healz/worker/internal/worker"
 )
 
-// The exit codes.
+// The exit codes, one for each kind of mistake. docs/operations.md lists them.
 const (
-	exitOK     = 0
-	exitFailed = 1
-	exitUsage  = 2
+	exitOK = iota
+	// exitFailed is what is none of the others.
+	exitFailed
+	// exitUsage is a mistake in the command line or in a setting, or a file named there that cannot be opened.
+	exitUsage
 	// exitUnknown: `worker dlq try` cannot tell the outcome of some letters, and no other would fail.
-	exitUnknown = 3
+	exitUnknown
+	// exitNotFound: what the command line names does not exist.
+	exitNotFound
+	// exitConflict: another was first.
+	exitConflict
+	// exitUnavailable: the store or the broker cannot be reached or does not answer.
+	exitUnavailable
+	// exitInvalid: an event, a letter or a patch that was read is not valid.
+	exitInvalid
 )
 
 // registrations registers the handlers that the worker runs.
@@ -77,19 +94,42 @@ func execute(ctx context.Context, root *cobra.Command, args []string, in io.Read
 	if exit, ok := errors.AsType[exitError](err); ok {
 		return exit.code
 	}
-	advice := ""
-	_, usage := errors.AsType[usageError](err)
-	if usage {
+	code, advice := exitCode(err), ""
+	if code == exitUsage {
 		advice = fmt.Sprintf("Try `%s --help`.", command.CommandPath())
 	}
 	printError(errOut, command, err, advice)
-	if usage {
+	return code
+}
+
+// exitCode is the exit code of an error.
+func exitCode(err error) int {
+	wraps := func(targets ...error) bool {
+		return slices.ContainsFunc(targets, func(target error) bool { return errors.Is(err, target) })
+	}
+	switch {
+	case is[usageError](err), is[*store.QueryError](err):
 		return exitUsage
-	}
-	if errors.Is(err, errCannotTell) {
+	case wraps(errCannotTell):
 		return exitUnknown
+	case is[notFoundError](err), wraps(
+		deadletter.ErrNotFound, causation.ErrNotFound, store.ErrNoEvent, store.ErrNoSchema, worker.ErrNoDatabase):
+		return exitNotFound
+	case is[*store.DuplicateError](err), is[*store.GapError](err), wraps(
+		events.ErrConflict, deadletter.ErrChanged, deadletter.ErrExporting):
+		return exitConflict
+	case wraps(store.ErrUnavailable, store.ErrUnknownOutcome, amqp.ErrUnavailable):
+		return exitUnavailable
+	case is[*intake.LineError](err), is[*deadletter.LineError](err), is[*events.InvalidError](err), wraps(deadletter.ErrPatch):
+		return exitInvalid
+	default:
+		return exitFailed
 	}
-	return exitFailed
+}
+
+func is[T error](err error) bool {
+	_, found := errors.AsType[T](err)
+	return found
 }
 
 // printError prints the error of a command, as JSON if its log is JSON.
@@ -102,7 +142,7 @@ func printError(w io.Writer, c *cobra.Command, err error, advice string) {
 		slog.New(slog.NewJSONHandler(w, nil)).ErrorContext(c.Context(), "worker failed", attrs...)
 		return
 	}
-	fmt.Fprintf(w, "worker: %s\n", err)
+	fmt.Fprintf(w, "%s %s\n", paintFor(c, w).in(red, "worker:"), err)
 	if advice != "" {
 		fmt.Fprintln(w, advice)
 	}
@@ -121,13 +161,18 @@ each store works with each bus.`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		PersistentPreRunE: func(c *cobra.Command, _ []string) error {
+			if c.Name() == cobra.ShellCompRequestCmd {
+				return nil // the flags of the command that is completed are parsed later
+			}
 			err := fromEnvironment(c, c.Flags())
 			complement(&settings)
 			return err
 		},
 	})
 	root.SetVersionTemplate("{{.Version}}")
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	root.SetFlagErrorFunc(flagError)
+	root.SetGlobalNormalizationFunc(renamedFlags)
+	addColor(root)
 	flags := root.PersistentFlags()
 	addSecret(flags, &settings.DatabaseURL, "database-url", "Postgres database (postgres://…); empty: the SQLite file")
 	flags.StringVar(&settings.SQLitePath, "sqlite-path", "",
@@ -150,6 +195,8 @@ each store works with each bus.`,
 	)
 	root.AddCommand(more...)
 	finish(root)
+	root.SetUsageTemplate(usageTemplate(root))
+	completeNames(root, &settings, all)
 	return root
 }
 
@@ -173,12 +220,38 @@ func group(c *cobra.Command) *cobra.Command {
 	c.Args = cobra.ArbitraryArgs
 	c.RunE = func(c *cobra.Command, args []string) error {
 		if len(args) > 0 {
-			return usageError{fmt.Errorf("unknown command %q", strings.TrimPrefix(c.CommandPath()+" "+args[0], "worker "))}
+			return unknownCommand(c, args[0])
 		}
 		return c.Help()
 	}
 	return c
 }
+
+func unknownCommand(c *cobra.Command, name string) error {
+	path := strings.TrimPrefix(c.CommandPath()+" ", "worker ")
+	var known []string
+	for _, sub := range c.Commands() {
+		known = append(known, sub.Name())
+	}
+	return meant(fmt.Sprintf("unknown command %q", path+name), path, name, known)
+}
+
+// flagError is the usage error of a flag that cannot be parsed or does not exist, or of the unknown command before it.
+func flagError(c *cobra.Command, err error) error {
+	if args := c.Flags().Args(); c.HasSubCommands() && len(args) > 0 {
+		return unknownCommand(c, args[0])
+	}
+	unknown, isUnknown := errors.AsType[*pflag.NotExistError](err)
+	if !isUnknown {
+		return usageError{err}
+	}
+	var known []string
+	c.Flags().VisitAll(func(f *pflag.Flag) { known = append(known, f.Name) })
+	return meant(err.Error(), "--", unknown.GetSpecifiedName(), known)
+}
+
+// notFoundError is an error in a name or a filter: there is nothing that it fits.
+type notFoundError struct{ error }
 
 // usageError is an error in the command line or the settings.
 type usageError struct{ err error }

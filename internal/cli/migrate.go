@@ -26,9 +26,10 @@ func migrateCommand(s *worker.Settings, all registrations) *cobra.Command {
 
 func migrateUp(s *worker.Settings, all registrations) *cobra.Command {
 	return &cobra.Command{
-		Use: "up",
-		Short: "Apply missing migrations, the program's own (worker.Migrations) last; an existing events table of another service is " +
-			"adopted with its rows",
+		Use:   "up",
+		Short: "Apply missing migrations",
+		Long: `up applies the missing migrations, the program's own (worker.Migrations) last. An existing events table of another service is
+adopted with its rows.`,
 		Args: noArguments,
 		RunE: func(c *cobra.Command, _ []string) error {
 			return withStore(c, s, s.OpenStore, func(b worker.Backend) error {
@@ -44,29 +45,60 @@ func migrateUp(s *worker.Settings, all registrations) *cobra.Command {
 
 func migrateDown(s *worker.Settings, all registrations) *cobra.Command {
 	var of string
+	var yes bool
 	c := &cobra.Command{
 		Use:   "down",
-		Short: "Roll back the newest migration; refused if data of the worker would be lost",
-		Args:  noArguments,
+		Short: "Roll back the newest migration",
+		Long: `down rolls back the newest migration, and asks before that; without a terminal it needs --yes. It refuses to if data of the
+worker would be lost.`,
+		Args: noArguments,
 	}
+	addYes(c, &yes)
 	c.Flags().StringVar(&of, "of", "", "the NAME of the program's own migrations (worker.Migrations); empty: the worker's schema")
 	c.RunE = func(c *cobra.Command, _ []string) error {
-		down := worker.Backend.MigrateDown
+		down, status := worker.Backend.MigrateDown, worker.Backend.MigrationStatus
 		if of != "" {
 			sets := handlers.MigrationsOf(all.registry())
 			i := slices.IndexFunc(sets, func(set migrations.Set) bool { return set.Name == of })
 			if i < 0 {
-				return usageError{fmt.Errorf("--of: the program has no migrations of the name %q", of)}
+				var known []string
+				for _, set := range sets {
+					known = append(known, set.Name)
+				}
+				return meant(fmt.Sprintf("--of: the program has no migrations of the name %q", of), "", of, known)
 			}
 			down = func(b worker.Backend, ctx context.Context) error {
 				return b.WithMigrations(ctx, sets[i], func(ctx context.Context, m *migrations.Migrator) error { return m.Down(ctx) })
 			}
+			status = func(b worker.Backend, ctx context.Context) (list []migrations.Status, err error) {
+				err = b.WithMigrations(ctx, sets[i], func(ctx context.Context, m *migrations.Migrator) error {
+					list, err = m.Status(ctx)
+					return err
+				})
+				return list, err
+			}
 		}
 		return withStore(c, s, s.OpenExisting, func(b worker.Backend) error {
+			list, err := status(b, c.Context())
+			if err != nil {
+				return err
+			}
+			what := ""
+			for _, m := range list {
+				if !m.AppliedAt.IsZero() {
+					what = fmt.Sprintf("version %d (%s) of %s in %s", m.Version, m.Name, cmp.Or(of, "the schema"), s.StoreName())
+				}
+			}
+			if what == "" {
+				return errors.New("no version is applied")
+			}
+			if err := confirm(c, yes, "roll back "+what); err != nil {
+				return err
+			}
 			if err := down(b, c.Context()); err != nil {
 				return err
 			}
-			fmt.Fprintln(c.OutOrStdout(), "rolled back by one version")
+			fmt.Fprintln(c.OutOrStdout(), "rolled back "+what)
 			return nil
 		})
 	}
@@ -76,7 +108,7 @@ func migrateDown(s *worker.Settings, all registrations) *cobra.Command {
 func migrateStatus(s *worker.Settings, all registrations) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "status",
-		Short: "List the migrations and when they were applied, the program's own (worker.Migrations) last",
+		Short: "List the migrations and when they were applied",
 		Args:  noArguments,
 	}
 	f := addFormat(c)
@@ -93,7 +125,7 @@ func migrateStatus(s *worker.Settings, all registrations) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			p := newPrinter(c.OutOrStdout(), *f, "OF", "VERSION", "NAME", "APPLIED")
+			p := newPrinter(c, *f, column{name: "OF"}, column{name: "VERSION"}, column{name: "NAME", least: 20}, column{name: "APPLIED"})
 			for _, m := range list {
 				if err := p.print(m, cmp.Or(m.Of, "worker"), fmt.Sprint(m.Version), m.Name, localTime(m.AppliedAt)); err != nil {
 					return err
@@ -108,11 +140,9 @@ func migrateStatus(s *worker.Settings, all registrations) *cobra.Command {
 func migrateRestored(s *worker.Settings) *cobra.Command {
 	return &cobra.Command{
 		Use:   "restored",
-		Short: "Make a database usable that was restored from a dump of another Postgres cluster",
-		Long: `Make a database usable that was restored from a dump of another Postgres cluster.
-
-The events then have transaction ids of that cluster, by which the relay cannot read them in commit order. This command
-replaces them. The relay continues behind what it has published, with the events that were restored, and then with those
+		Short: "Make a database usable that was restored from a dump",
+		Long: `restored makes a database usable that was restored from a dump of another Postgres cluster. The events then have transaction
+ids of that cluster, by which the relay cannot read them in commit order. This command replaces them. The relay continues behind what it has published, with the events that were restored, and then with those
 that were appended since. It needs the owner of the tables. Readers and writers wait while it rewrites the events.
 It does nothing to a database that was not restored, or of which the ids are replaced already.`,
 		Args: noArguments,

@@ -57,11 +57,11 @@ func TestOddRowsAreShownAsTheyAre(t *testing.T) {
 	r := p.run("", "doctor")
 	require.Contains(t, r.out, fmt.Sprintf("%d events", want), r.err)
 	for _, by := range [][]string{{"--tenant", tenant}, {"--correlation", good.CorrelationID}} {
-		table := p.must("", append([]string{"events"}, by...)...)
+		table := p.must("", append([]string{"events", "-o", "wide"}, by...)...)
 		require.Equal(t, want, strings.Count(table, tenant), table)
 		require.Contains(t, table, "infinity")
 		require.NotContains(t, table, "\u202e")
-		require.Len(t, decodeLines[wire](t, p.must("", append([]string{"events", "--format", "json"}, by...)...)), want)
+		require.Len(t, decodeLines[wire](t, p.must("", append([]string{"events", "-o", "json", "--reveal"}, by...)...)), want)
 	}
 	require.Regexp(t, `began .* \+0ms  PatientRegistered .*`+good.EventID, strings.ReplaceAll(p.must("", "trace", good.CorrelationID), "\n", " "))
 	for _, f := range []string{"tree", "json", "dot"} {

@@ -1,15 +1,16 @@
 package cli
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 
 	"github.com/healz/worker/internal/events"
+	"github.com/healz/worker/internal/text"
 	"github.com/healz/worker/internal/watch"
 	"github.com/healz/worker/internal/worker"
 )
@@ -17,23 +18,21 @@ import (
 func tailCommand(s *worker.Settings) *cobra.Command {
 	var filter watch.Filter
 	var of aggregate
-	var since time.Duration
-	var reveal bool
 	c := &cobra.Command{
 		Use:   "tail",
-		Short: "Follow the events of the store as they are committed, until stopped",
+		Short: "Follow the events of the store as they are committed",
 		Long: `tail prints the events of the store as they are committed, in the order in which the relay publishes them, until it is
-stopped. It only reads, and continues after a restart of the store. An event must match all filters that are set. A line of
-the table has the time, the type, the event id (for worker trace), and the aggregate with its version; JSON has all other
-fields, too. event_data and metadata are printed only with --reveal.`,
+stopped. It only reads, and continues after a restart of the store. An event must match all filters that are set. A line has
+the time, the type, the event id (for worker trace) and, as far as the terminal is wide enough or with -o wide, the aggregate with
+its version; JSON has all other fields, too. event_data and metadata are printed only with --reveal.`,
 		Example: `  worker tail --type AppointmentScheduled --since 10m
-  worker tail --aggregate Patient/5f0c7a52-9b4e-4a35-8f0e-2f6d0f6b1c11 --format json --reveal`,
+  worker tail --aggregate Patient -o json --reveal`,
 		Args: noArguments,
 	}
 	f := addFormat(c)
-	flags := c.Flags()
+	reveal := addReveal(c)
 	addParsed(c, "tenant", "only events of the tenant with this `ID`", &filter.TenantID, parseUUID)
-	flags.StringVar(&filter.Type, "type", "", "only events of this type")
+	c.Flags().StringVar(&filter.Type, "type", "", "only events of this type")
 	addParsed(c, "aggregate", "only events of this aggregate, or of this type of aggregates: `TYPE[/ID]`", &of,
 		func(text string) (aggregate, error) {
 			if !strings.Contains(text, "/") {
@@ -42,17 +41,13 @@ fields, too. event_data and metadata are printed only with --reveal.`,
 			return parseAggregate(text)
 		})
 	addParsed(c, "correlation", "only events with this correlation `ID`", &filter.CorrelationID, events.ParseCorrelationID)
-	flags.DurationVar(&since, "since", 0, "start with the events created in this time before now; 0: only new events")
-	flags.BoolVar(&reveal, "reveal", false, "print event_data and metadata, too: they may be about a patient")
+	addSince(c, "start with the events created at this `TIME` or later, instead of with new ones", &filter.Since)
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		filter.AggregateType, filter.AggregateID = of.kind, of.id
-		if since < 0 {
-			return usageError{fmt.Errorf("--since must not be negative, but is %s", since)}
-		}
-		if since > 0 {
-			filter.Since = time.Now().Add(-since)
-		}
 		return withStore(c, s, s.OpenExisting, func(b worker.Backend) error {
+			if err := printHint(c, b, filter.Type, filter.AggregateType); err != nil {
+				return err
+			}
 			onUnavailable := func(err error) {
 				if err != nil {
 					fmt.Fprintf(c.ErrOrStderr(), "worker: waiting for the store: %s\n", err)
@@ -64,7 +59,7 @@ fields, too. event_data and metadata are printed only with --reveal.`,
 				if err != nil {
 					return err
 				}
-				if err := printFollowed(c.OutOrStdout(), *f, e, reveal); err != nil {
+				if err := printFollowed(c.OutOrStdout(), *f, e, *reveal); err != nil {
 					return err
 				}
 			}
@@ -76,35 +71,22 @@ fields, too. event_data and metadata are printed only with --reveal.`,
 
 // printFollowed prints one event without buffering.
 func printFollowed(w io.Writer, f format, e events.Event, reveal bool) error {
-	if f == formatJSON && reveal {
-		return printJSON(w, readable(e))
-	}
 	if f == formatJSON {
-		line, err := withoutData(e)
+		line, err := eventLine(e, reveal)
 		if err != nil {
 			return err
 		}
 		return printJSON(w, line)
 	}
-	_, err := fmt.Fprintf(w, "%s  %-24s  %s  %s/%s v%d\n", localTime(e.CreatedAt), printable(e.Type), e.ID,
-		printable(e.AggregateType), e.AggregateID, e.AggregateVersion)
+	at, kind := localTime(e.CreatedAt), text.Printable(e.Type)
+	of := fmt.Sprintf("  %s/%s v%d", text.Printable(e.AggregateType), e.AggregateID, e.AggregateVersion)
+	line := fmt.Sprintf("%s  %-24s  %s", at, kind, e.ID)
+	if width := widthOf(w); f != formatWide && width > 0 && utf8.RuneCountInString(line+of) > width {
+		line, of = fmt.Sprintf("%s  %-24s  %s", shortTime(at, time.Now()), text.Cut(kind, 24), e.ID), ""
+	}
+	_, err := fmt.Fprintln(w, line+of)
 	if err == nil && reveal {
-		_, err = fmt.Fprintf(w, "    event_data %s metadata %s\n", printable(string(e.Data)), printable(string(e.Metadata)))
+		_, err = fmt.Fprintf(w, "    %s\n", text.Printable(dataOf(e)))
 	}
 	return err
-}
-
-// withoutData returns the JSON of an event without the fields that may be about a patient.
-func withoutData(e events.Event) (map[string]json.RawMessage, error) {
-	e.Data, e.Metadata = json.RawMessage("null"), nil
-	body, err := json.Marshal(e)
-	var fields map[string]json.RawMessage
-	if err == nil {
-		err = json.Unmarshal(body, &fields)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("print event %s: %w", e.ID, err)
-	}
-	delete(fields, "event_data")
-	return fields, nil
 }

@@ -84,7 +84,7 @@ func TestTracesOverProcesses(t *testing.T) {
 	quiet.awaitFollowUp(e, "WelcomeMessageRequested")
 	w.stop()
 	require.Empty(t, silent.Spans())
-	require.NotContains(t, quiet.must("", "events", "--correlation", e.CorrelationID, "--format", "json"), "traceparent")
+	require.NotContains(t, quiet.must("", "events", "--correlation", e.CorrelationID, "-o", "json", "--reveal"), "traceparent")
 }
 
 func TestTraceSettingsAreChecked(t *testing.T) {

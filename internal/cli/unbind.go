@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/healz/worker/internal/bus/amqp"
+	"github.com/healz/worker/internal/text"
 	"github.com/healz/worker/internal/worker"
 )
 
@@ -36,7 +37,7 @@ version may still need them. Unbind a type when no worker of the service handles
 			if err := amqp.Unbind(c.Context(), s.AMQP, types); err != nil {
 				return err
 			}
-			_, err := fmt.Fprintf(c.ErrOrStderr(), "%s is not bound to %s\n", s.AMQP.Queue(), printable(strings.Join(types, ", ")))
+			_, err := fmt.Fprintf(c.ErrOrStderr(), "%s is not bound to %s\n", s.AMQP.Queue(), text.Printable(strings.Join(types, ", ")))
 			return err
 		},
 	}

@@ -118,6 +118,9 @@ func TestReleaseIsUpgradedAndRolledBack(t *testing.T) {
 					chain := p.chain(e.CorrelationID)
 					require.Len(t, chain, 2)
 					require.Equal(t, e, chain[0])
+					if p == present {
+						require.Contains(t, p.must("", "events", "--correlation", e.CorrelationID, "--reveal"), `event_data {"name"`)
+					}
 				}
 				letters := p.letters()
 				require.Len(t, letters, 1)
@@ -134,7 +137,7 @@ func TestReleaseIsUpgradedAndRolledBack(t *testing.T) {
 			requireKept(present)
 			require.Contains(t, present.run("", "doctor").out, "run `worker migrate up`")
 			r := present.run("", "run", "--migrate=false", "--http-addr", "127.0.0.1:0")
-			require.Equal(t, 1, r.code)
+			require.Equal(t, exitNotFound, r.code)
 			require.Contains(t, r.err, "run `worker migrate up`")
 			require.Equal(t, known, versions(present))
 			require.Eventually(t, func() bool { return running.ready() == http.StatusOK }, patience, tick)
@@ -150,7 +153,7 @@ func TestReleaseIsUpgradedAndRolledBack(t *testing.T) {
 			running.stop()
 
 			for versions(present) > known {
-				present.must("", "migrate", "down")
+				present.must("", "migrate", "down", "--yes")
 			}
 			running = released.start()
 			handled(released)
@@ -185,7 +188,7 @@ func TestAppendMakesAFileAndDoesNotMigrate(t *testing.T) {
 	p := embedded(t)
 	p.append(registration(uuid.NewString(), `{"name":"Ana"}`, ""))
 	all := versions(p)
-	p.must("", "migrate", "down")
+	p.must("", "migrate", "down", "--yes")
 	p.append(registration(uuid.NewString(), `{"name":"Ana"}`, ""))
 	require.Equal(t, all-1, versions(p))
 

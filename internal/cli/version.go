@@ -82,7 +82,7 @@ func (b build) String() string {
 func versionCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "version",
-		Short: "Print the version of the worker, of its schema, and of what it was built with",
+		Short: "Print the versions of the worker, of its schema and of Go",
 		Args:  noArguments,
 	}
 	f := addFormat(c)

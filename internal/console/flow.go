@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"math"
 	"time"
+
+	"github.com/healz/worker/internal/text"
 )
 
 // picture is a drawing of the pipeline from append to handlers.
@@ -66,7 +68,7 @@ func stations(s Status, r rates) [6]station {
 		list[5].State, list[5].Note = "warn", "cannot be read"
 	}
 	for i := range list {
-		list[i].Title, list[i].Note = list[i].Note, cut(list[i].Note, noteLength)
+		list[i].Title, list[i].Note = list[i].Note, text.Cut(list[i].Note, noteLength)
 	}
 	return list
 }
@@ -76,14 +78,6 @@ const lateSeconds = 30
 
 // noteLength is how many characters of a note fit in a box.
 const noteLength = 21
-
-// cut returns the text with at most n characters.
-func cut(text string, n int) string {
-	if runes := []rune(text); len(runes) > n {
-		return string(runes[:n-1]) + "…"
-	}
-	return text
-}
 
 func known(n float64) string {
 	if math.IsNaN(n) {

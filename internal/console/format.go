@@ -18,6 +18,7 @@ import (
 	"github.com/healz/worker/internal/deadletter"
 	"github.com/healz/worker/internal/events"
 	"github.com/healz/worker/internal/store"
+	"github.com/healz/worker/internal/text"
 )
 
 // parsePages parses a template per page, each with the common layout.
@@ -76,9 +77,9 @@ func title(word string) string { return strings.ToUpper(word[:1]) + word[1:] }
 func clock(t time.Time) string { return events.FormatTime(t, "15:04:05") }
 
 // visible returns text as it can be shown: an invisible character, or one that reverses the text after it, is a dot.
-func visible(text string) string {
-	shown := events.Printable(text)
-	if text != "" && strings.TrimSpace(shown) == "" {
+func visible(s string) string {
+	shown := text.Printable(s)
+	if s != "" && strings.TrimSpace(shown) == "" {
 		return "(blank)"
 	}
 	return shown

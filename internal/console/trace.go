@@ -11,6 +11,7 @@ import (
 
 	"github.com/healz/worker/internal/causation"
 	"github.com/healz/worker/internal/deadletter"
+	"github.com/healz/worker/internal/text"
 )
 
 // maxDrawn is how many events of a trace are shown.
@@ -160,7 +161,7 @@ func (e drawnEvent) label() {
 	if others := len(e.Spans) - 1; others > 0 {
 		e.Spans[last].Label += fmt.Sprintf(" +%d", others)
 	}
-	e.Spans[last].Label = cut(e.Spans[last].Label, max(minLabel, int(drawWidth-e.Spans[last].TextX)/noteWidth))
+	e.Spans[last].Label = text.Cut(e.Spans[last].Label, max(minLabel, int(drawWidth-e.Spans[last].TextX)/noteWidth))
 }
 
 type span struct {
@@ -201,7 +202,7 @@ func draw(t causation.Tree) drawing {
 			LabelX: 8 + indent*min(n.Depth, maxIndent), At: scale.x(n.Event.CreatedAt),
 			Offset: offset(n.Event.CreatedAt.Sub(scale.moments[0])), TextY: axisHeight + i*rowHeight + rowHeight/2 + 4,
 		}
-		row.Label = cut(visible(n.Event.Type), (labelWidth-row.LabelX-32)/charWidth)
+		row.Label = text.Cut(visible(n.Event.Type), (labelWidth-row.LabelX-32)/charWidth)
 		if n.Parent >= 0 {
 			cause := d.Rows[n.Parent]
 			row.From = fmt.Sprintf("M%.1f %dV%dQ%.1f %d %.1f %dH%.1f", cause.At, cause.Middle+7, row.Middle-8, cause.At, row.Middle,

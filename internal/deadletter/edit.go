@@ -19,6 +19,12 @@ import (
 // ErrUnchanged says that an edit has changed nothing, and so nothing was done.
 var ErrUnchanged = errors.New("nothing was changed")
 
+// ErrChanged says that another has changed the letter since it was read.
+var ErrChanged = errors.New("has changed meanwhile, and was not edited")
+
+// ErrPatch says that a patch cannot be applied.
+var ErrPatch = errors.New("the patch cannot be applied")
+
 // EditedLetter tells what an edit has done.
 type EditedLetter struct {
 	// LetterID names the letter, and OriginalID the row that has its original message.
@@ -80,7 +86,7 @@ func (t *Table) supersede(ctx context.Context, l Letter, body []byte, d Decision
 			"AND body = ?"+t.dialect.forUpdate(), []any{l.ID, l.Handler, l.Body},
 			func(rows *sql.Rows) error { return rows.Scan(&identity, &arrival, &last) })
 		if err == nil && (identity == "" || !last.Equal(l.LastFailed)) {
-			err = fmt.Errorf("dead letter %s has changed meanwhile, and was not edited", l.ID)
+			err = fmt.Errorf("dead letter %s %w", l.ID, ErrChanged)
 		}
 		if err != nil {
 			return err
@@ -153,22 +159,22 @@ func Patch(body, patch []byte) ([]byte, error) {
 	if !bytes.HasPrefix(bytes.TrimLeft(patch, " \t\r\n"), []byte("[")) {
 		patched, err := jsonpatch.MergePatch(body, patch)
 		if err != nil {
-			return nil, errors.New("the merge patch or the letter's body is not a JSON object")
+			return nil, fmt.Errorf("%w: the merge patch or the letter's body is not a JSON object", ErrPatch)
 		}
 		return patched, nil
 	}
 	operations, err := jsonpatch.DecodePatch(patch)
 	if err != nil {
-		return nil, errors.New("the patch is not a list of JSON Patch operations")
+		return nil, fmt.Errorf("%w: the patch is not a list of JSON Patch operations", ErrPatch)
 	}
 	patched, err := operations.Apply(body)
 	switch {
 	case errors.Is(err, jsonpatch.ErrTestFailed):
-		return nil, errors.New("a test of the patch does not hold")
+		return nil, fmt.Errorf("%w: a test of the patch does not hold", ErrPatch)
 	case errors.Is(err, jsonpatch.ErrMissing):
-		return nil, errors.New("a path of the patch is not there")
+		return nil, fmt.Errorf("%w: a path of the patch is not there", ErrPatch)
 	case err != nil:
-		return nil, errors.New("the patch does not fit the letter's body")
+		return nil, fmt.Errorf("%w: the patch does not fit the letter's body", ErrPatch)
 	}
 	return patched, nil
 }

@@ -107,7 +107,7 @@ is an appointment that was not booked. Find out why, in the console (%[1]s/dead-
 
 The clinic has no opening hours: they are missing in the event at the root of the tree.
 
-  bin/worker events --aggregate Clinic/%[6]s --format json
+  bin/worker events --aggregate Clinic/%[6]s -o json --reveal
 
 Set them, and replay the dead letter, here or in the console. The tree then ends with a reminder of the appointment:
 

@@ -33,6 +33,9 @@ import (
 // ErrNoBroker says that what was asked for needs RabbitMQ, and none is set.
 var ErrNoBroker = errors.New("this needs RabbitMQ: set RABBITMQ_URL or --rabbitmq-url")
 
+// ErrNoDatabase says that there is no SQLite file of that name.
+var ErrNoDatabase = errors.New("there is no database")
+
 // Settings say which store and which bus to use, and how. Either store goes with either bus.
 type Settings struct {
 	// DatabaseURL is the Postgres database; "" means the SQLite file, unless there is a Pool.
@@ -261,7 +264,7 @@ func (s Settings) OpenForAppend(ctx context.Context) (Backend, error) {
 func (s Settings) OpenExisting(ctx context.Context) (Backend, error) {
 	if s.Embedded() {
 		if _, err := os.Stat(s.SQLitePath); errors.Is(err, fs.ErrNotExist) {
-			return nil, fmt.Errorf("there is no database: %s (`worker run` and `worker append` make it)", s.StoreName())
+			return nil, fmt.Errorf("%w: %s (`worker run` and `worker append` make it)", ErrNoDatabase, s.StoreName())
 		}
 	}
 	return s.OpenStore(ctx)

@@ -49,7 +49,7 @@ func TestTheProgramOfTheReadme(t *testing.T) {
 			t.Parallel()
 			g := newGuide(t, settings(t)...)
 			g.read("README.md")
-			g.until("README.md", "go run . events --type WelcomeRequested --format json", `{…"name":…"Ana"…}`)
+			g.until("README.md", "go run . events --type WelcomeRequested -o json --reveal", `{…"name":…"Ana"…}`)
 			g.until("README.md", "go run . version", "worker   replaced by …\nprogram  example.org/billing (devel)\ngo…\nschema   Postgres…SQLite…")
 			g.stop()
 		})
