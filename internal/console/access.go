@@ -1,17 +1,13 @@
 package console
 
 import (
-	"crypto/rand"
 	"crypto/sha256"
 	"crypto/subtle"
 	"errors"
 	"fmt"
-	"maps"
 	"net"
 	"net/http"
 	"net/netip"
-	"sync"
-	"time"
 )
 
 // MinTokenLength is the minimum length of a token, in bytes.
@@ -109,46 +105,4 @@ func (a Access) roleOf(token string) role {
 func same(given, token string) bool {
 	a, b := sha256.Sum256([]byte(given)), sha256.Sum256([]byte(token))
 	return subtle.ConstantTimeCompare(a[:], b[:]) == 1 && token != ""
-}
-
-// sessionAge is the lifetime of a session.
-const sessionAge = 12 * time.Hour
-
-type session struct {
-	Role      role
-	Who       string
-	FormToken string // against cross-site requests
-	Expires   time.Time
-}
-
-// sessions are those of this process, by the secret in their cookie. The zero value is ready; it is safe for concurrent use.
-type sessions struct {
-	mu       sync.Mutex
-	bySecret map[string]session
-}
-
-// begin adds a session and returns its secret.
-func (l *sessions) begin(of role, who string, now time.Time) (secret string) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.bySecret == nil {
-		l.bySecret = map[string]session{}
-	}
-	maps.DeleteFunc(l.bySecret, func(_ string, s session) bool { return s.Expires.Before(now) })
-	secret = rand.Text()
-	l.bySecret[secret] = session{Role: of, Who: who, FormToken: rand.Text(), Expires: now.Add(sessionAge)}
-	return secret
-}
-
-func (l *sessions) get(secret string, now time.Time) (s session, valid bool) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	s = l.bySecret[secret]
-	return s, now.Before(s.Expires)
-}
-
-func (l *sessions) end(secret string) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	delete(l.bySecret, secret)
 }

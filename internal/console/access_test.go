@@ -1,6 +1,9 @@
 package console
 
 import (
+	"bytes"
+	"encoding/base64"
+	"fmt"
 	"net"
 	"net/netip"
 	"strings"
@@ -58,27 +61,72 @@ func TestRoles(t *testing.T) {
 	require.Equal(t, nobody, Access{WriteToken: "w"}.roleOf(""))
 }
 
-func TestSessionsExpire(t *testing.T) {
+func TestSessions(t *testing.T) {
 	t.Parallel()
-	var l sessions
+	access := Access{Token: "a-token-of-16-characters", WriteToken: "another-of-16-characters"}
+	open := func(a Access) *sessions {
+		l, err := newSessions(a)
+		require.NoError(t, err)
+		return l
+	}
+	l, restarted := open(access), open(access)
 	now := time.Now()
-	_, ok := l.get("", now)
-	require.False(t, ok, "there is none yet")
-	one, other := l.begin(reader, "Kim", now), l.begin(writer, "Ana", now.Add(time.Hour))
-	s, ok := l.get(one, now)
-	require.True(t, ok)
-	require.Equal(t, "Kim", s.Who)
-	require.Equal(t, reader, s.Role)
-	theirs, ok := l.get(other, now)
-	require.True(t, ok)
-	require.NotEqual(t, s.FormToken, theirs.FormToken)
-	_, ok = l.get(one, now.Add(sessionAge))
+	begin := func(of role, who string, at time.Time) string {
+		cookie, err := l.begin(of, who, at)
+		require.NoError(t, err)
+		return cookie
+	}
+	one, other := begin(reader, "Kim, \"the\" other.", now), begin(writer, "Ana", now.Add(time.Hour))
+	for name, of := range map[string]*sessions{"here": l, "after a restart, or at another worker": restarted} {
+		s, ok := of.get(one, now)
+		require.True(t, ok, name)
+		require.Equal(t, "Kim, \"the\" other.", s.Who)
+		require.Equal(t, reader, s.Role)
+		theirs, ok := of.get(other, now)
+		require.True(t, ok)
+		require.NotEqual(t, of.formToken(s), of.formToken(theirs))
+		require.Equal(t, l.formToken(s), of.formToken(s))
+		_, ok = of.get(one, now.Add(sessionAge))
+		require.False(t, ok)
+	}
+	for _, changed := range []Access{{Token: access.Token}, {Token: access.WriteToken, WriteToken: access.Token},
+		{Token: access.Token, WriteToken: access.WriteToken, Write: true}, {}} {
+		_, ok := open(changed).get(one, now)
+		require.False(t, ok, "other settings")
+	}
+	text, code, _ := strings.Cut(one, ".")
+	content, err := base64.RawURLEncoding.DecodeString(text)
+	require.NoError(t, err)
+	raised := base64.RawURLEncoding.EncodeToString(bytes.Replace(content, []byte("reader"), []byte("writer"), 1))
+	s, _ := l.get(one, now)
+	for _, forged := range []string{"", ".", text, text + ".", raised + "." + code, other[:len(other)-4] + "AAAA", text + "." + l.formToken(s)} {
+		_, ok := l.get(forged, now)
+		require.False(t, ok, forged)
+	}
+	l.end(other, now)
+	_, ok := l.get(other, now)
 	require.False(t, ok)
-	l.begin(reader, "Ben", now.Add(sessionAge+time.Minute))
-	require.Len(t, l.bySecret, 2, "what has expired is not kept")
-	l.end(other)
-	_, ok = l.get(other, now)
-	require.False(t, ok)
+	_, ok = l.get(one, now)
+	require.True(t, ok)
+	l.end("forged", now)
+	l.end(one, now)
+	require.Len(t, l.ended, 2)
+	l.end(begin(reader, "Ben", now.Add(2*sessionAge)), now.Add(2*sessionAge))
+	require.Len(t, l.ended, 1, "what has expired is not kept")
+}
+
+func TestStreamsAreBounded(t *testing.T) {
+	t.Parallel()
+	var s streams
+	for i := range maxLive {
+		require.True(t, s.open(fmt.Sprint(i/maxLiveOfOne)))
+	}
+	require.False(t, s.open("another"))
+	s.close("0")
+	require.False(t, s.open("1"), "it has as many as one may have")
+	require.True(t, s.open("another"))
+	s.close("another")
+	require.NotContains(t, s.by, "another")
 }
 
 func TestThrottle(t *testing.T) {

@@ -18,7 +18,6 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
-	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
@@ -81,12 +80,12 @@ type Console struct {
 	pages     map[string]*template.Template
 	assets    fs.FS
 	handler   http.Handler
-	sessions  sessions
+	sessions  *sessions
 	formToken string // of viewers without a session
 	throttle  throttle
 	flow      recorder
 	overviews chan overviewPage // contains the last one, except while a request renews it
-	live      atomic.Int64      // the number of streams
+	live      streams
 	jobs      jobs
 }
 
@@ -112,6 +111,9 @@ func New(ctx context.Context, config Config) (*Console, error) {
 	}
 	c.jobs.open(ctx)
 	var err error
+	if c.sessions, err = newSessions(config.Access); err != nil {
+		return nil, err
+	}
 	if c.pages, err = parsePages(); err != nil {
 		return nil, fmt.Errorf("parse the pages of the console: %w", err)
 	}

@@ -16,6 +16,7 @@ import (
 )
 
 const (
+	// sessionCookie is followed by the port: browsers send cookies to all ports of a host.
 	sessionCookie = "worker_console"
 	themeCookie   = "worker_console_theme"
 	formTokenName = "form_token"
@@ -145,10 +146,18 @@ func (c *Console) viewer(r *http.Request) viewer {
 	v := viewer{Theme: themeOf(r), Client: clientOf(r), FormToken: c.formToken}
 	if !c.access.needsLogin() {
 		v.Role, v.Who = c.access.anonymous(), "local user"
-	} else if s, ok := c.sessions.get(cookieOf(r, sessionCookie), time.Now()); ok {
-		v.Role, v.Who, v.FormToken, v.LoggedIn = s.Role, s.Who, s.FormToken, true
+	} else if s, ok := c.sessions.get(cookieOf(r, sessionCookieOf(r)), time.Now()); ok {
+		v.Role, v.Who, v.FormToken, v.LoggedIn = s.Role, s.Who, c.sessions.formToken(s), true
 	}
 	return v
+}
+
+// sessionCookieOf returns the name of the cookie for the port in the address of a request.
+func sessionCookieOf(r *http.Request) string {
+	if _, port, err := net.SplitHostPort(r.Host); err == nil {
+		return sessionCookie + "_" + port
+	}
+	return sessionCookie
 }
 
 // cookieOf returns the value of a cookie, "" if there is none.
@@ -203,7 +212,11 @@ func (c *Console) logIn(w http.ResponseWriter, r *http.Request) error {
 		return again(http.StatusUnauthorized, "The token is wrong.")
 	}
 	c.throttle.passed(v.Client)
-	setCookie(w, r, sessionCookie, c.sessions.begin(given, who, now), sessionAge)
+	cookie, err := c.sessions.begin(given, who, now)
+	if err != nil {
+		return err
+	}
+	setCookie(w, r, sessionCookieOf(r), cookie, sessionAge)
 	c.logger.InfoContext(r.Context(), "console: logged in", "who", who, "role", string(given), "client", v.Client.String())
 	return redirect(w, r, next)
 }
@@ -220,8 +233,9 @@ func cleanName(s string) string {
 }
 
 func (c *Console) logOut(w http.ResponseWriter, r *http.Request) error {
-	c.sessions.end(cookieOf(r, sessionCookie))
-	setCookie(w, r, sessionCookie, "", -1)
+	name := sessionCookieOf(r)
+	c.sessions.end(cookieOf(r, name), time.Now())
+	setCookie(w, r, name, "", -1)
 	return redirect(w, r, "/login")
 }
 
