@@ -78,7 +78,7 @@ type Console struct {
 	logger     *slog.Logger
 
 	pages     map[string]*template.Template
-	assets    fs.FS
+	assets    map[string]asset
 	handler   http.Handler
 	sessions  *sessions
 	formToken string // of viewers without a session
@@ -114,11 +114,15 @@ func New(ctx context.Context, config Config) (*Console, error) {
 	if c.sessions, err = newSessions(config.Access); err != nil {
 		return nil, err
 	}
-	if c.pages, err = parsePages(); err != nil {
-		return nil, fmt.Errorf("parse the pages of the console: %w", err)
-	}
-	if c.assets, err = fs.Sub(assetFiles, "assets"); err != nil {
+	files, err := fs.Sub(assetFiles, "assets")
+	if err != nil {
 		return nil, fmt.Errorf("open the assets of the console: %w", err)
+	}
+	if c.assets, err = readAssets(files); err != nil {
+		return nil, err
+	}
+	if c.pages, err = parsePages(c.assets); err != nil {
+		return nil, fmt.Errorf("parse the pages of the console: %w", err)
 	}
 	c.handler = c.guard(c.routes())
 	return c, nil
@@ -174,7 +178,7 @@ func (c *Console) routes() http.Handler {
 	}
 	mux.HandleFunc("GET /live/overview", c.page(c.liveOverview))
 	mux.HandleFunc("GET /live/replays/{id}", c.page(c.liveJob))
-	mux.Handle("GET /assets/", http.StripPrefix("/assets/", http.FileServerFS(c.assets)))
+	mux.HandleFunc("GET /assets/{name}", c.page(c.asset))
 	mux.HandleFunc("/", c.page(func(http.ResponseWriter, *http.Request) error {
 		return refusal{http.StatusNotFound, "This page does not exist."}
 	}))
@@ -260,8 +264,7 @@ func (c *Console) render(w http.ResponseWriter, r *http.Request, status int, nam
 		return nil
 	}
 	w.Header().Set("Content-Type", "text/html; charset=utf-8")
-	w.WriteHeader(status)
-	_, _ = out.WriteTo(w) // the client has disconnected
+	respond(w, r, status, out.Bytes())
 	return nil
 }
 

@@ -675,7 +675,7 @@ func TestAddressesThatAreWrong(t *testing.T) {
 	for path, want := range map[string]int{
 		"/events?type=%00": http.StatusBadRequest, "/events?type=%ff": http.StatusBadRequest, "/aggregates/a%00b/" + uuid.NewString(): http.StatusBadRequest,
 		"/events?tenant=" + uuid.Nil.String(): http.StatusBadRequest, "/traces/" + uuid.Nil.String(): http.StatusNotFound,
-		"/events?after=x": http.StatusBadRequest,
+		"/events?after=x": http.StatusBadRequest, "/assets/": http.StatusNotFound, "/assets/none.css": http.StatusNotFound,
 	} {
 		response, body := s.visitor().get(path)
 		require.Equal(t, want, response.StatusCode, path)

@@ -22,9 +22,9 @@ import (
 )
 
 // parsePages parses a template per page, each with the common layout.
-func parsePages() (map[string]*template.Template, error) {
+func parsePages(assets map[string]asset) (map[string]*template.Template, error) {
 	layout, err := template.New("layout").Funcs(template.FuncMap{
-		"link": link, "fields": appendFields, "hidden": func() []string { return []string{"group", "correlation"} }, "title": title, "ago": ago, "clock": clock, "visible": visible, "stamp": stamp, "machine": machine, "short": short, "took": took, "count": count, "rate": rate,
+		"link": link, "masked": masked, "asset": func(name string) string { return "/assets/" + name + "?v=" + assets[name].version }, "fields": appendFields, "hidden": func() []string { return []string{"group", "correlation"} }, "title": title, "ago": ago, "clock": clock, "visible": visible, "stamp": stamp, "machine": machine, "short": short, "took": took, "count": count, "rate": rate,
 		"aggregatePath": aggregatePath, "letterPath": letterPath, "query": url.QueryEscape, "plural": plural, "nonzero": func(id uuid.UUID) bool { return id != uuid.Nil },
 		"badge": badge, "waits": func(s deadletter.State) bool { return s == deadletter.Waiting }, "pretty": pretty, "since": func(from, to time.Time) string { return offset(to.Sub(from)) }, "dict": dict,
 	}).ParseFS(templateFiles, "templates/layout/*.html")

@@ -93,7 +93,7 @@ func (c *Console) check(w http.ResponseWriter, r *http.Request, v viewer, next h
 		return refusal{http.StatusUnauthorized, "You are not signed in, or your session has ended."}
 	}
 	if r.Method == http.MethodPost {
-		if !same(formToken(w, r), v.FormToken) {
+		if !same(unmasked(formToken(w, r)), v.FormToken) {
 			return refusal{http.StatusForbidden, "The form is from an earlier session. Go back, reload the page, and try again."}
 		}
 		if !isTextForm(r.PostForm) {
