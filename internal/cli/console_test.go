@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"html"
 	"io"
 	"net/http"
 	"net/url"
@@ -71,8 +72,14 @@ func TestConsoleReplaysDeadLetters(t *testing.T) {
 		status, page := w.get("/dead-letters/letter/" + url.PathEscape(letter.ID))
 		require.Equal(p.t, http.StatusOK, status)
 		require.Contains(p.t, page, "chaos: failure 1 of 1")
-		token := regexp.MustCompile(`name="form_token" value="([^"]+)"`).FindStringSubmatch(page)[1]
-		replay := w.post("/dead-letters/replay", url.Values{"form_token": {token}, "filter": {"id=" + url.QueryEscape(letter.ID)}})
+		_, page = w.get("/dead-letters/replay?id=" + url.QueryEscape(letter.ID))
+		form := url.Values{}
+		for _, name := range []string{"form_token", "filter", "count"} {
+			found := regexp.MustCompile(`name="` + name + `" value="([^"]+)"`).FindStringSubmatch(page)
+			require.Len(p.t, found, 2, page)
+			form.Set(name, html.UnescapeString(found[1]))
+		}
+		replay := w.post("/dead-letters/replay", form)
 		require.Regexp(p.t, "/replays/", replay)
 		require.Eventually(p.t, func() bool {
 			_, page = w.get(replay)

@@ -374,7 +374,7 @@ func TestAnAppendedEventReachesItsHandler(t *testing.T) {
 		require.Equal(t, e.CorrelationID, welcome.CorrelationID)
 		require.Equal(t, uuid.Version(5), uuid.MustParse(welcome.AggregateID).Version())
 
-		table := p.must("", "events", "--tenant", tenant)
+		table := p.must("", "events", "--tenant", tenant, "-o", "wide")
 		require.Contains(t, table, "WelcomeMessageRequested")
 		require.NotContains(t, table, "Ana", "the table leaves the data out")
 		require.Contains(t, p.must("", "events", "--aggregate", "Patient/"+e.AggregateID, "-o", "json", "--reveal"), "9007199254740993")
