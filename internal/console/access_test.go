@@ -89,8 +89,12 @@ func TestSessions(t *testing.T) {
 		_, ok = of.get(one, now.Add(sessionAge))
 		require.False(t, ok)
 	}
-	for _, changed := range []Access{{Token: access.Token}, {Token: access.WriteToken, WriteToken: access.Token},
-		{Token: access.Token, WriteToken: access.WriteToken, Write: true}, {}} {
+	for _, changed := range []Access{
+		{Token: access.Token},
+		{Token: access.WriteToken, WriteToken: access.Token},
+		{Token: access.Token, WriteToken: access.WriteToken, Write: true},
+		{},
+	} {
 		_, ok := open(changed).get(one, now)
 		require.False(t, ok, "other settings")
 	}

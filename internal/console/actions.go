@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/url"
 	"path"
@@ -30,8 +31,8 @@ const (
 	maxReason = 500
 	// chooseAll is the form field that selects all letters. An incomplete form does not select all letters.
 	chooseAll = "all"
-	// untilField is the form field that bounds the last failure of the letters.
-	untilField = "until"
+	// countedField is the form field that bounds the last failure to that of the letters that were counted.
+	countedField = "counted_until"
 )
 
 // Actions on letters, by the last part of their address.
@@ -65,7 +66,7 @@ func chosenIn(r *http.Request) (chosen, error) {
 		form = r.URL.Query()
 		form.Del("was")
 	}
-	known := append(letterFilters(), "id", untilField, chooseAll)
+	known := append(letterFilters(), "id", countedField, chooseAll)
 	for name := range form {
 		if !slices.Contains(known, name) {
 			err = errors.New("unknown condition")
@@ -90,10 +91,15 @@ func chosenIn(r *http.Request) (chosen, error) {
 		return chosen{}, refusal{http.StatusBadRequest, "Only letters that wait can be chosen."}
 	}
 	c := chosen{Filter: filter, form: form, Title: inWords(form)}
-	if text := r.PostFormValue("count"); text != "" {
-		c.count, err = strconv.Atoi(text)
-		c.confirmed = err == nil && !filter.Until.IsZero()
+	counted, err := time.Parse(time.RFC3339Nano, form.Get(countedField))
+	if err != nil {
+		return c, nil //nolint:nilerr // it was not confirmed
 	}
+	if filter.Until.IsZero() || counted.Before(filter.Until) {
+		c.Until = counted
+	}
+	c.count, err = strconv.Atoi(r.PostFormValue("count"))
+	c.confirmed = err == nil
 	return c, nil
 }
 
@@ -112,6 +118,8 @@ type confirmPage struct {
 	Was int
 	// State is the state of a single letter that does not wait.
 	State deadletter.State
+	// Back is the address of the list.
+	Back string
 }
 
 // confirm asks for confirmation, with the number of letters. The button selects at most these letters.
@@ -123,7 +131,11 @@ func (c *Console) confirm(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	p := confirmPage{Action: path.Base(r.URL.Path), Title: letters.Title}
+	p := confirmPage{Action: path.Base(r.URL.Path), Title: letters.Title, Back: "/dead-letters"}
+	if back := maps.Clone(letters.form); !back.Has("id") {
+		back.Del(chooseAll)
+		p.Back = link("/dead-letters", back.Encode())
+	}
 	p.Was, _ = strconv.Atoi(r.URL.Query().Get("was"))
 	if p.Groups, err = c.letters.Groups(r.Context(), letters.Filter); err != nil {
 		return err
@@ -135,7 +147,7 @@ func (c *Console) confirm(w http.ResponseWriter, r *http.Request) error {
 			last = g.LastFailed
 		}
 	}
-	letters.form.Set(untilField, last.Add(time.Microsecond).Format(time.RFC3339Nano))
+	letters.form.Set(countedField, last.Add(time.Microsecond).Format(time.RFC3339Nano))
 	p.Filter = letters.form.Encode()
 	p.MoreGroups = max(0, len(p.Groups)-topGroups)
 	p.Groups = p.Groups[:len(p.Groups)-p.MoreGroups]
@@ -155,7 +167,7 @@ func (c *Console) unconfirmed(r *http.Request, of chosen) (string, error) {
 	if err != nil || of.confirmed && total(groups) == of.count {
 		return "", err
 	}
-	of.form.Del(untilField)
+	of.form.Del(countedField)
 	if of.confirmed {
 		of.form.Set("was", strconv.Itoa(of.count))
 	}
@@ -170,15 +182,26 @@ func inWords(form url.Values) string {
 		return "dead letter " + id
 	}
 	var parts []string
-	for _, name := range letterFilters() {
-		if value := form.Get(name); value != "" {
-			parts = append(parts, name+" "+value)
+	for _, part := range []struct{ name, words string }{
+		{"group", "of group %s"},
+		{"handler", "of handler %s"},
+		{"type", "of type %s"},
+		{"tenant", "of tenant %s"},
+		{"aggregate", "of aggregate %s"},
+		{"correlation", "of correlation %s"},
+		{"contains", "whose reason contains %s"},
+		{"from", "that failed from %s on"},
+		{"until", "that failed before %s"},
+		{"state", "that are %s"},
+	} {
+		if value := form.Get(part.name); value != "" {
+			parts = append(parts, fmt.Sprintf(part.words, value))
 		}
 	}
 	if len(parts) == 0 {
 		return "all dead letters"
 	}
-	return "the dead letters of " + strings.Join(parts, ", ")
+	return "the dead letters " + strings.Join(parts, ", ")
 }
 
 func (c *Console) logAction(r *http.Request, what string, of chosen) {

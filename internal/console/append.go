@@ -27,7 +27,7 @@ type appendPage struct {
 	// Event is the preview, nil without one. Data is its event_data.
 	Event *events.Event
 	Data  string
-	// Known is set if a handler of this worker is for its type.
+	// Known is set if a handler of this worker is for its type, or an event in the store has it.
 	Known bool
 }
 
@@ -59,11 +59,20 @@ func (c *Console) append(w http.ResponseWriter, r *http.Request) error {
 	id, confirmed := uuid.Parse(p.Form.Get("event_id"))
 	var into intake.Store = c.appender
 	if confirmed != nil {
-		into = preview{c.appender}
+		into = preview{c.appender, c.store}
 	}
 	e, err := appendLine(r.Context(), into, line)
 	if duplicate, is := errors.AsType[*store.DuplicateError](err); is && duplicate.EventID == id {
 		return redirect(w, r, "/events/"+id.String()) // the form was sent twice
+	}
+	if errors.Is(err, store.ErrUnavailable) || errors.Is(err, store.ErrUnknownOutcome) {
+		if confirmed == nil { // the same event can be sent again, and is appended once
+			if draft, err := events.ParseDraft(line); err == nil {
+				p.Event, p.Data, p.Known = &draft, pretty(draft.Data), true
+			}
+		}
+		p.Problem = "The store is unavailable: try again. " + err.Error()
+		return c.render(w, r, http.StatusServiceUnavailable, "append", "Append an event", p)
 	}
 	if errors.Is(err, events.ErrConflict) {
 		p.Form.Del("event_id")
@@ -80,6 +89,13 @@ func (c *Console) append(w http.ResponseWriter, r *http.Request) error {
 		return redirect(w, r, "/events/"+e.ID.String())
 	}
 	p.Event, p.Data, p.Known = &e, pretty(e.Data), slices.Contains(c.types, e.Type)
+	if !p.Known {
+		others, err := c.store.Search(r.Context(), store.Search{Type: e.Type}, store.Query{Limit: 1, WithoutData: true})
+		if err != nil {
+			return err
+		}
+		p.Known = len(others.Events) > 0
+	}
 	return c.render(w, r, http.StatusOK, "append", "Append an event", p)
 }
 
@@ -88,13 +104,27 @@ func appendFields() []string {
 	return []string{"event_type", "aggregate_type", "aggregate_id", "tenant_id", "event_data", "reason"}
 }
 
-// preview is a store that appends nothing.
-type preview struct{ intake.Versions }
+// preview is a store that appends nothing, and refuses what the store would refuse.
+type preview struct {
+	intake.Versions
 
-func (preview) AppendMany(_ context.Context, batch []events.Event) error {
+	store Store
+}
+
+func (p preview) AppendMany(ctx context.Context, batch []events.Event) error {
 	for _, e := range batch {
 		if err := e.Validate(); err != nil {
 			return &intake.LineError{Line: 1, Err: err}
+		}
+		of, err := p.store.Search(ctx, store.Search{AggregateID: e.AggregateID}, store.Query{Limit: 1, WithoutData: true})
+		switch {
+		case err != nil:
+			return err
+		case len(of.Events) == 0:
+		case of.Events[0].TenantID != e.TenantID:
+			return &intake.LineError{Line: 1, Err: errors.New("the aggregate belongs to another tenant")}
+		case of.Events[0].AggregateType != e.AggregateType:
+			return &intake.LineError{Line: 1, Err: fmt.Errorf("the aggregate is of the type %s", of.Events[0].AggregateType)}
 		}
 	}
 	return nil

@@ -47,14 +47,15 @@ func TestAppend(t *testing.T) {
 	for name, change := range map[string]url.Values{
 		"Enter a reason": {"reason": {" "}}, "not valid JSON": {"event_data": {`{"a":}`}}, "twice": {"event_data": {`{"a":1,"a":2}`}},
 		"UUID": {"aggregate_id": {"x"}}, "event_type": {"event_type": {""}}, "not valid JSON: ": {"event_data": {`{}} {"event_type":"Other"}`}},
-		"tenant_id": {"tenant_id": {""}},
+		"tenant_id": {"tenant_id": {""}}, "belongs to another tenant": {"tenant_id": {uuid.NewString()}},
+		"is of the type Appointment": {"aggregate_type": {"Apointment"}},
 	} {
 		wrong := maps.Clone(form)
 		maps.Copy(wrong, change)
 		response, body := v.post("/append", wrong)
 		require.Equal(t, http.StatusUnprocessableEntity, response.StatusCode, name)
 		require.Contains(t, body, name)
-		require.Contains(t, body, `value="`+e.TenantID.String()[:len(wrong.Get("tenant_id"))], "the form keeps what was entered")
+		require.Contains(t, body, `name="tenant_id" value="`+wrong.Get("tenant_id")+`"`, "the form keeps what was entered")
 	}
 	response, body := v.post("/append", form)
 	require.Equal(t, http.StatusOK, response.StatusCode, body)
@@ -78,7 +79,7 @@ func TestAppend(t *testing.T) {
 
 	form.Set("event_type", "AppointmentMovd")
 	_, body = v.post("/append", form)
-	require.Contains(t, body, "No handler of this worker is for the type AppointmentMovd.")
+	require.Contains(t, body, "No event in the store has the type AppointmentMovd yet, and no handler of this worker is for it.")
 	late := hidden(t, body)
 	form.Set("event_type", "AppointmentMoved")
 	_, body = v.post("/append", form)

@@ -48,7 +48,7 @@ func TestConfirmation(t *testing.T) {
 	response, _ = v.post("/dead-letters/archive", form)
 	require.Equal(t, "/dead-letters/archive?handler=send-message&was=2", response.Header.Get("Location"))
 	_, body = v.get(response.Header.Get("Location"))
-	require.Contains(t, body, "Nothing was done: 2 letters matched when you were asked, and 1 match now.")
+	require.Contains(t, body, "Nothing was done: 2 letters matched when you were asked, and now 1 matches.")
 	require.Contains(t, body, "Archive 1 letter</button>")
 
 	for _, unasked := range []url.Values{{}, {"count": {"1"}}, {"count": {"x"}}} {
@@ -134,8 +134,37 @@ func TestFilterAndChooseLetters(t *testing.T) {
 	require.Len(t, restored.History, 1)
 	require.Equal(t, "test data", restored.History[0].Reason)
 	require.Equal(t, "local user", restored.Decided.By)
-	for _, path := range []string{"restore?state=waiting", "restore?state=any", "replay?state=any", "archive?state=handled", "discard?id="} {
-		response, _ = v.get("/dead-letters/" + path)
+	for path, problem := range map[string]string{
+		"restore?handler=charge&state=waiting": "Only letters that are archived or discarded", "restore?handler=charge&state=any": "Only letters that are archived or discarded",
+		"replay?handler=charge&state=any": "Only letters that wait", "archive?handler=charge&state=handled": "Only letters that wait",
+		"discard?id=": "does not select any letters", "replay?state=waiting": "does not select any letters",
+		"replay?counted_until=2030-01-01T00:00:00Z": "does not select any letters",
+	} {
+		response, body = v.get("/dead-letters/" + path)
 		require.Equal(t, http.StatusBadRequest, response.StatusCode, path)
+		require.Contains(t, body, problem, path)
 	}
+
+	// What the filter form sends if only the state is chosen.
+	_, err = s.table.PutAside(t.Context(), deadletter.Filter{}, deadletter.Archived, deadletter.Decision{By: "Ana", Reason: "x"})
+	require.NoError(t, err)
+	_, body = v.get("/dead-letters?handler=&type=&state=archived")
+	require.Contains(t, body, `href="/dead-letters/restore?all=yes&amp;state=archived">Restore…</a>`)
+	form = v.confirmation("restore", "all=yes&state=archived")
+	response, _ = v.post("/dead-letters/restore", form)
+	require.Equal(t, "/dead-letters?restore=2", response.Header.Get("Location"))
+	_, body = v.get("/dead-letters?handler=&state=waiting")
+	require.Contains(t, body, `href="/dead-letters/replay?all=yes&amp;state=waiting">Replay…</a>`)
+	_, body = v.get("/dead-letters/replay?all=yes&state=waiting")
+	require.Contains(t, body, "Replay 2 dead letters?")
+
+	// The user's own bound stays when the number has changed.
+	bound := "until=" + began.Add(time.Hour).UTC().Format("2006-01-02T15:04")
+	form = v.confirmation("archive", bound)
+	form.Set("reason", "x")
+	form.Set("count", "9")
+	response, _ = v.post("/dead-letters/archive", form)
+	require.Equal(t, "/dead-letters/archive?"+strings.ReplaceAll(bound, ":", "%3A")+"&was=9", response.Header.Get("Location"))
+	_, body = v.get(response.Header.Get("Location"))
+	require.Contains(t, body, "Archive 1 dead letter?")
 }

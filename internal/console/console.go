@@ -225,8 +225,9 @@ type refusal struct {
 
 func (r refusal) Error() string { return r.problem }
 
-// retrySeconds is the time after which a page that failed is loaded again.
-const retrySeconds = 3
+// retrySeconds is the time after which a page is loaded again that failed as the store is unavailable, and slowRetrySeconds that
+// after another failure, which may have cost the store a long query.
+const retrySeconds, slowRetrySeconds = 3, 30
 
 // problemPage says why a request failed.
 type problemPage struct {
@@ -243,14 +244,14 @@ type page struct {
 	Path string
 	// Letters is the number of waiting dead letters, or [unknownCount].
 	Letters int
-	// Suggestions are the names of the search field.
-	Suggestions []string
-	Body        any
+	// Types and Handlers are suggested in forms.
+	Types, Handlers []string
+	Body            any
 }
 
 // render writes a page. If its template fails, it writes an error instead, and returns nil, too.
 func (c *Console) render(w http.ResponseWriter, r *http.Request, status int, name, title string, body any) error {
-	p := page{Name: name, Title: title, Viewer: viewerOf(r.Context()), Path: "/", Suggestions: c.suggestions(), Body: body}
+	p := page{Name: name, Title: title, Viewer: viewerOf(r.Context()), Path: "/", Types: c.types, Handlers: c.handlers, Body: body}
 	if p.Viewer.Role != nobody {
 		p.Letters = c.waiting.latest(r.Context())
 	}
@@ -296,8 +297,11 @@ func (c *Console) fail(w http.ResponseWriter, r *http.Request, err error) {
 		c.logger.WarnContext(r.Context(), "console: a request failed", "path", r.URL.Path, "error", err)
 	}
 	if status >= http.StatusInternalServerError && r.Method == http.MethodGet {
-		p.Retries = retrySeconds
-		w.Header().Set("Refresh", strconv.Itoa(retrySeconds))
+		p.Retries = slowRetrySeconds
+		if status == http.StatusServiceUnavailable {
+			p.Retries = retrySeconds
+		}
+		w.Header().Set("Refresh", strconv.Itoa(p.Retries))
 	}
 	if viewerOf(r.Context()).Role == nobody { // a cause may name servers and users
 		p.Cause = ""

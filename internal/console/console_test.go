@@ -550,6 +550,11 @@ func TestFind(t *testing.T) {
 	aggregate := s.Scheduled.AggregateID.String()
 	ulid := "01M8Q4W459K5KVTT4PTQGVVJ4R"
 	s.ingest(deadletter.Letter{ID: ulid, Body: []byte("no JSON"), Failure: deadletter.Failure{Handler: "billing/charge", Reason: "no JSON"}})
+	foreign := s.Scheduled // of another store, with two letters
+	foreign.ID, foreign.AggregateID, foreign.CorrelationID, foreign.TenantID = uuid.New(), uuid.New(), uuid.New(), uuid.New()
+	for _, handler := range []string{"one", "two"} {
+		s.ingest(deadletter.Letter{Body: bodyOf(t, foreign), Failure: deadletter.Failure{Handler: handler, Reason: "x"}})
+	}
 	_, err = s.table.PutAside(t.Context(), deadletter.Filter{IDs: []string{ulid}}, deadletter.Archived, deadletter.Decision{By: "Kim", Reason: "x"})
 	require.NoError(t, err)
 	for text, target := range map[string]string{
@@ -564,6 +569,13 @@ func TestFind(t *testing.T) {
 		s.Letter:                                     "/dead-letters/letter/" + s.Letter,
 		strings.ToLower(ulid):                        "/dead-letters/letter/" + ulid,
 		letter.Group:                                 "/dead-letters?group=" + letter.Group,
+		"…" + ulid[18:]:                              "/dead-letters/letter/" + ulid,
+		"Appointment …" + aggregate[28:]:             "/aggregates/Appointment/" + aggregate,
+		"Appointment/…" + aggregate[28:]:             "/aggregates/Appointment/" + aggregate,
+		foreign.CorrelationID.String():               "/traces/" + foreign.CorrelationID.String(),
+		foreign.AggregateID.String():                 "/dead-letters?aggregate=" + foreign.AggregateID.String() + "&state=any",
+		foreign.TenantID.String():                    "/dead-letters?state=any&tenant=" + foreign.TenantID.String(),
+		foreign.ID.String():                          "/traces/" + foreign.ID.String(),
 		strings.ToUpper(letter.Group):                "/dead-letters?group=" + letter.Group,
 		"Send-Message":                               "/dead-letters?handler=send-message",
 		"billing/charge":                             "/dead-letters?handler=billing%2Fcharge",

@@ -104,7 +104,10 @@ func queued(s Status) string {
 }
 
 func failing(r float64) string {
-	if math.IsNaN(r) || r == 0 {
+	if math.IsNaN(r) {
+		return ""
+	}
+	if r == 0 {
 		return "no failed attempts"
 	}
 	return rate(r) + " attempts fail"

@@ -22,6 +22,12 @@ func (f *Front) Refuse(reason error) {
 	f.handler.Store(&h)
 }
 
+// Stop makes the front respond that the worker is stopping.
+func (f *Front) Stop() {
+	h := http.Handler(say(http.StatusServiceUnavailable, "the worker is stopping"))
+	f.handler.Store(&h)
+}
+
 // ServeHTTP implements [http.Handler].
 func (f *Front) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if h := f.handler.Load(); h != nil {

@@ -117,10 +117,11 @@ type lettersPage struct {
 
 // Filter is the filter for the forms of the page.
 func (p lettersPage) Filter() string {
-	if len(p.Query) == 0 {
-		return url.Values{chooseAll: {"yes"}}.Encode()
+	form := maps.Clone(p.Query)
+	if filter, _ := letterFilter(form); filter.IsZero() { // whatever the state
+		form.Set(chooseAll, "yes")
 	}
-	return p.Query.Encode()
+	return form.Encode()
 }
 
 // Group is the group of the filter, if there is one.
@@ -132,7 +133,7 @@ func (p lettersPage) Group() *deadletter.Group {
 }
 
 func letterFilters() []string {
-	return []string{"group", "handler", "type", "tenant", "aggregate", "correlation", "contains", "from", untilField, "state"}
+	return []string{"group", "handler", "type", "tenant", "aggregate", "correlation", "contains", "from", "until", "state"}
 }
 
 // anyState is the value of the field state that matches all states.
@@ -226,7 +227,7 @@ func letterFilter(form url.Values) (deadletter.Filter, []string) {
 	f := deadletter.Filter{
 		Group: form.Get("group"), Handler: form.Get("handler"), Type: form.Get("type"), Contains: form.Get("contains"),
 		Tenant: read.id("tenant", "Tenant"), Aggregate: read.id("aggregate", "Aggregate"), Correlation: read.id("correlation", "Correlation"),
-		Since: read.at("from", "From"), Until: read.at(untilField, "Until"),
+		Since: read.at("from", "From"), Until: read.at("until", "Until"),
 	}
 	for _, letter := range form["id"] {
 		if letter != "" {

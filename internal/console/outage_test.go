@@ -3,6 +3,7 @@ package console_test
 import (
 	"fmt"
 	"os/exec"
+	"regexp"
 	"strings"
 	"syscall"
 	"testing"
@@ -23,7 +24,7 @@ func TestOutagesInBrowser(t *testing.T) {
 	t.Cleanup(func() { require.NoError(t, server.Stop()) })
 	d := newDemo(t)
 	tenant := uuid.NewString()
-	worker := d.command(t, "run", "--http-addr", "127.0.0.1:0", "--database-url", server.URL())
+	worker := d.command(t, "run", "--http-addr", "127.0.0.1:0", "--database-url", server.URL(), "--console-write")
 	output := d.scan(t, worker, (*exec.Cmd).StderrPipe)
 	for output.Scan() && !strings.Contains(output.Text(), "worker is running") {
 		d.guide += output.Text() + "\n"
@@ -47,6 +48,16 @@ func TestOutagesInBrowser(t *testing.T) {
 	pages.expected = b.expected
 	pages.visit("/events")
 
+	writer := d.open(t, desktop())
+	writer.expected = b.expected
+	writer.visit("/append")
+	for field, value := range map[string]string{
+		"event_type": "ClinicOpened", "aggregate_type": "Clinic", "aggregate_id": uuid.NewString(), "tenant_id": tenant, "event_data": "{}", "reason": "it opens",
+	} {
+		run(writer, chromedp.SetValue(chromedp.CSS("#"+field), value))
+	}
+	writer.click(".append button")
+
 	require.NoError(t, server.Kill())
 	b.point(`[data-part="failing"] h3 a`) // the pointer rests on a link of a list
 	b.waitFor("main .state", "^Not ready$")
@@ -66,14 +77,26 @@ func TestOutagesInBrowser(t *testing.T) {
 	require.Contains(t, pages.text("main"), "failed to connect", "the cause")
 	require.NotContains(t, pages.text("main"), "No events")
 
+	writer.click(".confirm button")
+	require.Contains(t, writer.text("main"), "The store is unavailable: try again.")
+
 	require.NoError(t, server.Start())
 	b.waitFor("main .state", "^Ready$")
 	b.waitFor("#badge", `^1$`)
 	require.Eventually(t, func() bool { return !strings.Contains(b.text("main"), "cannot be read") }, patience, 100*time.Millisecond)
 	pages.waitFor("tbody", "PatientRegistered") // the page has tried again by itself
 
+	writer.click(".confirm button")
+	require.Equal(t, "ClinicOpened", writer.text("h1"), "what was entered is not lost")
+
 	require.NoError(t, worker.Process.Signal(syscall.SIGSTOP))
 	b.waitFor("#stale:not([hidden])", `no longer updated since [\d:]+ UTC`)
+	at := func(selector string) time.Time {
+		read, err := time.Parse(time.TimeOnly, regexp.MustCompile(`\d\d:\d\d:\d\d`).FindString(b.text(selector)))
+		require.NoError(t, err)
+		return read
+	}
+	require.WithinDuration(t, at("main .head"), at("#stale"), 3*time.Second, "since the last update")
 	require.Equal(t, `"(last known)"`, run(b, chromedp.Evaluate[string](`getComputedStyle(document.querySelector("main .state"), "::after").content`)))
 	require.NoError(t, worker.Process.Signal(syscall.SIGCONT))
 	require.Eventually(t, func() bool { return b.text("#stale:not([hidden])") == "" }, patience, 100*time.Millisecond)

@@ -112,9 +112,14 @@ func (f *finder) letter() (string, error) {
 		switch {
 		case err == nil:
 			return letterPath(letter.ID), nil
-		case !errors.Is(err, deadletter.ErrNotFound) && !errors.Is(err, deadletter.ErrAmbiguous):
+		case errors.Is(err, deadletter.ErrAmbiguous): // it is the id of an event
+			return "/traces/" + strings.ToLower(id), nil
+		case !errors.Is(err, deadletter.ErrNotFound):
 			return "", err
 		}
+	}
+	if id, err := uuid.Parse(f.text); err == nil && id != uuid.Nil {
+		return f.idOfLetters(id)
 	}
 	group := strings.ToLower(f.text)
 	some, err := f.letters.Newest(f.ctx, deadletter.Filter{Group: group, States: deadletter.AllStates()}, "", 1)
@@ -124,6 +129,25 @@ func (f *finder) letter() (string, error) {
 	return link("/dead-letters", url.Values{"group": {group}}.Encode()), nil
 }
 
+// idOfLetters finds the id of a trace, of an aggregate or of a tenant whose events are not in the store.
+func (f *finder) idOfLetters(id uuid.UUID) (string, error) {
+	for _, of := range []struct {
+		filter deadletter.Filter
+		page   string
+	}{
+		{deadletter.Filter{Correlation: id}, "/traces/" + id.String()},
+		{deadletter.Filter{Aggregate: id}, "/dead-letters?aggregate=" + id.String() + "&state=" + anyState},
+		{deadletter.Filter{Tenant: id}, "/dead-letters?state=" + anyState + "&tenant=" + id.String()},
+	} {
+		of.filter.States = deadletter.AllStates()
+		some, err := f.letters.Newest(f.ctx, of.filter, "", 1)
+		if err != nil || len(some) > 0 {
+			return of.page, err
+		}
+	}
+	return "", nil
+}
+
 // named finds a handler or an event type that is registered or of a dead letter.
 func (f *finder) named() (string, error) {
 	for _, handler := range f.handlers {
@@ -131,6 +155,9 @@ func (f *finder) named() (string, error) {
 	}
 	for _, eventType := range f.types {
 		f.addName("type", eventType)
+	}
+	if target := f.exactly(); target != "" {
+		return target, nil
 	}
 	groups, err := f.letters.Groups(f.ctx, deadletter.Filter{States: deadletter.AllStates()})
 	if err != nil {
@@ -172,7 +199,17 @@ func (f *finder) exactly() string {
 
 // recent finds the end of an id, or an event type in another case, among the latest events.
 func (f *finder) recent() (string, error) {
-	end := strings.ToLower(strings.TrimLeft(strings.TrimPrefix(f.text, "..."), "…"))
+	end := f.text // "…5d89b244", "Clinic …5d89b244", "Clinic/…5d89b244", "...5d89b244" or "5d89b244"
+	for _, dots := range []string{"…", "..."} {
+		_, after, found := strings.Cut(end, dots)
+		if found {
+			end = after
+		}
+	}
+	end = strings.ToLower(end)
+	if target, err := f.endOfLetter(end); err != nil || target != "" {
+		return target, err
+	}
 	isShort := len(end) >= minShort && strings.Trim(end, "0123456789abcdef-") == ""
 	began := time.Now()
 	var after store.Cursor
@@ -209,6 +246,20 @@ func (f *finder) recent() (string, error) {
 	return "", nil
 }
 
+// endOfLetter finds the end of the id of one of the latest dead letters.
+func (f *finder) endOfLetter(end string) (string, error) {
+	if len(end) < minShort {
+		return "", nil
+	}
+	latest, err := f.letters.Newest(f.ctx, deadletter.Filter{States: deadletter.AllStates()}, "", scanPage)
+	for _, l := range latest {
+		if strings.HasSuffix(strings.ToLower(l.ID), end) {
+			return letterPath(l.ID), nil
+		}
+	}
+	return "", err
+}
+
 // similar returns the names that contain the text.
 func (f *finder) similar() []found {
 	var list []found
@@ -219,9 +270,4 @@ func (f *finder) similar() []found {
 	}
 	slices.SortFunc(list, func(a, b found) int { return strings.Compare(a.Name, b.Name) })
 	return list[:min(len(list), maxSuggestions)]
-}
-
-// suggestions are the names of the search field, as an HTML datalist.
-func (c *Console) suggestions() []string {
-	return slices.Compact(slices.Sorted(slices.Values(slices.Concat(c.types, c.handlers))))
 }

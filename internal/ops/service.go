@@ -134,7 +134,7 @@ func (s *Service) openConsole(ctx context.Context) error {
 	}
 	s.front.Serve(c)
 	s.closers = append(s.closers, func() error {
-		s.front.Refuse(errors.New("the worker is stopping"))
+		s.front.Stop()
 		c.Close()
 		return nil
 	})

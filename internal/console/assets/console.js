@@ -9,7 +9,7 @@ document.addEventListener("keydown", (event) => {
 
 for (const live of document.querySelectorAll("[data-live]")) {
   const again = 3000, silence = 5000, address = live.dataset.live, stale = document.getElementById("stale");
-  let source, page, last = false, came = Date.now();
+  let source, page, last = false, came = Date.now(), heard = came;
   const began = came;
   const shown = new Map(), shownAt = new Map(); // by part, the HTML as it came, and when
   const clock = (at) => new Date(at).toISOString().slice(11, 19);
@@ -67,14 +67,14 @@ for (const live of document.querySelectorAll("[data-live]")) {
   };
   const receive = (event) => {
     page = event.data;
-    came = Date.now();
+    came = heard = Date.now();
     isStale(false);
     show();
   };
   const open = () => {
     if (source || last || document.hidden) return; // a hidden page needs no updates
     source = new EventSource(address);
-    came = Date.now();
+    heard = Date.now(); // it may take a while to answer
     source.onerror = () => {
       isStale(true);
       if (source?.readyState === EventSource.CLOSED) { // the browser does not reconnect: the worker may be starting
@@ -88,7 +88,7 @@ for (const live of document.querySelectorAll("[data-live]")) {
   open();
   setInterval(() => {
     show(); // a list that was held
-    if (!last && Date.now() - came > silence) isStale(true); // a worker that is frozen does not close the stream
+    if (!last && Date.now() - heard > silence) isStale(true); // a worker that is frozen does not close the stream
   }, 1000);
   document.addEventListener("visibilitychange", () => document.hidden ? close() : open());
 }
