@@ -5,7 +5,6 @@ import (
 	"os/exec"
 	"regexp"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -13,6 +12,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
 
+	"github.com/healz/worker/internal/test/posix"
 	"github.com/healz/worker/internal/test/testservers"
 )
 
@@ -89,7 +89,7 @@ func TestOutagesInBrowser(t *testing.T) {
 	writer.click(".confirm button")
 	require.Equal(t, "ClinicOpened", writer.text("h1"), "what was entered is not lost")
 
-	require.NoError(t, worker.Process.Signal(syscall.SIGSTOP))
+	require.NoError(t, worker.Process.Signal(posix.SIGSTOP))
 	b.waitFor("#stale:not([hidden])", `no longer updated since [\d:]+ UTC`)
 	at := func(selector string) time.Time {
 		read, err := time.Parse(time.TimeOnly, regexp.MustCompile(`\d\d:\d\d:\d\d`).FindString(b.text(selector)))
@@ -98,7 +98,7 @@ func TestOutagesInBrowser(t *testing.T) {
 	}
 	require.WithinDuration(t, at("main .head"), at("#stale"), 3*time.Second, "since the last update")
 	require.Equal(t, `"(last known)"`, run(b, chromedp.Evaluate[string](`getComputedStyle(document.querySelector("main .state"), "::after").content`)))
-	require.NoError(t, worker.Process.Signal(syscall.SIGCONT))
+	require.NoError(t, worker.Process.Signal(posix.SIGCONT))
 	require.Eventually(t, func() bool { return b.text("#stale:not([hidden])") == "" }, patience, 100*time.Millisecond)
 }
 
