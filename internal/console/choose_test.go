@@ -113,6 +113,8 @@ func TestFilterAndChooseLetters(t *testing.T) {
 		response, _ := v.get(from)
 		require.Equal(t, to, response.Header.Get("Location"), "an address that a form was sent to can be shared")
 	}
+	_, body := v.get("/dead-letters")
+	require.Regexp(t, `As of <time datetime="[^"]+" title="[^"]+">\d\d:\d\d:\d\d</time> UTC`, body)
 	response, body := v.get("/dead-letters?state=lost")
 	require.Equal(t, http.StatusBadRequest, response.StatusCode)
 	require.Contains(t, body, "State must be one of the list.")

@@ -240,6 +240,8 @@ type problemPage struct {
 type page struct {
 	Name, Title string
 	Viewer      viewer
+	// At is when the page was read.
+	At time.Time
 	// Path is the address of the page, to return to it.
 	Path string
 	// Letters is the number of waiting dead letters, or [unknownCount].
@@ -251,7 +253,7 @@ type page struct {
 
 // render writes a page. If its template fails, it writes an error instead, and returns nil, too.
 func (c *Console) render(w http.ResponseWriter, r *http.Request, status int, name, title string, body any) error {
-	p := page{Name: name, Title: title, Viewer: viewerOf(r.Context()), Path: "/", Types: c.types, Handlers: c.handlers, Body: body}
+	p := page{Name: name, Title: title, Viewer: viewerOf(r.Context()), At: time.Now(), Path: "/", Types: c.types, Handlers: c.handlers, Body: body}
 	if p.Viewer.Role != nobody {
 		p.Letters = c.waiting.latest(r.Context())
 	}
