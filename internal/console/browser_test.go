@@ -209,7 +209,11 @@ func (b *tab) click(selector string) {
 // text is the text of an element.
 func (b *tab) text(selector string) string {
 	b.t.Helper()
-	return run(b, chromedp.Evaluate[string](fmt.Sprintf(`(document.querySelector(%q)?.textContent ?? "").trim()`, selector)))
+	return run(b, textOf(selector))
+}
+
+func textOf(selector string) chromedp.Action[string] {
+	return chromedp.Evaluate[string](fmt.Sprintf(`(document.querySelector(%q)?.textContent ?? "").trim()`, selector))
 }
 
 // waitFor waits until the text of an element matches.
@@ -217,8 +221,9 @@ func (b *tab) waitFor(selector, pattern string) {
 	b.t.Helper()
 	var last string
 	require.Eventually(b.t, func() bool {
-		last = b.text(selector)
-		return regexp.MustCompile(pattern).MatchString(last)
+		text, err := chromedp.Run(b, textOf(selector)) // fails while the page is loaded again
+		last = text
+		return err == nil && regexp.MustCompile(pattern).MatchString(last)
 	}, patience, 100*time.Millisecond, "%s in %s", pattern, selector)
 }
 
