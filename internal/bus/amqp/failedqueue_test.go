@@ -388,7 +388,7 @@ func TestRefusalOfTheFailedQueueBeginsAndEndsOnce(t *testing.T) {
 		state.Begin(errors.New("it is full"))
 		time.Sleep(time.Hour) //nolint:forbidigo // the bubble's time
 		state.Begin(errors.New("it is full again"))
-		require.ErrorContains(t, state.Err(), "since "+time.Now().UTC().Format(time.RFC3339), "nobody has asked meanwhile")
+		require.ErrorContains(t, state.Err(), "refused first at "+time.Now().UTC().Format(time.RFC3339), "nobody has asked meanwhile")
 	})
 }
 
