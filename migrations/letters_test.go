@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 	_ "modernc.org/sqlite"
 
+	"github.com/healz/worker/internal/audit"
 	"github.com/healz/worker/internal/deadletter"
 	"github.com/healz/worker/internal/store"
 	"github.com/healz/worker/internal/store/storetest"
@@ -247,7 +248,7 @@ func TestLettersOfTheArchiveMove(t *testing.T) {
 		require.JSONEq(t, string(queued.Raw), string(l.Raw))
 		require.Equal(t, queued.Body, l.Body)
 		require.Equal(t, "why archived", l.Decided.Reason)
-		n, err := o.table().Restore(t.Context(), deadletter.Filter{}, "ben")
+		n, err := o.table().Restore(t.Context(), deadletter.Filter{}, audit.Actor{By: "ben"})
 		require.NoError(t, err)
 		require.Equal(t, 4, n)
 

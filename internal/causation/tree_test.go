@@ -12,6 +12,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
 
+	"github.com/healz/worker/internal/audit"
 	"github.com/healz/worker/internal/causation"
 	"github.com/healz/worker/internal/deadletter"
 	"github.com/healz/worker/internal/events"
@@ -169,7 +170,7 @@ func TestLoadTellsWhatHasBecomeOfLetters(t *testing.T) {
 	require.NoError(t, table.Ingest(t.Context(), []deadletter.Arrival{
 		letter(t, "1", list[0], failure), letter(t, "2", list[1], failure), letter(t, "3", chain("another chain", "other")[0], failure),
 	}))
-	n, err := table.PutAside(t.Context(), deadletter.Filter{IDs: []string{"2", "3"}}, deadletter.Discarded, deadletter.Decision{By: "Eve"})
+	n, err := table.PutAside(t.Context(), deadletter.Filter{IDs: []string{"2", "3"}}, deadletter.Discarded, audit.Actor{By: "Eve"})
 	require.NoError(t, err)
 	require.Equal(t, 2, n)
 
@@ -180,7 +181,7 @@ func TestLoadTellsWhatHasBecomeOfLetters(t *testing.T) {
 	require.Equal(t, deadletter.Discarded, tree.Nodes[1].Failures[0].State)
 	require.Equal(t, "2", tree.Nodes[1].Failures[0].LetterID)
 
-	n, err = table.Restore(t.Context(), deadletter.Filter{IDs: []string{"2"}, States: []deadletter.State{deadletter.Discarded}}, "Eve")
+	n, err = table.Restore(t.Context(), deadletter.Filter{IDs: []string{"2"}, States: []deadletter.State{deadletter.Discarded}}, audit.Actor{By: "Eve"})
 	require.NoError(t, err)
 	require.Equal(t, 1, n)
 	tree, err = causation.Load(t.Context(), s, id("chain"), table)

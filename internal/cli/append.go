@@ -40,12 +40,14 @@ append creates an SQLite file that does not exist, with its schema. It does not 
 	}
 	f := addFormat(c)
 	reveal := addReveal(c)
+	by := addActor(c)
 	c.Flags().IntVar(&batch, "batch", defaultBatch, "events per transaction, or fewer that together have more than 8 MiB")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		return withInput(c, args, batch, func(in io.Reader) error {
 			return withStore(c, s, s.OpenForAppend, func(b worker.Backend) error {
 				return withTracer(c.Context(), *s, flushCommand, stderrLogger(c), func(t *tracing.Tracer) error {
-					return printBatches(c, *f, *reveal, "appended", intake.Append(c.Context(), worker.Observed(b, observers(t)), in, batch))
+					into := intake.Audited(worker.Observed(b, observers(t)), *by)
+					return printBatches(c, *f, *reveal, "appended", intake.Append(c.Context(), into, in, batch))
 				})
 			})
 		})

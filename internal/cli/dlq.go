@@ -2,16 +2,14 @@ package cli
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
-	"os"
-	"os/user"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/healz/worker/internal/audit"
 	"github.com/healz/worker/internal/deadletter"
 	"github.com/healz/worker/internal/text"
 	"github.com/healz/worker/internal/worker"
@@ -54,6 +52,7 @@ edited or handled longer ago than that. It asks before that; without a terminal 
 	addYes(c, &yes)
 	addParsed(c, "older-than", "delete the letters that were archived, discarded, edited or handled longer than this `AGE` ago, "+
 		"like 90d or 36h, and no waiting ones", &olderThan, parseAge)
+	by := addActor(c)
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		what := "delete all waiting dead letters for good"
 		if olderThan > 0 {
@@ -63,7 +62,7 @@ edited or handled longer ago than that. It asks before that; without a terminal 
 			return err
 		}
 		return withDeadLetters(c, s, func(table *deadletter.Table) error {
-			n, err := purge(c.Context(), table, olderThan)
+			n, err := purge(c.Context(), table, olderThan, *by)
 			if err == nil || n > 0 {
 				fmt.Fprintf(c.OutOrStdout(), "purged: %d\n", n)
 			}
@@ -74,13 +73,13 @@ edited or handled longer ago than that. It asks before that; without a terminal 
 }
 
 // purge deletes the waiting letters or, if olderThan is not 0, the letters that reached a final state before that.
-func purge(ctx context.Context, table *deadletter.Table, olderThan time.Duration) (purged int, err error) {
+func purge(ctx context.Context, table *deadletter.Table, olderThan time.Duration, by audit.Actor) (purged int, err error) {
 	if olderThan == 0 {
-		return table.PurgeWaiting(ctx)
+		return table.PurgeWaiting(ctx, by)
 	}
 	before := time.Now().Add(-olderThan)
 	for {
-		n, err := table.PurgeDecided(ctx, before, purgeBatch)
+		n, err := table.PurgeDecided(ctx, before, purgeBatch, &by)
 		if purged += n; err != nil || n < purgeBatch {
 			return purged, err
 		}
@@ -153,31 +152,4 @@ func onChosen(
 		fmt.Fprintf(w, "%s: %d\n", done, n)
 		return err
 	})
-}
-
-// addDecision gives c the flags that say who changes letters and why. The reason is required.
-func addDecision(c *cobra.Command) *deadletter.Decision {
-	d := &deadletter.Decision{}
-	addBy(c, &d.By)
-	c.Flags().StringVar(&d.Reason, "reason", "", "the reason, which is recorded with the letter; required")
-	return d
-}
-
-func checkReason(d *deadletter.Decision) error {
-	if d.Reason == "" {
-		return usageError{errors.New("--reason is required")}
-	}
-	return nil
-}
-
-// addBy gives c the flag --by. Its default is the user of the operating system and the host name.
-func addBy(c *cobra.Command, by *string) {
-	name := "unknown"
-	if u, err := user.Current(); err == nil {
-		name = u.Username
-	}
-	if host, err := os.Hostname(); err == nil {
-		name += "@" + host
-	}
-	c.Flags().StringVar(by, "by", name, "the person who does this")
 }

@@ -18,14 +18,14 @@ func dlqPutAside(s *worker.Settings, to deadletter.State, name, short, long stri
 		Use: name + " [ID]... --reason WHY", Short: short, Long: long,
 		Example: "  worker dlq " + name + " --group 3f9a12c4 --reason 'CLINIC-512: sent twice'",
 	}
-	d := addDecision(c)
+	by := addDecision(c)
 	chosen := addChoice(c, "failure")
 	c.RunE = func(c *cobra.Command, args []string) error {
-		if err := checkReason(d); err != nil {
+		if err := checkReason(*by); err != nil {
 			return err
 		}
 		return onChosen(c, s, chosen, args, c.OutOrStdout(), string(to), func(table *deadletter.Table, f deadletter.Filter) (int, error) {
-			return table.PutAside(c.Context(), f, to, *d)
+			return table.PutAside(c.Context(), f, to, *by)
 		})
 	}
 	return c
@@ -79,14 +79,13 @@ func printArchived(p *printer, l deadletter.Letter) error {
 }
 
 func dlqRestore(s *worker.Settings) *cobra.Command {
-	var by string
 	c := &cobra.Command{
 		Use:   "restore [ID]...",
 		Short: "Return archived letters to the state waiting",
 		Long: `restore returns archived letters to the state waiting. They are unchanged and keep their ids. Discarded letters and the
 originals of edited letters are restored only by id; handled letters are never restored.`,
 	}
-	addBy(c, &by)
+	by := addBy(c)
 	chosen := addChoice(c, "reason")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		chosen.States = []deadletter.State{deadletter.Archived}
@@ -94,7 +93,7 @@ originals of edited letters are restored only by id; handled letters are never r
 			chosen.States = append(chosen.States, deadletter.Discarded, deadletter.Superseded)
 		}
 		return onChosen(c, s, chosen, args, c.OutOrStdout(), "restored", func(table *deadletter.Table, f deadletter.Filter) (int, error) {
-			return table.Restore(c.Context(), f, by)
+			return table.Restore(c.Context(), f, *by)
 		})
 	}
 	return c
@@ -111,6 +110,7 @@ export writes to standard output, unless that is a terminal. If no letter matche
 		Args: oneFile,
 	}
 	chosen := addFilter(c, "reason")
+	by := addBy(c)
 	c.Flags().BoolVar(&remove, "remove", false, "delete each letter after its line is synced to disk")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		toStdout := args[0] == "-"
@@ -126,13 +126,13 @@ export writes to standard output, unless that is a terminal. If no letter matche
 		}
 		return onChosen(c, s, chosen, nil, report, "exported", func(table *deadletter.Table, f deadletter.Filter) (int, error) {
 			if toStdout {
-				return table.Export(c.Context(), f, unsynced{c.OutOrStdout()})
+				return table.Export(c.Context(), f, unsynced{c.OutOrStdout()}, *by)
 			}
 			export := table.Export
 			if remove {
 				export = table.ExportAndRemove
 			}
-			return exportTo(args[0], func(file *os.File) (int, error) { return export(c.Context(), f, file) })
+			return exportTo(args[0], func(file *os.File) (int, error) { return export(c.Context(), f, file, *by) })
 		})
 	}
 	return c
@@ -169,6 +169,7 @@ whole file: if a line is invalid, it names the line and imports nothing.
 It skips letters that are in the table already, in any state. To complete an interrupted import, import the file again.`,
 		Args: oneFile,
 	}
+	by := addActor(c)
 	c.Flags().BoolVar(&again, "again", false, "return letters to waiting that are archived, discarded, edited or handled in the table")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		file, err := os.Open(args[0])
@@ -177,7 +178,7 @@ It skips letters that are in the table already, in any state. To complete an int
 		}
 		defer file.Close()
 		return withDeadLetters(c, s, func(table *deadletter.Table) error {
-			counts, err := table.Import(c.Context(), file, again)
+			counts, err := table.Import(c.Context(), file, again, *by)
 			if err != nil {
 				return fmt.Errorf("%w (imported: %d)", err, counts.Imported)
 			}

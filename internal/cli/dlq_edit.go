@@ -39,11 +39,11 @@ While the editor is open, the event is in a file that only its owner can read, i
     --patch - --reason CLINIC-512`,
 		Args: oneID,
 	}
-	d := addDecision(c)
+	by := addDecision(c)
 	c.Flags().StringVar(&patch, "patch", "",
 		"apply the JSON Patch (RFC 6902) or JSON Merge Patch (RFC 7396) in this `FILE`, - for stdin, and open no editor")
 	c.RunE = func(c *cobra.Command, args []string) error {
-		if err := checkReason(d); err != nil {
+		if err := checkReason(*by); err != nil {
 			return err
 		}
 		change := editor(c)
@@ -61,7 +61,7 @@ While the editor is open, the event is in a file that only its owner can read, i
 			change = func(body []byte, _ func([]byte) error) ([]byte, error) { return deadletter.Patch(body, text) }
 		}
 		return withDeadLetters(c, s, func(table *deadletter.Table) error {
-			done, err := table.Edit(c.Context(), args[0], change, *d)
+			done, err := table.Edit(c.Context(), args[0], change, *by)
 			if errors.Is(err, deadletter.ErrUnchanged) {
 				fmt.Fprintln(c.ErrOrStderr(), "nothing was changed")
 				return nil

@@ -44,6 +44,7 @@ some.`,
 	f := addFormat(c)
 	chosen := addChoice(c, "reason")
 	flags := c.Flags()
+	by := addBy(c)
 	flags.StringSliceVar(&ids, "id", nil, "only the letter with this id or event id; the same as an ID argument")
 	flags.BoolVar(&o.DryRun, "dry-run", false, "print the letters that would be replayed, and publish none")
 	flags.Float64Var(&o.Rate, "rate", 0, "at most this number of letters per second; 0: no limit")
@@ -61,6 +62,7 @@ some.`,
 		if o.To, o.Handler, err = destination(to, s, all); err != nil {
 			return err
 		}
+		o.By = *by
 		resumed := o.Resume != ""
 		if o, err = o.Check(); err != nil {
 			return usageError{err}

@@ -38,6 +38,11 @@ store. It prints body and headers only with --reveal.`,
 			if err != nil {
 				return err
 			}
+			if reveal {
+				if err := recordReveal(c, b, deadletter.Filter{IDs: []string{l.ID}}.Subject(), 1); err != nil {
+					return err
+				}
+			}
 			if *f == formatJSON {
 				return printWholeLetter(c.OutOrStdout(), l, reveal)
 			}

@@ -48,7 +48,7 @@ It exits with 0 if all would pass, with 1 if some would fail, and with 3 if none
 			return usageError{err}
 		}
 		o.Logger = stderrLogger(c)
-		o.Register = all
+		o.Register, o.By = all, commandLine()
 		counts := make(map[handlers.Verdict]int)
 		p := newPrinter(c, *f, column{name: "VERDICT"}, column{name: "ID"}, column{name: "TYPE", least: 16, spare: 1},
 			column{name: "HANDLER", least: 12})

@@ -3,11 +3,13 @@ package cli
 import (
 	"context"
 	"fmt"
+	"strconv"
 	"time"
 
 	"github.com/google/uuid"
 	"github.com/spf13/cobra"
 
+	"github.com/healz/worker/internal/audit"
 	"github.com/healz/worker/internal/events"
 	"github.com/healz/worker/internal/store"
 	"github.com/healz/worker/internal/worker"
@@ -57,6 +59,11 @@ event_data and metadata are printed only with --reveal. With -o json --reveal th
 			return usageError{err}
 		}
 		return withStore(c, s, s.OpenExisting, func(b worker.Backend) error {
+			if *reveal {
+				if err := recordReveal(c, b, filter.subject(q), 0); err != nil {
+					return err
+				}
+			}
 			p := newEventPrinter(c, *f)
 			next, err := filter.read(c.Context(), b, q, *reveal, func(e events.Event) error { return printEvent(p, e, *reveal) })
 			if err != nil {
@@ -76,6 +83,12 @@ event_data and metadata are printed only with --reveal. With -o json --reveal th
 		})
 	}
 	return c
+}
+
+// subject is what is recorded of a reveal.
+func (f eventFilter) subject(q store.Query) audit.Subject {
+	return audit.Subject{"limit": strconv.Itoa(q.Limit)}.With("aggregate", f.of.String()).With("type", f.kind).
+		WithID("tenant", f.tenant).WithID("correlation", f.correlation).WithTime("since", f.since).WithTime("until", f.until)
 }
 
 // revealedPage is the number of events with their data that a search reads at once.

@@ -129,6 +129,14 @@ func parseAggregate(text string) (a aggregate, err error) {
 	return a, err
 }
 
+// String returns what parseAggregate parses, "" for all aggregates.
+func (a aggregate) String() string {
+	if a.id == uuid.Nil {
+		return a.kind
+	}
+	return a.kind + "/" + a.id.String()
+}
+
 // addTimes gives c the flags --since and --until. what is selected by its time, as in "events created".
 func addTimes(c *cobra.Command, what string, since, until *time.Time) {
 	addSince(c, "only "+what+" at this `TIME` or later", since)

@@ -191,7 +191,7 @@ each store works with each bus.`,
 	root.AddCommand(
 		runCommand(&settings, all), migrateCommand(&settings, all), appendCommand(&settings), publishCommand(&settings),
 		eventsCommand(&settings), traceCommand(&settings), tailCommand(&settings), doctorCommand(&settings, all),
-		healthCommand(), dlqCommand(&settings, all), unbindCommand(&settings, all), versionCommand(), newCommand(),
+		healthCommand(), dlqCommand(&settings, all), auditCommand(&settings), unbindCommand(&settings, all), versionCommand(), newCommand(),
 	)
 	root.AddCommand(more...)
 	finish(root)

@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/healz/worker/internal/audit"
 	"github.com/healz/worker/internal/events"
 	"github.com/healz/worker/internal/text"
 	"github.com/healz/worker/internal/watch"
@@ -47,6 +48,13 @@ its version; JSON has all other fields, too. event_data and metadata are printed
 		return withStore(c, s, s.OpenExisting, func(b worker.Backend) error {
 			if err := printHint(c, b, filter.Type, filter.AggregateType); err != nil {
 				return err
+			}
+			if *reveal {
+				subject := audit.Subject{"follow": "yes"}.With("aggregate", of.String()).With("type", filter.Type).WithID("tenant", filter.TenantID).
+					WithID("correlation", filter.CorrelationID).WithTime("since", filter.Since)
+				if err := recordReveal(c, b, subject, 0); err != nil {
+					return err
+				}
 			}
 			onUnavailable := func(err error) {
 				if err != nil {

@@ -206,15 +206,8 @@ func inWords(form url.Values) string {
 
 func (c *Console) logAction(r *http.Request, what string, of chosen) {
 	v := viewerOf(r.Context())
-	attrs := []any{"action", what, "who", v.Who, "client", v.Client.String()}
-	for _, name := range append([]string{"id"}, letterFilters()...) {
-		if values := of.form[name]; len(values) == 1 && values[0] != "" && name != "contains" { // a reason may be about a patient
-			attrs = append(attrs, "letter_"+name, values[0])
-		} else if len(values) > 1 {
-			attrs = append(attrs, "letter_"+name, values)
-		}
-	}
-	c.logger.InfoContext(r.Context(), "console: dead letters", attrs...)
+	c.logger.InfoContext(r.Context(), "console: dead letters", "action", what, "who", v.Who, "client", v.Client.String(),
+		"letters", of.Subject().String())
 }
 
 func (c *Console) replay(w http.ResponseWriter, r *http.Request) error {
@@ -227,7 +220,7 @@ func (c *Console) replay(w http.ResponseWriter, r *http.Request) error {
 	} else if again != "" {
 		return redirect(w, r, again)
 	}
-	o := deadletter.ReplayOptions{Patience: replayPatience, MaxFailures: replayFailures}
+	o := deadletter.ReplayOptions{Patience: replayPatience, MaxFailures: replayFailures, By: viewerOf(r.Context()).actor("")}
 	if text := r.PostFormValue("max_failures"); text != "" {
 		if o.MaxFailures, err = strconv.Atoi(text); err != nil || o.MaxFailures < 0 {
 			return refusal{http.StatusBadRequest, "The maximum of letters that fail again must be a number."}
@@ -270,7 +263,7 @@ func (c *Console) tryLetters(w http.ResponseWriter, r *http.Request) error {
 	c.logAction(r, "dry run", letters)
 	p := tryPage{Title: letters.Title, Filter: letters.form.Encode()}
 	letters.Limit = maxTried + 1
-	for outcome, err := range c.try(r.Context(), letters.Filter) {
+	for outcome, err := range c.try(r.Context(), letters.Filter, viewerOf(r.Context()).actor("")) {
 		if err != nil {
 			return err
 		}
@@ -304,18 +297,18 @@ func (c *Console) putAside(w http.ResponseWriter, r *http.Request) error {
 		return redirect(w, r, again)
 	}
 	c.logAction(r, action, letters)
-	who, n := viewerOf(r.Context()).Who, 0
+	by, n := viewerOf(r.Context()).actor(reason), 0
 	switch action {
 	case actArchive:
-		n, err = c.letters.PutAside(r.Context(), letters.Filter, deadletter.Archived, deadletter.Decision{By: who, Reason: reason})
+		n, err = c.letters.PutAside(r.Context(), letters.Filter, deadletter.Archived, by)
 	case actDiscard:
-		n, err = c.letters.PutAside(r.Context(), letters.Filter, deadletter.Discarded, deadletter.Decision{By: who, Reason: reason})
+		n, err = c.letters.PutAside(r.Context(), letters.Filter, deadletter.Discarded, by)
 	default:
-		n, err = c.letters.Restore(r.Context(), letters.Filter, who)
+		n, err = c.letters.Restore(r.Context(), letters.Filter, by)
 	}
 	c.waiting.expire()
 	if err != nil {
 		return fmt.Errorf("%s changed, the others were not: %w", plural(n, "letter was", "letters were"), err)
 	}
-	return redirect(w, r, link("/dead-letters", url.Values{action: {strconv.Itoa(n)}}.Encode()))
+	return redirect(w, r, "/dead-letters#actions")
 }

@@ -57,7 +57,7 @@ func (c *Console) append(w http.ResponseWriter, r *http.Request) error {
 		return refuse("The event_data is not valid JSON: " + err.Error() + ".")
 	}
 	id, confirmed := uuid.Parse(p.Form.Get("event_id"))
-	var into intake.Store = c.appender
+	into := intake.Audited(c.appender, v.actor(reason))
 	if confirmed != nil {
 		into = preview{c.appender, c.store}
 	}

@@ -29,6 +29,8 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/healz/worker/examples/clinic"
+	"github.com/healz/worker/internal/audit"
+	"github.com/healz/worker/internal/cli"
 	"github.com/healz/worker/internal/console"
 	"github.com/healz/worker/internal/deadletter"
 	"github.com/healz/worker/internal/events"
@@ -38,15 +40,21 @@ import (
 // patience bounds the time that a test waits.
 const patience = 90 * time.Second
 
+// asWorker makes the test program the worker.
+const asWorker = "TEST_AS_WORKER"
+
 func TestMain(m *testing.M) {
+	if os.Getenv(asWorker) != "" {
+		os.Exit(cli.Main(clinic.Register, cli.Demo()))
+	}
 	flag.String("screenshots", "", "folder for the screenshots that the tests take")
 	testservers.Main(m)
 }
 
 // demo is a live demo of the real program, with a browser.
 type demo struct {
-	program, url, guide string
-	allocator           context.Context
+	url, guide string
+	allocator  context.Context
 }
 
 // startDemo starts the program's demo, and returns when the failing appointment is in the dead letters.
@@ -62,13 +70,9 @@ func startDemo(t *testing.T) demo {
 	return d
 }
 
-// newDemo builds the program, and gets a browser.
 func newDemo(t *testing.T) demo {
 	t.Helper()
-	d := demo{program: filepath.Join(t.TempDir(), "worker"), allocator: newBrowser(t)}
-	built, err := exec.CommandContext(t.Context(), "go", "build", "-o", d.program, "../../cmd/worker").CombinedOutput()
-	require.NoError(t, err, string(built))
-	return d
+	return demo{allocator: newBrowser(t)}
 }
 
 func newBrowser(t *testing.T) context.Context {
@@ -87,11 +91,11 @@ func (d demo) start(t *testing.T, pipe func(*exec.Cmd) (io.ReadCloser, error), a
 }
 
 // command is a command of the program, without servers.
-func (d demo) command(t *testing.T, args ...string) *exec.Cmd {
+func (demo) command(t *testing.T, args ...string) *exec.Cmd {
 	t.Helper()
-	command := exec.Command(d.program, args...)
+	command := exec.Command(os.Args[0], args...)
 	command.Dir = t.TempDir()
-	command.Env = append(os.Environ(), "TMPDIR="+command.Dir, "DATABASE_URL=", "RABBITMQ_URL=")
+	command.Env = append(os.Environ(), asWorker+"=1", "TMPDIR="+command.Dir, "DATABASE_URL=", "RABBITMQ_URL=")
 	return command
 }
 
@@ -394,11 +398,11 @@ func TestLettersInBrowser(t *testing.T) {
 	s.ingest(list...)
 	ctx := t.Context()
 	archived := deadletter.Filter{IDs: []string{list[0].ID}}
-	_, err := s.table.PutAside(ctx, archived, deadletter.Archived, deadletter.Decision{By: "Kim", Reason: "the patient has moved to another clinic"})
+	_, err := s.table.PutAside(ctx, archived, deadletter.Archived, audit.Actor{By: "Kim", Reason: "the patient has moved to another clinic"})
 	require.NoError(t, err)
 	edited, err := s.table.Edit(ctx, list[1].ID, func(body []byte, _ func([]byte) error) ([]byte, error) {
 		return deadletter.Patch(body, []byte(`{"metadata": {"a": "b"}}`))
-	}, deadletter.Decision{By: "Kim", Reason: "a typo"})
+	}, audit.Actor{By: "Kim", Reason: "a typo"})
 	require.NoError(t, err)
 	require.NoError(t, s.table.Settled(ctx, list[2].ID, "01K0000000000000000000000A", []string{"welcome-patient"}, true))
 	d := demo{url: s.URL, allocator: newBrowser(t)}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/healz/worker/internal/audit"
 	"github.com/healz/worker/internal/console"
 	"github.com/healz/worker/internal/deadletter"
 )
@@ -35,7 +36,7 @@ func TestConfirmation(t *testing.T) {
 	form.Set("reason", "checked")
 	fail("c") // after the question
 	response, _ := v.post("/dead-letters/archive", form)
-	require.Equal(t, "/dead-letters?archive=3", response.Header.Get("Location"))
+	require.Equal(t, "/dead-letters#actions", response.Header.Get("Location"))
 	stays, err := s.table.Find(t.Context(), "c")
 	require.NoError(t, err)
 	require.Equal(t, deadletter.Waiting, stays.State, "it was not counted")
@@ -43,7 +44,7 @@ func TestConfirmation(t *testing.T) {
 	fail("d")
 	form = v.confirmation("archive", "handler=send-message")
 	form.Set("reason", "checked")
-	_, err = s.table.PutAside(t.Context(), deadletter.Filter{IDs: []string{"d"}}, deadletter.Archived, deadletter.Decision{By: "Ana", Reason: "x"})
+	_, err = s.table.PutAside(t.Context(), deadletter.Filter{IDs: []string{"d"}}, deadletter.Archived, audit.Actor{By: "Ana", Reason: "x"})
 	require.NoError(t, err)
 	response, _ = v.post("/dead-letters/archive", form)
 	require.Equal(t, "/dead-letters/archive?handler=send-message&was=2", response.Header.Get("Location"))
@@ -122,14 +123,14 @@ func TestFilterAndChooseLetters(t *testing.T) {
 	form := v.confirmation("discard", "id=old&id=new&id=")
 	form.Set("reason", "test data")
 	response, _ = v.post("/dead-letters/discard", form)
-	require.Equal(t, "/dead-letters?discard=2", response.Header.Get("Location"))
+	require.Equal(t, "/dead-letters#actions", response.Header.Get("Location"))
 	require.Equal(t, []string{"new", "old"}, listed("state=discarded"))
 	_, body = v.get("/dead-letters?handler=charge")
 	require.Contains(t, body, `<a href="/dead-letters?handler=charge&amp;state=any">1 letter in another state matches</a>`)
 
 	form = v.confirmation("restore", "id=old&state=discarded")
 	response, _ = v.post("/dead-letters/restore", form)
-	require.Equal(t, "/dead-letters?restore=1", response.Header.Get("Location"))
+	require.Equal(t, "/dead-letters#actions", response.Header.Get("Location"))
 	require.Equal(t, []string{s.Letter, "old"}, listed("state=waiting"))
 	restored, err := s.table.Find(t.Context(), "old")
 	require.NoError(t, err)
@@ -148,13 +149,13 @@ func TestFilterAndChooseLetters(t *testing.T) {
 	}
 
 	// What the filter form sends if only the state is chosen.
-	_, err = s.table.PutAside(t.Context(), deadletter.Filter{}, deadletter.Archived, deadletter.Decision{By: "Ana", Reason: "x"})
+	_, err = s.table.PutAside(t.Context(), deadletter.Filter{}, deadletter.Archived, audit.Actor{By: "Ana", Reason: "x"})
 	require.NoError(t, err)
 	_, body = v.get("/dead-letters?handler=&type=&state=archived")
 	require.Contains(t, body, `href="/dead-letters/restore?all=yes&amp;state=archived">Restore…</a>`)
 	form = v.confirmation("restore", "all=yes&state=archived")
 	response, _ = v.post("/dead-letters/restore", form)
-	require.Equal(t, "/dead-letters?restore=2", response.Header.Get("Location"))
+	require.Equal(t, "/dead-letters#actions", response.Header.Get("Location"))
 	_, body = v.get("/dead-letters?handler=&state=waiting")
 	require.Contains(t, body, `href="/dead-letters/replay?all=yes&amp;state=waiting">Replay…</a>`)
 	_, body = v.get("/dead-letters/replay?all=yes&state=waiting")

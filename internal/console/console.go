@@ -22,6 +22,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/healz/worker/internal/audit"
 	"github.com/healz/worker/internal/causation"
 	"github.com/healz/worker/internal/deadletter"
 	"github.com/healz/worker/internal/events"
@@ -49,13 +50,15 @@ type Config struct {
 	// Queued counts the dead letters in the failed queue that are not ingested yet. It may be nil.
 	Queued func(ctx context.Context) (int, error)
 	// Try is a dry run of a replay.
-	Try func(ctx context.Context, f deadletter.Filter) iter.Seq2[handlers.Outcome, error]
+	Try func(ctx context.Context, f deadletter.Filter, by audit.Actor) iter.Seq2[handlers.Outcome, error]
 	// Status returns the state of the worker.
 	Status func(ctx context.Context) Status
 	// Aggregates create the aggregates whose state is shown after each event.
 	Aggregates []func() events.Stateful
 	// Appender appends the events of writers.
-	Appender intake.Store
+	Appender intake.Recorder
+	// Audit records what viewers do.
+	Audit *audit.Log
 	// Types and Handlers are the names of the registered event types and handlers, for the search.
 	Types, Handlers []string
 	Access          Access
@@ -68,10 +71,11 @@ type Console struct {
 	letters    *deadletter.Table
 	waiting    counter
 	queued     counter
-	try        func(ctx context.Context, f deadletter.Filter) iter.Seq2[handlers.Outcome, error]
+	audit      *audit.Log
+	try        func(ctx context.Context, f deadletter.Filter, by audit.Actor) iter.Seq2[handlers.Outcome, error]
 	status     func(ctx context.Context) Status
 	aggregates map[string]func() events.Stateful
-	appender   intake.Store
+	appender   intake.Recorder
 	types      []string
 	handlers   []string
 	access     Access
@@ -101,7 +105,7 @@ func New(ctx context.Context, config Config) (*Console, error) {
 	c := &Console{
 		store: config.Store, letters: config.Letters,
 		waiting: counter{count: config.Letters.Count, interval: sampleInterval, last: unknownCount}, queued: counter{count: config.Queued, interval: queueInterval, last: unknownCount},
-		try: config.Try, status: config.Status,
+		audit: config.Audit, try: config.Try, status: config.Status,
 		aggregates: map[string]func() events.Stateful{}, appender: config.Appender, types: config.Types, handlers: config.Handlers, access: config.Access, logger: config.Logger, formToken: rand.Text(),
 		overviews: make(chan overviewPage, 1),
 	}
@@ -148,6 +152,7 @@ func (c *Console) routes() http.Handler {
 		"GET /aggregates/{type}/{id}":           c.aggregate,
 		"POST /aggregates/{type}/{id}/reveal":   c.aggregate,
 		"GET /traces/{id}":                      c.trace,
+		"GET /audit":                            c.auditLog,
 		"GET /dead-letters":                     c.deadLetters,
 		"GET /dead-letters/letter/{id}":         c.deadLetter,
 		"POST /dead-letters/letter/{id}/reveal": c.deadLetter,

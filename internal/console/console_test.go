@@ -25,6 +25,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/healz/worker/examples/clinic"
+	"github.com/healz/worker/internal/audit"
 	"github.com/healz/worker/internal/console"
 	"github.com/healz/worker/internal/deadletter"
 	"github.com/healz/worker/internal/events"
@@ -81,7 +82,7 @@ func newSiteWith(t *testing.T, config console.Config) *site {
 	require.NoError(t, s.Migrate(t.Context()))
 	w := &site{t: t, log: &logBuffer{}, store: s, table: deadletter.NewTable(s.SQL())}
 	w.fill()
-	config.Store, config.Letters, config.Logger = s, w.table, w.logger()
+	config.Store, config.Letters, config.Audit, config.Logger = s, w.table, audit.NewLog(s.SQL()), w.logger()
 	config.Status = func(context.Context) console.Status { return console.StatusOf(worker.Health{Ready: true}, nil, true) }
 	config.Appender = s
 	config.Aggregates = []func() events.Stateful{func() events.Stateful { return clinic.NewAppointment() }}
@@ -277,7 +278,7 @@ func TestPagesKeepDataToThemselves(t *testing.T) {
 		require.Equal(t, http.StatusOK, response.StatusCode, path)
 		require.Contains(t, body, secret, path)
 		log := s.log.String()
-		require.Contains(t, log, "event data was revealed")
+		require.Contains(t, log, "data was revealed")
 		require.Contains(t, log, logged)
 		require.Contains(t, log, `"who":"local user","client":"127.0.0.1"`)
 	}
@@ -555,7 +556,7 @@ func TestFind(t *testing.T) {
 	for _, handler := range []string{"one", "two"} {
 		s.ingest(deadletter.Letter{Body: bodyOf(t, foreign), Failure: deadletter.Failure{Handler: handler, Reason: "x"}})
 	}
-	_, err = s.table.PutAside(t.Context(), deadletter.Filter{IDs: []string{ulid}}, deadletter.Archived, deadletter.Decision{By: "Kim", Reason: "x"})
+	_, err = s.table.PutAside(t.Context(), deadletter.Filter{IDs: []string{ulid}}, deadletter.Archived, audit.Actor{By: "Kim", Reason: "x"})
 	require.NoError(t, err)
 	for text, target := range map[string]string{
 		strings.ToUpper(s.Failing.ID.String()):      "/events/" + s.Failing.ID.String(),
@@ -773,9 +774,10 @@ func TestArchive(t *testing.T) {
 
 	form.Set("reason", "the patient has moved")
 	response, _ = v.post("/dead-letters/archive", form)
-	require.Equal(t, "/dead-letters?archive=1", response.Header.Get("Location"))
-	_, body = v.get("/dead-letters?archive=1")
-	require.Contains(t, body, "1 letter was archived")
+	require.Equal(t, "/dead-letters#actions", response.Header.Get("Location"))
+	_, body = v.get("/dead-letters?archive=7")
+	require.Regexp(t, `<td>archive</td><td>Kim <span class="dim">console, 127\.0\.0\.1</span></td><td class="num">1</td>`, body)
+	require.NotContains(t, body, "7 letters", "an address cannot claim what was done")
 	require.Contains(t, body, "No dead letters.")
 	archived, err := s.table.Find(t.Context(), s.Letter)
 	require.NoError(t, err)

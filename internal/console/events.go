@@ -13,6 +13,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/healz/worker/internal/audit"
 	"github.com/healz/worker/internal/deadletter"
 	"github.com/healz/worker/internal/events"
 	"github.com/healz/worker/internal/store"
@@ -151,7 +152,9 @@ func (c *Console) event(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	if r.Method == http.MethodPost {
-		c.revealed(r, "event", "event_id", id.String())
+		if err := c.reveal(r, audit.Subject{}.WithID("event_id", id), 1); err != nil {
+			return err
+		}
 		p.Revealed, p.Data, p.Metadata = true, pretty(p.Event.Data), pretty(p.Event.Metadata)
 	}
 	return c.render(w, r, http.StatusOK, "event", p.Event.Type, p)
@@ -209,13 +212,6 @@ func (c *Console) causes(ctx context.Context, e events.Event) ([]events.Event, e
 	return list, nil
 }
 
-// revealed logs that a user has seen data, without the data.
-func (c *Console) revealed(r *http.Request, what string, attrs ...any) {
-	v := viewerOf(r.Context())
-	attrs = append([]any{"of", what, "who", v.Who, "client", v.Client.String()}, attrs...)
-	c.logger.InfoContext(r.Context(), "console: event data was revealed", attrs...)
-}
-
 type aggregatePage struct {
 	Type   string
 	ID     uuid.UUID
@@ -260,25 +256,31 @@ func (c *Console) aggregate(w http.ResponseWriter, r *http.Request) error {
 	empty := c.aggregates[p.Type]
 	p.Stateful = empty != nil
 	if p.Revealed {
-		c.revealAggregate(r.Context(), r, &p, empty)
+		if err := c.revealAggregate(r, &p, empty); err != nil {
+			return err
+		}
 	}
 	return c.render(w, r, http.StatusOK, "aggregate", p.Type, p)
 }
 
 // revealAggregate fills in the data of the steps and the states after them.
-func (c *Console) revealAggregate(ctx context.Context, r *http.Request, p *aggregatePage, empty func() events.Stateful) {
+func (c *Console) revealAggregate(r *http.Request, p *aggregatePage, empty func() events.Stateful) error {
 	ids := make([]string, len(p.Steps))
 	for i := range p.Steps {
 		s := &p.Steps[i]
 		ids[i], s.Data = s.Event.ID.String(), pretty(s.Event.Data)
 	}
-	c.revealed(r, "aggregate", "aggregate_type", p.Type, "aggregate_id", p.ID.String(), "event_ids", ids)
-	if empty == nil {
-		return
+	subject := audit.Subject{}.With("aggregate", p.Type+"/"+p.ID.String()).WithList("event_ids", ids)
+	if err := c.reveal(r, subject, len(ids)); err != nil {
+		return err
 	}
-	if err := c.states(ctx, p, empty()); err != nil {
+	if empty == nil {
+		return nil
+	}
+	if err := c.states(r.Context(), p, empty()); err != nil {
 		p.Problem = err.Error()
 	}
+	return nil
 }
 
 // states loads an aggregate and records its state after each step, up to [store.PageBytes] of states.

@@ -8,13 +8,13 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/google/uuid"
 
+	"github.com/healz/worker/internal/audit"
 	"github.com/healz/worker/internal/deadletter"
 	"github.com/healz/worker/internal/events"
 )
@@ -107,8 +107,9 @@ type lettersPage struct {
 	// Queued is the number of dead letters in the failed queue that are not ingested yet.
 	Queued   int
 	Problems []string
-	// Done says what an action has done.
-	Done string
+	// Actions are the latest actions that have changed letters.
+	Actions        []audit.Entry
+	ActionsProblem string
 	// Elsewhere is the number of letters in other states that match, if none does in the state of the filter.
 	Elsewhere int
 	// Replays are the latest replays of this console, the latest first.
@@ -176,11 +177,6 @@ func (p lettersPage) ElsewherePath() string {
 func (c *Console) deadLetters(w http.ResponseWriter, r *http.Request) error {
 	query := r.URL.Query()
 	p := lettersPage{Query: url.Values{}, First: query.Get("after") == "", Replays: c.jobs.latest()}
-	for action, done := range map[string]string{actArchive: "archived", actDiscard: "discarded", actRestore: "restored"} {
-		if n, err := strconv.Atoi(query.Get(action)); err == nil {
-			p.Done = plural(n, "letter was", "letters were") + " " + done + "."
-		}
-	}
 	for _, name := range letterFilters() {
 		if value := strings.TrimSpace(query.Get(name)); value != "" {
 			p.Query.Set(name, value)
@@ -218,6 +214,9 @@ func (c *Console) deadLetters(w http.ResponseWriter, r *http.Request) error {
 		p.Next = "/dead-letters?" + next.Encode()
 	}
 	p.Queued = c.queued.latest(r.Context())
+	if p.Actions, err = c.onLetters(r.Context()); err != nil {
+		p.ActionsProblem = "The latest actions cannot be read: " + err.Error() + "."
+	}
 	return c.render(w, r, http.StatusOK, "letters", "Dead letters", p)
 }
 
@@ -275,11 +274,9 @@ func (c *Console) deadLetter(w http.ResponseWriter, r *http.Request) error {
 		}
 	}
 	if r.Method == http.MethodPost {
-		attrs := []any{"letter_id", p.Letter.ID}
-		if p.Letter.Event.ID != uuid.Nil {
-			attrs = append(attrs, "event_id", p.Letter.Event.ID.String())
+		if err := c.reveal(r, audit.Subject{}.With("letter_id", p.Letter.ID).WithID("event_id", p.Letter.Event.ID), 1); err != nil {
+			return err
 		}
-		c.revealed(r, "dead letter", attrs...)
 		p.Revealed, p.Body = true, pretty(p.Letter.Body)
 	}
 	return c.render(w, r, http.StatusOK, "letter", "Dead letter", p)

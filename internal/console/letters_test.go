@@ -18,6 +18,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/healz/worker/examples/clinic"
+	"github.com/healz/worker/internal/audit"
 	"github.com/healz/worker/internal/console"
 	"github.com/healz/worker/internal/deadletter"
 	"github.com/healz/worker/internal/events"
@@ -223,13 +224,13 @@ func TestPagesOfLettersInEachState(t *testing.T) {
 	shows("waiting", true)
 	putAside := func(as deadletter.State) {
 		t.Helper()
-		n, err := s.table.PutAside(t.Context(), deadletter.Filter{IDs: []string{"letter-2"}}, as, deadletter.Decision{By: "Ana", Reason: "has moved"})
+		n, err := s.table.PutAside(t.Context(), deadletter.Filter{IDs: []string{"letter-2"}}, as, audit.Actor{By: "Ana", Reason: "has moved"})
 		require.NoError(t, err)
 		require.Equal(t, 1, n)
 	}
 	restore := func(from deadletter.State) {
 		t.Helper()
-		n, err := s.table.Restore(t.Context(), deadletter.Filter{States: []deadletter.State{from}}, "Ben")
+		n, err := s.table.Restore(t.Context(), deadletter.Filter{States: []deadletter.State{from}}, audit.Actor{By: "Ben"})
 		require.NoError(t, err)
 		require.Equal(t, 1, n)
 	}
@@ -243,7 +244,7 @@ func TestPagesOfLettersInEachState(t *testing.T) {
 
 	edited, err := s.table.Edit(t.Context(), "letter-2", func(body []byte, _ func([]byte) error) ([]byte, error) {
 		return deadletter.Patch(body, []byte(`{"metadata": {"a": "b"}}`))
-	}, deadletter.Decision{By: "Cleo", Reason: "a typo"})
+	}, audit.Actor{By: "Cleo", Reason: "a typo"})
 	require.NoError(t, err)
 	shows("replaying", false, "a typo")
 	response, body := v.get("/dead-letters/letter/" + edited.OriginalID)
@@ -263,7 +264,7 @@ func TestPagesOfLettersInEachState(t *testing.T) {
 	response, body = v.get("/dead-letters/letter/" + s.Scheduled.ID.String())
 	require.Equal(t, http.StatusConflict, response.StatusCode, "the letter and its original are of this event")
 	require.Contains(t, body, "name one by its own id")
-	n, err := s.table.PurgeDecided(t.Context(), time.Now().Add(time.Hour), 10)
+	n, err := s.table.PurgeDecided(t.Context(), time.Now().Add(time.Hour), 10, nil)
 	require.NoError(t, err)
 	require.Equal(t, 2, n)
 	response, body = v.get(page)
@@ -397,7 +398,7 @@ func TestLettersInTheQueue(t *testing.T) {
 }
 
 // passAll is a dry run in which each of many letters would pass.
-func passAll(_ context.Context, f deadletter.Filter) iter.Seq2[handlers.Outcome, error] {
+func passAll(_ context.Context, f deadletter.Filter, _ audit.Actor) iter.Seq2[handlers.Outcome, error] {
 	return func(yield func(handlers.Outcome, error) bool) {
 		n := f.Limit
 		if len(f.IDs) > 0 {

@@ -13,6 +13,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/oklog/ulid/v2"
 
+	"github.com/healz/worker/internal/audit"
 	"github.com/healz/worker/internal/events"
 )
 
@@ -43,7 +44,7 @@ type EditedLetter struct {
 // history names it. The handlers that have handled the original pass the letter over, like a redelivery; see
 // [events.EditedBody].
 func (t *Table) Edit(
-	ctx context.Context, id string, change func(body []byte, check func([]byte) error) ([]byte, error), d Decision,
+	ctx context.Context, id string, change func(body []byte, check func([]byte) error) ([]byte, error), by audit.Actor,
 ) (EditedLetter, error) {
 	l, err := t.Find(ctx, id)
 	if err != nil {
@@ -65,18 +66,18 @@ func (t *Table) Edit(
 	if body, err = editedBody(l, body); err != nil {
 		return EditedLetter{}, err
 	}
-	return t.supersede(ctx, l, body, d)
+	return t.supersede(ctx, l, body, by)
 }
 
 // supersede gives a letter another body and releases it; its original becomes another row.
-func (t *Table) supersede(ctx context.Context, l Letter, body []byte, d Decision) (EditedLetter, error) {
+func (t *Table) supersede(ctx context.Context, l Letter, body []byte, by audit.Actor) (EditedLetter, error) {
 	done := EditedLetter{LetterID: l.ID, OriginalID: ulid.Make().String(), ReplayID: ulid.Make().String()}
 	now := time.Now().UTC()
 	original, edited := l, l
-	original.ID, original.State, original.Decided = done.OriginalID, Superseded, Decision{By: d.By, Reason: d.Reason, At: now}
+	original.ID, original.State, original.Decided = done.OriginalID, Superseded, Decision{By: by.By, Reason: by.Reason, At: now}
 	edited.Body = body
 	edited.History = l.History.With(Incident{
-		Kind: Edited, At: now.Truncate(time.Second), By: d.By, Reason: fmt.Sprintf("%s (original: %s)", d.Reason, done.OriginalID),
+		Kind: Edited, At: now.Truncate(time.Second), By: by.By, Reason: fmt.Sprintf("%s (original: %s)", by.Reason, done.OriginalID),
 	})
 	edited = Complete(edited).withPast(edited)
 	err := t.db.Write(ctx, "edit dead letter "+l.ID, func(ctx context.Context, tx *sql.Tx) error {
@@ -103,7 +104,11 @@ func (t *Table) supersede(ctx context.Context, l Letter, body []byte, d Decision
 		}
 		_, err = t.exec(ctx, tx, "UPDATE dead_letters SET state = 'replaying', release = ?, release_to = ?, released_at = ? WHERE id = ?",
 			done.ReplayID, string(ToHandler), t.dialect.at(now), l.ID)
-		return err
+		if err != nil {
+			return err
+		}
+		subject := Filter{IDs: []string{l.ID}}.Subject().With("original", done.OriginalID).With("replay", done.ReplayID)
+		return t.record(ctx, tx, by.Did(audit.Edit, subject, 1))
 	})
 	return done, err
 }

@@ -6,6 +6,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/healz/worker/internal/audit"
 	"github.com/healz/worker/internal/deadletter"
 	"github.com/healz/worker/internal/events"
 	"github.com/healz/worker/internal/store/storetest"
@@ -24,7 +25,7 @@ func TestEdit(t *testing.T) {
 		ingest(t, table, a)
 		was := only(t, table)
 
-		done, err := table.Edit(t.Context(), was.Event.ID.String(), merge(`{"event_data":{"name":"Eva"}}`), deadletter.Decision{By: "ana", Reason: "typo"})
+		done, err := table.Edit(t.Context(), was.Event.ID.String(), merge(`{"event_data":{"name":"Eva"}}`), audit.Actor{By: "ana", Reason: "typo"})
 
 		require.NoError(t, err)
 		require.Equal(t, was.ID, done.LetterID)
@@ -48,7 +49,7 @@ func TestEdit(t *testing.T) {
 		require.Len(t, everything(t, table), 2, "the original's ack was lost")
 		require.Equal(t, deadletter.Superseded, find(t, table, done.OriginalID).State)
 
-		_, err = table.Edit(t.Context(), was.ID, merge(`{"event_data":{"name":"Ina"}}`), deadletter.Decision{})
+		_, err = table.Edit(t.Context(), was.ID, merge(`{"event_data":{"name":"Ina"}}`), audit.Actor{})
 		require.ErrorContains(t, err, "is replaying: only one that is waiting can be edited")
 		ingest(t, table, failedAgain(l, done.ReplayID, deadletter.ToHandler, "h", "no street"))
 		l = find(t, table, was.ID)
@@ -66,7 +67,7 @@ func TestEditBackToAnEarlierBody(t *testing.T) {
 		ingest(t, table, letterOf(t, storetest.NewStream(), "h", "r"))
 		id := only(t, table).ID
 		for _, name := range []string{"Eva", "Ina", "Eva", "Ina", "Ana"} {
-			done, err := table.Edit(t.Context(), id, merge(`{"event_data":{"name":"`+name+`"}}`), deadletter.Decision{By: "ana"})
+			done, err := table.Edit(t.Context(), id, merge(`{"event_data":{"name":"`+name+`"}}`), audit.Actor{By: "ana"})
 			require.NoError(t, err)
 			l := find(t, table, id)
 			require.JSONEq(t, `{"name":"`+name+`"}`, string(l.Event.Data))
@@ -84,7 +85,7 @@ func TestEditThatIsRefused(t *testing.T) {
 		ingest(t, table, letterOf(t, storetest.NewStream(), "h", "r"))
 		was := only(t, table)
 		edit := func(change func([]byte, func([]byte) error) ([]byte, error)) error {
-			_, err := table.Edit(t.Context(), was.ID, change, deadletter.Decision{By: "ana"})
+			_, err := table.Edit(t.Context(), was.ID, change, audit.Actor{By: "ana"})
 			return err
 		}
 		require.ErrorIs(t, edit(merge(`{}`)), deadletter.ErrUnchanged)
@@ -109,7 +110,7 @@ func TestEditThatIsRefused(t *testing.T) {
 			})
 			require.ErrorContains(t, err, "has changed meanwhile", name)
 		}
-		_, err := table.Edit(t.Context(), "unknown", merge(`{}`), deadletter.Decision{})
+		_, err := table.Edit(t.Context(), "unknown", merge(`{}`), audit.Actor{})
 		require.ErrorIs(t, err, deadletter.ErrNotFound)
 	})
 }
@@ -127,7 +128,7 @@ func TestEditOfWhatIsNoEvent(t *testing.T) {
 		a := plain(string(cut))
 		ingest(t, table, a)
 		was := only(t, table)
-		_, err = table.Edit(t.Context(), was.ID, merge(`{"tenant_id":"`+e.TenantID.String()+`"}`), deadletter.Decision{By: "ana"})
+		_, err = table.Edit(t.Context(), was.ID, merge(`{"tenant_id":"`+e.TenantID.String()+`"}`), audit.Actor{By: "ana"})
 		require.NoError(t, err)
 		l := find(t, table, was.ID)
 		require.Equal(t, e.TenantID, l.Event.TenantID)

@@ -16,6 +16,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/oklog/ulid/v2"
 
+	"github.com/healz/worker/internal/audit"
 	"github.com/healz/worker/internal/events"
 	"github.com/healz/worker/internal/store"
 )
@@ -37,8 +38,12 @@ type File interface {
 	Sync() error
 }
 
-// Export writes the letters that f chooses, as [Letter.Encode] does, a line each, and returns how many.
-func (t *Table) Export(ctx context.Context, f Filter, file File) (int, error) {
+// Export writes the letters that f chooses, as [Letter.Encode] does, a line each, and returns how many. It records that first,
+// and writes nothing if it cannot.
+func (t *Table) Export(ctx context.Context, f Filter, file File, by audit.Actor) (int, error) {
+	if err := t.recordExport(ctx, f, by); err != nil {
+		return 0, err
+	}
 	w := bufio.NewWriter(file)
 	n := 0
 	for l, err := range t.Read(ctx, f) {
@@ -56,6 +61,10 @@ func (t *Table) Export(ctx context.Context, f Filter, file File) (int, error) {
 	return n, nil
 }
 
+func (t *Table) recordExport(ctx context.Context, f Filter, by audit.Actor) error {
+	return audit.NewLog(t.db).Record(ctx, by.Did(audit.Export, f.Subject(), 0))
+}
+
 // ErrExporting says that another [Table.ExportAndRemove] of the store runs.
 var ErrExporting = errors.New("another export --remove is running")
 
@@ -69,7 +78,11 @@ const (
 // transaction is open while the file is written. A lease excludes other calls, which fail with [ErrExporting]. A letter that
 // was changed while the file was written is in the file and stays in the table. It returns how many it deleted; after an
 // error the file may have more.
-func (t *Table) ExportAndRemove(ctx context.Context, f Filter, file File) (n int, err error) {
+func (t *Table) ExportAndRemove(ctx context.Context, f Filter, file File, by audit.Actor) (n int, err error) {
+	if err := t.recordExport(ctx, f, by); err != nil {
+		return 0, err
+	}
+	purged := func(n int) audit.Entry { return by.Did(audit.Purge, f.Subject().With("after", "export"), n) }
 	w := bufio.NewWriter(file)
 	states, _ := t.conditions(Filter{States: f.States})
 	holder := uuid.NewString()
@@ -85,7 +98,7 @@ func (t *Table) ExportAndRemove(ctx context.Context, f Filter, file File) (n int
 			some := page[:withinBytes(page)]
 			page = page[len(some):]
 			removed := 0
-			removed, err = t.moveTo(ctx, holder, w, file, some, states)
+			removed, err = t.moveTo(ctx, holder, w, file, some, states, purged)
 			n += removed
 		}
 		if err != nil {
@@ -112,7 +125,9 @@ func (t *Table) takeExport(ctx context.Context, holder string) error {
 
 // moveTo writes those of the letters that are still there and meet a condition to a file, syncs it, and deletes those that
 // are still as they were written.
-func (t *Table) moveTo(ctx context.Context, holder string, w *bufio.Writer, file File, page []row, condition string) (removed int, err error) {
+func (t *Table) moveTo(
+	ctx context.Context, holder string, w *bufio.Writer, file File, page []row, condition string, purged func(int) audit.Entry,
+) (removed int, err error) {
 	if err := t.takeExport(ctx, holder); err != nil {
 		return 0, err
 	}
@@ -155,6 +170,9 @@ func (t *Table) moveTo(ctx context.Context, holder string, w *bufio.Writer, file
 		}
 		now = slices.DeleteFunc(now, func(r row) bool { return !reflect.DeepEqual(withoutMessage(r.Letter), written[r.ID]) })
 		removed, err = t.exec(ctx, tx, "DELETE FROM dead_letters WHERE "+t.dialect.in("seq"), list(t.dialect, seqsOf(now)))
+		if err == nil && removed > 0 {
+			err = t.record(ctx, tx, purged(removed))
+		}
 		return err
 	})
 	if err != nil {
@@ -191,7 +209,7 @@ type ImportCounts struct {
 // nothing is imported. A letter that the table has already, in whatever state, is passed over; with again those that were
 // put aside or handled wait again, as the file has them. An import that was cut off is completed by importing the file
 // again.
-func (t *Table) Import(ctx context.Context, file io.ReadSeeker, again bool) (ImportCounts, error) {
+func (t *Table) Import(ctx context.Context, file io.ReadSeeker, again bool, by audit.Actor) (ImportCounts, error) {
 	var counts ImportCounts
 	for line, err := range lines(file) {
 		if err == nil {
@@ -207,7 +225,7 @@ func (t *Table) Import(ctx context.Context, file io.ReadSeeker, again bool) (Imp
 	var batch []*known
 	size := 0
 	flush := func() error {
-		n, err := t.importBatch(ctx, batch, again)
+		n, err := t.importBatch(ctx, batch, again, by)
 		counts.Imported += n
 		batch, size = nil, 0
 		return err
@@ -254,7 +272,7 @@ func importIdentity(l Letter) string {
 }
 
 // importBatch adds letters, and returns how many wait now that did not.
-func (t *Table) importBatch(ctx context.Context, batch []*known, again bool) (n int, err error) {
+func (t *Table) importBatch(ctx context.Context, batch []*known, again bool, by audit.Actor) (n int, err error) {
 	err = t.db.Write(ctx, "import dead letters", func(ctx context.Context, tx *sql.Tx) error {
 		n = 0
 		if err := t.lockBatches(ctx, tx); err != nil {
@@ -267,7 +285,10 @@ func (t *Table) importBatch(ctx context.Context, batch []*known, again bool) (n 
 			}
 			n += added
 		}
-		return nil
+		if n == 0 {
+			return nil
+		}
+		return t.record(ctx, tx, by.Did(audit.Import, audit.Subject{"again": again}, n))
 	})
 	return n, err
 }

@@ -31,8 +31,13 @@ func (r *recorder) PublishLetters(ctx context.Context, letters []deadletter.Rele
 // write changes the database behind the table's back.
 func write(t *testing.T, b backend, statement string, args ...any) {
 	t.Helper()
-	require.NoError(t, b.SQL().Write(t.Context(), "test", func(ctx context.Context, tx *sql.Tx) error {
+	require.NoError(t, change(t, b, statement, args...))
+}
+
+func change(t *testing.T, b backend, statement string, args ...any) error {
+	t.Helper()
+	return b.SQL().Write(t.Context(), "test", func(ctx context.Context, tx *sql.Tx) error {
 		_, err := tx.ExecContext(ctx, statement, args...)
 		return err
-	}))
+	})
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/healz/worker/internal/audit"
 	"github.com/healz/worker/internal/deadletter"
 	"github.com/healz/worker/internal/store"
 	"github.com/healz/worker/internal/store/storetest"
@@ -28,7 +29,7 @@ func (f *memoryFile) Sync() error { return f.broken }
 func exported(t *testing.T, table *deadletter.Table, f deadletter.Filter) string {
 	t.Helper()
 	var file memoryFile
-	n, err := table.Export(t.Context(), f, &file)
+	n, err := table.Export(t.Context(), f, &file, audit.Actor{})
 	require.NoError(t, err)
 	require.Equal(t, n, strings.Count(file.String(), "\n"))
 	return file.String()
@@ -36,7 +37,7 @@ func exported(t *testing.T, table *deadletter.Table, f deadletter.Filter) string
 
 func imported(t *testing.T, table *deadletter.Table, file string, again bool) deadletter.ImportCounts {
 	t.Helper()
-	counts, err := table.Import(t.Context(), strings.NewReader(file), again)
+	counts, err := table.Import(t.Context(), strings.NewReader(file), again, audit.Actor{})
 	require.NoError(t, err)
 	return counts
 }
@@ -78,7 +79,7 @@ func TestExportAndImport(t *testing.T) {
 		require.Equal(t, deadletter.ImportCounts{Lines: 7}, imported(t, table, file, true), "all wait")
 
 		var removed memoryFile
-		n, err := table.ExportAndRemove(t.Context(), deadletter.Filter{}, &removed)
+		n, err := table.ExportAndRemove(t.Context(), deadletter.Filter{}, &removed, audit.Actor{})
 		require.NoError(t, err)
 		require.Equal(t, 7, n)
 		require.Equal(t, file, removed.String())
@@ -112,7 +113,7 @@ func TestImportAgainOfALetterThatWasEdited(t *testing.T) {
 				ingest(t, table, letterOf(t, storetest.NewStream(), "h", "r"))
 				was := only(t, table)
 				file := exported(t, table, deadletter.Filter{})
-				done, err := table.Edit(t.Context(), was.ID, merge(`{"event_data":{"x":1}}`), deadletter.Decision{By: "ana"})
+				done, err := table.Edit(t.Context(), was.ID, merge(`{"event_data":{"x":1}}`), audit.Actor{By: "ana"})
 				require.NoError(t, err)
 				require.NoError(t, table.Settled(t.Context(), was.ID, done.ReplayID, []string{"h"}, true))
 				if !originalIsThere {
@@ -156,7 +157,7 @@ func TestImportRefusesBadLines(t *testing.T) {
 			"no JSON": "secret", "no letter": `["secret"]`, "no id": `{"body_base64":"c2VjcmV0"}`, "two": string(good) + string(good),
 			"blank": "", "cut off": string(good[:len(good)-3]), "no base64": `{"id":"1","body_base64":"secret!"}`,
 		} {
-			counts, err := table.Import(t.Context(), strings.NewReader(string(good)+"\n"+bad+"\n"+string(good)+"\n"), false)
+			counts, err := table.Import(t.Context(), strings.NewReader(string(good)+"\n"+bad+"\n"+string(good)+"\n"), false, audit.Actor{})
 			var line *deadletter.LineError
 			require.ErrorAs(t, err, &line, name)
 			require.Equal(t, 2, line.Line)
@@ -181,7 +182,7 @@ func TestImportOfManyAndOfLargeLetters(t *testing.T) {
 			ingest(t, table, a)
 		}
 		var file memoryFile
-		n, err := table.ExportAndRemove(t.Context(), deadletter.Filter{}, &file)
+		n, err := table.ExportAndRemove(t.Context(), deadletter.Filter{}, &file, audit.Actor{})
 		require.NoError(t, err)
 		require.Equal(t, deadletter.PageRows+4, n)
 		require.Equal(t, deadletter.ImportCounts{Lines: n, Imported: n}, imported(t, table, file.String(), false))
@@ -195,11 +196,11 @@ func TestExportAndRemoveKeepsWhatIsNotSafe(t *testing.T) {
 		t.Helper()
 		many(t, table, 3)
 		full := errors.New("the disk is full")
-		n, err := table.ExportAndRemove(t.Context(), deadletter.Filter{}, &memoryFile{broken: full})
+		n, err := table.ExportAndRemove(t.Context(), deadletter.Filter{}, &memoryFile{broken: full}, audit.Actor{})
 		require.ErrorIs(t, err, full)
 		require.Zero(t, n)
 		require.Len(t, everything(t, table), 3)
-		_, err = table.Export(t.Context(), deadletter.Filter{}, &memoryFile{broken: full})
+		_, err = table.Export(t.Context(), deadletter.Filter{}, &memoryFile{broken: full}, audit.Actor{})
 		require.ErrorIs(t, err, full)
 	})
 }
@@ -226,7 +227,7 @@ func exportBlocked(t *testing.T, table *deadletter.Table) (file *blockedFile, en
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		n, err = table.ExportAndRemove(t.Context(), deadletter.Filter{}, file)
+		n, err = table.ExportAndRemove(t.Context(), deadletter.Filter{}, file, audit.Actor{})
 	}()
 	select {
 	case <-file.syncing:
@@ -257,14 +258,14 @@ func TestASlowExportBlocksNobody(t *testing.T) {
 			return err == nil && strings.Contains(string(batch.Events), e.ID.String())
 		}, patience, 10*time.Millisecond)
 		var other memoryFile
-		n, err := table.ExportAndRemove(t.Context(), deadletter.Filter{}, &other)
+		n, err := table.ExportAndRemove(t.Context(), deadletter.Filter{}, &other, audit.Actor{})
 		require.ErrorIs(t, err, deadletter.ErrExporting)
 		require.Zero(t, n+other.Len())
 		changed := all(t, table, deadletter.Filter{})[1].ID
-		n, err = table.PutAside(t.Context(), deadletter.Filter{IDs: []string{changed}}, deadletter.Archived, deadletter.Decision{By: "ana"})
+		n, err = table.PutAside(t.Context(), deadletter.Filter{IDs: []string{changed}}, deadletter.Archived, audit.Actor{By: "ana"})
 		require.NoError(t, err)
 		require.Equal(t, 1, n)
-		n, err = table.Restore(t.Context(), deadletter.Filter{IDs: []string{changed}, States: []deadletter.State{deadletter.Archived}}, "ana")
+		n, err = table.Restore(t.Context(), deadletter.Filter{IDs: []string{changed}, States: []deadletter.State{deadletter.Archived}}, audit.Actor{By: "ana"})
 		require.NoError(t, err)
 		require.Equal(t, 1, n)
 
@@ -273,7 +274,7 @@ func TestASlowExportBlocksNobody(t *testing.T) {
 		require.Equal(t, 2, n)
 		require.Equal(t, 3, strings.Count(file.String(), "\n"))
 		require.Equal(t, changed, only(t, table).ID)
-		n, err = table.ExportAndRemove(t.Context(), deadletter.Filter{}, &other)
+		n, err = table.ExportAndRemove(t.Context(), deadletter.Filter{}, &other, audit.Actor{})
 		require.NoError(t, err)
 		require.Equal(t, 1, n, "the lease was given back")
 	})

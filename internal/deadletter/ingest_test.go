@@ -17,6 +17,7 @@ import (
 	"github.com/oklog/ulid/v2"
 	"github.com/stretchr/testify/require"
 
+	"github.com/healz/worker/internal/audit"
 	"github.com/healz/worker/internal/bus"
 	"github.com/healz/worker/internal/deadletter"
 	"github.com/healz/worker/internal/store/storetest"
@@ -204,7 +205,7 @@ func TestALetterThatFailsAgainIsTheSame(t *testing.T) {
 		first := letterOf(t, storetest.NewStream(), "send-invoice", "no address")
 		ingest(t, table, first)
 		was := only(t, table)
-		_, err := table.PutAside(t.Context(), deadletter.Filter{}, deadletter.Archived, deadletter.Decision{By: "ana"})
+		_, err := table.PutAside(t.Context(), deadletter.Filter{}, deadletter.Archived, audit.Actor{By: "ana"})
 		require.NoError(t, err)
 
 		again := failedAgain(was, "01JZ0000000000000000000000", deadletter.ToHandler, "send-invoice", "no street")
@@ -287,7 +288,7 @@ func TestALetterThatWasDecidedOnWaitsWhenItFailsAnew(t *testing.T) {
 				if state == deadletter.Settled {
 					require.NoError(t, table.Settled(t.Context(), was.ID, "r", []string{"send-invoice"}, true))
 				} else {
-					_, err := table.PutAside(t.Context(), deadletter.Filter{}, state, deadletter.Decision{By: "ana", Reason: "why"})
+					_, err := table.PutAside(t.Context(), deadletter.Filter{}, state, audit.Actor{By: "ana", Reason: "why"})
 					require.NoError(t, err)
 				}
 				require.Equal(t, state, only(t, table).State)

@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/healz/worker/internal/audit"
 	"github.com/healz/worker/internal/deadletter"
 	"github.com/healz/worker/internal/store"
 	"github.com/healz/worker/internal/store/storetest"
@@ -70,16 +71,16 @@ func TestListIsInPages(t *testing.T) {
 		seven.Limit = 1000
 		require.Len(t, all(t, table, seven), 100)
 
-		n10, err := table.PutAside(t.Context(), deadletter.Filter{Limit: 10}, deadletter.Archived, deadletter.Decision{})
+		n10, err := table.PutAside(t.Context(), deadletter.Filter{Limit: 10}, deadletter.Archived, audit.Actor{})
 		require.NoError(t, err)
 		require.Equal(t, 10, n10)
 		all10 := all(t, table, deadletter.Filter{States: []deadletter.State{deadletter.Archived}})
 		require.Equal(t, "9", all10[9].ID, "the oldest")
-		aside, err := table.PutAside(t.Context(), deadletter.Filter{}, deadletter.Archived, deadletter.Decision{})
+		aside, err := table.PutAside(t.Context(), deadletter.Filter{}, deadletter.Archived, audit.Actor{})
 		require.NoError(t, err)
 		require.Equal(t, n-10, aside)
 		require.Len(t, all(t, table, deadletter.Filter{States: []deadletter.State{deadletter.Archived}}), n, "of equal times of decision")
-		back, err := table.Restore(t.Context(), deadletter.Filter{}, "ana")
+		back, err := table.Restore(t.Context(), deadletter.Filter{}, audit.Actor{By: "ana"})
 		require.NoError(t, err)
 		require.Equal(t, n, back)
 	})
@@ -97,7 +98,7 @@ func TestListWhileLettersChange(t *testing.T) {
 			require.False(t, seen[l.ID])
 			seen[l.ID] = true
 			if len(seen)%200 == 1 {
-				_, err := table.PutAside(t.Context(), deadletter.Filter{IDs: []string{l.ID, "1050"}}, deadletter.Archived, deadletter.Decision{})
+				_, err := table.PutAside(t.Context(), deadletter.Filter{IDs: []string{l.ID, "1050"}}, deadletter.Archived, audit.Actor{})
 				require.NoError(t, err)
 				ingest(t, table, plain(fmt.Sprint("new", len(seen))))
 			}
@@ -166,7 +167,7 @@ func TestFind(t *testing.T) {
 		require.ErrorContains(t, err, "2 dead letters are of the event")
 		_, err = table.Find(t.Context(), "unknown")
 		require.ErrorIs(t, err, deadletter.ErrNotFound)
-		_, err = table.PutAside(t.Context(), deadletter.Filter{Handler: "one"}, deadletter.Archived, deadletter.Decision{By: "ana", Reason: "why"})
+		_, err = table.PutAside(t.Context(), deadletter.Filter{Handler: "one"}, deadletter.Archived, audit.Actor{By: "ana", Reason: "why"})
 		require.NoError(t, err)
 		require.Equal(t, "other", find(t, table, id).Handler, "the one that waits")
 		archived := all(t, table, deadletter.Filter{States: []deadletter.State{deadletter.Archived}})
@@ -201,7 +202,7 @@ func TestGroupsAreAsInGo(t *testing.T) {
 			arrivals = append(arrivals, a)
 		}
 		ingest(t, table, arrivals...)
-		_, err := table.PutAside(t.Context(), deadletter.Filter{Handler: "b", Limit: 30}, deadletter.Archived, deadletter.Decision{})
+		_, err := table.PutAside(t.Context(), deadletter.Filter{Handler: "b", Limit: 30}, deadletter.Archived, audit.Actor{})
 		require.NoError(t, err)
 		for _, f := range []deadletter.Filter{
 			{},
@@ -292,7 +293,7 @@ func TestWhatIsParkedBehindLetters(t *testing.T) {
 	t.Parallel()
 	archive := func(t *testing.T, table *deadletter.Table, as deadletter.State) {
 		t.Helper()
-		n, err := table.PutAside(t.Context(), deadletter.Filter{Handler: "h"}, as, deadletter.Decision{By: "ana", Reason: "why"})
+		n, err := table.PutAside(t.Context(), deadletter.Filter{Handler: "h"}, as, audit.Actor{By: "ana", Reason: "why"})
 		require.NoError(t, err)
 		require.Equal(t, 1, n)
 	}
@@ -307,7 +308,7 @@ func TestWhatIsParkedBehindLetters(t *testing.T) {
 		"restored": {func(t *testing.T, table *deadletter.Table) {
 			t.Helper()
 			archive(t, table, deadletter.Archived)
-			n, err := table.Restore(t.Context(), deadletter.Filter{}, "ben")
+			n, err := table.Restore(t.Context(), deadletter.Filter{}, audit.Actor{By: "ben"})
 			require.NoError(t, err)
 			require.Equal(t, 1, n)
 			for _, l := range all(t, table, deadletter.Filter{Handler: "h"}) {
@@ -320,20 +321,20 @@ func TestWhatIsParkedBehindLetters(t *testing.T) {
 		}, false},
 		"purged": {func(t *testing.T, table *deadletter.Table) {
 			t.Helper()
-			n, err := table.PurgeWaiting(t.Context())
+			n, err := table.PurgeWaiting(t.Context(), audit.Actor{})
 			require.NoError(t, err)
 			require.Equal(t, 2, n)
 		}, false},
 		"archived while others are purged": {func(t *testing.T, table *deadletter.Table) {
 			t.Helper()
 			archive(t, table, deadletter.Archived)
-			_, err := table.PurgeWaiting(t.Context())
+			_, err := table.PurgeWaiting(t.Context(), audit.Actor{})
 			require.NoError(t, err)
 		}, true},
 		"archived and purged": {func(t *testing.T, table *deadletter.Table) {
 			t.Helper()
 			archive(t, table, deadletter.Archived)
-			n, err := table.PurgeDecided(t.Context(), time.Now().Add(time.Minute), 10)
+			n, err := table.PurgeDecided(t.Context(), time.Now().Add(time.Minute), 10, nil)
 			require.NoError(t, err)
 			require.Equal(t, 1, n)
 		}, false},
@@ -364,14 +365,14 @@ func TestPurgeWaitingReleasesWhatHasNoLetter(t *testing.T) {
 		t.Helper()
 		stream := storetest.NewStream()
 		require.NoError(t, b.Park(t.Context(), "h", stream.Next()))
-		_, err := table.PurgeWaiting(t.Context())
+		_, err := table.PurgeWaiting(t.Context(), audit.Actor{})
 		require.NoError(t, err)
 		require.True(t, parkedBehind(t, b, stream, "h"), "its letter may still be in the broker's queue")
 
 		write(t, b, "UPDATE parked SET parked_at = parked_at - "+map[store.Dialect]string{
 			store.Postgres: "interval '2 days'", store.SQLite: "2 * 86400 * 1000000",
 		}[b.SQL().Dialect])
-		_, err = table.PurgeWaiting(t.Context())
+		_, err = table.PurgeWaiting(t.Context(), audit.Actor{})
 		require.NoError(t, err)
 		require.False(t, parkedBehind(t, b, stream, "h"))
 	})
@@ -383,21 +384,21 @@ func TestPurgeDecidedByAge(t *testing.T) {
 		t.Helper()
 		many(t, table, 12)
 		first := []string{"0", "1", "2", "3", "4"}
-		_, err := table.PutAside(t.Context(), deadletter.Filter{IDs: first}, deadletter.Archived, deadletter.Decision{})
+		_, err := table.PutAside(t.Context(), deadletter.Filter{IDs: first}, deadletter.Archived, audit.Actor{})
 		require.NoError(t, err)
 		between := time.Now()
-		_, err = table.PutAside(t.Context(), deadletter.Filter{IDs: []string{"5", "6", "7"}}, deadletter.Discarded, deadletter.Decision{})
+		_, err = table.PutAside(t.Context(), deadletter.Filter{IDs: []string{"5", "6", "7"}}, deadletter.Discarded, audit.Actor{})
 		require.NoError(t, err)
 		require.NoError(t, table.Settled(t.Context(), "8", "r", nil, true))
-		_, err = table.PutAside(t.Context(), deadletter.Filter{IDs: []string{"9"}}, deadletter.Archived, deadletter.Decision{})
+		_, err = table.PutAside(t.Context(), deadletter.Filter{IDs: []string{"9"}}, deadletter.Archived, audit.Actor{})
 		require.NoError(t, err)
-		_, err = table.Restore(t.Context(), deadletter.Filter{IDs: []string{"9"}}, "ana")
+		_, err = table.Restore(t.Context(), deadletter.Filter{IDs: []string{"9"}}, audit.Actor{By: "ana"})
 		require.NoError(t, err)
 		for _, test := range []struct {
 			before time.Time
 			want   int
 		}{{between.Add(-time.Hour), 0}, {between, 3}, {between, 2}, {between, 0}, {time.Now().Add(time.Hour), 3}, {time.Now().Add(time.Hour), 1}} {
-			n, err := table.PurgeDecided(t.Context(), test.before, 3)
+			n, err := table.PurgeDecided(t.Context(), test.before, 3, nil)
 			require.NoError(t, err)
 			require.Equal(t, test.want, n)
 		}
@@ -430,7 +431,7 @@ func TestSettled(t *testing.T) {
 			ingest(t, table, letterOf(t, storetest.NewStream(), test.handler, "r"))
 			id := only(t, table).ID
 			if test.state != deadletter.Waiting {
-				_, err := table.PutAside(t.Context(), deadletter.Filter{}, test.state, deadletter.Decision{By: "ana"})
+				_, err := table.PutAside(t.Context(), deadletter.Filter{}, test.state, audit.Actor{By: "ana"})
 				require.NoError(t, err)
 			}
 			require.NoError(t, table.Settled(t.Context(), id, "r1", test.handlers, test.all))
@@ -511,9 +512,9 @@ func TestRestoreKeepsTheDecision(t *testing.T) {
 	onBoth(t, func(t *testing.T, _ backend, table *deadletter.Table) {
 		t.Helper()
 		ingest(t, table, letterOf(t, storetest.NewStream(), "h", "r"))
-		_, err := table.PutAside(t.Context(), deadletter.Filter{}, deadletter.Archived, deadletter.Decision{By: "ana", Reason: "a test patient"})
+		_, err := table.PutAside(t.Context(), deadletter.Filter{}, deadletter.Archived, audit.Actor{By: "ana", Reason: "a test patient"})
 		require.NoError(t, err)
-		_, err = table.Restore(t.Context(), deadletter.Filter{}, "bea")
+		_, err = table.Restore(t.Context(), deadletter.Filter{}, audit.Actor{By: "bea"})
 		require.NoError(t, err)
 		l := only(t, table)
 		require.Equal(t, "bea", l.Decided.By)

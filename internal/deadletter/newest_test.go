@@ -7,6 +7,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/healz/worker/internal/audit"
 	"github.com/healz/worker/internal/deadletter"
 	"github.com/healz/worker/internal/store/storetest"
 )
@@ -40,7 +41,7 @@ func TestNewestGoesBackPageByPage(t *testing.T) {
 		}
 		require.Equal(t, want, got)
 
-		n, err := table.PutAside(ctx, deadletter.Filter{IDs: []string{want[0]}}, deadletter.Archived, deadletter.Decision{})
+		n, err := table.PutAside(ctx, deadletter.Filter{IDs: []string{want[0]}}, deadletter.Archived, audit.Actor{})
 		require.NoError(t, err)
 		require.Equal(t, 1, n)
 		page, err := table.Newest(ctx, deadletter.Filter{Handler: "send-invoice"}, want[0], 1)

@@ -8,6 +8,7 @@ import (
 
 	"github.com/oklog/ulid/v2"
 
+	"github.com/healz/worker/internal/audit"
 	"github.com/healz/worker/internal/bus"
 )
 
@@ -41,6 +42,8 @@ type ReplayOptions struct {
 	// Patience is how long to wait for the next outcome, when no more can be sent before; then the replay ends, and the
 	// outcomes that are missing stay unknown. 0: it does not wait once all is sent, and for ever before.
 	Patience time.Duration
+	// By is who replays, and why.
+	By audit.Actor
 	// Resume is the id of an earlier replay to go on with: what failed again in it is passed over. "" begins a new one.
 	Resume string
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/healz/worker/internal/audit"
 	"github.com/healz/worker/internal/bus"
 	"github.com/healz/worker/internal/deadletter"
 	"github.com/healz/worker/internal/store"
@@ -332,7 +333,7 @@ func TestWhatIsReleasedIsSentHoweverLate(t *testing.T) {
 	onBoth(t, func(t *testing.T, _ backend, table *deadletter.Table) {
 		t.Helper()
 		ingest(t, table, letterOf(t, storetest.NewStream(), "h", "r"))
-		_, err := table.Edit(t.Context(), only(t, table).ID, merge(`{"event_data":{"x":1}}`), deadletter.Decision{By: "ana"})
+		_, err := table.Edit(t.Context(), only(t, table).ID, merge(`{"event_data":{"x":1}}`), audit.Actor{By: "ana"})
 		require.NoError(t, err)
 		require.NoError(t, table.GiveUp(t.Context(), time.Now().Add(time.Hour)))
 		require.Len(t, all(t, table, deadletter.Filter{States: []deadletter.State{deadletter.Replaying}}), 1)
@@ -470,7 +471,7 @@ func TestTwoReplaysSendNoLetterTwice(t *testing.T) {
 func TestLettersThatOthersTakeMeanwhile(t *testing.T) {
 	t.Parallel()
 	archive := func(ctx context.Context, table *deadletter.Table, id string) error {
-		_, err := table.PutAside(ctx, deadletter.Filter{IDs: []string{id}}, deadletter.Archived, deadletter.Decision{})
+		_, err := table.PutAside(ctx, deadletter.Filter{IDs: []string{id}}, deadletter.Archived, audit.Actor{})
 		return err
 	}
 	for name, take := range map[string]func(ctx context.Context, b backend, table *deadletter.Table, id string) error{
@@ -481,7 +482,7 @@ func TestLettersThatOthersTakeMeanwhile(t *testing.T) {
 			if err := archive(ctx, table, id); err != nil {
 				return err
 			}
-			_, err := table.PurgeDecided(ctx, time.Now().Add(time.Hour), 1)
+			_, err := table.PurgeDecided(ctx, time.Now().Add(time.Hour), 1, nil)
 			return err
 		},
 		"handled": func(ctx context.Context, _ backend, table *deadletter.Table, id string) error {
@@ -769,14 +770,16 @@ func TestCommandsAtOnceHaveEachLetterOnce(t *testing.T) {
 		}
 		ctx := t.Context()
 		atOnce(func(table *deadletter.Table) (int, error) {
-			return table.PutAside(ctx, deadletter.Filter{}, deadletter.Archived, deadletter.Decision{By: "ana"})
+			return table.PutAside(ctx, deadletter.Filter{}, deadletter.Archived, audit.Actor{By: "ana"})
 		})
-		atOnce(func(table *deadletter.Table) (int, error) { return table.Restore(ctx, deadletter.Filter{}, "ben") })
+		atOnce(func(table *deadletter.Table) (int, error) {
+			return table.Restore(ctx, deadletter.Filter{}, audit.Actor{By: "ben"})
+		})
 		var mu sync.Mutex
 		var files strings.Builder
 		atOnce(func(table *deadletter.Table) (int, error) {
 			var file memoryFile
-			removed, err := table.ExportAndRemove(ctx, deadletter.Filter{}, &file)
+			removed, err := table.ExportAndRemove(ctx, deadletter.Filter{}, &file, audit.Actor{})
 			mu.Lock()
 			defer mu.Unlock()
 			files.WriteString(file.String())
@@ -793,9 +796,9 @@ func TestCommandsAtOnceHaveEachLetterOnce(t *testing.T) {
 		}
 		require.Equal(t, [2]int{n, n}, [2]int{len(lines), len(once)})
 		atOnce(func(table *deadletter.Table) (int, error) {
-			counts, err := table.Import(ctx, strings.NewReader(files.String()), false)
+			counts, err := table.Import(ctx, strings.NewReader(files.String()), false, audit.Actor{})
 			return counts.Imported, err
 		})
-		atOnce(func(table *deadletter.Table) (int, error) { return table.PurgeWaiting(ctx) })
+		atOnce(func(table *deadletter.Table) (int, error) { return table.PurgeWaiting(ctx, audit.Actor{}) })
 	})
 }

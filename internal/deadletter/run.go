@@ -13,6 +13,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/healz/worker/internal/audit"
 	"github.com/healz/worker/internal/store"
 )
 
@@ -62,6 +63,8 @@ type run struct {
 	poll     time.Duration
 	// freeSince is the first of the last queries, up to that at asked, at which no worker led; zero if one led.
 	freeSince, asked time.Time
+	// entry is to be recorded with the first letters that are released; nil once it is.
+	entry *audit.Entry
 	// noWorker says that no worker has led for leaderlessTime, and said that the step NoWorker was yielded.
 	noWorker, said bool
 }
@@ -79,6 +82,8 @@ func (r *run) replay(ctx context.Context, f Filter) error {
 		return err
 	}
 	r.p.Chosen = len(r.order)
+	subject := f.Subject().With("replay", r.options.Resume).With("to", cmp.Or(r.options.Handler, string(r.options.To)))
+	r.entry = new(r.options.By.Did(audit.Replay, subject, r.p.Chosen))
 	r.began, r.news = time.Now(), time.Now()
 	if err := r.step(Begun, Letter{}, nil); err != nil {
 		return err
@@ -218,15 +223,17 @@ func (r *run) release(ctx context.Context, n int) error {
 	r.order = r.order[n:]
 	r.count += n
 	if r.options.Handler != "" {
-		if err := r.table.retarget(ctx, chunk, r.options.Handler, r.options.Resume); err != nil {
+		if err := r.table.retarget(ctx, chunk, r.options.Handler, r.options.Resume, r.entry); err != nil {
 			return err
 		}
+		r.entry = nil
 	}
 	at := r.began.Add(time.Since(r.began)) // later than that of the chunk before, even if the clock is set back
-	released, err := r.table.release(ctx, chunk, r.options.Resume, r.options.To, at)
+	released, err := r.table.release(ctx, chunk, r.options.Resume, r.options.To, at, r.entry)
 	if err != nil {
 		return err
 	}
+	r.entry = nil
 	r.news = time.Now()
 	for _, seq := range released {
 		r.released[seq] = false
@@ -449,10 +456,17 @@ func (t *Table) news(ctx context.Context, released map[int64]bool) ([]int64, err
 
 // release marks those of the letters that wait, and have not failed in this replay, as released, in this order, and returns
 // them.
-func (t *Table) release(ctx context.Context, seqs []int64, replayID string, to Destination, at time.Time) (released []int64, err error) {
+func (t *Table) release(
+	ctx context.Context, seqs []int64, replayID string, to Destination, at time.Time, e *audit.Entry,
+) (released []int64, err error) {
 	all := list(t.dialect, seqs)
 	err = t.db.Write(ctx, "release dead letters", func(ctx context.Context, tx *sql.Tx) error {
 		released = nil
+		if e != nil {
+			if err := t.record(ctx, tx, *e); err != nil {
+				return err
+			}
+		}
 		return t.query(ctx, tx, "UPDATE dead_letters SET state = 'replaying', release = ?, release_to = ?, released_at = ?, "+
 			"sent_at = NULL, problem = '', turn = "+t.dialect.position("seq")+
 			" WHERE seq IN (SELECT seq FROM dead_letters WHERE state = 'waiting' AND replay_id <> ? AND "+t.dialect.in("seq")+
@@ -468,8 +482,13 @@ func (t *Table) release(ctx context.Context, seqs []int64, replayID string, to D
 }
 
 // retarget makes letters those of another handler, whose name theirs has now.
-func (t *Table) retarget(ctx context.Context, seqs []int64, handler, replayID string) error {
+func (t *Table) retarget(ctx context.Context, seqs []int64, handler, replayID string, e *audit.Entry) error {
 	return t.db.Write(ctx, "name another handler", func(ctx context.Context, tx *sql.Tx) error {
+		if e != nil {
+			if err := t.record(ctx, tx, *e); err != nil {
+				return err
+			}
+		}
 		letters, err := t.locked(ctx, tx, seqs, "state = 'waiting'")
 		if err != nil {
 			return err

@@ -1,6 +1,7 @@
 package deadletter
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"encoding/json"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/healz/worker/internal/audit"
 	"github.com/healz/worker/internal/events"
 	"github.com/healz/worker/internal/store"
 )
@@ -504,10 +506,14 @@ func (t *Table) newest(ctx context.Context, conditions string, args []any, group
 }
 
 // change gives the letters that f chooses, of those in the states from, another state, and returns how many.
-func (t *Table) change(ctx context.Context, f Filter, from []State, to State, d Decision) (n int, err error) {
+func (t *Table) change(ctx context.Context, f Filter, from []State, to State, by audit.Actor) (n int, err error) {
 	f.States = from
 	doing := "mark dead letters as " + string(to)
 	now := t.dialect.at(time.Now())
+	reason := by.Reason
+	if to == Waiting {
+		reason = cmp.Or(reason, "restored")
+	}
 	states, _ := t.conditions(Filter{States: from})
 	for page, err := range t.pages(ctx, f) {
 		if err != nil {
@@ -526,9 +532,12 @@ func (t *Table) change(ctx context.Context, f Filter, from []State, to State, d 
 				return err
 			}
 			changed, err = t.exec(ctx, tx, "UPDATE dead_letters SET state = ?, decided_by = ?, decided_reason = ?, decided_at = ? WHERE "+
-				states+" AND "+t.dialect.in("seq"), string(to), text(d.By), text(d.Reason), now, list(t.dialect, seqs))
+				states+" AND "+t.dialect.in("seq"), string(to), text(by.By), text(reason), now, list(t.dialect, seqs))
 			if err == nil && to == Discarded {
 				err = t.unpark(ctx, tx, seqs, Discarded)
+			}
+			if err == nil && changed > 0 {
+				err = t.record(ctx, tx, by.Did(actionOf(to), f.Subject(), changed))
 			}
 			return err
 		})
@@ -591,18 +600,18 @@ func seqsOf(page []row) []int64 {
 }
 
 // PutAside puts the letters aside that wait and that f chooses, as [Archived] or [Discarded], and returns how many.
-func (t *Table) PutAside(ctx context.Context, f Filter, as State, d Decision) (int, error) {
-	return t.change(ctx, f, []State{Waiting}, as, d)
+func (t *Table) PutAside(ctx context.Context, f Filter, as State, by audit.Actor) (int, error) {
+	return t.change(ctx, f, []State{Waiting}, as, by)
 }
 
 // Restore lets the letters that f chooses, of those in f.States, wait again, as they were, and returns how many. f.States
 // are [Archived] if there are none.
-func (t *Table) Restore(ctx context.Context, f Filter, by string) (int, error) {
+func (t *Table) Restore(ctx context.Context, f Filter, by audit.Actor) (int, error) {
 	from := f.States
 	if len(from) == 0 {
 		from = []State{Archived}
 	}
-	return t.change(ctx, f, from, Waiting, Decision{By: by, Reason: "restored"})
+	return t.change(ctx, f, from, Waiting, by)
 }
 
 // orphanAge is after how long the note of a parked event is taken for one whose letter does not exist.
@@ -610,7 +619,7 @@ const orphanAge = 24 * time.Hour
 
 // PurgeWaiting destroys all letters that wait and returns how many. Nothing is parked behind them any longer, nor behind
 // older letters that do not exist.
-func (t *Table) PurgeWaiting(ctx context.Context) (n int, err error) {
+func (t *Table) PurgeWaiting(ctx context.Context, by audit.Actor) (n int, err error) {
 	for page, err := range t.pages(ctx, Filter{}) {
 		if err != nil {
 			return n, err
@@ -626,6 +635,9 @@ func (t *Table) PurgeWaiting(ctx context.Context) (n int, err error) {
 				return err
 			}
 			deleted, err = t.exec(ctx, tx, "DELETE FROM dead_letters WHERE state = 'waiting' AND "+t.dialect.in("seq"), list(t.dialect, seqs))
+			if err == nil && deleted > 0 {
+				err = t.record(ctx, tx, by.Did(audit.Purge, Filter{}.Subject(), deleted))
+			}
 			return err
 		})
 		if err != nil {
@@ -645,8 +657,9 @@ const selectDecided = `SELECT seq FROM dead_letters WHERE decided_at < ? AND sta
 	ORDER BY decided_at, seq LIMIT ?`
 
 // PurgeDecided destroys up to limit letters that were archived, discarded, edited or handled before a time, and returns
-// how many. Nothing is parked behind the archived ones any longer.
-func (t *Table) PurgeDecided(ctx context.Context, before time.Time, limit int) (n int, err error) {
+// how many. Nothing is parked behind the archived ones any longer. What nobody decides, as the retention of a worker, is not
+// recorded: by is nil.
+func (t *Table) PurgeDecided(ctx context.Context, before time.Time, limit int, by *audit.Actor) (n int, err error) {
 	err = t.db.Write(ctx, "purge dead letters", func(ctx context.Context, tx *sql.Tx) error {
 		var seqs []int64
 		err := t.query(ctx, tx, selectDecided+t.dialect.skipLocked(), []any{t.dialect.at(before), limit},
@@ -663,6 +676,9 @@ func (t *Table) PurgeDecided(ctx context.Context, before time.Time, limit int) (
 			return err
 		}
 		n, err = t.exec(ctx, tx, "DELETE FROM dead_letters WHERE "+t.dialect.in("seq"), list(t.dialect, seqs))
+		if err == nil && by != nil {
+			err = t.record(ctx, tx, by.Did(audit.Purge, audit.Subject{"decided_before": before.UTC().Format(time.RFC3339)}, n))
+		}
 		return err
 	})
 	return n, err

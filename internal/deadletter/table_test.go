@@ -9,6 +9,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
 
+	"github.com/healz/worker/internal/audit"
 	"github.com/healz/worker/internal/deadletter"
 	"github.com/healz/worker/internal/store"
 	"github.com/healz/worker/internal/store/postgres"
@@ -106,17 +107,17 @@ func TestSmoke(t *testing.T) {
 			Aggregate: l.Event.AggregateID, Correlation: l.Event.CorrelationID, Since: l.LastFailed, Until: l.LastFailed.Add(time.Second),
 		}), 1)
 
-		n, err = table.PutAside(ctx, deadletter.Filter{Handler: "other"}, deadletter.Discarded, deadletter.Decision{By: "ana", Reason: "why"})
+		n, err = table.PutAside(ctx, deadletter.Filter{Handler: "other"}, deadletter.Discarded, audit.Actor{By: "ana", Reason: "why"})
 		require.NoError(t, err)
 		require.Equal(t, 1, n)
 		require.Len(t, all(t, table, deadletter.Filter{States: []deadletter.State{deadletter.Discarded}}), 1)
-		n, err = table.Restore(ctx, deadletter.Filter{States: []deadletter.State{deadletter.Discarded}}, "ben")
+		n, err = table.Restore(ctx, deadletter.Filter{States: []deadletter.State{deadletter.Discarded}}, audit.Actor{By: "ben"})
 		require.NoError(t, err)
 		require.Equal(t, 1, n)
 
 		edited, err := table.Edit(ctx, letters[2].ID, func(body []byte, check func([]byte) error) ([]byte, error) {
 			return deadletter.Patch(body, []byte(`{"event_data":{"x":"y"}}`))
-		}, deadletter.Decision{By: "ana", Reason: "typo"})
+		}, audit.Actor{By: "ana", Reason: "typo"})
 		require.NoError(t, err)
 		require.Equal(t, letters[2].ID, edited.LetterID)
 
@@ -132,10 +133,10 @@ func TestSmoke(t *testing.T) {
 		require.Equal(t, deadletter.Done, last.Step)
 		require.Equal(t, deadletter.Counts{Chosen: 2, Sent: 2, Handled: 2}, last.Counts)
 		require.Empty(t, all(t, table, deadletter.Filter{}))
-		n, err = table.PurgeDecided(ctx, time.Now().Add(time.Hour), 10)
+		n, err = table.PurgeDecided(ctx, time.Now().Add(time.Hour), 10, nil)
 		require.NoError(t, err)
 		require.Equal(t, 4, n)
-		n, err = table.PurgeWaiting(ctx)
+		n, err = table.PurgeWaiting(ctx, audit.Actor{})
 		require.NoError(t, err)
 		require.Zero(t, n)
 	})

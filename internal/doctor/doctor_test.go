@@ -13,6 +13,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
 
+	"github.com/healz/worker/internal/audit"
 	"github.com/healz/worker/internal/deadletter"
 	"github.com/healz/worker/internal/doctor"
 	"github.com/healz/worker/internal/events"
@@ -61,7 +62,7 @@ func addLetters(t *testing.T, b worker.Backend) {
 		arrivals = append(arrivals, deadletter.Arrival{Letter: deadletter.Complete(deadletter.Letter{ID: id})})
 	}
 	require.NoError(t, table.Ingest(t.Context(), arrivals))
-	_, err := table.PutAside(t.Context(), deadletter.Filter{IDs: []string{"archived"}}, deadletter.Archived, deadletter.Decision{})
+	_, err := table.PutAside(t.Context(), deadletter.Filter{IDs: []string{"archived"}}, deadletter.Archived, audit.Actor{})
 	require.NoError(t, err)
 }
 

@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/healz/worker/internal/audit"
 	"github.com/healz/worker/internal/console"
 	"github.com/healz/worker/internal/deadletter"
 	"github.com/healz/worker/internal/handlers"
@@ -120,13 +121,13 @@ func (s *Service) openConsole(ctx context.Context) error {
 	registry := settings.Registry(s.config.Register)
 	types, _ := handlers.Types(registry)
 	c, err := console.New(ctx, console.Config{
-		Store: backend, Letters: deadletter.NewTable(backend.SQL()), Queued: settings.QueuedDeadLetters,
+		Store: backend, Letters: deadletter.NewTable(backend.SQL()), Audit: audit.NewLog(backend.SQL()), Queued: settings.QueuedDeadLetters,
 		Aggregates: handlers.Shown(registry), Appender: worker.Observed(backend, s.config.Observers), Types: types, Handlers: registry.Names(), Access: s.config.Access, Logger: s.config.Logger,
 		Status: func(ctx context.Context) console.Status {
 			return console.StatusOf(s.worker.Health(ctx), s.config.Metrics.Values(), settings.AMQP.URL == "")
 		},
-		Try: func(ctx context.Context, chosen deadletter.Filter) iter.Seq2[handlers.Outcome, error] {
-			return settings.TryDeadLetters(ctx, chosen, worker.TryOptions{Register: s.config.Register, Logger: s.config.Logger})
+		Try: func(ctx context.Context, chosen deadletter.Filter, by audit.Actor) iter.Seq2[handlers.Outcome, error] {
+			return settings.TryDeadLetters(ctx, chosen, worker.TryOptions{Register: s.config.Register, By: by, Logger: s.config.Logger})
 		},
 	})
 	if err != nil {

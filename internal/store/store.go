@@ -44,6 +44,9 @@ type Writer interface {
 	// [events.ErrOtherTenant], these in an *[EventError] that names the event; and, when the connection broke at the
 	// wrong moment, [ErrUnknownOutcome]. Whatever else it is, nothing was appended.
 	AppendMany(ctx context.Context, batch []events.Event) error
+
+	// AppendWith is AppendMany, and executes a statement of [SQL], which the batch does not depend on, in the same transaction.
+	AppendWith(ctx context.Context, batch []events.Event, statement string, args ...any) error
 }
 
 // Reader reads events.

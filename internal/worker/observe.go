@@ -34,6 +34,13 @@ func (o observed) AppendMany(ctx context.Context, batch []events.Event) error {
 	return err
 }
 
+func (o observed) AppendWith(ctx context.Context, batch []events.Event, statement string, args ...any) error {
+	ctx, batch, end := o.observer.Append(ctx, observe.Append, batch)
+	err := o.Backend.AppendWith(ctx, batch, statement, args...)
+	end(err)
+	return err
+}
+
 // AppendTx implements [Streams].
 func (o observed) AppendTx(ctx context.Context, tx pgx.Tx, batch []events.Event) error {
 	database, is := o.Backend.(*postgres.Store)

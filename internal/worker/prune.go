@@ -44,5 +44,5 @@ func (w *Worker) pruneInbox(ctx context.Context) (int, error) {
 }
 
 func (w *Worker) pruneLetters(ctx context.Context) (int, error) {
-	return w.parts.Letters.PurgeDecided(ctx, time.Now().Add(-w.parts.LetterRetention), pruneBatch)
+	return w.parts.Letters.PurgeDecided(ctx, time.Now().Add(-w.parts.LetterRetention), pruneBatch, nil)
 }

@@ -7,6 +7,7 @@ import (
 	"iter"
 	"log/slog"
 
+	"github.com/healz/worker/internal/audit"
 	"github.com/healz/worker/internal/bus/amqp"
 	"github.com/healz/worker/internal/deadletter"
 	"github.com/healz/worker/internal/handlers"
@@ -22,7 +23,9 @@ type TryOptions struct {
 	Register func(*handlers.Registry)
 	// AllHandlers tries each letter with all handlers of its event, and not only with the one that failed.
 	AllHandlers bool
-	Logger      *slog.Logger
+	// By is who tries; it is recorded before the first letter is tried.
+	By     audit.Actor
+	Logger *slog.Logger
 }
 
 // TryDeadLetters yields whether the dead letters that f chooses would pass if they were replayed now; see
@@ -51,6 +54,11 @@ func (s Settings) tryDeadLetters(
 	letters, others, err := s.readDeadLetters(ctx, deadletter.NewTable(b.SQL()), f)
 	if err != nil {
 		return err
+	}
+	if n := len(letters) + len(others); n > 0 {
+		if err := audit.NewLog(b.SQL()).Record(ctx, o.By.Did(audit.Try, f.Subject(), n)); err != nil {
+			return err
+		}
 	}
 	for _, outcome := range others {
 		if !yield(outcome) {

@@ -12,4 +12,5 @@ GRANT SELECT, INSERT, DELETE ON parked TO :"worker";
 GRANT SELECT, INSERT, UPDATE ON relay_position TO :"worker";
 GRANT SELECT, INSERT, UPDATE ON leases TO :"worker";
 GRANT SELECT, INSERT, UPDATE, DELETE ON dead_letters TO :"worker";
+GRANT SELECT, INSERT ON worker_audit TO :"worker";
 GRANT SELECT ON worker_migrations TO :"worker";

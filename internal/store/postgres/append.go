@@ -10,6 +10,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/healz/worker/internal/events"
 	"github.com/healz/worker/internal/store"
@@ -39,6 +40,33 @@ func (s *Store) AppendMany(ctx context.Context, batch []events.Event) error {
 	}
 	u := &unit{batch: batch}
 	return s.write(ctx, "append", u, s.pool, func() error { return s.writeShared(ctx, u) })
+}
+
+// AppendWith is [Store.AppendMany], with a statement in the same transaction; see [store.Store].
+func (s *Store) AppendWith(ctx context.Context, batch []events.Event, statement string, args ...any) error {
+	if len(batch) == 0 {
+		return nil
+	}
+	if err := store.CheckBatch(batch); err != nil {
+		return err
+	}
+	u := &unit{batch: batch}
+	return s.write(ctx, "append", u, s.pool, func() error {
+		return s.onConnection(ctx, func(conn *pgxpool.Conn) error {
+			tx, err := conn.BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.ReadCommitted})
+			if err != nil {
+				return err
+			}
+			defer tx.Rollback(context.WithoutCancel(ctx)) // after a commit it does nothing
+			if err := writeUnits(ctx, tx, []*unit{u}); err != nil || !u.written {
+				return err
+			}
+			if _, err := tx.Exec(ctx, statement, args...); err != nil {
+				return err
+			}
+			return commitFault(tx.Commit(ctx))
+		})
+	})
 }
 
 // explain finds why the batch cannot be appended as the store is now. It is nil if it can.

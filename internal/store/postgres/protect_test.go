@@ -17,6 +17,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/stretchr/testify/require"
 
+	"github.com/healz/worker/internal/audit"
 	"github.com/healz/worker/internal/deadletter"
 	"github.com/healz/worker/internal/store"
 	"github.com/healz/worker/internal/store/postgres"
@@ -143,17 +144,17 @@ func useLetters(t *testing.T, table *deadletter.Table) {
 		func() error { _, err := table.Groups(ctx, deadletter.Filter{}); return err },
 		func() error { _, err := table.Failed(ctx, []uuid.UUID{uuid.New()}); return err },
 		func() error {
-			_, err := table.PutAside(ctx, of(letters[0]), deadletter.Discarded, deadletter.Decision{})
+			_, err := table.PutAside(ctx, of(letters[0]), deadletter.Discarded, audit.Actor{})
 			return err
 		},
 		func() error {
-			_, err := table.Restore(ctx, deadletter.Filter{States: []deadletter.State{deadletter.Discarded}}, "ana")
+			_, err := table.Restore(ctx, deadletter.Filter{States: []deadletter.State{deadletter.Discarded}}, audit.Actor{By: "ana"})
 			return err
 		},
 		func() error {
 			_, err := table.Edit(ctx, letters[2].ID, func(body []byte, _ func([]byte) error) ([]byte, error) {
 				return deadletter.Patch(body, []byte(`{"event_data":{"x":1}}`))
-			}, deadletter.Decision{By: "ana"})
+			}, audit.Actor{By: "ana"})
 			return err
 		},
 		func() error { return table.Settled(ctx, letters[2].ID, "r", []string{"h"}, true) },
@@ -177,17 +178,17 @@ func useLetters(t *testing.T, table *deadletter.Table) {
 	file, err := os.Create(filepath.Join(t.TempDir(), "letters"))
 	require.NoError(t, err)
 	defer file.Close()
-	n, err := table.ExportAndRemove(ctx, of(letters[1]), file)
+	n, err := table.ExportAndRemove(ctx, of(letters[1]), file, audit.Actor{})
 	require.NoError(t, err)
 	require.Equal(t, 1, n)
 	_, err = file.Seek(0, io.SeekStart)
 	require.NoError(t, err)
-	counts, err := table.Import(ctx, file, true)
+	counts, err := table.Import(ctx, file, true, audit.Actor{})
 	require.NoError(t, err)
 	require.Equal(t, deadletter.ImportCounts{Lines: 1, Imported: 1}, counts)
-	_, err = table.PurgeWaiting(ctx)
+	_, err = table.PurgeWaiting(ctx, audit.Actor{})
 	require.NoError(t, err)
-	n, err = table.PurgeDecided(ctx, time.Now().Add(time.Hour), 10)
+	n, err = table.PurgeDecided(ctx, time.Now().Add(time.Hour), 10, nil)
 	require.NoError(t, err)
 	require.Equal(t, 2, n, "what was edited and what was handled")
 }

@@ -29,6 +29,11 @@ func (s *Store) Append(ctx context.Context, e events.Event) error {
 
 // AppendMany appends all events or none. See [store.Store].
 func (s *Store) AppendMany(ctx context.Context, batch []events.Event) error {
+	return s.AppendWith(ctx, batch, "")
+}
+
+// AppendWith is [Store.AppendMany], with a statement in the same transaction; see [store.Store].
+func (s *Store) AppendWith(ctx context.Context, batch []events.Event, statement string, args ...any) error {
 	if len(batch) == 0 {
 		return nil
 	}
@@ -37,7 +42,11 @@ func (s *Store) AppendMany(ctx context.Context, batch []events.Event) error {
 		return fmt.Errorf("%s: %w", doing, err)
 	}
 	err := s.write(ctx, doing, func(ctx context.Context, tx *sql.Tx) error {
-		return insertBatch(ctx, tx, batch)
+		err := insertBatch(ctx, tx, batch)
+		if err == nil && statement != "" {
+			_, err = tx.ExecContext(ctx, statement, args...)
+		}
+		return err
 	})
 	if err == nil {
 		s.wakers.wake()
