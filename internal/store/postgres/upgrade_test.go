@@ -39,7 +39,7 @@ func TestWritersGoOnDuringMigrations(t *testing.T) {
 			"INSERT INTO handled SELECT gen_random_uuid(), 'h', ''", 0,
 		},
 		"dead letters": {"dead_letters", 10, letters + " FROM generate_series(1, 1000)", letters, 0},
-		"restored":     {"events", 11, row + " FROM generate_series(1, 500)", row, farAhead},
+		"restored":     {"events", 12, row + " FROM generate_series(1, 500)", row, farAhead},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
