@@ -71,8 +71,8 @@ entry does not prove that it was shown.`,
 			if err != nil {
 				return err
 			}
-			p := newPrinter(c, *f, column{name: "ID", spare: 4}, column{name: "AT"}, column{name: "ACTION"}, column{name: "BY", least: 12},
-				column{name: "SOURCE", least: 12, spare: 2}, column{name: "COUNT", spare: 3}, column{name: "WHAT", least: 20, spare: 1},
+			p := newPrinter(c, *f, column{name: "ID", spare: 2}, column{name: "AT"}, column{name: "ACTION"}, column{name: "BY", least: 12},
+				column{name: "SOURCE", least: 12, spare: 1}, column{name: "COUNT", spare: 3}, column{name: "WHAT", least: 20, spare: 4},
 				column{name: "REASON", least: 16})
 			for _, e := range found[:min(limit, len(found))] {
 				if err := printEntry(p, e); err != nil {
