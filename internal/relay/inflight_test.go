@@ -46,11 +46,12 @@ type inProcess struct {
 	messages    <-chan *message.Message
 	unsubscribe context.CancelFunc
 	published   atomic.Int64
+	before      chan func() // what to do before the next batch
 }
 
 func newInProcess(t *testing.T) *inProcess {
 	t.Helper()
-	b := &inProcess{Bus: inprocess.New(3)}
+	b := &inProcess{Bus: inprocess.New(3), before: make(chan func(), 1)}
 	t.Cleanup(func() { require.NoError(t, b.Close()) })
 	b.subscribe(t)
 	return b
@@ -67,6 +68,11 @@ func (b *inProcess) subscribe(t *testing.T) {
 }
 
 func (b *inProcess) PublishBatch(ctx context.Context, batch []*message.Message) error {
+	select {
+	case do := <-b.before:
+		do()
+	default:
+	}
 	b.published.Add(int64(len(batch)))
 	return b.Bus.PublishBatch(ctx, batch)
 }
@@ -197,6 +203,28 @@ func TestWhatTheBusGivesBackIsPublishedAgainInOrder(t *testing.T) {
 		again = append(again[1:], b.handle(t, 1)...)
 	}
 	require.Equal(t, ids[1:], again)
+	require.Eventually(t, func() bool { return stateOf(r) == relay.Idle }, patience, tick)
+	stop(patience)
+}
+
+// An event is given back while the relay publishes the next one, which the bus does not take.
+func TestWhatTheBusGivesBackComesBeforeWhatIsBeingPublished(t *testing.T) {
+	t.Parallel()
+	s := openStore(t, filepath.Join(t.TempDir(), "test.db"))
+	b, stream := newInProcess(t), storetest.NewStream()
+	r, stop := startPatiently(t, s, b, 0)
+	ids := appendTo(t, s, stream, 1)
+	inHand := b.next(t)
+	b.before <- func() {
+		b.unsubscribe()
+		inHand.Nack()
+		for range b.messages { // until it has ended
+		}
+	}
+	ids = append(ids, appendTo(t, s, stream, 1)...)
+	require.Eventually(t, func() bool { return stateOf(r) == relay.Failing }, patience, tick)
+	b.subscribe(t)
+	require.Equal(t, ids, b.handle(t, 2))
 	require.Eventually(t, func() bool { return stateOf(r) == relay.Idle }, patience, tick)
 	stop(patience)
 }

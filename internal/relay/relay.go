@@ -392,7 +392,7 @@ func (r *Relay) land(ctx context.Context) error {
 	givenBack := false
 	for _, f := range r.term.flights {
 		f.open = unconfirmed(f.open)
-		givenBack = givenBack || slices.ContainsFunc(f.open, isNacked)
+		givenBack = givenBack || f.isGivenBack()
 		switch last := len(rest) - 1; {
 		case len(f.open) > 0:
 			rest = append(rest, f)
@@ -417,6 +417,8 @@ func (r *Relay) land(ctx context.Context) error {
 	}
 	return nil
 }
+
+func (f flight) isGivenBack() bool { return slices.ContainsFunc(f.open, isNacked) }
 
 func isNacked(m *message.Message) bool {
 	select {
@@ -473,6 +475,9 @@ func (r *Relay) publish(ctx context.Context, bodies [][]byte) (open []*message.M
 		}
 	}
 	for len(bodies) > 0 {
+		if slices.ContainsFunc(r.term.flights, flight.isGivenBack) { // by then it would come after these
+			return nil, false
+		}
 		batch := make([]*message.Message, min(r.chunk, len(bodies)))
 		for i := range batch {
 			body := bodies[i]
