@@ -15,7 +15,6 @@ import (
 	"slices"
 	"strings"
 	"time"
-	"unicode/utf8"
 
 	"github.com/google/uuid"
 
@@ -62,7 +61,7 @@ const maxValues = 100
 // With adds a value unless it is "".
 func (s Subject) With(name, value string) Subject {
 	if value != "" {
-		s[name] = printable(value)
+		s[name] = store.Text(value)
 	}
 	return s
 }
@@ -90,7 +89,7 @@ func (s Subject) WithList(name string, values []string) Subject {
 	}
 	kept := make([]string, 0, min(len(values), maxValues))
 	for _, value := range values[:min(len(values), maxValues)] {
-		kept = append(kept, printable(value))
+		kept = append(kept, store.Text(value))
 	}
 	s[name] = kept
 	if more := len(values) - len(kept); more > 0 {
@@ -139,7 +138,7 @@ func Statement(d store.Dialect, e Entry) (statement string, args []any) {
 	if d == store.SQLite {
 		statement = "INSERT INTO worker_audit (action, done_by, source, subject, count, reason) VALUES (?, ?, ?, ?, nullif(?, 0), ?)"
 	}
-	return statement, []any{string(e.Action), printable(e.By), printable(e.Source), string(subject), e.Count, printable(e.Reason)}
+	return statement, []any{string(e.Action), store.Text(e.By), store.Text(e.Source), string(subject), e.Count, store.Text(e.Reason)}
 }
 
 // Write records an action in a transaction.
@@ -239,10 +238,4 @@ func (l *Log) at(t time.Time) any {
 		return t.UnixMicro()
 	}
 	return t
-}
-
-// printable is a text that both databases take.
-func printable(s string) string {
-	const replacement = string(utf8.RuneError)
-	return strings.ReplaceAll(strings.ToValidUTF8(s, replacement), "\x00", replacement)
 }

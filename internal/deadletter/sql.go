@@ -10,7 +10,6 @@ import (
 	"strconv"
 	"strings"
 	"time"
-	"unicode/utf8"
 
 	"github.com/google/uuid"
 
@@ -183,11 +182,7 @@ func (i identifier) Scan(value any) error {
 	return nil
 }
 
-// text is a text that both databases take: Postgres takes neither a NUL nor what is not UTF-8.
-func text(s string) string {
-	const replacement = string(utf8.RuneError)
-	return strings.ReplaceAll(strings.ToValidUTF8(s, replacement), "\x00", replacement)
-}
+func text(s string) string { return store.Text(s) }
 
 // queryer is a database or a transaction.
 type queryer interface {

@@ -3,6 +3,8 @@ package store
 import (
 	"context"
 	"database/sql"
+	"strings"
+	"unicode/utf8"
 )
 
 // Dialect is the SQL that a database understands.
@@ -29,4 +31,10 @@ type SQL struct {
 	// Fault wraps an error of DB with what was being done and with [ErrUnavailable] or [ErrNoSchema], where that is what
 	// it means. Errors of Write are wrapped already.
 	Fault func(ctx context.Context, doing string, err error) error
+}
+
+// Text is a text that both databases take: Postgres takes neither a NUL nor what is not UTF-8.
+func Text(s string) string {
+	const replacement = string(utf8.RuneError)
+	return strings.ReplaceAll(strings.ToValidUTF8(s, replacement), "\x00", replacement)
 }
